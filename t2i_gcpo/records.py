@@ -1,0 +1,151 @@
+"""Prompt, Sampling, Rollout, ScoredRollout: what travels from the sampler to the loss.
+
+P prompts, G images a prompt, B = P * G rows with row = p * G + g, T = rows * columns tokens of the image grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and what its scorers need to know about it (GenEval's row, a target text, ...)."""
+
+    text: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """GenEval's task name, or "all" where the prompt has none."""
+        return str(self.metadata.get("tag") or "all")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. The behaviour distribution is `softmax(truncate(mix(c, u) / temperature))`."""
+
+    group_size: int = 1
+    """G, images a prompt."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale g in `u + g (c - u)`; 1 samples the conditional distribution, without a second branch."""
+    temperature: float = 1.0
+    """Divides the guided logits; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with this much probability; 1 keeps all."""
+    seed: int = 0
+    """Each image's noise depends on (seed, prompt index, image index) only."""
+    contrast: bool = True
+    """Whether `logprob_negative` is wanted. Free under guidance with the null prompt, else one forward without gradient."""
+    stats: tuple[str, ...] = ("entropy",)
+    """Which of "entropy", "exact_kl", "js" to take from the logits at sampling time."""
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise ValueError(f"group size is {self.group_size}; it must be at least 1")
+        if self.guidance < 0:
+            raise ValueError(f"guidance is {self.guidance}; it must be at least 0 (1 is no guidance)")
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be at least 0 (0 is greedy)")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; it must be at least 0 (0 keeps all tokens)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; it must be in (0, 1] (1 keeps all tokens)")
+        unknown = set(self.stats) - {"entropy", "exact_kl", "js"}
+        if unknown:
+            raise ValueError(f"unknown sampling stats {sorted(unknown)}; allowed: entropy, exact_kl, js")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled token grids and the log-probs that were computed on the way."""
+
+    tokens: Tensor
+    """[B, T] int64, codebook indices in raster order of the grid."""
+    logprob_positive: Tensor
+    """[B, T] fp32, raw log-prob (temperature 1, untruncated) under the prompt, nats."""
+    logprob_negative: Tensor | None
+    """[B, T] fp32, raw log-prob under the negative prompt, nats; None where `sampling.contrast` is off and nothing gave it for free."""
+    logprob_behaviour: Tensor
+    """[B, T] fp32, log-prob of the distribution that was sampled: after guidance, temperature and truncation."""
+    commit_step: Tensor
+    """[B, T] int64, the sampling step that fixed each token: 0..T-1 for autoregressive, the unmasking step for masked."""
+    prompts: tuple[Prompt, ...]
+    """P prompts; row p * G + g belongs to prompt p."""
+    grid: tuple[int, int]
+    """(rows, columns), T = rows * columns."""
+    sampling: Sampling
+    negative_prompts: tuple[str, ...] | None = None
+    """P texts, or None for the null prompt that guidance uses."""
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> [B, T] fp32, taken from the logits at sampling time."""
+
+    @property
+    def batch(self) -> int:
+        return self.tokens.shape[0]
+
+    def rows(self, index: Tensor) -> Rollout:
+        """Some rows, as a rollout with a group size of 1 (each row brings its own prompt). `index`: [b] int64."""
+        group = self.sampling.group_size
+        owners = [int(row) // group for row in index]
+        device_index = index.to(self.tokens.device)
+
+        def pick(value: Tensor | None) -> Any:
+            return None if value is None else value[device_index]
+
+        return replace(
+            self,
+            tokens=pick(self.tokens),
+            logprob_positive=pick(self.logprob_positive),
+            logprob_negative=pick(self.logprob_negative),
+            logprob_behaviour=pick(self.logprob_behaviour),
+            commit_step=pick(self.commit_step),
+            prompts=tuple(self.prompts[p] for p in owners),
+            sampling=replace(self.sampling, group_size=1),
+            negative_prompts=None
+            if self.negative_prompts is None
+            else tuple(self.negative_prompts[p] for p in owners),
+            stats={name: pick(value) for name, value in self.stats.items()},
+        )
+
+    @staticmethod
+    def cat(rollouts: list[Rollout]) -> Rollout:
+        """Rollouts of the same generator, sampling and kind of negative prompt, one after the other."""
+        first = rollouts[0]
+
+        def join(name: str) -> Any:
+            values = [getattr(rollout, name) for rollout in rollouts]
+            return None if values[0] is None else torch.cat(values)
+
+        return replace(
+            first,
+            tokens=join("tokens"),
+            logprob_positive=join("logprob_positive"),
+            logprob_negative=join("logprob_negative"),
+            logprob_behaviour=join("logprob_behaviour"),
+            commit_step=join("commit_step"),
+            prompts=tuple(prompt for rollout in rollouts for prompt in rollout.prompts),
+            negative_prompts=None
+            if first.negative_prompts is None
+            else tuple(text for rollout in rollouts for text in rollout.negative_prompts or ()),
+            stats={name: torch.cat([rollout.stats[name] for rollout in rollouts]) for name in first.stats},
+        )
+
+
+@dataclass(frozen=True)
+class ScoredRollout:
+    """A rollout, its images and their scores."""
+
+    rollout: Rollout
+    images: Tensor
+    """[B, 3, H, W] uint8."""
+    scores: Tensor
+    """[B] fp32, higher is better, NaN = this image's scorer failed."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> [B] fp32: the reward's parts."""
