@@ -1,0 +1,6 @@
+"""Scorers of images for reinforcement learning: `rewards.load("geneval")(images, prompts, metadata).scores`."""
+
+from rewards.base import Reward, RewardOutput
+from rewards.registry import available, load
+
+__all__ = ["Reward", "RewardOutput", "available", "load"]

@@ -114,6 +114,21 @@ class Rollout:
             stats={name: pick(value) for name, value in self.stats.items()},
         )
 
+    def groups(self, index: Tensor) -> Rollout:
+        """Some prompts with all their images. `index`: [p] int64, prompts."""
+        group = self.sampling.group_size
+        rows = (index[:, None] * group + torch.arange(group, device=index.device)).flatten()
+        one_each = self.rows(rows)
+        owners = index.tolist()
+        return replace(
+            one_each,
+            prompts=tuple(self.prompts[p] for p in owners),
+            sampling=self.sampling,
+            negative_prompts=None
+            if self.negative_prompts is None
+            else tuple(self.negative_prompts[p] for p in owners),
+        )
+
     @staticmethod
     def cat(rollouts: list[Rollout]) -> Rollout:
         """Rollouts of the same generator, sampling and kind of negative prompt, one after the other."""
@@ -149,3 +164,29 @@ class ScoredRollout:
     """[B] fp32, higher is better, NaN = this image's scorer failed."""
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Name -> [B] fp32: the reward's parts."""
+
+    def groups(self, index: Tensor) -> ScoredRollout:
+        """Some prompts with all their images. `index`: [p] int64, prompts."""
+        group = self.rollout.sampling.group_size
+        rows = (index[:, None] * group + torch.arange(group, device=index.device)).flatten()
+        images, scores = self.images[rows.to(self.images.device)], self.scores[rows.to(self.scores.device)]
+        parts = {name: part[rows.to(part.device)] for name, part in self.parts.items()}
+        return ScoredRollout(self.rollout.groups(index), images, scores, parts)
+
+    @staticmethod
+    def cat(items: list[ScoredRollout]) -> ScoredRollout:
+        """Scored rollouts of the same generator, sampling and reward, one after the other.
+
+        A part that an item lacks (a task of which it has no image) is NaN there.
+        """
+        names = dict.fromkeys(name for item in items for name in item.parts)
+
+        def part(item: ScoredRollout, name: str) -> Tensor:
+            return item.parts[name] if name in item.parts else torch.full_like(item.scores, torch.nan)
+
+        return ScoredRollout(
+            Rollout.cat([item.rollout for item in items]),
+            torch.cat([item.images for item in items]),
+            torch.cat([item.scores for item in items]),
+            {name: torch.cat([part(item, name) for item in items]) for name in names},
+        )

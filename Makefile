@@ -1,0 +1,39 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := t2i_gcpo rewards
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+install: .venv/installed ## make .venv here, with pinned versions (constraints.txt)
+
+# The stamp is written last, so an installation that was interrupted is done again.
+.venv/installed: setup.py pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: install ## train the embedded generator for some minutes
+	$(BIN)/t2i-gcpo train --config configs/quickstart.yaml
+
+test: install ## the quick tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: install ## the tests that train or compile
+	$(BIN)/python -m pytest -m slow
+
+lint: install ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(SOURCES)
+
+format: install ## rewrite in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find $(SOURCES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,74 @@
+"""What a reward is, and the check that its scores are worth training on. B images, H, W their sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: What happens to an image whose score is not finite: "raise" stops with a ValueError, "mark" keeps it as NaN, which leaves
+#: the image out of its group's statistics and of the loss.
+FailurePolicy = Literal["raise", "mark"]
+
+#: Prompts named in an error message at most.
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class RewardOutput:
+    """Scores of a batch of images."""
+
+    scores: Tensor
+    """[B] float, higher is better, NaN = this image could not be scored."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> [B] float, for the log; NaN where a part does not apply to an image."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Anything that scores images. Stateless between calls: an image's score depends on its own row only."""
+
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+        """`images` [B, 3, H, W] uint8, B prompts, B rows of metadata (GenEval's row, a target text, ...)."""
+        ...
+
+
+def check_policy(failure: str) -> None:
+    if failure not in ("raise", "mark"):
+        raise ValueError(f"failure policy {failure!r} is unknown; allowed: raise, mark")
+
+
+def check(
+    output: RewardOutput, batch: int, name: str, prompts: Sequence[str], *, failure: FailurePolicy = "raise"
+) -> RewardOutput:
+    """`output` with float32 scores, or ValueError naming the reward and the prompts.
+
+    Raises where the number of scores (or of a part's values) is not `batch`, and, with `failure="raise"`, where a score is
+    not finite. With `failure="mark"` such a score becomes NaN, infinities too.
+    """
+    check_policy(failure)
+    for label, values in {"scores": output.scores, **output.parts}.items():
+        if tuple(values.shape) != (batch,):
+            raise ValueError(
+                f"reward {name!r} returned {label} of shape {tuple(values.shape)} for {batch} images "
+                f"({_quoted(prompts)}); it must return one number per image, shape ({batch},)"
+            )
+    scores = output.scores.detach().float()
+    finite = scores.isfinite()
+    if not finite.all():
+        if failure == "raise":
+            bad = [prompt for prompt, fine in zip(prompts, finite.tolist(), strict=True) if not fine]
+            raise ValueError(
+                f"reward {name!r} gave {len(bad)} of {batch} images a score that is not finite ({_quoted(bad)}); mend "
+                "the scorer, or set failure='mark' to leave such images out of the update"
+            )
+        scores = scores.masked_fill(~finite, float("nan"))
+    return replace(output, scores=scores)
+
+
+def _quoted(prompts: Sequence[str]) -> str:
+    shown = ", ".join(repr(prompt) for prompt in prompts[:_SHOWN])
+    return f"prompts: {shown}" + (f" and {len(prompts) - _SHOWN} more" if len(prompts) > _SHOWN else "")

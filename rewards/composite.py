@@ -1,0 +1,77 @@
+"""Several rewards as one: their weighted sum, with every part in the log."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rewards.base import FailurePolicy, Reward, RewardOutput, check, check_policy
+from rewards.registry import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Composite:
+    """`score = sum_k weight_k * score_k`. Parts: each reward's scores as `name`, each of its parts as `name/part`.
+
+    Args:
+        rewards: name -> reward.
+        weights: name -> weight; a reward without one weighs 1.
+        failure: "raise" stops at a score that is not finite; "mark" makes it NaN, and with it the image's sum.
+    """
+
+    def __init__(
+        self,
+        rewards: Mapping[str, Reward],
+        weights: Mapping[str, float] | None = None,
+        *,
+        failure: FailurePolicy = "raise",
+    ) -> None:
+        check_policy(failure)
+        weights = weights or {}
+        if not rewards:
+            raise ValueError("a composite reward needs at least one reward")
+        strangers = sorted(set(weights) - set(rewards))
+        if strangers:
+            raise ValueError(
+                f"weights for {', '.join(strangers)}, which is no reward here; there are {', '.join(rewards)}"
+            )
+        self.rewards = dict(rewards)
+        self.weights = {name: float(weights.get(name, 1.0)) for name in rewards}
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"the weight of reward {name!r} is {weight}; it must be a finite number")
+        self.failure = failure
+
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+        total: Tensor | float = 0.0
+        parts: dict[str, Tensor] = {}
+        for name, reward in self.rewards.items():
+            output = check(reward(images, prompts, metadata), len(images), name, prompts, failure=self.failure)
+            scores = output.scores.to(images.device)
+            total = total + self.weights[name] * scores
+            parts[name] = scores
+            parts.update({f"{name}/{part}": values.to(images.device) for part, values in output.parts.items()})
+        assert not isinstance(total, float), "there is at least one reward"
+        return RewardOutput(total, parts)
+
+
+def load_composite(rewards: Mapping[str, Mapping[str, Any] | None], *, failure: FailurePolicy = "raise") -> Composite:
+    """A composite from plain settings: label -> `{"name": the registry's name, "weight": 1.0, ...the reward's options}`.
+
+    `name` may be left out where the label is the registry's name:
+    `rewards.load("composite", rewards={"geneval": {"weight": 0.7}, "sharp": {"name": "mine:sharpness", "weight": 0.3}})`.
+    """
+    built: dict[str, Reward] = {}
+    weights: dict[str, float] = {}
+    for label, settings in rewards.items():
+        options = dict(settings or {})
+        weights[label] = options.pop("weight", 1.0)
+        name = options.pop("name", label)
+        if ":" in name:
+            # A function checks its own scores; under the sum's policy, or a marked image would stop the run there.
+            options.setdefault("failure", failure)
+        built[label] = load(name, **options)
+    return Composite(built, weights, failure=failure)

@@ -1,0 +1,348 @@
+"""GRPO, Dr. GRPO, DAPO, GCPO and their controls: one row of choices each, and the two functions that a row decides.
+
+`TABLE` is the place to read how they differ. P prompts, G images a prompt, B = P * G rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, cast, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+from t2i_gcpo import advantages as group
+from t2i_gcpo import credit as credits
+from t2i_gcpo import losses
+from t2i_gcpo.losses import LossOutput
+from t2i_gcpo.records import Rollout
+
+STATS = {"exact_kl": ("exact_kl", 2.0), "js_full": ("js", 8.0)}
+"""Full-vocabulary divergence -> its name in `Rollout.stats`, and c where it is d^2 / c for a small contrast d (its
+floor)."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One row of choices. The defaults are GCPO's. ValueError for a value that is not allowed."""
+
+    name: str = "gcpo"
+    """Row of the table that the other fields start from: grpo, dr_grpo, dapo, gcpo, gcpo_dapo, gcpo_entropy,
+    gcpo_random, gcpo_shuffled."""
+    group_size: int = 8
+    """G, images a prompt, compared with one another; at least 2."""
+    advantage_scale: Literal["std", "none"] = "std"
+    """std: divide by the group's standard deviation (GRPO); none: subtract the mean only (Dr. GRPO)."""
+    advantage_eps: float = 1e-4
+    """Added to the group's standard deviation."""
+    normalize_parts: bool = False
+    """Normalise each part of the reward within its group before the weighted sum, instead of the sum."""
+    entropy_reward_coef: float = 0.0
+    """Factor of STAGE's entropy reward 1 / (1 + (H_reference - H)^2), centred, for the best images of a group; 0 is
+    off, STAGE's code has 0.4."""
+    dynamic_sampling: bool = False
+    """Draw more prompts until every group kept has reward spread (DAPO)."""
+    dynamic_sampling_limit: int = 4
+    """Rollouts drawn for one update at most, the first included; then the groups with spread that there are must
+    do."""
+    credit: Literal["uniform", "contrast", "entropy", "random", "shuffled"] = "contrast"
+    """Which tokens get the credit. contrast: where the prompt matters (GCPO); entropy: where the model is undecided;
+    random, shuffled: controls."""
+    divergence: Literal["kl", "abs", "js", "information_gain", "exact_kl", "js_full"] = "kl"
+    """Contrast between the two prompts: the first four from the sampled token's log-probs, exact_kl and js_full over
+    the whole codebook."""
+    normalization: Literal["rank", "softmax", "minmax", "none"] = "rank"
+    """From divergences to weights, within each image."""
+    top: float = credits.DEFAULT_TOP
+    """rank: this share of an image's tokens ..."""
+    mass: float = credits.DEFAULT_MASS
+    """rank: ... carries this share of its credit."""
+    floor: float = credits.DEFAULT_FLOOR
+    """Mean contrast of an image, |log-prob difference| in nats, below which all its tokens weigh 1."""
+    clip_low: float = 0.2
+    """The probability ratio's lower bound is 1 - clip_low."""
+    clip_high: float = 0.2
+    """The probability ratio's upper bound is 1 + clip_high."""
+    reduction: Literal["token", "sequence", "constant"] = "sequence"
+    """token: mean over the batch's valid tokens (DAPO); sequence: mean of the images' means (GRPO); constant: sum /
+    (B * T) (Dr. GRPO)."""
+    kl_estimator: Literal["none", "k2", "k3"] = "k3"
+    """KL to the reference model in the loss; none needs no reference."""
+    kl_coef: float = 0.01
+    """Factor of the KL term (2605.29198's code has 0.03, GRPO's paper 0.04)."""
+    kl_weighting: bool = True
+    """Weigh each token's KL by 0.5 + 0.5 clamp(2 - 2 w, 0, 1): tokens with credit may move, the rest stay near the
+    reference."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            allowed = get_args(kind)
+            if allowed and getattr(self, name) not in allowed:
+                raise ValueError(f"algorithm.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
+        bounds = {
+            "group_size": (self.group_size >= 2, "at least 2, as an image is compared with its siblings"),
+            "advantage_eps": (self.advantage_eps > 0, "above 0"),
+            "entropy_reward_coef": (self.entropy_reward_coef >= 0, "at least 0 (0 is off)"),
+            "dynamic_sampling_limit": (self.dynamic_sampling_limit >= 1, "at least 1"),
+            "top": (0 < self.top < 1, "in (0, 1)"),
+            "mass": (self.top <= self.mass < 1, "below 1, and at least algorithm.top"),
+            "floor": (self.floor >= 0, "at least 0"),
+            "clip_low": (0 <= self.clip_low <= 1, "in [0, 1]"),
+            "clip_high": (self.clip_high >= 0, "at least 0"),
+            "kl_coef": (self.kl_coef >= 0, "at least 0"),
+        }
+        if self.normalize_parts and self.entropy_reward_coef > 0:
+            raise ValueError(
+                "entropy_reward_coef adds to the whole reward, which normalize_parts does not use; set one"
+            )
+        for name, (holds, rule) in bounds.items():
+            if not holds:
+                raise ValueError(f"algorithm.{name} is {getattr(self, name)}; it must be {rule}")
+
+    @property
+    def needs_contrast(self) -> bool:
+        """Whether the rollout must have `logprob_negative` (`Sampling.contrast`)."""
+        return self.credit in ("contrast", "shuffled")
+
+    @property
+    def needed_stats(self) -> tuple[str, ...]:
+        """What the rollout must have in `Rollout.stats` (`Sampling.stats`)."""
+        needed = {STATS[self.divergence][0]} if self.needs_contrast and self.divergence in STATS else set()
+        if self.credit == "entropy" or self.entropy_reward_coef > 0:
+            needed.add("entropy")
+        return tuple(sorted(needed))
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss wants the reference model's log-probs."""
+        return self.kl_estimator != "none" and self.kl_coef > 0
+
+
+def _row(name: str, **choices: Any) -> Algorithm:
+    return Algorithm(name=name, **choices)
+
+
+_GRPO: dict[str, Any] = {"credit": "uniform", "kl_weighting": False}
+_DAPO: dict[str, Any] = {"clip_high": 0.28, "reduction": "token", "kl_estimator": "none", "dynamic_sampling": True}
+
+TABLE: dict[str, Algorithm] = {
+    "grpo": _row("grpo", **_GRPO),
+    "dr_grpo": _row("dr_grpo", **_GRPO, advantage_scale="none", reduction="constant", kl_estimator="none"),
+    "dapo": _row("dapo", **_GRPO, **_DAPO),
+    "gcpo": _row("gcpo"),
+    "gcpo_dapo": _row("gcpo_dapo", **_DAPO),
+    "gcpo_entropy": _row("gcpo_entropy", credit="entropy"),
+    "gcpo_random": _row("gcpo_random", credit="random"),
+    "gcpo_shuffled": _row("gcpo_shuffled", credit="shuffled"),
+}
+
+
+def resolve(name: str, **overrides: Any) -> Algorithm:
+    """The table's row `name` with some fields changed. ValueError for an unknown row or field, listing the
+    allowed."""
+    if name not in TABLE:
+        raise ValueError(f"unknown algorithm {name!r}; allowed: {', '.join(TABLE)}")
+    allowed = [field.name for field in fields(Algorithm) if field.name != "name"]
+    unknown = sorted(set(overrides) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown algorithm option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    return replace(TABLE[name], **overrides)
+
+
+@dataclass(frozen=True)
+class TokenAdvantages:
+    """What the rollout's rewards say about each token: all that the loss and the heatmap need of them."""
+
+    advantages: Tensor
+    """[B, T] fp32, `A[b, t] = A_b * w[b, t]`; 0 where masked."""
+    weights: Tensor
+    """[B, T] fp32, token weights w of mean 1 over the valid tokens of an image; 0 where masked."""
+    sequence_advantages: Tensor
+    """[B] fp32, the group-relative advantage A_b; 0 for a failed image."""
+    valid: Tensor
+    """[B] bool, false for an image whose reward failed: it is not in the loss at all."""
+    mask: Tensor
+    """[B, T] bool, the tokens that are in the loss."""
+    metrics: dict[str, float]
+    """Name -> number, for logging."""
+
+    def rows(self, index: Tensor) -> TokenAdvantages:
+        """Some rows, for a micro-batch; the metrics stay those of the whole. `index`: [b] int64."""
+        index = index.to(self.advantages.device)
+        tensors = {name: getattr(self, name)[index] for name in
+                   ("advantages", "weights", "sequence_advantages", "valid", "mask")}  # fmt: skip
+        return replace(self, **tensors)
+
+
+def token_weights(
+    algorithm: Algorithm, rollout: Rollout, *, mask: Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """The algorithm's credit: [B, T] fp32 of mean 1 over the valid tokens of each row. mask [B, T] bool, true =
+    valid.
+
+    `generator` is what the controls draw from. ValueError: a log-prob or statistic that the rollout lacks.
+    """
+    if algorithm.credit == "uniform":
+        return _mask(rollout, mask).float()
+    top, mass, kind = algorithm.top, algorithm.mass, algorithm.normalization
+    if algorithm.credit == "random":
+        rows, tokens = rollout.tokens.shape
+        device = rollout.tokens.device
+        return credits.random_weights((rows, tokens), top=top, mass=mass, mask=mask, generator=generator, device=device)
+    if algorithm.credit == "entropy":
+        values = _stat(algorithm, rollout, "entropy")
+        return credits.normalize(values, normalization=kind, top=top, mass=mass, floor=0.0, mask=mask)
+    if algorithm.divergence in STATS:
+        name, curvature = STATS[algorithm.divergence]
+        values, floor = _stat(algorithm, rollout, name), algorithm.floor**2 / curvature
+        weights = credits.normalize(values, normalization=kind, top=top, mass=mass, floor=floor, mask=mask)
+    else:
+        if rollout.logprob_negative is None:
+            raise ValueError(
+                f"algorithm {algorithm.name!r} needs the log-probs under the negative prompt, and the rollout has none; "
+                "sample with contrast on"
+            )
+        weights = credits.token_weights(
+            rollout.logprob_positive,
+            rollout.logprob_negative,
+            divergence=cast(credits.Divergence, algorithm.divergence),
+            normalization=kind,
+            top=top,
+            mass=mass,
+            floor=algorithm.floor,
+            mask=mask,
+        )
+    return credits.shuffled(weights, mask=mask, generator=generator) if algorithm.credit == "shuffled" else weights
+
+
+def token_advantages(
+    algorithm: Algorithm,
+    rollout: Rollout,
+    rewards: Tensor,
+    *,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    parts: Mapping[str, Tensor] | None = None,
+    part_weights: Mapping[str, float] | None = None,
+    reference_entropy: Tensor | None = None,
+) -> TokenAdvantages:
+    """Advantages of a whole rollout: rewards [B], NaN = failed, rows in groups of `rollout.sampling.group_size`.
+
+    mask [B, T] bool: further tokens to leave out. parts, part_weights: the reward's parts [B] and their weights, for
+    `normalize_parts`. reference_entropy [B, T] or [B], nats: the reference model's entropy of the same distribution
+    as `Rollout.stats["entropy"]` at the same tokens, for the entropy reward. ValueError: one of these is wanted and
+    missing, or the rollout's group size is not the algorithm's.
+    """
+    size = rollout.sampling.group_size
+    if size != algorithm.group_size:
+        raise ValueError(
+            f"the rollout's group size is {size}, the algorithm's {algorithm.group_size}; pass the whole rollout"
+        )
+    if rewards.shape != rollout.tokens.shape[:1]:
+        raise ValueError(f"rewards have shape {tuple(rewards.shape)}; expected [{rollout.batch}], one for each row")
+    device = rollout.tokens.device
+    rewards = rewards.to(device).float()
+    valid = group.valid_rows(rewards)
+    scale: dict[str, Any] = {"scale": algorithm.advantage_scale, "eps": algorithm.advantage_eps}
+    if algorithm.normalize_parts:
+        if parts is None or part_weights is None:
+            raise ValueError("normalize_parts needs the reward's parts and their weights; pass them, or turn it off")
+        parts = {name: part.to(device).masked_fill(~valid, torch.nan) for name, part in parts.items()}
+        sequence = group.part_advantages(parts, part_weights, size, **scale)
+    else:
+        bonus = _entropy_bonus(algorithm, rollout, rewards, reference_entropy)
+        sequence = group.group_advantages(rewards + bonus, size, **scale)
+    kept = _mask(rollout, mask) & valid.unsqueeze(-1)
+    weights = token_weights(algorithm, rollout, mask=mask, generator=generator) * valid.unsqueeze(-1)
+    metrics = {
+        "groups/informative": float(group.informative_groups(rewards, size).float().mean()),
+        "rows/failed": float((~valid).sum()),
+        "advantage/abs_mean": float(sequence.abs().mean()),
+    }
+    metrics |= {
+        f"credit/{name}": value for name, value in credits.statistics(weights, top=algorithm.top, mask=kept).items()
+    }
+    if rollout.logprob_negative is not None:
+        contrast = credits.contrast(rollout.logprob_positive, rollout.logprob_negative, mask=mask)
+        metrics["credit/contrast"] = float(contrast.mean())
+        metrics["credit/below_floor"] = float((contrast < algorithm.floor).float().mean())
+    return TokenAdvantages(sequence.unsqueeze(-1) * weights, weights, sequence, valid, kept, metrics)
+
+
+def loss(
+    algorithm: Algorithm,
+    logprob: Tensor,
+    logprob_old: Tensor,
+    targets: TokenAdvantages,
+    *,
+    logprob_reference: Tensor | None = None,
+    denominator: Tensor | float | None = None,
+) -> LossOutput:
+    """Clipped policy loss plus the KL term, for some rows: log-probs [b, T], `targets` of the same rows.
+
+    `denominator`: that of the whole batch (`loss_denominator`) when these rows are a micro-batch; the gradients then
+    add up to the whole batch's. Metrics: those of `losses.policy_loss`, `policy_loss`, and with a reference `kl_loss`
+    (with factor), `kl_k1`, `kl_k3` (unweighted means). A reference may be passed for these metrics alone. ValueError:
+    the row wants one.
+    """
+    output = losses.policy_loss(
+        logprob,
+        logprob_old,
+        targets.advantages,
+        mask=targets.mask,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        reduction=algorithm.reduction,
+        denominator=denominator,
+    )
+    total, metrics = output.loss, output.metrics | {"policy_loss": output.loss.detach()}
+    if logprob_reference is None:
+        if algorithm.needs_reference:
+            raise ValueError(
+                f"algorithm {algorithm.name!r} has a KL term: pass logprob_reference, or set kl_estimator to none"
+            )
+        return LossOutput(total, metrics)
+    for estimator in ("k1", "k3"):
+        values = losses.kl(logprob.detach(), logprob_reference, estimator)
+        metrics[f"kl_{estimator}"] = losses.reduce(values, targets.mask, "token")
+    if algorithm.kl_estimator != "none" and algorithm.kl_coef > 0:
+        values = losses.kl(logprob, logprob_reference, algorithm.kl_estimator)
+        if algorithm.kl_weighting:
+            values = values * losses.kl_weights(targets.weights)
+        term = algorithm.kl_coef * losses.reduce(values, targets.mask, algorithm.reduction, denominator)
+        total, metrics = total + term, metrics | {"kl_loss": term.detach()}
+    return LossOutput(total, metrics)
+
+
+def loss_denominator(algorithm: Algorithm, targets: TokenAdvantages) -> Tensor:
+    """Scalar: what the loss of the whole batch is divided by. Over several processes, sum it and divide by their
+    number where gradients are averaged."""
+    return losses.reduction_denominator(targets.mask, algorithm.reduction)
+
+
+def _mask(rollout: Rollout, mask: Tensor | None) -> Tensor:
+    return torch.ones_like(rollout.tokens, dtype=torch.bool) if mask is None else mask.bool()
+
+
+def _stat(algorithm: Algorithm, rollout: Rollout, name: str) -> Tensor:
+    if name not in rollout.stats:
+        raise ValueError(
+            f"algorithm {algorithm.name!r} needs the statistic {name!r} of the rollout, which has {sorted(rollout.stats)}; "
+            "name it in sampling.stats"
+        )
+    return rollout.stats[name]
+
+
+def _entropy_bonus(algorithm: Algorithm, rollout: Rollout, rewards: Tensor, reference: Tensor | None) -> Tensor:
+    """STAGE's entropy reward with its factor, [B]; zeros where it is off."""
+    if algorithm.entropy_reward_coef == 0:
+        return torch.zeros_like(rewards)
+    if reference is None:
+        raise ValueError("entropy_reward_coef is above 0: pass reference_entropy, the reference model's entropy [B, T]")
+    entropy = _stat(algorithm, rollout, "entropy").mean(dim=-1)
+    reference = reference.to(rewards.device)
+    reference = reference.mean(dim=-1) if reference.ndim == 2 else reference
+    return algorithm.entropy_reward_coef * group.closest_entropy_bonus(
+        rewards, entropy, reference, rollout.sampling.group_size
+    )

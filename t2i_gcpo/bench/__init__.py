@@ -1,0 +1,107 @@
+"""`t2i-gcpo bench NAME`: our code and a plain baseline, side by side in one process.
+
+A benchmark is a row of `BENCHMARKS`, a module with two functions: `add_arguments(parser)` and `run(options, console) -> Report`. Each
+one checks that both sides compute the same thing before it times them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+#: Name -> (module, one line of help).
+BENCHMARKS: dict[str, tuple[str, str]] = {
+    "rollout": ("t2i_gcpo.bench.rollout", "sampling speed against transformers' generate, images/s"),
+    "step": ("t2i_gcpo.bench.step", "what a GCPO update costs over a GRPO update on the same rollout"),
+    "credit": ("t2i_gcpo.bench.credit", "token weights of a whole batch against one image at a time"),
+    "logprob": ("t2i_gcpo.bench.logprob", "memory and time of token log-probs against a full log-softmax"),
+}
+
+USAGE = """usage: t2i-gcpo bench NAME [OPTIONS]
+
+Measure our code and a plain baseline side by side; prints a table, and with --out FILE.json writes the numbers.
+
+benchmarks:
+{benchmarks}
+
+`t2i-gcpo bench NAME --help` lists a benchmark's options."""
+
+
+def usage() -> str:
+    width = max(map(len, BENCHMARKS))
+    lines = (f"  {name:<{width}}  {text}" for name, (_, text) in BENCHMARKS.items())
+    return USAGE.format(benchmarks="\n".join(lines))
+
+
+def positive(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    return value
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one benchmark; exit status 0. ValueError for an unknown name, or settings that cannot be measured."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    names = ", ".join(BENCHMARKS)
+    if not argv or argv[0].startswith("-"):
+        raise ValueError(f"name the benchmark first: t2i-gcpo bench NAME [OPTIONS]; there are {names}")
+    name, rest = argv[0], list(argv[1:])
+    if name not in BENCHMARKS:
+        close = difflib.get_close_matches(name, BENCHMARKS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"there is no benchmark {name!r}{hint} Benchmarks: {names}")
+    path, text = BENCHMARKS[name]
+    module = importlib.import_module(path)
+    parser = argparse.ArgumentParser(
+        prog=f"t2i-gcpo bench {name}", description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    module.add_arguments(parser)
+    parser.add_argument(
+        "--threads", type=positive, default=None, help="threads of torch on the CPU; None: torch's choice"
+    )
+    parser.add_argument("--device", default="cpu", help="device of both sides, e.g. cuda")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random inputs")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    options = parser.parse_args(rest)
+    if options.pairs < 2:
+        raise ValueError(f"--pairs is {options.pairs}; a spread needs at least 2")
+    out: Path | None = options.out
+    if out is not None:  # an unwritable place should not show after ten minutes
+        if out.is_dir():
+            raise ValueError(f"--out {out} is a folder; name a file, e.g. {out / name}.json")
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+    import torch
+    from rich.console import Console
+
+    from t2i_gcpo.checkpoint import write_atomically
+
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # a wrong name, or a build of torch without it
+        raise ValueError(f"--device {options.device} cannot be used: {error}") from error
+    console = Console()
+    threads = torch.get_num_threads()
+    try:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        report = module.run(options, console)
+        numbers = json.dumps(report.to_json(), indent=2, allow_nan=False)  # in here, as it tells the number of threads
+    finally:
+        torch.set_num_threads(threads)
+    console.print(report.table())
+    if out is not None:
+        write_atomically(out, numbers + "\n")
+        console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,157 @@
+"""Sampling with guidance: images per second of `generator.sample` against transformers' own `generate`.
+
+The same model, prompts, guidance and number of images on both sides, no truncation. Ours also keeps what training needs (both log-probs,
+the behaviour log-prob, the entropy); `generate` keeps the tokens alone. P prompts, G images a prompt, B = P * G rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from t2i_gcpo import generators
+from t2i_gcpo import prompts as prompt_files
+from t2i_gcpo.bench import positive
+from t2i_gcpo.bench.measure import Report, interleave, speed_up, warm_up
+from t2i_gcpo.evaluate import spread
+from t2i_gcpo.generators.janus import Janus
+from t2i_gcpo.generators.janus_sampler import can_compile
+from t2i_gcpo.records import Prompt, Rollout, Sampling
+
+BASELINE = "transformers' generate"
+SCORE_ROWS = 16
+"""Rows that are scored at once by the checks."""
+TIE = 1e-3
+"""Logits of a greedy step that are this near one another, in nats, may come out in either order (fp32, guided)."""
+STANDARD_ERRORS = 5.0
+"""How far the mean log-probs of two samples of one distribution may lie apart: once in a million runs they lie farther."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", default="janus-mini", help="a Janus checkpoint: embedded name, folder or hub repository"
+    )
+    parser.add_argument("--pairs", type=positive, default=7, help="rounds that are measured")
+    parser.add_argument("--prompts", default="shapes:val", help="prompt file, or shapes:train|val|test")
+    parser.add_argument("--num-prompts", type=positive, default=8, help="prompts of a batch")
+    parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale, above 1")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
+                        help="measure our compiled sampler; None: where torch can compile")  # fmt: skip
+
+
+def generate(generator: Janus, prompts: list[Prompt], sampling: Sampling) -> Tensor:
+    """The baseline: tokens [B, T] of `generate`, in the rows' order of `Janus.sample`. Temperature 0 is greedy."""
+    encoded = generator.prompts.encode([prompt.text for prompt in prompts])
+    group = sampling.group_size
+    choice: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature:
+        # Without these, transformers' defaults would truncate.
+        choice = {"do_sample": True, "temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    with torch.random.fork_rng(devices=[generator.device] if generator.device.type == "cuda" else []):
+        torch.manual_seed(sampling.seed)
+        return generator.model.generate(
+            input_ids=encoded.ids.repeat_interleave(group, dim=0),
+            attention_mask=encoded.mask.long().repeat_interleave(group, dim=0),
+            generation_mode="image",
+            guidance_scale=sampling.guidance,
+            **choice,
+        )
+
+
+def run(options: argparse.Namespace, console: Console) -> Report:
+    """ValueError: no Janus checkpoint, no guidance, compilation asked for where there is no compiler. RuntimeError: the sides differ."""
+    if options.guidance <= 1:
+        raise ValueError(
+            f"--guidance is {options.guidance}; transformers' generate samples images with guidance above 1 only"
+        )
+    device = torch.device(options.device)
+    generator = generators.load(options.checkpoint, device=device, compile=options.compile is True)
+    if not isinstance(generator, Janus):
+        raise ValueError(f"{options.checkpoint} is a {generator.kind} checkpoint; the baseline exists for janus only")
+    compiled = can_compile(device) if options.compile is None else options.compile
+    prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
+    sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed)
+    batch = len(prompts) * options.group_size
+
+    def ours(compile: bool, how: Sampling = sampling) -> Rollout:
+        generator.compile = compile
+        return generator.sample(prompts, how)
+
+    fastest = "compiled" if compiled else "eager"
+    sides = {fastest: lambda: ours(compiled), "baseline": lambda: generate(generator, prompts, sampling)}
+    if compiled:
+        sides["eager"] = lambda: ours(False)
+    tokens = ours(False).tokens
+    sides["decode"] = lambda: generator.decode(tokens)
+    warmup = warm_up(sides, device, console)
+    greedy = replace(sampling, temperature=0.0)
+    rollouts = {
+        name: (ours(flag), ours(flag, greedy)) for name, flag in (("compiled", True), ("eager", False)) if name in sides
+    }
+    check(generator, rollouts, generate(generator, prompts, sampling), generate(generator, prompts, greedy))
+    console.print("checked: same greedy tokens, same distribution when sampling", highlight=False)
+
+    times = interleave(sides, options.pairs, device)
+    decoded = {name: [a + b for a, b in zip(spent, times["decode"], strict=True)] for name, spent in times.items()}
+    lines = [
+        speed_up(name, times[name], times["baseline"], work=batch, unit="images/s", seed=options.seed)
+        for name in (("compiled", "eager") if compiled else ("eager",))
+    ]
+    with_decode = speed_up(
+        "with_decode", decoded[fastest], decoded["baseline"], work=batch, unit="images/s", seed=options.seed
+    )
+    settings = {
+        "checkpoint": options.checkpoint,
+        "prompts": options.prompts,
+        "num_prompts": len(prompts),
+        "group_size": options.group_size,
+        "images": batch,
+        "tokens": tokens.shape[1],
+        "guidance": options.guidance,
+        "dtype": str(generator.dtype),
+        "compiled": compiled,
+        "seed": options.seed,
+    }
+    return Report("rollout", (*lines, with_decode), BASELINE, warmup, device, settings)
+
+
+def check(generator: Janus, rollouts: dict[str, tuple[Rollout, Rollout]], sampled: Tensor, greedy: Tensor) -> None:
+    """RuntimeError unless each of our (sampled, greedy) rollouts and the baseline's tokens [B, T] come from one model and distribution.
+
+    Greedy sequences are determined up to ties, so each must be a greedy one under the teacher-forced guided logits. Of sampled ones the
+    mean log-prob is compared: another temperature, guidance or truncation moves it.
+    """
+    first_sampled, first_greedy = next(iter(rollouts.values()))
+    candidates = dict(rollouts)
+    candidates["baseline"] = (replace(first_sampled, tokens=sampled), replace(first_greedy, tokens=greedy))
+    scores = {}
+    for name, (drawn, best) in candidates.items():
+        # At temperature 0 the most likely token scores 0, another one -ln(1 + exp(gap)).
+        if float(_scored(generator, best).min()) < -math.log1p(math.exp(TIE)):
+            raise RuntimeError(
+                f"the greedy tokens of {name} are not the most likely ones under guidance {best.sampling.guidance}"
+            )
+        scores[name] = _scored(generator, drawn).mean(dim=1)
+    theirs = scores.pop("baseline")
+    for name, mine in scores.items():
+        difference = float(mine.mean() - theirs.mean())
+        error = math.sqrt(float(mine.var()) / len(mine) + float(theirs.var()) / len(theirs))
+        if not abs(difference) <= STANDARD_ERRORS * error:
+            raise RuntimeError(
+                f"the tokens of {name} and of the baseline are not samples of one distribution: their mean log-probs are "
+                f"{float(mine.mean()):.3f} and {float(theirs.mean()):.3f} nats, {abs(difference) / max(error, 1e-12):.1f} standard errors apart"
+            )
+
+
+@torch.no_grad()
+def _scored(generator: Janus, rollout: Rollout) -> Tensor:
+    """[B, T] log-probs of a rollout's tokens under its sampling options."""
+    parts = torch.arange(rollout.batch).split(SCORE_ROWS)
+    return torch.cat([generator.token_logprobs(rollout.rows(part), distribution="guided") for part in parts])

@@ -1,0 +1,81 @@
+"""`t2i-gcpo COMMAND`: find the command, run it, turn a user's mistake into one line.
+
+A command is a row of `COMMANDS`; its module is imported when it is called, so `t2i-gcpo --help` is instant. A command's function takes the
+arguments after its name and returns an exit status or None.
+
+A ValueError, OSError or ImportError that reaches this file is a message for the user: it is printed as `error: ...` and the exit
+status is 2; so is a FloatingPointError (a training that diverged), with status 1. Set T2I_GCPO_TRACEBACK=1 to see where it came from. Everything else is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+#: Name -> (function, one line of help).
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("t2i_gcpo.train_command:main", "fine-tune a generator with GCPO, GRPO or DAPO"),
+    "sample": ("t2i_gcpo.sample_command:main", "sample images for a prompt"),
+    "eval": ("t2i_gcpo.evaluate:main", "score a checkpoint on held-out prompts, per task, with confidence intervals"),
+    "heatmap": ("t2i_gcpo.heatmap_command:main", "draw the credit of each token over an image"),
+    "compare": ("t2i_gcpo.compare:main", "curves, a table and a report of several runs"),
+    "bench": ("t2i_gcpo.bench:main", "measure speed and memory"),
+    "prompts": ("t2i_gcpo.prompts:main", "write the embedded prompts or their vocabulary to a file"),
+    "pretrain": ("t2i_gcpo.shapes.pretrain:main", "train the embedded checkpoints from scratch"),
+    "verdicts": ("t2i_gcpo.shapes.verdicts:main", "check the embedded scorer on rendered and on decoded scenes"),
+    "doctor": ("t2i_gcpo.doctor:main", "check the installation"),
+}
+
+USAGE = """usage: t2i-gcpo COMMAND [OPTIONS]
+       t2i-gcpo --version
+
+Reinforcement learning with token-level credit for discrete-token text-to-image models.
+
+commands:
+{commands}
+
+`t2i-gcpo COMMAND --help` lists a command's options. First run: t2i-gcpo train --config configs/quickstart.yaml"""
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    return USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 the command found something wrong, 2 a user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from t2i_gcpo import __version__
+
+        print(f"t2i-gcpo {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        print(f"error: there is no command {name!r}{hint} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        module, function = COMMANDS[name][0].split(":")
+        return int(getattr(importlib.import_module(module), function)(rest) or 0)
+    except SystemExit as stop:  # argparse and tyro leave this way, their message printed
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if os.environ.get("T2I_GCPO_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, FloatingPointError) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

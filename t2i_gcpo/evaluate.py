@@ -1,0 +1,331 @@
+"""Score a generator on held-out prompts: a table per task with 95 % intervals, and paired differences of two checkpoints.
+
+N images; each one's noise depends on (seed, the row of its prompt in the list, its number), so that two evaluations with the same prompts
+and seed differ by the checkpoint alone and are compared image by image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rewards.base import Reward, check
+from t2i_gcpo import pictures
+from t2i_gcpo import prompts as prompt_files
+from t2i_gcpo.generators.base import ImageGenerator, chunks
+from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.statistics import Estimates, Interval, estimate
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """What is known about one image of an evaluation."""
+
+    index: int
+    """Row of its prompt in the list of prompts."""
+    image: int
+    """Number of the image among those of its prompt."""
+    text: str
+    task: str
+    score: float
+    """NaN where the scorer failed."""
+
+    @property
+    def failed(self) -> bool:
+        return math.isnan(self.score)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """N scored images and what they say. Failed images are counted and left out of every mean."""
+
+    rows: tuple[ScoredImage, ...]
+    seed: int
+    sampling: Sampling
+    checkpoint: str = ""
+    prompts: str = ""
+    """Where the prompts came from."""
+    reward: str = ""
+    images: Tensor | None = field(default=None, repr=False, compare=False)
+    """[N, 3, H, W] uint8 on the CPU, if they were kept."""
+
+    @cached_property
+    def estimates(self) -> Estimates:
+        # Rows of the same text are images of one prompt, also where the list repeats it.
+        return estimate([r.score for r in self.rows], [r.text for r in self.rows], [r.task for r in self.rows])
+
+    @property
+    def overall(self) -> float:
+        """Mean over tasks of the tasks' means."""
+        return self.estimates.overall
+
+    @property
+    def by_task(self) -> dict[str, float]:
+        return self.estimates.by_task
+
+    @property
+    def ci95(self) -> Interval:
+        return self.estimates.ci95
+
+    @property
+    def by_task_ci95(self) -> dict[str, Interval]:
+        return self.estimates.by_task_ci95
+
+    @property
+    def n(self) -> int:
+        """Images that were sampled, failed ones included."""
+        return len(self.rows)
+
+    @property
+    def failed(self) -> int:
+        return sum(row.failed for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """eval.json. A number that does not exist (no image scored, an interval from one image) is null."""
+        s = self.sampling
+        return {
+            "overall": _number(self.overall),
+            "by_task": {task: _number(value) for task, value in self.by_task.items()},
+            "n": self.n,
+            "ci95": [_number(value) for value in self.ci95],
+            "checkpoint": self.checkpoint,
+            "prompts": self.prompts,
+            "by_task_ci95": {task: [_number(v) for v in pair] for task, pair in self.by_task_ci95.items()},
+            "n_by_task": self.estimates.n_by_task,
+            "failed": self.failed,
+            "reward": self.reward,
+            "seed": self.seed,
+            "guidance": s.guidance,
+            "temperature": s.temperature,
+            "top_k": s.top_k,
+            "top_p": s.top_p,
+            "images": [
+                {"index": r.index, "image": r.image, "prompt": r.text, "task": r.task, "score": _number(r.score)}
+                for r in self.rows
+            ],
+        }
+
+    def save(self, path: str | Path) -> Path:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> EvalResult:
+        """An eval.json that `save` wrote, without its images. ValueError for any other file."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = tuple(
+                ScoredImage(r["index"], r["image"], r["prompt"], r["task"], math.nan if r["score"] is None else r["score"])
+                for r in data["images"]
+            )
+            names = ("guidance", "temperature", "top_k", "top_p")
+            sampling = Sampling(**{k: data[k] for k in names}, seed=data["seed"], contrast=False, stats=())
+            return EvalResult(rows, data["seed"], sampling, data["checkpoint"], data["prompts"], data["reward"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not an evaluation written by t2i-gcpo eval or train: {error!r}") from error
+
+
+@torch.no_grad()
+def evaluate(
+    generator: ImageGenerator,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    *,
+    sampling: Sampling,
+    images_per_prompt: int = 1,
+    batch: int = 64,
+    seed: int,
+    progress: bool = False,
+    keep_images: bool = False,
+    checkpoint: str = "",
+    source: str = "",
+    reward_name: str = "",
+) -> EvalResult:
+    """Sample `images_per_prompt` images for each row of `prompts`, score them.
+
+    prompts: a prompt may come more than once (see `spread`); its images then have noise of their own, and count as one cluster in the
+    intervals. sampling: guidance, temperature and truncation; its group size, seed, contrast and stats are replaced. batch: images at once;
+    the result does not depend on it. checkpoint, source, reward_name: names for eval.json. ValueError: no prompts, a batch or a number of
+    images below 1, a reward that returns the wrong number of scores.
+    """
+    if not prompts:
+        raise ValueError("there are no prompts to evaluate on")
+    if batch < 1 or images_per_prompt < 1:
+        raise ValueError(f"batch is {batch}, images_per_prompt {images_per_prompt}; both must be at least 1")
+    sampling = replace(sampling, group_size=images_per_prompt, seed=seed, contrast=False, stats=())
+    rows: list[ScoredImage] = []
+    kept: list[Tensor] = []
+    with tqdm(total=len(prompts) * images_per_prompt, unit="image", desc="evaluate", disable=not progress, leave=False) as bar:
+        for part in chunks(range(len(prompts)), max(1, batch // images_per_prompt)):
+            chosen = [prompts[index] for index in part]
+            rollout = generator.sample(chosen, sampling, first_prompt_index=part[0])
+            images = generator.decode(rollout.tokens)
+            owners = [(index, image) for index in part for image in range(images_per_prompt)]
+            texts = [prompts[index].text for index, _ in owners]
+            output = reward(images, texts, [prompts[index].metadata for index, _ in owners])
+            scores = check(output, len(owners), reward_name or type(reward).__name__, texts, failure="mark").scores
+            rows += [
+                ScoredImage(index, image, prompts[index].text, prompts[index].task, score)
+                for (index, image), score in zip(owners, scores.tolist(), strict=True)
+            ]
+            if keep_images:
+                kept.append(images.cpu())
+            bar.update(len(owners))
+    return EvalResult(tuple(rows), seed, sampling, checkpoint, source, reward_name, torch.cat(kept) if keep_images else None)
+
+
+def spread(prompts: Sequence[Prompt], n: int | None) -> list[Prompt]:
+    """`n` rows, the tasks in equal parts; a task with fewer prompts than its part repeats them. None or 0 takes each prompt once.
+
+    Repeated prompts stand next to each other. Deterministic; the order is kept. ValueError for n below 0.
+    """
+    tasks = prompt_files.by_task(prompts)
+    if n is None or n == 0 or not tasks:
+        return list(prompts)
+    if n < 0:
+        raise ValueError(f"the limit is {n} images; it must be at least 0 (0 takes each prompt once)")
+    times = [0] * len(prompts)
+    for position, indices in enumerate(tasks.values()):
+        part = n // len(tasks) + (position < n % len(tasks))
+        # k of m, evenly spread: the middle of each of k equal stretches, over as many rounds as it takes.
+        for k in range(part):
+            times[indices[(2 * k + 1) * len(indices) // (2 * part)]] += 1
+    return [prompt for prompt, count in zip(prompts, times, strict=True) for _ in range(count)]
+
+
+def paired_difference(a: EvalResult, b: EvalResult) -> Estimates:
+    """`b - a`, image by image: means per task and overall, with intervals clustered by prompt.
+
+    Images that failed in either are left out. ValueError unless both have the same prompts in the same order, and the same seed.
+    """
+    if a.seed != b.seed or [_key(row) for row in a.rows] != [_key(row) for row in b.rows]:
+        raise ValueError(
+            f"the evaluations of {a.checkpoint or 'a'} (seed {a.seed}, {a.n} images) and {b.checkpoint or 'b'} (seed {b.seed}, {b.n} images) "
+            "have different images, so they cannot be paired; evaluate both with the same prompts, limit and seed"
+        )
+    differences = [after.score - before.score for before, after in zip(a.rows, b.rows, strict=True)]
+    return estimate(differences, [row.text for row in a.rows], [row.task for row in a.rows])
+
+
+def _key(row: ScoredImage) -> tuple[int, int, str, str]:
+    return row.index, row.image, row.text, row.task
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# -- t2i-gcpo eval -----------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    """`t2i-gcpo eval`: score a checkpoint on held-out prompts, per task, with 95 % intervals; writes eval.json and sample grids."""
+    args = _parser().parse_args(argv)
+    import rewards
+    from t2i_gcpo.tables import print_evaluation
+
+    prompts = spread(prompt_files.read(args.prompts), args.limit)
+    reward = rewards.load(args.reward)
+    sampling = Sampling(guidance=args.guidance, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
+    results = {}
+    for name in dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]):
+        results[name] = evaluate(
+            _load(name, args),
+            prompts,
+            reward,
+            sampling=sampling,
+            batch=args.batch,
+            seed=args.seed,
+            progress=True,
+            keep_images=True,
+            checkpoint=name,
+            source=args.prompts,
+            reward_name=args.reward,
+        )
+    ours, other = results[args.checkpoint], results.get(args.against)
+    print_evaluation(ours, other)
+    written = [ours.save(args.out / "eval.json"), *_pictures(ours, other, args.out, args.pictures)]
+    if other is not None:
+        written.append(other.save(args.out / "eval_against.json"))
+    for path in written:
+        print(f"wrote {path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo eval", description=main.__doc__)
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="embedded name, folder (a run's checkpoints/step_N included) or hub name")
+    add("--prompts", required=True, help="a prompt file, or shapes:test, shapes:val, shapes:train")
+    add("--out", required=True, type=Path, help="folder to write eval.json and the sample grids to")
+    add("--against", help="a second checkpoint: same prompts, same noise, paired differences")
+    add("--reward", default="geneval", help="a registered reward, or your own as module:callable (default: %(default)s)")
+    add("--guidance", type=float, default=2.0, help="classifier-free guidance scale; 1 is none (default: %(default)s)")
+    add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    add("--top-k", type=int, default=0, help="keep the k most likely tokens; 0 keeps all")
+    add("--top-p", type=float, default=1.0, help="keep the smallest set of tokens with this much probability; 1 keeps all")
+    add("--limit", type=int, default=0, help="images, the tasks in equal parts, prompts repeated where a task has too few; 0: each prompt once")
+    add("--seed", type=int, default=0, help="of the images' noise (default: %(default)s)")
+    add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
+    add("--pictures", type=int, default=24, help="images in the sample grid (default: %(default)s)")
+    add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
+    add("--dtype", default="float32", help="float32 or bfloat16 (default: %(default)s)")
+    return parser
+
+
+def _load(name: str, args: argparse.Namespace) -> ImageGenerator:
+    from t2i_gcpo import generators
+
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return generators.load(name, device=device, dtype=args.dtype)
+
+
+def _pictures(ours: EvalResult, other: EvalResult | None, out: Path, count: int) -> list[Path]:
+    """samples.png and, with another checkpoint, against.png: the first images of each task, in equal parts."""
+    assert ours.images is not None
+    shown = pick(ours, count)
+    if not shown:
+        return []
+    captions = [ours.rows[k].text for k in shown]
+    scores = [ours.rows[k].score for k in shown]
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / "samples.png"]
+    pictures.sample_grid(ours.images[shown], captions, columns=6, scores=scores, title=ours.checkpoint).save(paths[0])
+    if other is not None and other.images is not None:
+        paths.append(out / "against.png")
+        pictures.before_after(
+            other.images[shown],
+            ours.images[shown],
+            captions,
+            scores_before=[other.rows[k].score for k in shown],
+            scores_after=scores,
+            labels=("A", "B"),
+            pairs=3,
+            title=f"A: {other.checkpoint}   B: {ours.checkpoint}",
+        ).save(paths[1])
+    return paths
+
+
+def pick(result: EvalResult, count: int) -> list[int]:
+    """`count` rows for a picture, the tasks in equal parts; within a task evenly spread. Never chosen by their score."""
+    tasks: dict[str, list[int]] = {}
+    for k, row in enumerate(result.rows):
+        tasks.setdefault(row.task, []).append(k)
+    part = max(1, count // max(1, len(tasks)))
+    return [
+        indices[(2 * k + 1) * len(indices) // (2 * min(part, len(indices)))]
+        for indices in tasks.values()
+        for k in range(min(part, len(indices)))
+    ][: max(count, 0)]

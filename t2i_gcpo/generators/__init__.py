@@ -1,0 +1,56 @@
+"""`load`: from a name or a folder to the generator that its model type asks for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from t2i_gcpo.generators.base import ImageGenerator
+from t2i_gcpo.generators.checkpoints import locate
+
+#: model_type in the checkpoint's config.json -> "module:class" of its adapter.
+ADAPTERS: dict[str, str] = {
+    "janus": "t2i_gcpo.generators.janus:Janus",
+}
+
+#: model_type of checkpoints in a layout that transformers does not read -> what to load instead.
+ADVICE: dict[str, str] = {
+    "multi_modality": "Janus in its authors' own layout; load the conversion, e.g. deepseek-community/Janus-Pro-1B",
+}
+
+
+def load(
+    name_or_path: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = torch.float32,
+    revision: str | None = None,
+    **options: Any,
+) -> ImageGenerator:
+    """The generator in an embedded checkpoint ("janus-mini"), a local folder, or a repository of the Hugging Face hub.
+
+    A folder may hold a whole model or a LoRA adapter (then its base is loaded as well). `dtype` is a torch dtype or its name
+    ("float32", "bfloat16"). `options` go to the adapter's class (e.g. `max_batch`, `compile`).
+    ValueError: no checkpoint under that name, or no adapter for its model type.
+    """
+    checkpoint = locate(str(name_or_path), revision=revision)
+    target = ADAPTERS.get(checkpoint.model_type)
+    if target is None:
+        raise ValueError(
+            f"the checkpoint in {checkpoint.folder} is of model type {checkpoint.model_type!r}; "
+            f"there are adapters for {', '.join(sorted(ADAPTERS))}"
+            + (f" (this is {ADVICE[checkpoint.model_type]})" if checkpoint.model_type in ADVICE else "")
+        )
+    module, name = target.split(":")
+    adapter = getattr(importlib.import_module(module), name)
+    return adapter.from_checkpoint(checkpoint, device=torch.device(device), dtype=as_dtype(dtype), **options)
+
+
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A torch dtype from itself or its name. ValueError for what is no floating dtype."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}; allowed: float32, bfloat16, float16")
+    return found

@@ -1,0 +1,144 @@
+"""What the trainer, the evaluation and the demo know about a generator.
+
+P prompts, G images a prompt, B = P * G rows with row = p * G + g, T tokens of the grid, H, W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from t2i_gcpo.records import Prompt, Rollout, Sampling
+
+Distribution = Literal["conditional", "guided", "guided_detached"]
+DISTRIBUTIONS: tuple[str, ...] = ("conditional", "guided", "guided_detached")
+
+Negative = str | Sequence[str] | None
+"""A negative prompt for all, one for each prompt, or None: the null prompt that guidance uses."""
+
+Item = TypeVar("Item")
+
+
+class ImageGenerator(Protocol):
+    """A model that draws a grid of codebook tokens for a prompt, and can score the tokens again."""
+
+    kind: str
+    """The model_type that `generators.load` chose the adapter by."""
+    grid: tuple[int, int]
+    """(rows, columns); T = rows * columns."""
+    codebook_size: int
+    policy: nn.Module
+    """The module whose weights are trained. May be replaced by a wrapper (DDP) around the same module."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt | str],
+        sampling: Sampling,
+        *,
+        rng: torch.Generator | None = None,
+        first_prompt_index: int = 0,
+        negative_prompts: Negative = None,
+    ) -> Rollout:
+        """Draw `sampling.group_size` token grids for each of P prompts, without gradient.
+
+        Each image's noise depends on (seed, `first_prompt_index` + p, g) only. With `rng`, one 63-bit draw from it replaces
+        `sampling.seed` and is recorded in the rollout's sampling.
+        """
+        ...
+
+    def token_logprobs(
+        self,
+        rollout: Rollout,
+        *,
+        prompt: str | list[str] = "positive",
+        distribution: Distribution = "conditional",
+    ) -> Tensor:
+        """Log-probs [B, T] fp32 in nats of the rollout's tokens, differentiable in the policy's weights."""
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, T] int64 -> images [B, 3, H, W] uint8."""
+        ...
+
+    def trainable_parameters(self) -> list[nn.Parameter]: ...
+
+    def add_lora(self, rank: int = 16, alpha: float = 32.0, **options: Any) -> None:
+        """Train low-rank adapters of the policy instead of its own weights."""
+        ...
+
+    def keep_reference(self) -> None:
+        """Keep the policy as it is now for `reference()`. Costs nothing with LoRA, where the reference is the base."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, the generator is the reference model."""
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder that `generators.load` accepts."""
+        ...
+
+
+def as_prompts(prompts: Sequence[Prompt | str]) -> tuple[Prompt, ...]:
+    """ValueError for a lone string or an empty sequence."""
+    if isinstance(prompts, (str, Prompt)) or not len(prompts):
+        raise ValueError(f"prompts is {prompts!r}; pass a non-empty sequence of prompts, for one prompt a list of one")
+    return tuple(prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts)
+
+
+def as_negatives(negative: Negative, count: int) -> tuple[str, ...] | None:
+    """One negative text for each of `count` prompts, or None for the null prompt. ValueError for another number of them."""
+    if negative is None:
+        return None
+    if isinstance(negative, str):
+        return (negative,) * count
+    if len(negative) != count:
+        raise ValueError(f"{len(negative)} negative prompts for {count} prompts; pass one for all, or one for each")
+    return tuple(negative)
+
+
+def seeded(sampling: Sampling, rng: torch.Generator | None) -> Sampling:
+    """`sampling` with its seed replaced by one 63-bit draw from `rng`, if there is one."""
+    if rng is None:
+        return sampling
+    return replace(sampling, seed=int(torch.randint(0, 2**63 - 1, (), generator=rng, device=rng.device)))
+
+
+def check_tokens(tokens: Tensor, grid: tuple[int, int], codebook_size: int) -> None:
+    """ValueError unless tokens are [B, rows * columns] codebook indices."""
+    length = grid[0] * grid[1]
+    if tokens.dim() != 2 or tokens.shape[1] != length or tokens.is_floating_point():
+        raise ValueError(
+            f"tokens are {tuple(tokens.shape)} {tokens.dtype}; expected int64 [B, {length}] for a {grid[0]} x {grid[1]} grid"
+        )
+    if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < codebook_size):
+        raise ValueError(
+            f"tokens span {int(tokens.min())} to {int(tokens.max())}; allowed are 0 to {codebook_size - 1}"
+        )
+
+
+def chunks(items: Sequence[Item], most: int | None) -> Iterator[Sequence[Item]]:
+    """Nearly equal runs of at most `most` items (None: all at once)."""
+    count = 1 if most is None else -(-len(items) // most)
+    size = -(-len(items) // max(count, 1))
+    for start in range(0, len(items), max(size, 1)):
+        yield items[start : start + size]
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int | None) -> Tensor:
+    """`function` over at most `most` rows at a time, joined along the rows."""
+    if most is None or len(rows) <= most:
+        return function(rows)
+    return torch.cat([function(part) for part in rows.split(most)])

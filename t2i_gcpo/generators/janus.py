@@ -1,0 +1,352 @@
+"""Janus and Janus-Pro (2410.13848, 2501.17811) of transformers as an `ImageGenerator`.
+
+P prompts, G images a prompt, B = P * G rows with row = p * G + g, L columns of prompt, T = rows * columns tokens, V codebook, D
+hidden width, H, W pixels. Only `model.language_model` is trained; the generation head, embeddings and VQ model are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from rewards.torchvision_mend import mend
+from t2i_gcpo.generators.base import (
+    DISTRIBUTIONS,
+    Distribution,
+    Negative,
+    as_negatives,
+    as_prompts,
+    check_tokens,
+    in_chunks,
+    seeded,
+)
+from t2i_gcpo.generators.checkpoints import Checkpoint, locate
+from t2i_gcpo.generators.janus_prompts import Encoded, PromptEncoder
+from t2i_gcpo.generators.janus_rows import RowSampler
+from t2i_gcpo.generators.janus_sampler import StepSampler, can_compile
+from t2i_gcpo.generators.policy import LLAMA_TARGETS, PolicyWeights
+from t2i_gcpo.logprobs import DEFAULT_CHUNK, token_logprob
+from t2i_gcpo.records import Prompt, Rollout, Sampling
+
+#: `compile="auto"` compiles from this many rollouts on: the first one takes half a minute longer, each one saves a second or more.
+COMPILE_FROM_ROLLOUTS = 30
+
+
+class Janus:
+    """See `generators.base.ImageGenerator` for the methods' contracts."""
+
+    kind = "janus"
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        base: Checkpoint | None = None,
+        max_batch: int | None = None,
+        compile: bool | Literal["auto"] = "auto",
+        head_chunk: int = DEFAULT_CHUNK,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """`model` is a `JanusForConditionalGeneration`, `processor` its `JanusProcessor`.
+
+        max_batch: rows sampled or decoded at once (None: all); results do not depend on it beyond rounding.
+        compile: whether the sampling step is compiled. "auto" compiles where torch can and `rollouts_ahead` makes it pay.
+        head_chunk: tokens whose logits exist at once when tokens are scored.
+        gradient_checkpointing: compute the language model's activations again in the backward pass, for less memory.
+        """
+        if compile is True and not can_compile(model.device):
+            raise ValueError(
+                "compile is on, but torch.compile finds no C++ compiler (CPU) or Triton (GPU); install one, or turn it off"
+            )
+        self.model = model.eval()
+        self.processor = processor
+        self.base = base
+        self.max_batch = max_batch
+        self.compile = compile
+        self.head_chunk = head_chunk
+        self.gradient_checkpointing = gradient_checkpointing
+        self.rollouts_ahead = 1
+        """How many rollouts of like size the caller will ask for in all; `compile="auto"` goes by it."""
+        side = int(model.config.vq_config.num_patches)
+        self.grid = (side, side)
+        self.codebook_size = int(model.config.vq_config.num_embeddings)
+        self.weights = PolicyWeights(model, "model.language_model")
+        self.prompts = PromptEncoder(processor, model.device)
+        self.sampler = RowSampler(self.prompts, StepSampler(model, side * side))
+        if gradient_checkpointing:
+            # Active in train mode only, which `token_logprobs` switches to: so no other train-mode behaviour may differ.
+            if model.config.text_config.attention_dropout:
+                raise ValueError(
+                    "gradient checkpointing needs a model without attention dropout (text_config.attention_dropout = 0)"
+                )
+            self.weights.checkpoint_activations()
+
+    # -- loading and saving --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        **options: Any,
+    ) -> Janus:
+        """As `generators.load`, for a checkpoint known to be Janus. `options` go to `__init__`."""
+        checkpoint = locate(str(name_or_path), revision=revision)
+        return cls.from_checkpoint(checkpoint, device=torch.device(device), dtype=dtype, **options)
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, **options: Any
+    ) -> Janus:
+        mend()  # transformers imports torchvision
+        from transformers import JanusForConditionalGeneration, JanusProcessor
+
+        model: Any = JanusForConditionalGeneration.from_pretrained(
+            checkpoint.folder, dtype=dtype, local_files_only=True
+        )
+        processor = JanusProcessor.from_pretrained(checkpoint.folder, local_files_only=True)
+        generator = cls(model.to(device), processor, base=checkpoint, **options)
+        if checkpoint.adapter is not None:
+            generator.weights.load_lora(checkpoint.adapter, device)
+        return generator
+
+    def save(self, path: str | Path) -> None:
+        """A folder in the hub's layout; with LoRA an adapter folder that names its base."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        if self.weights.peft is None:
+            self.model.save_pretrained(path)
+            self.processor.save_pretrained(path)
+        elif self.base is None:
+            raise ValueError(
+                "a LoRA adapter needs the name of its base: load the model with generators.load, or merge_lora() first"
+            )
+        else:
+            self.weights.save_lora(path, base=self.base.name, revision=self.base.revision)
+
+    # -- the trained weights -------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> nn.Module:
+        """The language model. Set it to a wrapper of the same module (DDP) to train through that."""
+        return self.weights.module
+
+    @policy.setter
+    def policy(self, module: nn.Module) -> None:
+        self.weights.module = module
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return self.weights.trainable_parameters()
+
+    def add_lora(
+        self, rank: int = 16, alpha: float = 32.0, *, targets: Sequence[str] = LLAMA_TARGETS, seed: int = 0
+    ) -> None:
+        """Train LoRA adapters on the language model's projections. Does nothing if a loaded adapter has the same shape."""
+        self.weights.add_lora(rank, alpha, targets, seed)
+
+    def merge_lora(self) -> None:
+        self.weights.merge_lora()
+
+    def keep_reference(self) -> None:
+        self.weights.keep_reference()
+
+    def reference(self) -> AbstractContextManager[None]:
+        return self.weights.reference()
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[Prompt | str],
+        sampling: Sampling,
+        *,
+        rng: torch.Generator | None = None,
+        first_prompt_index: int = 0,
+        negative_prompts: Negative = None,
+    ) -> Rollout:
+        """P prompts -> B = P * G token grids. `logprob_negative` and the stats `exact_kl` and `js` contrast the prompt with
+        `negative_prompts` (None: the null prompt); the stat `entropy` is the raw conditional distribution's.
+
+        The null prompt's branch runs if guidance is not 1 or a stat needs it, and `logprob_negative` is then free. A negative
+        text costs one teacher-forced forward pass, or a third branch if a stat needs it.
+        """
+        prompts = as_prompts(prompts)
+        negatives = as_negatives(negative_prompts, len(prompts))
+        sampling = seeded(sampling, rng)
+        with self._eval_mode() as policy:
+            drawn = self.sampler.draw(
+                policy,
+                [prompt.text for prompt in prompts],
+                negatives,
+                sampling,
+                first_prompt_index=first_prompt_index,
+                max_batch=self.max_batch,
+                compiled=self.compiles(),
+            )
+        tokens, records = drawn.tokens, dict(drawn.records)
+        rollout = Rollout(
+            tokens=tokens,
+            logprob_positive=records.pop("positive"),
+            logprob_negative=records.pop("negative", None),
+            logprob_behaviour=records.pop("behaviour"),
+            commit_step=repeat(torch.arange(tokens.shape[1], device=self.device), "t -> b t", b=len(tokens)).clone(),
+            prompts=prompts,
+            grid=self.grid,
+            sampling=sampling,
+            negative_prompts=negatives,
+            stats=records,
+        )
+        if rollout.logprob_negative is None and sampling.contrast:
+            index = torch.arange(rollout.batch)
+            negative = in_chunks(
+                lambda part: self.token_logprobs(rollout.rows(part), prompt="negative"), index, self.max_batch
+            )
+            rollout = replace(rollout, logprob_negative=negative)
+        return rollout
+
+    def compiles(self) -> bool:
+        """Whether the sampling step is compiled. Depends on the options alone, never on what ran before: a resumed run does
+        what the first one did."""
+        wanted = self.compile is True or (self.compile == "auto" and self.rollouts_ahead >= COMPILE_FROM_ROLLOUTS)
+        return wanted and can_compile(self.device)
+
+    # -- scoring -------------------------------------------------------------------------------------------------------
+
+    def token_logprobs(
+        self,
+        rollout: Rollout,
+        *,
+        prompt: str | list[str] = "positive",
+        distribution: Distribution = "conditional",
+    ) -> Tensor:
+        """[B, T] fp32, nats, differentiable in the policy: the log-probs of `rollout.tokens`, teacher-forced.
+
+        prompt: "positive", "negative" (the rollout's negative prompts, else the null prompt), or texts, one for each prompt or row.
+        distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and truncation of
+        `rollout.sampling`); "guided_detached", the same without gradient through the unconditional branch.
+        """
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
+        check_tokens(rollout.tokens, self.grid, self.codebook_size)
+        conditional, null = self._encode_rows(rollout, prompt)
+        head = self.model.model.generation_head
+        tokens = rollout.tokens.to(self.device)
+        with self._train_mode() as policy:
+            if distribution == "conditional":
+                return token_logprob(self._hidden(policy, conditional, tokens), head, tokens, chunk=self.head_chunk)
+            sampling = rollout.sampling
+            unconditional = None
+            if sampling.guidance == 1:
+                hidden = self._hidden(policy, conditional, tokens)
+            elif distribution == "guided":
+                both = self._hidden(policy, conditional.cat(null), repeat(tokens, "b t -> (n b) t", n=2))
+                hidden, unconditional = rearrange(both, "(n b) t d -> n b t d", n=2)
+            else:
+                hidden = self._hidden(policy, conditional, tokens)
+                with torch.no_grad():
+                    unconditional = self._hidden(policy, null, tokens)
+            return token_logprob(
+                hidden,
+                head,
+                tokens,
+                unconditional=unconditional,
+                guidance=sampling.guidance,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                chunk=self.head_chunk,
+            )
+
+    def _encode_rows(self, rollout: Rollout, prompt: str | list[str]) -> tuple[Encoded, Encoded]:
+        """The conditional rows [B, L] that `prompt` asks for, and their null rows."""
+        group = rollout.sampling.group_size
+        null_wanted = False
+        if isinstance(prompt, str):
+            if prompt not in ("positive", "negative"):
+                raise ValueError(f'prompt is {prompt!r}; allowed: "positive", "negative", or a list of texts')
+            texts = [item.text for item in rollout.prompts]
+            if prompt == "negative":
+                null_wanted = rollout.negative_prompts is None
+                texts = list(rollout.negative_prompts or texts)
+        else:
+            texts = list(prompt)
+        if len(texts) not in (len(rollout.prompts), rollout.batch):
+            raise ValueError(
+                f"{len(texts)} texts for {len(rollout.prompts)} prompts and {rollout.batch} rows; pass one for each"
+            )
+        copies = group if len(texts) == len(rollout.prompts) else 1
+        encoded = self.prompts.encode(texts).take(
+            torch.arange(len(texts), device=self.device).repeat_interleave(copies)
+        )
+        null = self.prompts.null(encoded)
+        return (null if null_wanted else encoded), null
+
+    def _hidden(self, policy: nn.Module, prompts: Encoded, tokens: Tensor) -> Tensor:
+        """The language model's last hidden states [b, T, D] that predict `tokens` [b, T] after `prompts` [b, L]."""
+        words: Any = self.weights.unwrapped().get_input_embeddings()
+        embeds = torch.cat(
+            [words(prompts.ids), self.model.prepare_embeddings_for_image_generation(tokens[:, :-1])], dim=1
+        )
+        mask = nn.functional.pad(prompts.mask, (0, tokens.shape[1] - 1), value=True).long()
+        output = policy(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+        )
+        return output.last_hidden_state[:, -tokens.shape[1] :]
+
+    @contextmanager
+    def _eval_mode(self) -> Iterator[nn.Module]:
+        """The unwrapped policy for sampling: in train mode gradient checkpointing drops the cache, in silence."""
+        policy = self.weights.unwrapped()
+        training = policy.training
+        policy.eval()
+        try:
+            yield policy
+        finally:
+            policy.train(training)
+
+    @contextmanager
+    def _train_mode(self) -> Iterator[nn.Module]:
+        """The policy for scoring. Gradient checkpointing works in train mode only; it differs in nothing else."""
+        policy = self.weights.module
+        training = policy.training
+        policy.train(self.gradient_checkpointing and torch.is_grad_enabled())
+        try:
+            yield policy
+        finally:
+            policy.train(training)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """[B, T] int64 -> [B, 3, H, W] uint8, on the model's device. ValueError for another T, or indices outside the codebook."""
+        check_tokens(tokens, self.grid, self.codebook_size)
+
+        def decode_rows(part: Tensor) -> Tensor:
+            pixels = self.model.decode_image_tokens(part)  # about [-1, 1], unclamped
+            return ((rearrange(pixels, "b h w c -> b c h w").float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+        return in_chunks(decode_rows, tokens.to(self.device), self.max_batch)

@@ -1,0 +1,93 @@
+"""Prompt texts to token ids for Janus, and the null prompt's ids.
+
+P prompts, L columns. Ids are [P, L] int64, padded on the left, with BOI (begin of image) in the last column; masks are [P, L]
+bool, False on padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Prompts as token ids."""
+
+    ids: Tensor
+    """[P, L] int64, BOI last."""
+    mask: Tensor
+    """[P, L] bool, False on the padding at the left."""
+
+    def take(self, index: Tensor) -> Encoded:
+        """Rows by index [b] int64."""
+        return Encoded(self.ids[index], self.mask[index])
+
+    def cat(self, *others: Encoded) -> Encoded:
+        """Rows of encodings of the same width, one after the other."""
+        parts = (self, *others)
+        return Encoded(torch.cat([part.ids for part in parts]), torch.cat([part.mask for part in parts]))
+
+
+class PromptEncoder:
+    """Encodes with the checkpoint's own processor: chat template where it has one, BOI appended, padding on the left."""
+
+    def __init__(self, processor: Any, device: torch.device) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.device = device
+
+    def encode(self, texts: Sequence[str], *, width_multiple: int = 1) -> Encoded:
+        """Ids and mask of P texts; the width is rounded up to a multiple. ValueError names words the tokenizer does not know."""
+        framed = [self._framed(text) for text in texts]
+        batch = self.processor(
+            text=framed, generation_mode="image", padding=True, padding_side="left", return_tensors="pt"
+        )
+        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+        self._check_words(framed, ids, mask)
+        missing = -ids.shape[1] % width_multiple
+        ids = pad(ids, (missing, 0), value=self.tokenizer.pad_token_id)
+        return Encoded(ids.to(self.device), pad(mask, (missing, 0), value=False).to(self.device))
+
+    def null(self, encoded: Encoded) -> Encoded:
+        """The unconditional rows that belong to conditional ones: every token but BOS and BOI becomes PAD; same attention mask.
+
+        As `JanusForConditionalGeneration.generate` and the reference implementation of Janus (2501.17811) do.
+        """
+        boi = self.tokenizer.convert_tokens_to_ids(self.tokenizer.boi_token)
+        kept = encoded.ids == boi
+        if self.tokenizer.bos_token_id is not None:
+            kept |= encoded.ids == self.tokenizer.bos_token_id
+        return Encoded(encoded.ids.masked_fill(~kept, self.tokenizer.pad_token_id), encoded.mask)
+
+    def _framed(self, text: str) -> str:
+        if not getattr(self.processor, "chat_template", None):
+            return text
+        messages = [{"role": "user", "content": [{"type": "text", "text": text}]}]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _check_words(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> None:
+        """A word that becomes the unknown token would be ignored in silence, and the image scored against it."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or unknown == self.tokenizer.bos_token_id:
+            return
+        rows = ((ids == unknown) & mask).any(dim=1).nonzero().flatten().tolist()
+        if not rows:
+            return
+        words: dict[str, None] = {}  # ordered, without repeats
+        for row in rows:
+            spans = self.tokenizer(texts[row], return_offsets_mapping=True)
+            for token, (start, end) in zip(spans["input_ids"], spans["offset_mapping"], strict=True):
+                if token == unknown:
+                    words[texts[row][start:end]] = None
+        hint = ""
+        if type(self.tokenizer.backend_tokenizer.model).__name__ == "WordLevel":
+            hint = "; `t2i-gcpo prompts shapes:vocabulary --out FILE` lists the words it knows"
+        raise ValueError(
+            f"the tokenizer does not know {', '.join(repr(word) for word in words)} (prompt {texts[rows[0]]!r}){hint}"
+        )

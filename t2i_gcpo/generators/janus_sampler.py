@@ -1,0 +1,216 @@
+"""The step loop of Janus: every branch of every row one token further, with constant shapes so that it compiles.
+
+R rows sampled at once, N branches folded in one batch (the prompt, then where wanted the null prompt and a negative prompt), L
+columns of prompt, T tokens, V codebook, D hidden width. Branch n of row r is row n * R + r of the folded batch.
+
+The prompt without its last token (BOI) is prefilled once per distinct prompt and copied to the rows of its group; then T steps
+feed BOI and the tokens drawn so far.
+"""
+
+from __future__ import annotations
+
+import shutil
+import types
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from t2i_gcpo.generators.janus_prompts import Encoded
+from t2i_gcpo.logprobs import entropy, selected_logprob
+from t2i_gcpo.records import Sampling
+from t2i_gcpo.sampling import behaviour_logits, draw, exact_kl, js
+
+#: The prompt's width is rounded up to this many columns, so that prompts of like lengths share one compiled shape.
+WIDTH_MULTIPLE = 32
+
+#: Compiled shapes (and their caches) that are kept.
+MOST_COMPILED = 4
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Which folded branch plays which part; None: it does not run."""
+
+    null: int | None = None
+    """The null prompt, for guidance."""
+    contrast: int | None = None
+    """The one that gives `logprob_negative` and the divergences."""
+    count: int = 1
+    """N; branch 0 is the prompt."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What R rows gave."""
+
+    tokens: Tensor
+    """[R, T] int64."""
+    records: dict[str, Tensor]
+    """[R, T] fp32 by name: positive, behaviour, negative (if it was free) and the stats asked for."""
+
+
+@dataclass
+class _Shape:
+    """Buffers of one shape, and the step that reads them."""
+
+    cache: Any
+    mask: Tensor
+    """[N R, 1, 1, L - 1 + T] bool: the columns of the cache that a step may look at."""
+    positions: Tensor
+    """[N R, 1] int64."""
+    advance: Callable[[Tensor], Tensor]
+    """Input embeddings [N R, 1, D] -> logits [N R, V]; moves the cache on by one column."""
+
+
+class StepSampler:
+    """Samples rows with the transformers model's own forward pass, and keeps compiled steps and their caches between calls."""
+
+    def __init__(self, model: Any, length: int) -> None:
+        """`model` is a `JanusForConditionalGeneration`, `length` T."""
+        self.model = model
+        self.length = length
+        self._compiled: OrderedDict[tuple[Any, ...], _Shape] = OrderedDict()
+
+    @torch.no_grad()
+    def draw_rows(
+        self,
+        policy: nn.Module,
+        prompts: Encoded,
+        owner: Tensor,
+        noise: Tensor,
+        sampling: Sampling,
+        branches: Branches,
+        *,
+        compiled: bool,
+    ) -> Drawn:
+        """Sample R rows. `prompts`: the folded branches of the distinct prompts [N Q, L]; `owner` [R] the row's prompt in
+        0..Q-1; `noise` [R, T] uniform in [0, 1). `policy` is the language model, in eval mode."""
+        rows, count = len(owner), branches.count
+        folded = repeat(torch.arange(count, device=owner.device), "n -> (n r)", r=rows) * (len(prompts.ids) // count)
+        folded = folded + repeat(owner, "r -> (n r)", n=count)
+        shape = self._shape(policy, len(folded), prompts.ids.shape[1], compiled)
+        self._prefill(policy, prompts, folded, shape)
+        embeds = policy.get_input_embeddings()(prompts.ids[:, -1:])[folded]
+        tokens, records = [], []
+        prefix = prompts.ids.shape[1] - 1
+        for step in range(self.length):
+            shape.mask[..., prefix + step] = True
+            logits = rearrange(shape.advance(embeds), "(n r) v -> n r v", n=count)
+            token, record = choose(logits, noise[:, step], sampling, branches)
+            tokens.append(token)
+            records.append(record)
+            shape.positions.add_(1)
+            embeds = self.model.prepare_embeddings_for_image_generation(repeat(token, "r -> (n r) 1", n=count))
+        return Drawn(
+            torch.stack(tokens, dim=1),
+            {name: torch.stack([record[name] for record in records], dim=1) for name in records[0]},
+        )
+
+    def _prefill(self, policy: nn.Module, prompts: Encoded, folded: Tensor, shape: _Shape) -> None:
+        """Run each distinct prompt (without BOI) once, and copy keys and values to the rows that share it."""
+        from transformers import DynamicCache
+
+        prefix = prompts.ids.shape[1] - 1
+        columns = prompts.mask.long().cumsum(dim=1)
+        shape.mask.fill_(False)
+        shape.mask[:, 0, 0, :prefix] = prompts.mask[folded, :prefix]
+        shape.positions.copy_(columns[folded, -1:] - 1)
+        if prefix:
+            once = DynamicCache(config=self.model.config.text_config)
+            policy(
+                inputs_embeds=policy.get_input_embeddings()(prompts.ids[:, :prefix]),
+                attention_mask=prompts.mask[:, :prefix].long(),
+                position_ids=(columns[:, :prefix] - 1).clamp(min=0),
+                past_key_values=once,
+                use_cache=True,
+            )
+            for kept, seen in zip(shape.cache.layers, once.layers, strict=True):
+                kept.keys[:, :, :prefix].copy_(seen.keys[folded])
+                kept.values[:, :, :prefix].copy_(seen.values[folded])
+        for kept in shape.cache.layers:
+            kept.cumulative_length.fill_(prefix)
+
+    def _shape(self, policy: nn.Module, rows: int, width: int, compiled: bool) -> _Shape:
+        """Buffers for a folded batch; kept for the next call where compiled, as new ones would be compiled anew."""
+        if not compiled:
+            return self._new_shape(policy, rows, width)
+        key = (id(policy), rows, width)
+        if key in self._compiled:
+            self._compiled.move_to_end(key)
+            return self._compiled[key]
+        shape = self._new_shape(policy, rows, width)
+        step = shape.advance
+        assert isinstance(step, types.FunctionType)
+        # torch counts recompilations by code object, and every shape's step would count against the same few.
+        code = step.__code__.replace(co_name=f"advance_{rows}_{width}")
+        own = types.FunctionType(code, step.__globals__, closure=step.__closure__)
+        shape.advance = torch.compile(own, fullgraph=True, dynamic=False)
+        self._compiled[key] = shape
+        while len(self._compiled) > MOST_COMPILED:
+            self._compiled.popitem(last=False)
+        return shape
+
+    def _new_shape(self, policy: nn.Module, rows: int, width: int) -> _Shape:
+        from transformers import StaticCache
+
+        text = self.model.config.text_config
+        weight = policy.get_input_embeddings().weight
+        cache = StaticCache(config=text, max_cache_len=width - 1 + self.length)
+        cache.early_initialization(
+            rows,
+            text.num_key_value_heads,
+            text.head_dim or text.hidden_size // text.num_attention_heads,
+            weight.dtype,
+            weight.device,
+        )
+        mask = torch.zeros(rows, 1, 1, width - 1 + self.length, dtype=torch.bool, device=weight.device)
+        positions = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
+        head = self.model.model.generation_head
+
+        def advance(embeds: Tensor) -> Tensor:
+            output = policy(
+                inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+            return head(output.last_hidden_state[:, -1])
+
+        return _Shape(cache, mask, positions, advance)
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draw one token [R] from the branches' logits [N, R, V] with noise [R], and take the log-probs and stats of it."""
+    conditional = logits[0]
+    behaviour = behaviour_logits(
+        conditional,
+        None if branches.null is None else logits[branches.null],
+        guidance=sampling.guidance,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+    )
+    token = draw(behaviour, uniform)
+    record = {"positive": selected_logprob(conditional, token), "behaviour": selected_logprob(behaviour, token)}
+    if "entropy" in sampling.stats:
+        record["entropy"] = entropy(conditional)
+    if branches.contrast is not None:
+        contrast = logits[branches.contrast]
+        record["negative"] = selected_logprob(contrast, token)
+        for name, divergence in (("exact_kl", exact_kl), ("js", js)):
+            if name in sampling.stats:
+                record[name] = divergence(conditional, contrast)
+    return token, record
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs here: a C++ compiler on the CPU, Triton elsewhere."""
+    if device.type == "cpu":
+        from torch._inductor import config
+
+        return any(shutil.which(name) for name in config.cpp.cxx if name)
+    import importlib.util
+
+    return importlib.util.find_spec("triton") is not None

@@ -1,0 +1,110 @@
+"""Which weights of a model are trained, and what the reference is: full fine-tuning of one submodule, or LoRA on it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+#: The projections of a Llama block.
+LLAMA_TARGETS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class PolicyWeights:
+    """The trained submodule of a model. Everything else in the model is frozen."""
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        """`path` is the submodule's dotted name in `model`, e.g. "model.language_model"."""
+        self.model = model
+        self.path = path
+        self.module: nn.Module = model.get_submodule(path)
+        self.peft: Any = None
+        self._reference: nn.Module | None = None
+        model.requires_grad_(False)
+        self.module.requires_grad_(True)
+
+    def unwrapped(self) -> nn.Module:
+        """The submodule itself, where `module` is a DDP wrapper around it."""
+        inner = getattr(self.module, "module", None)
+        return inner if isinstance(inner, nn.Module) else self.module
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Those of the policy (of its adapters, with LoRA), in a fixed order."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
+        """Put LoRA adapters (2106.09685) on the linear layers named `targets` in the submodule, and freeze the rest.
+
+        No dropout: it would draw another model for re-scoring than for sampling. ValueError: there are adapters already
+        of another shape, or `targets` match nothing.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        if self.peft is not None:
+            present = self.peft.peft_config["default"]
+            if (present.r, present.lora_alpha) == (rank, alpha):
+                return  # loaded from an adapter checkpoint: go on training it
+            raise ValueError(
+                f"the model has LoRA adapters of rank {present.r} and alpha {present.lora_alpha}, asked for are {rank} and "
+                f"{alpha}; ask for the same, or merge the present ones first (merge_lora)"
+            )
+        # Bare names would also match the vision tower's projections: name the way from the top.
+        pattern = rf"{re.escape(self.path)}\..*\.({'|'.join(targets)})"
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern, bias="none")
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.peft = get_peft_model(self.model, config)  # swaps the layers in place; `model` stays the same object
+
+    def load_lora(self, folder: Path, device: torch.device) -> None:
+        """Put a saved adapter on the model, trainable."""
+        from peft import PeftModel
+
+        self.peft = PeftModel.from_pretrained(self.model, str(folder), is_trainable=True, torch_device=str(device))
+
+    def save_lora(self, folder: Path, *, base: str, revision: str | None) -> None:
+        config = self.peft.peft_config["default"]
+        config.base_model_name_or_path, config.revision = base, revision
+        # "auto" would ask the hub whether the vocabulary was changed
+        self.peft.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def merge_lora(self) -> None:
+        """Add the adapters to the weights, and train these from here on."""
+        if self.peft is None:
+            raise ValueError("there are no LoRA adapters to merge")
+        self.peft.merge_and_unload()
+        self.peft = None
+        self.module.requires_grad_(True)
+
+    def checkpoint_activations(self) -> None:
+        """Keep only each layer's input for the backward pass; acts in train mode alone."""
+        module: Any = self.module
+        if hasattr(module, "activation_checkpointing_enable"):  # its name in newer versions of transformers
+            module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def keep_reference(self) -> None:
+        """Copy the submodule as it is now. With LoRA the base without its adapters is the reference, and nothing is copied."""
+        if self.peft is None:
+            self._reference = copy.deepcopy(self.unwrapped()).requires_grad_(False).eval()
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, `module` is the reference. ValueError without `keep_reference()`, unless there are LoRA adapters."""
+        if self.peft is not None:
+            with self.peft.disable_adapter():
+                yield
+            return
+        if self._reference is None:
+            raise ValueError("no reference was kept; call keep_reference() before training, or train with LoRA")
+        trained, self.module = self.module, self._reference
+        try:
+            yield
+        finally:
+            self.module = trained

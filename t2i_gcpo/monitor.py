@@ -1,0 +1,105 @@
+"""What a run does every few steps besides training: score validation prompts, and draw samples and credit heatmaps.
+
+Both are callbacks of `Trainer`. Their noise comes from a seed of their own, so that they never change the training, and pictures of
+two steps differ by the weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from rewards.base import Reward
+from t2i_gcpo import heatmap, pictures
+from t2i_gcpo.algorithms import token_advantages
+from t2i_gcpo.evaluate import evaluate
+from t2i_gcpo.generators.base import Negative
+from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.rollout import collect
+
+if TYPE_CHECKING:
+    from t2i_gcpo.trainer import StepRecord, Trainer
+
+
+class Validation:
+    """Adds `validation/overall` and `validation/task/<task>` to the metrics of every `every`-th step and of the last."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], reward: Reward, *, sampling: Sampling, every: int, seed: int, batch: int = 64
+    ) -> None:
+        self.prompts, self.reward, self.sampling = list(prompts), reward, sampling
+        self.every, self.seed, self.batch = every, seed, batch
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if not self.every or (record.step % self.every and record.step != trainer.steps):
+            return
+        result = evaluate(
+            trainer.generator, self.prompts, self.reward, sampling=self.sampling, batch=self.batch, seed=self.seed
+        )
+        record.metrics["validation/overall"] = result.overall
+        for task, score in result.by_task.items():
+            record.metrics[f"validation/task/{task}"] = score
+
+
+class Pictures:
+    """Draws samples and heatmaps of the same prompts and noise, and the heatmap of a group that was trained on.
+
+    `draw` may be called before the first step for the picture that the later ones are compared with.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        reward: Reward,
+        *,
+        sampling: Sampling,
+        every: int,
+        group: int,
+        seed: int,
+        negative_prompt: Negative = None,
+    ) -> None:
+        self.prompts, self.reward = list(prompts), reward
+        self.sampling = replace(sampling, group_size=max(group, 2), seed=seed, contrast=True)
+        self.every, self.negative_prompt = every, negative_prompt
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if not self.every or (record.step % self.every and record.step != trainer.steps):
+            return
+        self.draw(trainer, record.step)
+        if record.scored is not None and record.targets is not None:
+            # The tensor itself, not another computation of it: the first group of the rollout.
+            rows = torch.arange(record.scored.rollout.sampling.group_size)
+            heatmap.save(
+                trainer.output_dir,
+                f"step_{record.step:06d}_trained",
+                record.scored.groups(torch.tensor([0])),
+                record.targets.rows(rows),
+            )
+
+    def draw(self, trainer: Trainer, step: int) -> None:
+        """Samples and heatmap of the fixed prompts under the present weights."""
+        assert not isinstance(trainer.algorithm, str)
+        group = self.sampling.group_size
+        algorithm = replace(trainer.algorithm, group_size=group, entropy_reward_coef=0.0, normalize_parts=False)
+        stats = tuple(sorted({*self.sampling.stats, *algorithm.needed_stats, "entropy"}))
+        scored = collect(
+            trainer.generator,
+            self.reward,
+            self.prompts,
+            replace(self.sampling, stats=stats),
+            negative_prompts=self.negative_prompt,
+        )
+        rng = torch.Generator().manual_seed(self.sampling.seed)
+        targets = token_advantages(algorithm, scored.rollout, scored.scores, generator=rng)
+        grid = pictures.sample_grid(
+            scored.images,
+            [prompt.text for prompt in self.prompts for _ in range(group)],
+            columns=group,
+            scores=scored.scores.tolist(),
+        )
+        if trainer.tracker is not None:
+            trainer.tracker.picture(step, "samples", grid)
+        heatmap.save(trainer.output_dir, f"step_{step:06d}", scored, targets)

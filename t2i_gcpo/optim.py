@@ -1,0 +1,101 @@
+"""AdamW with decay where it belongs, learning-rate schedules that are pure functions of the step, and gradient clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda progress, floor: 1.0,
+    "linear": lambda progress, floor: 1.0 - (1.0 - floor) * progress,
+    "cosine": lambda progress, floor: floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress)),
+}
+
+
+def adamw(
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
+) -> torch.optim.AdamW:
+    """AdamW (1711.05101) over the parameters that require gradients.
+
+    Weight decay acts on matrices only: norms, biases and other parameters with fewer than two dimensions have none. ValueError
+    where nothing is trainable.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError("no parameter of the model requires a gradient; there is nothing to train")
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps)
+
+
+def lr_factor(step: int, *, schedule: str, steps: int, warmup_steps: int = 0, min_ratio: float = 0.0) -> float:
+    """The learning rate of update `step` (0, 1, ...) as a share of its peak.
+
+    Update k of the warm-up has (k + 1) / warmup_steps, so that none is wasted on a rate of 0 and the last one of the warm-up has the peak.
+    `linear` and `cosine` (1608.03983, one cycle) then go from the peak down to `min_ratio`, which the last of `steps` updates has.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; allowed: {', '.join(SCHEDULES)}")
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    first = max(warmup_steps - 1, 0)  # the last update that has the peak
+    progress = (step - first) / max(steps - 1 - first, 1)
+    return SCHEDULES[schedule](min(progress, 1.0), min_ratio)
+
+
+def scheduler(
+    optimizer: torch.optim.Optimizer, *, schedule: str, steps: int, warmup_steps: int = 0, min_ratio: float = 0.0
+) -> LambdaLR:
+    """`lr_factor` as a torch scheduler; call its `step()` once after each update."""
+
+    def factor(step: int) -> float:
+        return lr_factor(step, schedule=schedule, steps=steps, warmup_steps=warmup_steps, min_ratio=min_ratio)
+
+    factor(0)  # an unknown schedule fails here, with its own message
+    return LambdaLR(optimizer, factor)
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients down to a global L2 norm of `max_norm`; returns the norm before ([] fp32).
+
+    Where that norm is not finite the gradients are left as they are: the caller skips the update.
+    """
+    parameters = [p for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if torch.isfinite(norm):
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm.float()
+
+
+def all_finite(*values: Tensor) -> bool:
+    """Whether every element of every tensor is finite."""
+    return all(bool(torch.isfinite(value).all()) for value in values)
+
+
+class NonFiniteGuard:
+    """Counts updates in a row that were skipped for a non-finite loss or gradient, and gives up after `limit` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_a_row = 0
+        self.total = 0
+
+    def ok(self, *values: Tensor) -> bool:
+        """Whether to go on with the update. RuntimeError at the `limit`-th non-finite one in a row."""
+        if all_finite(*values):
+            self.in_a_row = 0
+            return True
+        self.in_a_row += 1
+        self.total += 1
+        if self.in_a_row >= self.limit:
+            raise RuntimeError(
+                f"the loss or gradient was not finite in {self.in_a_row} updates in a row; lower the learning rate "
+                "(--optim.lr), lengthen the warm-up (--optim.warmup-steps), or train in float32 (--generator.dtype)"
+            )
+        return False

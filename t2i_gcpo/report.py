@@ -1,0 +1,146 @@
+"""`report.html` of a run: options, curves, scores before and after, samples and heatmaps, in one file that needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from t2i_gcpo import curves, pages
+from t2i_gcpo.run_folder import AFTER, BEFORE, Run, read
+from t2i_gcpo.tables import NOTE, PAIRED_NOTE, evaluation_rows, number
+from t2i_gcpo.tracking import CONFIG, METRICS
+
+NAME = "report.html"
+
+#: Option -> how the summary calls it.
+SUMMARY = {
+    "algorithm.name": "algorithm",
+    "generator.checkpoint": "generator",
+    "generator.lora_rank": "LoRA rank (0: all parameters)",
+    "distribution": "trained distribution",
+    "reward.name": "reward",
+    "prompts.train": "training prompts",
+    "prompts.test": "test prompts",
+    "prompts_per_step": "prompts a step",
+    "algorithm.group_size": "images a prompt",
+    "sampling.guidance": "guidance",
+    "optim.lr": "learning rate",
+    "algorithm.kl_coef": "KL coefficient",
+    "steps": "steps",
+    "seed": "seed",
+}
+HOW_TO_READ = (
+    "Each cell is one token of the image. Red tokens are made more likely by the update and blue ones less likely; the stronger the colour, "
+    "the more credit the token has. An image's cells have the sign of its own advantage A (better or worse than the other images of its prompt), "
+    "and the algorithm's token weights spread it over the cells. All panels of a picture share one scale, which is printed on it."
+)
+
+
+def write(run_dir: str | Path) -> Path:
+    """Write RUN/report.html from what the run folder holds so far; returns its path. ValueError where it is no run."""
+    run = read(run_dir)
+    parts = [_status(run), _missing(run), *_options(run), *_evaluation(run), *_curves(run), *_samples(run), *_heatmaps(run), *_files(run)]
+    path = run.path / NAME
+    path.write_text(pages.page(f"{run.algorithm}: {run.name}", parts), encoding="utf-8")
+    return path
+
+
+def _status(run: Run) -> str:
+    parts = [f"{run.step} of {run.config.get('steps', 'unknown')} steps"]
+    images, seconds = run.last("images_sampled"), run.seconds()
+    if images is not None:
+        parts.append(f"{images:,.0f} images sampled (discarded ones included)")
+    if seconds is not None:
+        parts.append(duration(seconds))
+    return pages.paragraph(", ".join(parts), "faint")
+
+
+def duration(seconds: float) -> str:
+    """90 -> "1.5 min"."""
+    unit, size = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if seconds >= s or s == 1)
+    return f"{seconds / size:.1f} {unit}"
+
+
+def _missing(run: Run) -> str:
+    """What the report would show if the run had it."""
+    wanted = {
+        CONFIG: bool(run.config),
+        METRICS: bool(run.metrics),
+        f"{BEFORE} (score before training)": run.before is not None,
+        f"{AFTER} (score after training)": run.after is not None,
+        "validation scores": bool(run.series("validation/overall")[0]),
+        "samples/": bool(run.pictures("samples")),
+        "heatmaps/": bool(run.pictures("heatmaps")),
+    }
+    missing = [name for name, there in wanted.items() if not there]
+    return pages.paragraph(f"Not in the run folder yet: {', '.join(missing)}.", "warning") if missing else ""
+
+
+def _options(run: Run) -> list[str]:
+    if not run.config:
+        return []
+    rows = [[label, str(run.config[name])] for name, label in SUMMARY.items() if name in run.config]
+    text = (run.path / CONFIG).read_text(encoding="utf-8")
+    return [pages.heading("Options"), pages.table(["option", "value"], rows), pages.details("all options (config.yaml)", text)]
+
+
+def _curves(run: Run) -> list[str]:
+    if not run.metrics:
+        return []
+    caption = "Thin: as logged. Thick: moving average over 5 % of the steps. Validation scores are shown as they are."
+    best = run.best("validation/overall")
+    if best is not None:
+        caption += f" Best validation score: {number(best[1])} at step {best[0]}."
+    return [pages.heading("Curves"), pages.picture(curves.svg(curves.draw({run.algorithm: [run]})), caption, kind="svg")]
+
+
+def _evaluation(run: Run) -> list[str]:
+    result = run.after or run.before
+    if result is None:
+        return []
+    about = f"{result.n} images of {result.prompts or 'the test prompts'}, reward {result.reward or 'of the run'}, guidance {result.sampling.guidance:g}, seed {result.seed}"
+    difference, reason = run.difference()
+    parts = [pages.heading("Scores on the test prompts"), pages.paragraph(about, "faint")]
+    if difference is not None:
+        parts += [pages.table(*evaluation_rows(result, run.before, names=("after", "before"))), pages.paragraph(f"{NOTE}; {PAIRED_NOTE}.", "faint")]
+    else:
+        for name, found in (("before", run.before), ("after", run.after)):
+            if found is not None:
+                parts.append(pages.table(*evaluation_rows(found, names=(name, ""))))
+        parts += [pages.paragraph(f"{NOTE}.", "faint"), pages.paragraph(f"No paired difference: {reason}.", "warning")]
+    failed = sum(found.failed for found in (run.before, run.after) if found is not None)
+    return [*parts, pages.paragraph(f"{failed} images could not be scored and are left out.", "warning") if failed else ""]
+
+
+def _samples(run: Run) -> list[str]:
+    found = run.pictures("samples")
+    if not found:
+        return []
+    shown = [(path, f"{_step(path)}; same prompts and noise in each") for path in dict.fromkeys((found[0], found[-1]))]
+    return [pages.heading("Samples"), *(pages.picture(p, text, link=p.relative_to(run.path).as_posix()) for p, text in shown), pages.links(found, run.path)]
+
+
+def _heatmaps(run: Run) -> list[str]:
+    found = run.pictures("heatmaps")
+    if not found:
+        return []
+    parts = [pages.heading("Credit of the tokens"), pages.paragraph(HOW_TO_READ)]
+    last = [path for path in found if path.name[: len("step_000000")] == found[-1].name[: len("step_000000")]]
+    for path in dict.fromkeys((found[0], *last)):
+        inspect = path.with_suffix(".html")
+        what = "; a group that was trained on, with the very advantages of its update" if path.stem.endswith("_trained") else ""
+        link = inspect if inspect.is_file() else path
+        parts.append(pages.picture(path, f"{_step(path)}{what}", link=link.relative_to(run.path).as_posix()))
+    interactive = sorted((run.path / "heatmaps").glob("step_*.html"))
+    return [*parts, pages.paragraph("Cell by cell, with each token's numbers:") if interactive else "", pages.links(interactive, run.path)]
+
+
+def _files(run: Run) -> list[str]:
+    names = (CONFIG, METRICS, BEFORE, AFTER)
+    found = [run.path / name for name in names if (run.path / name).is_file()]
+    checkpoints = sorted(path for path in (run.path / "checkpoints").glob("step_*") if path.is_dir())
+    return [pages.heading("Files"), pages.links([*found, *checkpoints], run.path)]
+
+
+def _step(path: Path) -> str:
+    """step_000010_samples -> "step 10"."""
+    return f"step {int(path.stem.split('_')[1])}"

@@ -1,0 +1,144 @@
+"""Guidance, temperature, truncation, drawing: pure functions on logits; and the noise that a row of tokens is drawn
+with.
+
+`*` any leading shape (usually B or B, T), V codebook, B rows, T tokens. Log-probs and divergences are in nats.
+Everything that takes logits computes in fp32, holds no generator and no data-dependent branch, so it can sit inside
+`torch.compile(fullgraph=True)`. The behaviour distribution is `softmax(truncate(mix(conditional, unconditional) /
+temperature))`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LARGEST_UNIFORM = 1.0 - 2.0**-24
+"""The largest fp32 number below 1. Times any normal fp32 total it rounds to less than that total."""
+
+
+def mix(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance `u + g (c - u)` (2207.12598, in the form that Janus and LlamaGen use; g = 1 is the
+    conditional). Finite [*, V] -> fp32."""
+    conditional, unconditional = conditional.float(), unconditional.float()
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def truncate(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0, keep: Tensor | None = None) -> Tensor:
+    """Logits [*, V] with -inf outside the kept set: the `top_k` most likely tokens (0: all), then of those,
+    renormalised, the smallest set with probability of at least `top_p` (1: all; nucleus sampling, 1904.09751).
+
+    `keep` [*] int64 is a token that stays whatever happens: re-scoring a token that was sampled under slightly other
+    weights is then never -inf. Ties at the k-th place all stay. No gradient flows to what was cut.
+    """
+    if top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"top_k={top_k}, top_p={top_p}; top_k must be at least 0 (0 keeps all), top_p in (0, 1] (1 keeps all)"
+        )
+    vocabulary = logits.shape[-1]
+    if (top_k == 0 or top_k >= vocabulary) and top_p == 1:
+        return logits
+    kept = torch.ones_like(logits, dtype=torch.bool)
+    detached = logits.detach().float()
+    if 0 < top_k < vocabulary:
+        kept = detached >= detached.topk(top_k, dim=-1).values[..., -1:]
+        detached = detached.masked_fill(~kept, -torch.inf)
+    if top_p < 1:
+        ordered, order = detached.sort(dim=-1, descending=True, stable=True)
+        probability = ordered.softmax(dim=-1)
+        before = (
+            probability.cumsum(dim=-1) - probability
+        )  # what the more likely tokens hold already; 0 for the first, so one always stays
+        nucleus = torch.zeros_like(kept).scatter(-1, order, before < top_p)
+        kept = kept & nucleus
+    return logits.masked_fill(~_with(kept, keep), -torch.inf)
+
+
+def behaviour_logits(
+    conditional: Tensor,
+    unconditional: Tensor | None = None,
+    *,
+    guidance: float = 1.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    keep: Tensor | None = None,
+) -> Tensor:
+    """Logits [*, V] fp32 of the distribution that tokens are drawn from, from the two branches' raw logits [*, V].
+
+    `unconditional` may be None only where guidance is 1 (it is then not read). Temperature 0 is greedy: probability 1
+    on the most likely token (the first of a tie). `keep` as in `truncate`. ValueError: guidance without a second
+    branch, negative temperature.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; it must be at least 0 (0 is greedy)")
+    if guidance == 1:
+        logits = conditional.float()
+    elif unconditional is None:
+        raise ValueError(
+            f"guidance is {guidance}, but there are no unconditional logits; pass them, or set guidance to 1"
+        )
+    else:
+        logits = mix(conditional, unconditional, guidance)
+    if temperature == 0:
+        best = logits.detach().argmax(dim=-1, keepdim=True)
+        return logits.masked_fill(~_with(_one_hot(best, logits.shape[-1]), keep), -torch.inf)
+    logits = logits if temperature == 1 else logits / temperature
+    return truncate(logits, top_k=top_k, top_p=top_p, keep=keep)
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One token [*] int64 from `softmax(logits)` [*, V] by inverting the cumulative distribution at `uniform` [*] in
+    [0, 1).
+
+    Deterministic in its two arguments; a token of probability 0 is never drawn, not even at uniform = 1. Differences
+    of probability below 2^-24 are out of reach of a fp32 uniform.
+    """
+    probability = logits.float().softmax(dim=-1)
+    possible = probability > 0
+    # A parallel prefix sum need not be monotone in its last bit: look only at possible tokens, and take the total
+    # from among them.
+    cumulative = probability.cumsum(dim=-1).masked_fill(~possible, 0.0)
+    threshold = uniform.float().clamp(0.0, LARGEST_UNIFORM) * cumulative.amax(dim=-1)
+    return (cumulative > threshold.unsqueeze(-1)).int().argmax(dim=-1)  # argmax gives the first of equals
+
+
+def row_noise(seed: int, rows: Sequence[tuple[int, int]], length: int, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform noise [B, length] fp32 in [0, 1), one row for each (prompt index, image index).
+
+    Each row has a generator of its own, seeded by a hash of (seed, prompt index, image index), and is drawn on the
+    CPU: it depends neither on which rows share the batch nor on the device. A longer row begins with the shorter one.
+    """
+    noise = torch.empty(len(rows), length)
+    for row, (prompt_index, image_index) in enumerate(rows):
+        digest = hashlib.blake2b(f"{seed}/{prompt_index}/{image_index}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        torch.rand(length, generator=generator, out=noise[row])
+    return noise.to(device)
+
+
+def exact_kl(positive: Tensor, negative: Tensor) -> Tensor:
+    """KL(softmax(positive) || softmax(negative)) over the whole vocabulary, nats: [*, V], [*, V] -> [*] fp32."""
+    log_p, log_q = positive.float().log_softmax(dim=-1), negative.float().log_softmax(dim=-1)
+    # Both sum to 1, so adding q - p changes nothing but the rounding: each term p (expm1(d) - d) is now at least 0.
+    difference = log_q - log_p
+    return (log_p.exp() * (torch.expm1(difference) - difference)).sum(dim=-1)
+
+
+def js(positive: Tensor, negative: Tensor) -> Tensor:
+    """Jensen-Shannon divergence over the whole vocabulary, nats, in [0, ln 2]: [*, V], [*, V] -> [*] fp32."""
+    log_p, log_q = positive.float().log_softmax(dim=-1), negative.float().log_softmax(dim=-1)
+    log_middle = torch.logaddexp(log_p, log_q) - math.log(2.0)
+    both = log_p.exp() * (log_p - log_middle) + log_q.exp() * (log_q - log_middle)
+    return (0.5 * both.sum(dim=-1)).clamp(min=0.0)
+
+
+def _one_hot(index: Tensor, vocabulary: int) -> Tensor:
+    return torch.arange(vocabulary, device=index.device) == index
+
+
+def _with(kept: Tensor, keep: Tensor | None) -> Tensor:
+    return kept if keep is None else kept | _one_hot(keep.unsqueeze(-1), kept.shape[-1])

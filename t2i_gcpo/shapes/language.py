@@ -1,0 +1,240 @@
+"""Pre-training of `janus-mini`'s language model: next-token prediction of the image tokens after a prompt.
+
+The prompt is dropped from a share of the rows in the way that guidance drops it when sampling (every token but the first and
+the last becomes padding that is still attended to), so that one model holds both distributions.
+
+B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2i_gcpo.records import Prompt
+from t2i_gcpo.shapes.janus_mini import LanguageModelShape
+from t2i_gcpo.shapes.prompts import TASKS, split
+from t2i_gcpo.shapes.scene import sample_scene
+
+#: Share of each task in the training scenes: the harder a task is to learn, the more of it.
+TASK_SHARE = {
+    "single_object": 0.06,
+    "two_object": 0.14,
+    "counting": 0.22,
+    "colors": 0.10,
+    "position": 0.28,
+    "color_attr": 0.20,
+}
+#: <bos>, at most ten words, <begin_of_image>, and one to spare.
+PROMPT_LENGTH = 13
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """How the language model is trained; the defaults made the embedded checkpoint."""
+
+    scenes: int = 64_000
+    steps: int = 4000
+    batch: int = 64
+    lr: float = 1.5e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    dropped_prompts: float = 0.1
+    short_prompts: float = 0.15
+    ema: float = 0.998
+    bfloat16: bool = True
+    compile: bool = True
+    seed: int = 0
+
+
+def draw_prompts(rng: random.Random, count: int, name: str = "train") -> list[Prompt]:
+    """Prompts of a split, tasks by `TASK_SHARE`."""
+    by_task = {task: [prompt for prompt in split(name) if prompt.task == task] for task in TASKS}
+    tasks = rng.choices(list(TASK_SHARE), weights=list(TASK_SHARE.values()), k=count)
+    return [rng.choice(by_task[task]) for task in tasks]
+
+
+def encode_prompts(texts: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """Texts -> ids and attention mask, both `[B, L]` int64, left-padded, with <begin_of_image> at the end."""
+    boi = tokenizer.convert_tokens_to_ids("<begin_of_image>")
+    ids = torch.full((len(texts), PROMPT_LENGTH), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        encoded = [*tokenizer(text)["input_ids"], boi]
+        ids[row, -len(encoded) :] = torch.tensor(encoded)
+        mask[row, -len(encoded) :] = 1
+    return ids, mask
+
+
+@torch.no_grad()
+def encode_scenes(prompts: list[Prompt], vq: Any, rng: random.Random, chunk: int = 50) -> Tensor:
+    """Draw a scene for each prompt and encode it: `[B, T]` int16."""
+    tokens = []
+    for start in range(0, len(prompts), chunk):
+        pictures = np.stack([sample_scene(p.metadata, rng).render() for p in prompts[start : start + chunk]])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        codes = vq.encode(pixels.contiguous(memory_format=torch.channels_last)).image_tokens
+        tokens.append(codes.view(len(pictures), -1).to(torch.int16))
+    return torch.cat(tokens)
+
+
+class LanguageTrainer:
+    """The training state and one step of it; `state_dict` holds everything that a resumed run needs."""
+
+    def __init__(self, settings: LanguageSettings, model: Any, tokenizer: Any, texts: list[str], tokens: Tensor) -> None:
+        self.settings, self.model, self.tokenizer, self.texts, self.tokens = settings, model, tokenizer, texts, tokens
+        inner = model.model
+        self.modules = nn.ModuleDict(
+            {
+                "language_model": inner.language_model,
+                "generation_embeddings": inner.generation_embeddings,
+                "generation_aligner": inner.generation_aligner,
+                "generation_head": inner.generation_head,
+            }
+        ).train()
+        self.average = {name: value.detach().clone() for name, value in self.modules.named_parameters()}
+        matrices = [p for p in self.modules.parameters() if p.ndim > 1]
+        vectors = [p for p in self.modules.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=settings.lr,
+            betas=(0.9, 0.95),
+        )
+        self.rng = random.Random(settings.seed)
+        self.step_number = 0
+        self.losses = torch.compile(self._losses, dynamic=False) if settings.compile else self._losses
+
+    def _losses(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        """Cross-entropy of each image token, `[B, T]`."""
+        inner = self.model.model
+        words = inner.language_model.get_input_embeddings()(ids)
+        images = inner.generation_aligner(inner.generation_embeddings(tokens[:, :-1]))
+        embeds = torch.cat([words, images.to(words.dtype)], dim=1)
+        length = embeds.shape[1]
+        seen = torch.cat([mask, mask.new_ones(len(mask), tokens.shape[1] - 1)], dim=1).bool()
+        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+        # A padding row must see something, or its softmax is undefined: itself.
+        allowed = causal & (seen[:, None, :] | torch.eye(length, dtype=torch.bool, device=ids.device))
+        positions = (seen.long().cumsum(1) - 1).clamp(min=0)
+        hidden = inner.language_model(
+            inputs_embeds=embeds, attention_mask=allowed[:, None], position_ids=positions, use_cache=False
+        ).last_hidden_state
+        logits = inner.generation_head(hidden[:, ids.shape[1] - 1 :]).float()
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        settings = self.settings
+        rows = [self.rng.randrange(len(self.tokens)) for _ in range(settings.batch)]
+        texts = [self.texts[row] for row in rows]
+        texts = [text.removeprefix("a photo of ") if self.rng.random() < settings.short_prompts else text for text in texts]
+        ids, mask = encode_prompts(texts, self.tokenizer)
+        dropped = torch.tensor([self.rng.random() < settings.dropped_prompts for _ in rows])
+        inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
+        inside[:, -1] = False
+        ids = ids.masked_fill(inside & dropped[:, None], self.tokenizer.pad_token_id)
+        return ids, mask, self.tokens[rows].long()
+
+    def _learning_rate(self) -> float:
+        settings = self.settings
+        progress = self.step_number / settings.steps
+        warm = min(1.0, (self.step_number + 1) / settings.warmup)
+        return settings.lr * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def step(self) -> dict[str, float]:
+        """One optimiser step; returns its loss in nats a token."""
+        ids, mask, tokens = self._batch()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
+            loss = self.losses(ids, mask, tokens).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        self.step_number += 1
+        # A short warm-up of the average, so that early steps do not hold on to the random start.
+        decay = min(self.settings.ema, self.step_number / (self.step_number + 20))
+        with torch.no_grad():
+            for name, value in self.modules.named_parameters():
+                self.average[name].lerp_(value, 1 - decay)
+        return {"loss": float(loss.detach()), "grad_norm": float(norm)}
+
+    @torch.no_grad()
+    def validation_loss(self, texts: list[str], tokens: Tensor) -> float:
+        """Mean cross-entropy of the averaged weights on scenes of prompts never trained on, nats a token."""
+        kept = {name: value.detach().clone() for name, value in self.modules.named_parameters()}
+        self._load(self.average)
+        ids, mask = encode_prompts(texts, self.tokenizer)
+        total = self._losses(ids, mask, tokens.long()).mean()
+        self._load(kept)
+        return float(total)
+
+    @torch.no_grad()
+    def _load(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.modules.named_parameters():
+            parameter.copy_(values[name])
+
+    def finished(self) -> Any:
+        """The whole model in evaluation mode, with the averaged weights."""
+        self._load(self.average)
+        return self.model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "modules": self.modules.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.getstate(),
+            "step": self.step_number,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.modules.load_state_dict(state["modules"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        version, internal, gauss = state["rng"]
+        self.rng.setstate((version, tuple(internal), gauss))
+        self.step_number = state["step"]
+
+
+def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | None) -> Any:
+    """A `JanusForConditionalGeneration` with random weights but for its VQ model."""
+    from t2i_gcpo.shapes.janus_mini import janus_config
+    from transformers import JanusForConditionalGeneration
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = JanusForConditionalGeneration(janus_config(settings, shape))
+    if vq is not None:
+        model.model.vqmodel.load_state_dict(vq.state_dict())
+    return model
+
+
+def training_tokens(vq: Any, settings: LanguageSettings, path: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    """Texts and encoded scenes to train and validate on; kept in `path` and reused from there."""
+    if path.exists():
+        return dict(torch.load(path, weights_only=False))
+    rng = random.Random(settings.seed + 1)
+    prompts = draw_prompts(rng, settings.scenes)
+    parts = []
+    for start in range(0, len(prompts), 500):
+        parts.append(encode_scenes(prompts[start : start + 500], vq, rng))
+        progress(len(parts[-1]))
+    held_out = draw_prompts(rng, 256, "val")
+    data = {
+        "texts": [prompt.text for prompt in prompts],
+        "tokens": torch.cat(parts),
+        "validation_texts": [prompt.text for prompt in held_out],
+        "validation_tokens": encode_scenes(held_out, vq, rng),
+    }
+    torch.save(data, path)
+    return data

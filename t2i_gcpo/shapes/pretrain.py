@@ -1,0 +1,94 @@
+"""`t2i-gcpo pretrain`: train `janus-mini` from nothing, its VQ model first and its language model then.
+
+The work folder holds, for each stage, `state.pt` (written atomically, so that the same command goes on where it was
+stopped) and `log.jsonl`; at the end it holds `janus-mini/` in hub layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rewards.torchvision_mend import mend
+
+
+def write_atomically(state: Any, path: Path) -> None:
+    """`torch.save` that leaves the old file or the new one, never half of one."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+class Stage:
+    """A stage's folder: its log, its resumable state, its progress bar."""
+
+    def __init__(self, folder: Path, title: str, total: int, settings: Any, every_seconds: float = 60.0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.every_seconds, self.total = folder, every_seconds, total
+        self.log_path, self.state_path = folder / "log.jsonl", folder / "state.pt"
+        (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        self.bar = tqdm(total=total, desc=title, mininterval=5.0)
+        self.saved = self.started = time.monotonic()
+
+    def resume(self, trainer: Any) -> None:
+        """Load the state if there is one, and cut the log back to it."""
+        if not self.state_path.exists():
+            self.log_path.unlink(missing_ok=True)
+            return
+        trainer.load_state_dict(torch.load(self.state_path, weights_only=False))
+        kept = [line for line in self.log_path.read_text().splitlines() if json.loads(line)["step"] <= trainer.step_number]
+        self.log_path.write_text("".join(f"{line}\n" for line in kept))
+        self.bar.update(trainer.step_number)
+
+    def on_step(self, trainer: Any, every: int) -> Callable[[int, dict[str, float]], None]:
+        """Log every `every` steps, save about once a minute and at the end."""
+
+        def report(step: int, metrics: dict[str, float]) -> None:
+            self.bar.update(1)
+            if step % every == 0 or step == self.total:
+                row = {"step": step, "seconds": round(time.monotonic() - self.started, 1), **metrics}
+                with self.log_path.open("a") as log:
+                    log.write(json.dumps(row) + "\n")
+                self.bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
+            if step == self.total or time.monotonic() - self.saved > self.every_seconds:
+                write_atomically(trainer.state_dict(), self.state_path)
+                self.saved = time.monotonic()
+
+        return report
+
+
+def pretrain_vq(work: Path, seed: int, language_width: int) -> Any:
+    """The trained VQ model, from the work folder if it is there already."""
+    from t2i_gcpo.shapes.vq import VQSettings, VQTrainer, train_vq
+
+    settings = VQSettings(seed=seed)
+    trainer = VQTrainer(settings, language_width)
+    stage = Stage(work / "vq", "VQ model", settings.steps, settings)
+    stage.resume(trainer)
+    return train_vq(trainer, stage.on_step(trainer, every=10))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="work folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of both stages (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    options = parser.parse_args(argv)
+    mend()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    pretrain_vq(options.out, options.seed, language_width=192)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

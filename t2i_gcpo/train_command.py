@@ -1,0 +1,166 @@
+"""`t2i-gcpo train`: options -> generator, reward, prompts and trainer; evaluate, train, evaluate again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rewards.base import Reward
+from t2i_gcpo import build, checkpoint, tracking
+from t2i_gcpo.arguments import dump, load, parse, to_mapping
+from t2i_gcpo.config import TrainConfig
+from t2i_gcpo.evaluate import EvalResult, evaluate, pick, spread
+from t2i_gcpo.monitor import Pictures, Validation
+from t2i_gcpo.pictures import before_after
+from t2i_gcpo.prompts import limit, read
+from t2i_gcpo.records import Prompt
+from t2i_gcpo.tables import print_evaluation
+from t2i_gcpo.trainer import CheckpointPlan, Schedule, Trainer
+
+#: Noise of evaluations and pictures: the same in every run, so that runs of different seeds are compared on the same images, and
+#: `t2i-gcpo eval`, whose default it is too, repeats eval_after.json.
+EVALUATION_SEED = 0
+#: Images in samples/before_after.png.
+SHOWN = 24
+
+
+def main(argv: list[str]) -> int:
+    command = parse(argv)
+    if command.print_config:
+        print(dump(command.settings), end="")
+        return 0
+    run(command.settings, resume=command.resume)
+    return 0
+
+
+def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
+    """A training run with everything around it. ValueError where the folder holds another run, or, with `resume`, none like this."""
+    folder = Path(config.output_dir)
+    if resume:
+        checkpoint.check_resumable(to_mapping(load(folder / tracking.CONFIG)), to_mapping(config))
+    else:
+        tracking.check_unused(folder)
+    # All that may fail for a wrong option comes before the folder is written to.
+    training, validation, test = (read(source) for source in (config.prompts.train, config.prompts.validation, config.prompts.test))
+    test = spread(test, config.evaluate.test_limit)
+    trainer = build_trainer(config, training, validation)
+    assert isinstance(trainer.reward, Reward)
+    tracking.prepare_run(folder, dump(config), resume=resume)
+    checkpoint.clean(folder)
+    if resume and checkpoint.newest(folder) is not None:
+        trainer.resume()
+        print(f"resumed {folder} at step {trainer.step_number}")
+    before_file, after_file = folder / "eval_before.json", folder / "eval_after.json"
+    before = None
+    if config.evaluate.before and trainer.step_number == 0:
+        before = _evaluate(config, trainer, test, name=config.generator.checkpoint)
+        before.save(before_file)
+    elif before_file.is_file():
+        before = EvalResult.load(before_file)
+
+    with _tracker(config, trainer) as tracker:
+        trainer.tracker = tracker
+        if trainer.step_number == 0:
+            for callback in trainer.callbacks:
+                if isinstance(callback, Pictures) and callback.every:
+                    callback.draw(trainer, 0)
+        trainer.train()
+    last = folder / checkpoint.FOLDER / f"step_{trainer.step_number:06d}"
+    if config.evaluate.after and trainer.stopped is None:
+        after = _evaluate(config, trainer, test, name=str(last))
+        after.save(after_file)
+        # An evaluation of a run that was resumed with another test set cannot be paired with this one.
+        same = before is not None and [row.text for row in before.rows] == [row.text for row in after.rows]
+        print_evaluation(after, before if same else None)
+        if same and before is not None:
+            _before_after(before, after, folder / "samples" / "before_after.png")
+    print(f"wrote {folder} (metrics.jsonl, samples, heatmaps, checkpoints); the last checkpoint is {last}")
+    return trainer
+
+
+def build_trainer(config: TrainConfig, training: list[Prompt], validation: list[Prompt]) -> Trainer:
+    """The trainer that the options describe, with its callbacks and without a tracker."""
+    scorer = build.reward(config.reward)
+    evaluation = build.sampling(config.sampling, guidance=config.evaluate.guidance)
+    validate = Validation(
+        spread(validation, config.evaluate.limit),
+        scorer,
+        sampling=evaluation,
+        every=config.evaluate.every,
+        seed=EVALUATION_SEED,
+        batch=config.generator.max_batch,
+    )
+    draw = Pictures(
+        limit(validation, config.pictures.prompts),
+        scorer,
+        sampling=build.sampling(config.sampling),
+        every=config.pictures.every,
+        group=min(config.pictures.group, config.algorithm.group_size),
+        seed=EVALUATION_SEED,
+        negative_prompt=config.sampling.negative_prompt,
+    )
+    return Trainer(
+        build.generator(config.generator, seed=config.seed),
+        scorer,
+        training,
+        config.output_dir,
+        algorithm=config.algorithm,
+        steps=config.steps,
+        prompts_per_step=config.prompts_per_step,
+        sampling=build.sampling(config.sampling),
+        negative_prompt=config.sampling.negative_prompt,
+        distribution=config.distribution,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        micro_batch=config.micro_batch,
+        balanced=config.prompts.balanced,
+        optim=Schedule(**asdict(config.optim)),
+        checkpoint=CheckpointPlan(**asdict(config.checkpoint)),
+        kl_stop=config.kl_stop,
+        max_nonfinite=config.max_nonfinite,
+        seed=config.seed,
+        callbacks=[validate, draw],
+    )
+
+
+def _tracker(config: TrainConfig, trainer: Trainer) -> tracking.Tracker:
+    return tracking.Tracker(
+        config.output_dir,
+        steps=config.steps,
+        start_step=trainer.step_number,
+        config=to_mapping(config),
+        **asdict(config.logging),
+    )
+
+
+def _evaluate(config: TrainConfig, trainer: Trainer, prompts: list[Prompt], *, name: str) -> EvalResult:
+    assert isinstance(trainer.reward, Reward)
+    return evaluate(
+        trainer.generator,
+        prompts,
+        trainer.reward,
+        sampling=build.sampling(config.sampling, guidance=config.evaluate.guidance),
+        batch=config.generator.max_batch,
+        seed=EVALUATION_SEED,
+        progress=config.logging.progress,
+        keep_images=True,
+        checkpoint=name,
+        source=config.prompts.test,
+        reward_name=config.reward.name,
+    )
+
+
+def _before_after(before: EvalResult, after: EvalResult, path: Path) -> None:
+    """The same prompts and noise before and after. Nothing where the run was resumed: the images before are not kept on disk."""
+    if before.images is None or after.images is None:
+        return
+    rows = pick(after, SHOWN)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before_after(
+        before.images[rows],
+        after.images[rows],
+        [after.rows[k].text for k in rows],
+        scores_before=[before.rows[k].score for k in rows],
+        scores_after=[after.rows[k].score for k in rows],
+        title="Test prompts before and after training, same noise",
+    ).save(path)

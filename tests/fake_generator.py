@@ -1,0 +1,69 @@
+"""A generator without a model: tokens are the noise itself, and an image shows them as grey cells. Fast, deterministic, batch-independent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from t2i_gcpo.generators.base import Negative, as_prompts, seeded
+from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.sampling import row_noise
+
+
+class FakeGenerator:
+    """4 x 4 tokens of 32 codes, 8 x 8 pixels. `shift` is added to each token: another checkpoint under the same noise."""
+
+    kind = "fake"
+    grid = (4, 4)
+    codebook_size = 32
+
+    def __init__(self, shift: int = 0) -> None:
+        self.shift = shift
+        self.batches: list[int] = []
+        """Rows of each call to `sample`."""
+        self.samplings: list[Sampling] = []
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt | str],
+        sampling: Sampling,
+        *,
+        rng: torch.Generator | None = None,
+        first_prompt_index: int = 0,
+        negative_prompts: Negative = None,
+    ) -> Rollout:
+        prompts, sampling = as_prompts(prompts), seeded(sampling, rng)
+        rows = [(first_prompt_index + p, g) for p in range(len(prompts)) for g in range(sampling.group_size)]
+        noise = row_noise(sampling.seed, rows, 16)
+        self.batches.append(len(rows))
+        self.samplings.append(sampling)
+        tokens = ((noise * (self.codebook_size - 8)).long() + self.shift).clamp(max=self.codebook_size - 1)
+        return Rollout(
+            tokens=tokens,
+            logprob_positive=-1 - noise,
+            logprob_negative=-1 - 2 * noise.flip(-1) if sampling.contrast else None,
+            logprob_behaviour=-1 - noise,
+            commit_step=repeat(torch.arange(16), "t -> b t", b=len(rows)).clone(),
+            prompts=prompts,
+            grid=self.grid,
+            sampling=sampling,
+            stats=dict.fromkeys(sampling.stats, 3 * noise),
+        )
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        cells = tokens.view(-1, 1, 4, 4).mul(8).to(torch.uint8)
+        return repeat(cells, "b 1 h w -> b 3 (h 2) (w 2)").contiguous()
+
+
+def token_score(images: Tensor) -> Tensor:
+    """The first token of an image / 32: what the rewards of these tests score."""
+    return images[:, 0, 0, 0].float() / 256
+
+
+def options(**changes: Any) -> dict[str, Any]:
+    """Arguments of `evaluate` that these tests share."""
+    return {"sampling": Sampling(guidance=2.0), "seed": 3, **changes}

@@ -1,0 +1,52 @@
+"""Run folders for the tests of what reads them, written by the library's own writers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fake_generator import FakeGenerator, options, token_score
+
+from rewards import RewardOutput
+from t2i_gcpo import arguments
+from t2i_gcpo.algorithms import resolve
+from t2i_gcpo.config import TrainConfig
+from t2i_gcpo.evaluate import evaluate
+from t2i_gcpo.records import Prompt
+from t2i_gcpo.tracking import Tracker, prepare_run
+
+PROMPTS = [Prompt(f"prompt {k}", {"tag": "odd" if k % 2 else "even"}) for k in range(8)]
+
+
+def metrics(step: int, gain: float) -> dict[str, float]:
+    found = {
+        "reward/mean": 0.4 + gain * step,
+        "kl": 0.001 * step,
+        "entropy": 2.0,
+        "clip_fraction_low": 0.01,
+        "clip_fraction_high": 0.02,
+        "credit/contrast": 0.3,
+        "grad_norm": 1.0,
+        "advantage/abs_mean": 0.8,
+        "time/step": 2.0,
+        "images_sampled": 64.0 * step,
+    }
+    return found | ({"validation/overall": 0.3 + gain * step} if step % 2 == 0 else {})
+
+
+def write(
+    path: Path, *, algorithm: str = "gcpo", seed: int = 0, steps: int = 4, shift: int = 4, before: bool = True, after: bool = True, **changes: Any
+) -> Path:
+    """A run whose images gained `shift` tokens, i.e. a score of shift / 32."""
+    config = TrainConfig(algorithm=resolve(algorithm), seed=seed, output_dir=str(path), steps=10, **changes)
+    prepare_run(path, arguments.dump(config))
+    assert yaml.safe_load((path / "config.yaml").read_text())["seed"] == seed
+    with Tracker(path, steps=10) as tracker:
+        for step in range(1, steps + 1):
+            tracker.log(step, metrics(step, gain=0.01 + 0.001 * seed))
+    for name, wanted, generator in (("before", before, FakeGenerator()), ("after", after, FakeGenerator(shift=shift))):
+        if wanted:
+            named = options(checkpoint=name, source="shapes:test", reward_name="geneval")
+            evaluate(generator, PROMPTS, lambda images, prompts, metadata: RewardOutput(token_score(images)), **named).save(path / f"eval_{name}.json")
+    return path

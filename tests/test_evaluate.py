@@ -1,0 +1,155 @@
+"""Evaluation: noise, batches, failures, eval.json, paired differences, the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_generator import FakeGenerator, options, token_score
+from torch import Tensor
+
+import rewards
+from rewards import RewardOutput
+from t2i_gcpo import generators
+from t2i_gcpo.evaluate import EvalResult, evaluate, main, paired_difference, pick, spread
+from t2i_gcpo.records import Prompt, Sampling
+
+PROMPTS = [Prompt(f"prompt {k}", {"tag": "odd" if k % 2 else "even", "k": k}) for k in range(10)]
+
+
+def score(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+    return RewardOutput(token_score(images))
+
+
+def run(generator: FakeGenerator | None = None, prompts: list[Prompt] = PROMPTS, **changes: Any) -> EvalResult:
+    return evaluate(generator or FakeGenerator(), prompts, changes.pop("reward", score), **options(**changes))
+
+
+def test_scores_do_not_depend_on_the_batch() -> None:
+    generator = FakeGenerator()
+    whole = run(images_per_prompt=2)
+    parts = run(generator, images_per_prompt=2, batch=5)
+    assert max(generator.batches) <= 5 and len(generator.batches) > 1
+    assert parts.rows == whole.rows
+    assert [(r.index, r.image) for r in whole.rows] == [(p, g) for p in range(10) for g in range(2)]
+    assert len({r.score for r in whole.rows}) > 10  # each image has noise of its own
+    assert run(images_per_prompt=2, seed=4).rows != whole.rows
+
+
+def test_the_rows_are_scored_with_their_own_prompt_and_metadata() -> None:
+    def reward(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+        assert prompts == [f"prompt {row['k']}" for row in metadata]
+        return RewardOutput(torch.tensor([float(row["k"]) for row in metadata]))
+
+    result = run(reward=reward, batch=3, images_per_prompt=2)
+    assert result.by_task == {"even": 4.0, "odd": 5.0} and result.overall == 4.5
+    assert all(r.score == PROMPTS[r.index].metadata["k"] and r.task == PROMPTS[r.index].task for r in result.rows)
+
+
+def test_nothing_is_sampled_that_no_one_reads() -> None:
+    generator = FakeGenerator()
+    run(generator, sampling=Sampling(group_size=8, guidance=3.0, temperature=0.5, seed=99), images_per_prompt=2)
+    used = generator.samplings[0]
+    assert (used.group_size, used.guidance, used.temperature, used.seed, used.contrast, used.stats) == (2, 3.0, 0.5, 3, False, ())
+
+
+def test_failed_images_are_counted_and_left_out() -> None:
+    def reward(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+        return RewardOutput(torch.tensor([math.nan if row["k"] == 0 else 1.0 for row in metadata]))
+
+    result = run(reward=reward)
+    assert (result.n, result.failed, result.overall) == (10, 1, 1.0)
+    assert result.rows[0].failed and result.to_json()["images"][0]["score"] is None
+    everything_failed = run(reward=lambda images, prompts, metadata: RewardOutput(torch.full((len(images),), math.nan)))
+    assert everything_failed.to_json()["overall"] is None and everything_failed.to_json()["ci95"] == [None, None]
+
+
+def test_a_reward_that_scores_too_few_is_refused() -> None:
+    with pytest.raises(ValueError, match="one number per image"):
+        run(reward=lambda images, prompts, metadata: RewardOutput(torch.zeros(len(images) - 1)))
+    for wrong in ({"batch": 0}, {"images_per_prompt": 0}, {"prompts": []}):
+        with pytest.raises(ValueError, match=r"at least 1|no prompts"):
+            run(**wrong)
+
+
+def test_eval_json_is_read_back(tmp_path: Path) -> None:
+    result = run(images_per_prompt=2, checkpoint="base", source="shapes:test", reward_name="mine")
+    data = json.loads(result.save(tmp_path / "deep" / "eval.json").read_text())
+    assert {"overall", "by_task", "n", "ci95", "checkpoint", "prompts"} <= data.keys()
+    assert data["overall"] == pytest.approx(sum(data["by_task"].values()) / 2) and data["n"] == 20
+    assert data["ci95"][0] < data["overall"] < data["ci95"][1]
+    again = EvalResult.load(tmp_path / "deep" / "eval.json")
+    assert again.rows == result.rows and again.to_json() == result.to_json()
+    (tmp_path / "other.json").write_text('{"overall": 1}')
+    with pytest.raises(ValueError, match=r"other\.json is not an evaluation"):
+        EvalResult.load(tmp_path / "other.json")
+
+
+def test_images_of_one_text_are_one_cluster_also_where_the_list_repeats_it() -> None:
+    two = [Prompt("a", {"tag": "t"}), Prompt("b", {"tag": "t"})]
+
+    def reward(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+        return RewardOutput(torch.tensor([float(text == "a") for text in prompts]))
+
+    repeated = run(prompts=[p for p in two for _ in range(8)], reward=reward)
+    assert repeated.ci95 == (0.0, 1.0)  # two prompts, one right, one wrong: 16 images know no more
+    assert repeated.ci95 == run(prompts=two, reward=reward, images_per_prompt=8).ci95
+
+
+def test_paired_difference_by_hand_and_its_sign() -> None:
+    base, better = run(images_per_prompt=4), run(FakeGenerator(shift=4), images_per_prompt=4)
+    difference = paired_difference(base, better)
+    assert difference.overall == pytest.approx(4 * 8 / 256) and difference.by_task == pytest.approx({"even": 0.125, "odd": 0.125})
+    assert difference.ci95 == pytest.approx((0.125, 0.125))  # every image gained the same, however much they differ
+    assert base.ci95[1] - base.ci95[0] > 0.05
+    assert paired_difference(better, base).overall == pytest.approx(-0.125)
+    for other in (run(seed=5, images_per_prompt=4), run(images_per_prompt=2), run(prompts=PROMPTS[::-1], images_per_prompt=4)):
+        with pytest.raises(ValueError, match="cannot be paired"):
+            paired_difference(base, other)
+
+
+def test_an_image_that_failed_in_one_is_no_pair() -> None:
+    def reward(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+        scores = token_score(images)
+        return RewardOutput(torch.tensor([math.nan if row["k"] < 2 else s for row, s in zip(metadata, scores.tolist(), strict=True)]))
+
+    difference = paired_difference(run(reward=reward), run(FakeGenerator(shift=2)))
+    assert difference.n_by_task == {"even": 4, "odd": 4} and difference.overall == pytest.approx(0.0625)
+
+
+def test_spread_takes_the_tasks_in_equal_parts_and_repeats_small_ones() -> None:
+    prompts = [Prompt(f"s{k}", {"tag": "small"}) for k in range(2)] + [Prompt(f"l{k}", {"tag": "large"}) for k in range(20)]
+    chosen = spread(prompts, 11)
+    assert Counter(p.task for p in chosen) == {"small": 6, "large": 5}
+    assert Counter(p.text for p in chosen if p.task == "small") == {"s0": 3, "s1": 3}
+    assert [p.text for p in chosen if p.task == "large"] == ["l2", "l6", "l10", "l14", "l18"]
+    assert spread(prompts, 0) == spread(prompts, None) == prompts
+    with pytest.raises(ValueError, match="at least 0"):
+        spread(prompts, -1)
+
+
+def test_pictures_are_picked_by_task_and_never_by_score() -> None:
+    result = run()
+    chosen = pick(result, 4)
+    assert [result.rows[k].task for k in chosen] == ["even", "even", "odd", "odd"]
+    assert chosen == pick(run(FakeGenerator(shift=7)), 4) and pick(result, 0) == []
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(generators, "load", lambda name, **_: FakeGenerator(shift=4 * (name == "trained")))
+    monkeypatch.setattr(rewards, "load", lambda name: score)
+    out = tmp_path / "out"
+    arguments = ["--checkpoint", "trained", "--against", "base", "--prompts", "shapes:test", "--limit", "60", "--guidance", "1.5", "--out", str(out)]
+    assert main(arguments) == 0
+    data = json.loads((out / "eval.json").read_text())
+    assert (data["checkpoint"], data["prompts"], data["n"], data["guidance"]) == ("trained", "shapes:test", 60, 1.5)
+    assert data["n_by_task"] == dict.fromkeys(data["by_task"], 10) and len(data["by_task"]) == 6
+    assert json.loads((out / "eval_against.json").read_text())["checkpoint"] == "base"
+    assert {path.name for path in out.iterdir()} == {"eval.json", "eval_against.json", "samples.png", "against.png"}
+    shown = capsys.readouterr().out
+    assert "+0.125" in shown and "color_attr" in shown and "overall" in shown

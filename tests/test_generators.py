@@ -1,0 +1,157 @@
+"""`generators.load`: from names and folders to adapters, and the errors on the way."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from t2i_gcpo import generators
+from t2i_gcpo.generators import checkpoints
+from t2i_gcpo.generators.base import as_negatives, check_tokens, chunks, in_chunks
+
+
+def folder_of_type(path: Path, model_type: str, file: str = "config.json", key: str = "model_type") -> Path:
+    path.mkdir(parents=True)
+    (path / file).write_text(json.dumps({key: model_type}))
+    return path
+
+
+def test_every_adapter_in_the_registry_exists() -> None:
+    for model_type, target in generators.ADAPTERS.items():
+        module, name = target.split(":")
+        adapter = getattr(importlib.import_module(module), name)
+        assert adapter.kind == model_type and callable(adapter.from_checkpoint)
+
+
+def test_import_of_the_registry_loads_no_model_library() -> None:
+    code = "import sys, t2i_gcpo.generators; print([m for m in ('transformers', 'diffusers', 'peft', 'torchvision') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_relative_paths_are_remembered_as_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.checkpoint(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    generator = generators.load("tiny", dtype=torch.float32)
+    assert generator.kind == "janus" and generator.base.name == str(tmp_path / "tiny")  # type: ignore[attr-defined]
+
+
+def test_a_model_type_without_adapter_lists_those_with_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'llama'.*adapters for.*janus"):
+        generators.load(str(folder_of_type(tmp_path / "llama", "llama")))
+    with pytest.raises(ValueError, match="deepseek-community/Janus-Pro-1B"):
+        generators.load(str(folder_of_type(tmp_path / "original", "multi_modality")))
+
+
+def test_diffusers_folders_are_known_by_their_pipeline(tmp_path: Path) -> None:
+    folder = folder_of_type(tmp_path / "a", "AmusedPipeline", "model_index.json", "_class_name")
+    assert checkpoints.locate(str(folder)).model_type == "amused"
+
+
+def test_embedded_names_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of_type(tmp_path / "assets" / "janus-mini", "janus")
+    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path / "assets")
+    (tmp_path / "work" / "janus-mini").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    found = checkpoints.locate("janus-mini")
+    assert (
+        found.folder == tmp_path / "assets" / "janus-mini"
+        and found.name == "janus-mini"
+        and found.model_type == "janus"
+    )
+    with pytest.raises(ValueError, match="'amused-mini' is not in"):
+        checkpoints.locate("amused-mini")
+
+
+def test_an_adapter_leads_to_its_base(tmp_path: Path) -> None:
+    base = folder_of_type(tmp_path / "base", "janus")
+    folder_of_type(tmp_path / "adapter", str(base), "adapter_config.json", "base_model_name_or_path")
+    found = checkpoints.locate(str(tmp_path / "adapter"))
+    assert found.folder == base and found.adapter == tmp_path / "adapter" and found.name == str(base)
+    folder_of_type(tmp_path / "lost", str(tmp_path / "gone"), "adapter_config.json", "base_model_name_or_path")
+    with pytest.raises(ValueError, match="base model of the LoRA adapter.*gone"):
+        checkpoints.locate(str(tmp_path / "lost"))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./tiny/model", "nothing", "a/b/c", "~/nothing-here"])
+def test_what_cannot_be_a_repository_never_asks_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
+    with pytest.raises(ValueError, match=r"no checkpoint .*embedded checkpoint \(janus-mini.*no folder"):
+        generators.load(name)
+
+
+def test_a_missing_file_in_a_folder_that_exists_never_asks_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked the network"))
+    with pytest.raises(ValueError, match="no checkpoint 'runs/first'"):
+        generators.load("runs/first")
+
+
+def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config.json .*model_index.json .*adapter_config.json .*found nothing"):
+        generators.load(str(tmp_path))
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(
+        ValueError, match=r"no checkpoint 'nobody-here/no-such-model'.*revision 'v1'.*cannot be reached"
+    ):
+        generators.load("nobody-here/no-such-model", revision="v1")
+    assert time.monotonic() - start < 10, "the hub client's own retries take far longer"
+
+
+def test_a_repository_in_the_cache_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = folder_of_type(tmp_path / "snapshot", "janus")
+
+    def snapshot(name: str, **options: object) -> str:
+        assert (name, options["revision"], options["local_files_only"]) == ("owner/model", "v2", True)
+        return str(folder)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: (_ for _ in ()).throw(socket.gaierror("no network")))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    found = checkpoints.locate("owner/model", revision="v2")
+    assert (found.name, found.folder, found.model_type, found.revision) == ("owner/model", folder, "janus", "v2")
+
+
+@pytest.mark.parametrize("dtype", ["int64", "float31", torch.int32])
+def test_dtypes_that_are_none(dtype: object) -> None:
+    with pytest.raises(ValueError, match="allowed: float32"):
+        generators.as_dtype(dtype)  # type: ignore[arg-type]
+
+
+def test_helpers_by_hand() -> None:
+    assert generators.as_dtype("bfloat16") is torch.bfloat16
+    assert (
+        as_negatives("x", 2) == ("x", "x")
+        and as_negatives(["x", "y"], 2) == ("x", "y")
+        and as_negatives(None, 2) is None
+    )
+    assert [list(part) for part in chunks(range(7), 3)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [list(part) for part in chunks(range(4), 3)] == [[0, 1], [2, 3]], "equal parts, no lone last row"
+    assert [list(part) for part in chunks(range(4), None)] == [[0, 1, 2, 3]]
+    sizes: list[int] = []
+    doubled = in_chunks(lambda part: sizes.append(len(part)) or 2 * part, torch.arange(5), 2)
+    assert sizes == [2, 2, 1] and doubled.tolist() == [0, 2, 4, 6, 8]
+    check_tokens(torch.tensor([[0, 3]]), (1, 2), 4)
+    for bad in (torch.tensor([[0, 4]]), torch.tensor([[-1, 0]]), torch.tensor([0, 1]), torch.tensor([[0.0, 1.0]])):
+        with pytest.raises(ValueError, match="tokens"):
+            check_tokens(bad, (1, 2), 4)

@@ -1,0 +1,88 @@
+"""Decay groups, schedules by hand numbers, clipping."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from t2i_gcpo.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor, scheduler
+
+
+def test_decay_acts_on_trainable_matrices_only() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    model[2].requires_grad_(False)
+    optimizer = adamw(model, lr=0.1, weight_decay=0.5)
+    decayed, rest = optimizer.param_groups
+    assert decayed["params"] == [model[0].weight] and decayed["weight_decay"] == 0.5
+    assert [id(p) for p in rest["params"]] == [id(p) for p in (model[0].bias, model[1].weight, model[1].bias)]
+    before = model[0].weight.clone(), model[1].weight.clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    # Zero gradient: only decay moves a weight, by 1 - lr * decay.
+    torch.testing.assert_close(model[0].weight, before[0] * 0.95)
+    assert torch.equal(model[1].weight, before[1])
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        adamw(nn.Linear(2, 2).requires_grad_(False), lr=0.1)
+
+
+def test_schedules_by_hand() -> None:
+    warm = [lr_factor(k, schedule="constant", steps=10, warmup_steps=4) for k in range(6)]
+    assert warm == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    # 5 updates, no warm-up, floor 0.2: 1, 0.8, 0.6, 0.4, 0.2 and it stays there.
+    linear = [lr_factor(k, schedule="linear", steps=5, min_ratio=0.2) for k in (0, 1, 2, 3, 4, 9)]
+    assert linear == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0.2])
+    # Warm-up 3 has its peak at update 2; half-way from 2 to 6 is 4.
+    cosine = [lr_factor(k, schedule="cosine", steps=7, warmup_steps=3, min_ratio=0.05) for k in range(7)]
+    quarter = 0.05 + 0.95 * 0.5 * (1 + math.sqrt(0.5))
+    assert cosine == pytest.approx([1 / 3, 2 / 3, 1, quarter, 0.525, 1.05 - quarter, 0.05])
+    assert lr_factor(0, schedule="cosine", steps=1) == 1
+    with pytest.raises(ValueError, match="cosine"):
+        lr_factor(0, schedule="cosin", steps=5)
+
+
+def test_scheduler_sets_the_rate_of_each_update_and_resumes() -> None:
+    def build() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        optimizer = adamw(nn.Linear(2, 2), lr=0.1)
+        return optimizer, scheduler(optimizer, schedule="linear", steps=5, warmup_steps=2, min_ratio=0.0)
+
+    optimizer, schedule = build()
+    rates = []
+    for step in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        if step == 2:
+            saved = schedule.state_dict()
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.05, 0.1, 0.1 * 2 / 3, 0.1 / 3, 0.0])
+    other, resumed = build()
+    resumed.load_state_dict(saved)
+    other.step()
+    resumed.step()
+    assert other.param_groups[0]["lr"] == pytest.approx(rates[3])
+
+
+def test_clipping_returns_the_norm_before_and_leaves_nonfinite_gradients() -> None:
+    a, b, idle = (nn.Parameter(torch.zeros(1)) for _ in range(3))
+    a.grad, b.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    assert clip_gradients([a, b, idle], 10.0).item() == pytest.approx(5.0)
+    assert (a.grad.item(), b.grad.item()) == (3.0, 4.0)
+    assert clip_gradients([a, b], 1.0).item() == pytest.approx(5.0)
+    assert (a.grad.item(), b.grad.item()) == pytest.approx((0.6, 0.8), abs=1e-5)
+    b.grad = torch.tensor([float("inf")])
+    assert not all_finite(clip_gradients([a, b], 1.0))
+    assert a.grad.item() == pytest.approx(0.6, abs=1e-5)
+
+
+def test_guard_counts_in_a_row() -> None:
+    guard, bad, good = NonFiniteGuard(3), torch.tensor(float("nan")), torch.tensor(1.0)
+    assert [guard.ok(good, v) for v in (bad, bad, good, bad, bad)] == [False, False, True, False, False]
+    assert guard.total == 4
+    with pytest.raises(RuntimeError, match="3 updates in a row"):
+        guard.ok(good, bad)
