@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
+
+#: Name -> the module that has it, imported when the name is first asked for: torch takes seconds to load.
+EXPORTS: dict[str, str] = {
+    "Trainer": "t2i_gcpo.trainer",
+    "StepRecord": "t2i_gcpo.trainer",
+    "Schedule": "t2i_gcpo.plans",
+    "CheckpointPlan": "t2i_gcpo.plans",
+    "Algorithm": "t2i_gcpo.algorithms",
+    "resolve": "t2i_gcpo.algorithms",
+    "Prompt": "t2i_gcpo.records",
+    "Sampling": "t2i_gcpo.records",
+    "Rollout": "t2i_gcpo.records",
+    "ScoredRollout": "t2i_gcpo.records",
+}
 
 
 def _check_rewards_package() -> None:
@@ -24,3 +40,13 @@ def _check_rewards_package() -> None:
 
 
 _check_rewards_package()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *EXPORTS})

@@ -71,7 +71,9 @@ def parse(argv: Sequence[str]) -> TrainCommand:
         folder = _last(arguments + user, "--output-dir") or TrainConfig().output_dir
         own = Path(folder) / CONFIG_NAME
         if not own.is_file():
-            raise FileNotFoundError(f"no run to resume in {folder}: {own} is missing; leave --resume out to start a run there")
+            raise FileNotFoundError(
+                f"no run to resume in {folder}: {own} is missing; leave --resume out to start a run there"
+            )
         arguments = read_arguments(own) + arguments
 
     reward, rest = _take_reward_options(arguments + user)
@@ -138,7 +140,9 @@ def _argument(path: Path, name: str, value: Any) -> list[str]:
 
 def _without_empty_groups(mapping: dict[str, Any]) -> dict[str, Any]:
     """Leave out `optim:` with nothing below it (all its options commented out), which YAML reads as null."""
-    groups = {f.name for f in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(getattr(TrainConfig(), f.name))}
+    groups = {
+        f.name for f in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(getattr(TrainConfig(), f.name))
+    }
     return {key: value for key, value in mapping.items() if value is not None or key not in groups}
 
 

@@ -13,7 +13,7 @@ COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the first GPU there is, else the CPU. ValueError for a device that this machine or torch does not have."""
+    """ "auto" is the first GPU there is, else the CPU. ValueError for a device that this machine or torch does not have."""
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(found)
@@ -22,7 +22,9 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"device is {name!r}, which cannot be used here ({reason}); use auto, cpu, cuda, cuda:1 or mps") from error
+        raise ValueError(
+            f"device is {name!r}, which cannot be used here ({reason}); use auto, cpu, cuda, cuda:1 or mps"
+        ) from error
     return device
 
 

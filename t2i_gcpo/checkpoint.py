@@ -189,7 +189,11 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _describe(path: Path) -> dict[str, Any]:
     size = path.stat().st_size
-    return {"bytes": size} if size > HASHED_BYTES else {"bytes": size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return (
+        {"bytes": size}
+        if size > HASHED_BYTES
+        else {"bytes": size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    )
 
 
 def _remove(path: Path) -> None:

@@ -163,7 +163,7 @@ def _mean_cell(key: str, found: Mapping[str, Any], runs: int) -> str:
 def warning(grouped: Mapping[str, Sequence[Run]]) -> str:
     """Says so where the runs' test scores do not speak about the same thing."""
     results = [found for members in grouped.values() for run in members for found in (run.before, run.after) if found]
-    seen = {
+    seen: dict[str, set[Any]] = {
         "prompts": {r.prompts for r in results},
         "reward": {r.reward for r in results},
         "images": {r.n for r in results},

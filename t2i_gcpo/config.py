@@ -191,7 +191,9 @@ class EvaluateConfig:
     """Guidance scale of the evaluation; null takes that of the rollout."""
 
     def __post_init__(self) -> None:
-        _at_least(0, "evaluate.", every=self.every, limit=self.limit, test_limit=self.test_limit, guidance=self.guidance)
+        _at_least(
+            0, "evaluate.", every=self.every, limit=self.limit, test_limit=self.test_limit, guidance=self.guidance
+        )
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,12 @@ def requirements() -> Iterator[Finding]:
     try:
         declared = importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("fail", DISTRIBUTION, "is not installed, only on the Python path", "pip install -e . in the checkout, or make install")
+        yield Finding(
+            "fail",
+            DISTRIBUTION,
+            "is not installed, only on the Python path",
+            "pip install -e . in the checkout, or make install",
+        )
         return
     extras: dict[str, list[str]] = {}
     for text in declared:
@@ -68,7 +73,12 @@ def requirements() -> Iterator[Finding]:
         if name == "all":
             continue
         if missing:
-            yield Finding("note", f"[{name}]", f"optional part, lacks {', '.join(missing)}", f"pip install '{DISTRIBUTION}[{name}]'")
+            yield Finding(
+                "note",
+                f"[{name}]",
+                f"optional part, lacks {', '.join(missing)}",
+                f"pip install '{DISTRIBUTION}[{name}]'",
+            )
         else:
             yield Finding("ok", f"[{name}]", "optional part, complete")
 
@@ -100,7 +110,9 @@ def devices() -> Iterator[Finding]:
     if torch.backends.mps.is_available():
         yield Finding("ok", "mps", "Apple GPU")
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
-        yield Finding("note", "gpu", "none found; the embedded checkpoints need none, those of 1B parameters and more do")
+        yield Finding(
+            "note", "gpu", "none found; the embedded checkpoints need none, those of 1B parameters and more do"
+        )
 
 
 def compiler() -> Iterator[Finding]:
@@ -133,10 +145,19 @@ def checkpoints() -> Iterator[Finding]:
         level: Literal["ok", "fail"] = "ok" if tensors else "fail"
         yield Finding(level, folder.name, f"{tensors} tensors in {folder}", "" if tensors else "install t2i-gcpo again")
     if DEFAULT_CHECKPOINT not in [folder.name for folder in folders]:
-        yield Finding("fail", DEFAULT_CHECKPOINT, f"the embedded checkpoint is not in {ASSETS}", "install t2i-gcpo again")
+        yield Finding(
+            "fail", DEFAULT_CHECKPOINT, f"the embedded checkpoint is not in {ASSETS}", "install t2i-gcpo again"
+        )
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (python, requirements, torchvision, devices, compiler, checkpoints)
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    python,
+    requirements,
+    torchvision,
+    devices,
+    compiler,
+    checkpoints,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -149,5 +170,9 @@ def main(argv: list[str]) -> int:
             print(f"{finding.level:<5} {finding.subject:<18} {finding.text}")
             if finding.remedy:
                 print(f"{'':<24} -> {finding.remedy}")
-    print("Everything that is needed is there." if not failed else f"{failed} problem{'s' if failed > 1 else ''} to mend, see above.")
+    print(
+        "Everything that is needed is there."
+        if not failed
+        else f"{failed} problem{'s' if failed > 1 else ''} to mend, see above."
+    )
     return int(failed > 0)

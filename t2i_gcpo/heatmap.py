@@ -127,7 +127,8 @@ class Heatmap:
     def save(self, path: str | Path) -> Path:
         """Write the npz that `load` reads. What there is not is left out."""
         arrays: dict[str, Any] = {k: v for k, v in vars(self).items() if v is not None and k != "stats"}
-        np.savez_compressed(path, **arrays, **{f"stats/{name}": value for name, value in self.stats.items()})
+        arrays |= {f"stats/{name}": value for name, value in self.stats.items()}
+        np.savez_compressed(path, **arrays)
         return Path(path)
 
     @staticmethod

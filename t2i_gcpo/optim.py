@@ -17,7 +17,12 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 
 def adamw(
-    model: nn.Module, *, lr: float, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.99),
+    eps: float = 1e-8,
 ) -> torch.optim.AdamW:
     """AdamW (1711.05101) over the parameters that require gradients.
 
@@ -87,14 +92,14 @@ class NonFiniteGuard:
         self.total = 0
 
     def ok(self, *values: Tensor) -> bool:
-        """Whether to go on with the update. RuntimeError at the `limit`-th non-finite one in a row."""
+        """Whether to go on with the update. FloatingPointError at the `limit`-th non-finite one in a row."""
         if all_finite(*values):
             self.in_a_row = 0
             return True
         self.in_a_row += 1
         self.total += 1
         if self.in_a_row >= self.limit:
-            raise RuntimeError(
+            raise FloatingPointError(
                 f"the loss or gradient was not finite in {self.in_a_row} updates in a row; lower the learning rate "
                 "(--optim.lr), lengthen the warm-up (--optim.warmup-steps), or train in float32 (--generator.dtype)"
             )

@@ -1,7 +1,7 @@
 """fp32 master weights for a policy that is held in a lower precision.
 
-An update of 1e-6 of a weight is lost in bf16's eight bits. The optimiser therefore works on fp32 copies; fp32 parameters are their
-own masters, and cost nothing.
+An update of 1e-6 of a weight is lost in bf16's eight bits, and so is a micro-batch's share of a sum of gradients. The optimiser
+therefore works on fp32 copies; fp32 parameters are their own masters, and cost nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class MasterWeights(nn.Module):
-    """`parameters()` are what the optimiser updates: the parameters themselves where they are fp32, else fp32 copies."""
+    """`masters` are what the optimiser updates: the parameters themselves where they are fp32, else fp32 copies."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         super().__init__()
@@ -29,12 +29,13 @@ class MasterWeights(nn.Module):
         for parameter in (*self._trained, *self.masters):
             parameter.grad = None
 
-    def collect(self) -> list[nn.Parameter]:
-        """Move the gradients of the trained parameters to the masters; returns the masters."""
+    def collect(self) -> None:
+        """Add the gradients of a backward pass to those of the masters, in fp32. Call it after each backward pass."""
         for parameter, master in self._copies():
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
-        return list(self.masters)
+            if parameter.grad is not None:
+                gradient = parameter.grad.float()
+                master.grad = gradient if master.grad is None else master.grad + gradient
+                parameter.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -51,8 +52,10 @@ class MasterWeights(nn.Module):
         """ValueError where the shapes are not those of the parameters."""
         shapes, given = [tuple(m.shape) for m in self.masters], [tuple(v.shape) for v in values]
         if shapes != given:
-            raise ValueError(f"the checkpoint holds {len(given)} weights of other shapes than the {len(shapes)} trained ones")
+            raise ValueError(
+                f"the checkpoint holds {len(given)} weights, the generator trains {len(shapes)}, and their shapes differ; "
+                "give it the generator and the LoRA rank that the run began with"
+            )
         for master, value in zip(self.masters, values, strict=True):
             master.copy_(value)
         self.publish()
-

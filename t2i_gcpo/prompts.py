@@ -71,7 +71,9 @@ def _read_json(path: Path) -> Iterator[Prompt]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg}); one object a line is expected") from error
+            raise ValueError(
+                f"{path}, line {number}: not valid JSON ({error.msg}); one object a line is expected"
+            ) from error
         yield _json_prompt(row, f"{path}, line {number}")
 
 
@@ -91,7 +93,9 @@ def _json_prompt(row: Any, where: str) -> Prompt:
 
 def _check_objects(objects: Any, where: str) -> None:
     """GenEval's clauses: a list of objects, each with a class."""
-    if not isinstance(objects, list) or not all(isinstance(o, dict) and isinstance(o.get("class"), str) for o in objects):
+    if not isinstance(objects, list) or not all(
+        isinstance(o, dict) and isinstance(o.get("class"), str) for o in objects
+    ):
         raise ValueError(f'{where} is {objects!r}; it must be a list of objects with a "class"')
 
 

@@ -5,6 +5,7 @@ P prompts, G images a prompt, B = P * G rows with row = p * G + g, T = rows * co
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -131,7 +132,7 @@ class Rollout:
 
     @staticmethod
     def cat(rollouts: list[Rollout]) -> Rollout:
-        """Rollouts of the same generator, sampling and kind of negative prompt, one after the other."""
+        """Rollouts of the same generator, sampling and kind of negative prompt, one after the other; the seed kept is the first's."""
         first = rollouts[0]
 
         def join(name: str) -> Any:
@@ -175,18 +176,22 @@ class ScoredRollout:
 
     @staticmethod
     def cat(items: list[ScoredRollout]) -> ScoredRollout:
-        """Scored rollouts of the same generator, sampling and reward, one after the other.
-
-        A part that an item lacks (a task of which it has no image) is NaN there.
-        """
-        names = dict.fromkeys(name for item in items for name in item.parts)
-
-        def part(item: ScoredRollout, name: str) -> Tensor:
-            return item.parts[name] if name in item.parts else torch.full_like(item.scores, torch.nan)
-
+        """Scored rollouts of the same generator, sampling and reward, one after the other."""
         return ScoredRollout(
             Rollout.cat([item.rollout for item in items]),
             torch.cat([item.images for item in items]),
             torch.cat([item.scores for item in items]),
-            {name: torch.cat([part(item, name) for item in items]) for name in names},
+            cat_parts([(item.scores, item.parts) for item in items]),
         )
+
+
+def cat_parts(items: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """The parts of several batches of scores, one after the other; `items`: (scores [B], name -> [B]).
+
+    A part that a batch lacks (that of a task of which it has no image) is NaN there.
+    """
+    names = dict.fromkeys(name for _, parts in items for name in parts)
+    return {
+        name: torch.cat([parts.get(name, torch.full_like(scores, torch.nan)) for scores, parts in items])
+        for name in names
+    }

@@ -10,6 +10,8 @@ from t2i_gcpo.tables import NOTE, PAIRED_NOTE, evaluation_rows, number
 from t2i_gcpo.tracking import CONFIG, METRICS
 
 NAME = "report.html"
+BEFORE_AFTER = "before_after.png"
+"""In samples/: the test prompts before and after training, side by side."""
 
 #: Option -> how the summary calls it.
 SUMMARY = {
@@ -112,11 +114,15 @@ def _evaluation(run: Run) -> list[str]:
 
 
 def _samples(run: Run) -> list[str]:
-    found = run.pictures("samples")
-    if not found:
-        return []
-    shown = [(path, f"{_step(path)}; same prompts and noise in each") for path in dict.fromkeys((found[0], found[-1]))]
-    return [pages.heading("Samples"), *(pages.picture(p, text, link=p.relative_to(run.path).as_posix()) for p, text in shown), pages.links(found, run.path)]
+    parts = []
+    both, found = run.path / "samples" / BEFORE_AFTER, run.pictures("samples")
+    if both.is_file():
+        parts = [pages.heading("Before and after"), pages.picture(both, "The same prompts and noise, picked without a look at their scores.")]
+    if found:
+        parts.append(pages.heading("Samples"))
+    for path in dict.fromkeys((*found[:1], *found[-1:])):
+        parts.append(pages.picture(path, f"{_step(path)}; same prompts and noise in each", link=path.relative_to(run.path).as_posix()))
+    return [*parts, pages.links(found, run.path)]
 
 
 def _heatmaps(run: Run) -> list[str]:

@@ -1,20 +1,25 @@
 """Prompts to scored images: sample, decode, score; and DAPO's dynamic sampling on top.
 
-P prompts, G images a prompt, B = P * G rows.
+P prompts, G images a prompt, B = P * G rows, N images of a step, discarded ones included.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from rewards.base import Reward, check
+from rewards.base import Reward, RewardOutput, check
+from rewards.function import FunctionReward
 from t2i_gcpo.advantages import informative_groups
 from t2i_gcpo.generators.base import ImageGenerator, Negative
-from t2i_gcpo.records import Prompt, Rollout, Sampling, ScoredRollout
+from t2i_gcpo.records import Prompt, Rollout, Sampling, ScoredRollout, cat_parts
 
 Phase = Callable[[str], AbstractContextManager[None]]
 
@@ -23,19 +28,27 @@ def _untimed(name: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+def as_reward(reward: Reward | Callable[..., Any]) -> Reward:
+    """A plain function, which may return any B numbers, becomes a reward; a reward stays what it is."""
+    plain = inspect.isroutine(reward) or isinstance(reward, functools.partial)
+    return FunctionReward(reward) if plain else reward
+
+
 def score(generator: ImageGenerator, reward: Reward, rollout: Rollout, *, phase: Phase = _untimed) -> ScoredRollout:
     """Decode a rollout's tokens and score the images. ValueError where the reward gives the wrong number of scores."""
     with phase("decode"):
         images = generator.decode(rollout.tokens).cpu()
     with phase("score"):
-        group = rollout.sampling.group_size
-        owners = [prompt for prompt in rollout.prompts for _ in range(group)]
+        owners = [prompt for prompt in rollout.prompts for _ in range(rollout.sampling.group_size)]
         texts = [prompt.text for prompt in owners]
         output = reward(images, texts, [prompt.metadata for prompt in owners])
         name = getattr(reward, "name", type(reward).__name__)
+        if not isinstance(output, RewardOutput):
+            raise ValueError(f"reward {name!r} returned {type(output).__name__}; a reward's class returns a RewardOutput")
         # What a failed score means is the reward's own option; here a NaN that it let through stays one.
         output = check(output, len(texts), name, texts, failure="mark")
-    return ScoredRollout(rollout, images, output.scores, dict(output.parts))
+    parts = {part: values.detach().float().cpu() for part, values in output.parts.items()}
+    return ScoredRollout(rollout, images, output.scores.cpu(), parts)
 
 
 def collect(
@@ -60,9 +73,22 @@ class Collected:
 
     scored: ScoredRollout | None
     """None where dynamic sampling found no group with reward spread."""
-    images_sampled: int
-    """Discarded images included: the budget of a fair comparison."""
-    groups_discarded: int
+    scores: Tensor
+    """[N] fp32, the scores of all images sampled, discarded ones included: N is the budget of a fair comparison."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> [N]."""
+    groups_discarded: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """Mean and spread of the rewards over the images that have one, and the mean of each part. Discarded groups count: without
+        them the mean would say nothing about the generator, as its best and worst prompts are discarded first."""
+        metrics = {"groups/discarded": float(self.groups_discarded)}
+        metrics["reward/failed"] = float((~self.scores.isfinite()).sum())
+        for name, values in {"mean": self.scores, **{f"part/{part}": v for part, v in self.parts.items()}}.items():
+            metrics[f"reward/{name}"] = float(values[values.isfinite()].mean())  # NaN of no images
+        scores = self.scores[self.scores.isfinite()]
+        metrics["reward/std"] = float(scores.std()) if len(scores) > 1 else 0.0
+        return metrics
 
 
 def collect_informative(
@@ -73,10 +99,11 @@ def collect_informative(
     Each round draws as many prompts as groups are still missing. `draw(n)` gives the next n prompts.
     """
     kept: list[ScoredRollout] = []
-    missing, sampled, discarded = wanted, 0, 0
+    everything: list[tuple[Tensor, dict[str, Tensor]]] = []
+    missing, discarded = wanted, 0
     for _ in range(limit):
         scored = collect_prompts(draw(missing))
-        sampled += scored.rollout.batch
+        everything.append((scored.scores, scored.parts))
         useful = informative_groups(scored.scores, scored.rollout.sampling.group_size).nonzero().flatten()
         discarded += missing - len(useful)
         if len(useful):
@@ -84,4 +111,5 @@ def collect_informative(
         missing -= len(useful)
         if not missing:
             break
-    return Collected(ScoredRollout.cat(kept) if kept else None, sampled, discarded)
+    scores = torch.cat([round_scores for round_scores, _ in everything])
+    return Collected(ScoredRollout.cat(kept) if kept else None, scores, cat_parts(everything), discarded)

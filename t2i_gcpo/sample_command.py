@@ -62,13 +62,23 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="a prompt; may be given several times")
     source.add_argument("--prompts", help="a prompt file, or shapes:train, shapes:val, shapes:test")
-    add("--limit", type=int, default=8, help="prompts taken from --prompts, the tasks in equal parts; 0 takes all (default: %(default)s)")
+    add(
+        "--limit",
+        type=int,
+        default=8,
+        help="prompts taken from --prompts, the tasks in equal parts; 0 takes all (default: %(default)s)",
+    )
     add("--num", type=int, default=4, help="images a prompt (default: %(default)s)")
     add("--out", required=True, type=Path, help="folder to write to")
     add("--guidance", type=float, default=2.0, help="classifier-free guidance scale; 1 is none (default: %(default)s)")
     add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     add("--top-k", type=int, default=0, help="keep the k most likely tokens; 0 keeps all")
-    add("--top-p", type=float, default=1.0, help="keep the smallest set of tokens with this much probability; 1 keeps all")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="keep the smallest set of tokens with this much probability; 1 keeps all",
+    )
     add("--seed", type=int, default=0, help="the same seed and prompt give the same images (default: %(default)s)")
     add("--batch", type=int, default=64, help="images at once; the images do not depend on it (default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")

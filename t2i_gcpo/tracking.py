@@ -95,7 +95,9 @@ class Tracker:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(self.run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+            self._events = SummaryWriter(
+                str(self.run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+            )
             rows = "\n".join(f"| {name} | {value} |" for name, value in flatten(config or {}).items())
             self._events.add_text("config", f"| option | value |\n|---|---|\n{rows}", global_step=start_step)
         for board in self._boards:
@@ -105,7 +107,9 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One row: numbers, booleans and tensors of one element. The row is on disk when this returns."""
         numbers = {name: _number(value) for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **{k: _finite(v) for k, v in numbers.items()}}, allow_nan=False) + "\n")
+        self._file.write(
+            json.dumps({"step": step, **{k: _finite(v) for k, v in numbers.items()}}, allow_nan=False) + "\n"
+        )
         self._file.flush()
         if self._events is not None:
             for name, value in numbers.items():

@@ -29,8 +29,7 @@ def main(argv: list[str]) -> int:
     if command.print_config:
         print(dump(command.settings), end="")
         return 0
-    run(command.settings, resume=command.resume)
-    return 0
+    return 130 if run(command.settings, resume=command.resume).interrupted else 0
 
 
 def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
@@ -41,9 +40,12 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
     else:
         tracking.check_unused(folder)
     # All that may fail for a wrong option comes before the folder is written to.
-    training, validation, test = (read(source) for source in (config.prompts.train, config.prompts.validation, config.prompts.test))
+    training, validation, test = (
+        read(source) for source in (config.prompts.train, config.prompts.validation, config.prompts.test)
+    )
     test = spread(test, config.evaluate.test_limit)
     trainer = build_trainer(config, training, validation)
+    trainer.generator.check_prompts([*validation, *test, *filter(None, [config.sampling.negative_prompt])])
     assert isinstance(trainer.reward, Reward)
     tracking.prepare_run(folder, dump(config), resume=resume)
     checkpoint.clean(folder)
@@ -66,7 +68,7 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
                     callback.draw(trainer, 0)
         trainer.train()
     last = folder / checkpoint.FOLDER / f"step_{trainer.step_number:06d}"
-    if config.evaluate.after and trainer.stopped is None:
+    if config.evaluate.after and not trainer.interrupted:
         after = _evaluate(config, trainer, test, name=str(last))
         after.save(after_file)
         # An evaluation of a run that was resumed with another test set cannot be paired with this one.

@@ -7,26 +7,30 @@ P prompts, G images a prompt, B = P * G rows, T tokens.
 
 from __future__ import annotations
 
-import signal
+import contextlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rewards.base import Reward
-from rewards.function import FunctionReward
 from t2i_gcpo import checkpoint as checkpoints
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, resolve, token_advantages
 from t2i_gcpo.clock import Clock
-from t2i_gcpo.generators.base import Distribution, ImageGenerator, Negative
+from t2i_gcpo.generators.base import DISTRIBUTIONS, Distribution, ImageGenerator, Negative, as_prompts
+from t2i_gcpo.interrupt import on_interrupt
 from t2i_gcpo.optim import NonFiniteGuard
-from t2i_gcpo.prompts import PromptSampler
+from t2i_gcpo.plans import CheckpointPlan, Schedule
+from t2i_gcpo.prompts import PromptSampler, read
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
-from t2i_gcpo.rollout import Collected, collect, collect_informative
-from t2i_gcpo.tracking import Tracker
+from t2i_gcpo.rollout import Collected, as_reward, collect, collect_informative
+from t2i_gcpo.tracking import Tracker, check_unused
 from t2i_gcpo.update import Updater
+
+__all__ = ["Callback", "CheckpointPlan", "Schedule", "StepRecord", "Trainer"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class StepRecord:
     """What callbacks see of a finished step. `metrics` may be added to; it is logged after them."""
 
     step: int
-    """Updates done, this one included."""
+    """Steps done, this one included."""
     metrics: dict[str, float]
     scored: ScoredRollout | None = None
     """The rollout that was trained on; None where no group had reward spread."""
@@ -45,66 +49,61 @@ class StepRecord:
 Callback = Callable[["Trainer", StepRecord], None]
 
 
-@dataclass
-class Schedule:
-    """The learning rate's course and AdamW's options, as in `optim.py`."""
-
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    schedule: str = "constant"
-    warmup_steps: int = 10
-    min_ratio: float = 0.05
-    max_grad_norm: float = 1.0
-
-
-@dataclass
-class CheckpointPlan:
-    """When checkpoints are written: every `every` steps (0: at the end only), `keep` newest and the best kept."""
-
-    every: int = 50
-    keep: int = 2
-    keep_best: bool = True
-
-
-@dataclass
+@dataclass(eq=False)
 class Trainer:
     """Fine-tunes `generator` on `prompts` for `reward`.
 
-    `reward` is a `Reward` or a function `(images [B, 3, H, W] uint8, prompts, metadata) -> B numbers`. Callbacks are called after
-    each step with the trainer and a `StepRecord`. `train()` runs to `steps`; `resume()` before it goes on from a checkpoint.
+        def redness(images, prompts, metadata):                       # [B, 3, H, W] uint8 -> B numbers
+            return images[:, 0].float().mean(dim=(1, 2)) / 255
+
+        trainer = Trainer(generators.load("janus-mini"), redness, "shapes:train", "runs/red", algorithm="gcpo", steps=50)
+        trainer.train()
+
+    `trainer.resume()` before `train()` goes on from the newest checkpoint. A run that is resumed is the run uninterrupted, bit for
+    bit on the CPU of one machine, if the generator is the one that the run began with and the arguments are the same.
     """
 
     generator: ImageGenerator
     reward: Reward | Callable[..., Any]
-    prompts: Sequence[Prompt]
+    """A reward, or a function `(images [B, 3, H, W] uint8, prompts, metadata) -> B numbers`."""
+    prompts: str | Path | Sequence[Prompt | str]
+    """Prompts, or what `prompts.read` reads: a file, or shapes:train."""
     output_dir: str | Path
     algorithm: Algorithm | str = "gcpo"
     steps: int = 200
     prompts_per_step: int = 8
     sampling: Sampling = field(default_factory=lambda: Sampling(guidance=2.0))
+    """Its group size, contrast and statistics are those that the algorithm needs, its seed is drawn for each rollout."""
     negative_prompt: Negative = None
     distribution: Distribution = "guided"
     epochs: int = 1
+    """Passes over a rollout."""
     minibatches: int = 1
+    """Optimiser steps a pass."""
     micro_batch: int = 16
+    """Rows in one training forward and backward pass: changes memory and time, not the update."""
     balanced: bool = True
+    """Draw the prompts' tasks in equal parts."""
     optim: Schedule = field(default_factory=Schedule)
     checkpoint: CheckpointPlan = field(default_factory=CheckpointPlan)
     kl_stop: float | None = None
+    """Stop the run where the KL to the reference exceeds this many nats a token."""
     max_nonfinite: int = 3
+    """Give up after this many updates in a row with a non-finite loss or gradient."""
     seed: int = 0
     callbacks: Sequence[Callback] = ()
+    """Called after each step with the trainer and a `StepRecord`."""
     tracker: Tracker | None = None
+    """Who passes one closes it. None: `train` makes one, with metrics.jsonl and a progress bar."""
     config: dict[str, Any] | None = None
+    """What the trainer's own tracker shows of the run's options."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.algorithm, str):
-            self.algorithm = resolve(self.algorithm)
-        algorithm = self.algorithm
-        if not isinstance(self.reward, Reward) or type(self.reward).__name__ == "function":
-            self.reward = FunctionReward(self.reward)
+        self.algorithm = algorithm = resolve(self.algorithm) if isinstance(self.algorithm, str) else self.algorithm
+        if self.distribution not in DISTRIBUTIONS:
+            raise ValueError(f"distribution is {self.distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
+        self.reward = as_reward(self.reward)
+        prompts = read(self.prompts) if isinstance(self.prompts, (str, Path)) else as_prompts(self.prompts)
         self.sampling = replace(
             self.sampling,
             group_size=algorithm.group_size,
@@ -113,7 +112,8 @@ class Trainer:
         )
         self.output_dir = Path(self.output_dir)
         self.rng = torch.Generator().manual_seed(self.seed)
-        self.prompt_sampler = PromptSampler(self.prompts, seed=self.seed, balanced=self.balanced)
+        self.generator.check_prompts(prompts)
+        self.prompt_sampler = PromptSampler(prompts, seed=self.seed, balanced=self.balanced)
         self.generator.keep_reference()
         if hasattr(self.generator, "rollouts_ahead"):
             self.generator.rollouts_ahead = self.steps
@@ -130,42 +130,29 @@ class Trainer:
         )
         self.step_number = 0
         self.images_sampled = 0
+        self.interrupted = False
+        """Whether Ctrl-C ended the last `train`."""
         self._stop_reason: str | None = None
+        self._validation: float | None = None  # the present step's score, where there is one
+        self._saved_step: int | None = None
+        self._begun = False
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def step(self) -> StepRecord:
-        """Sample, score, spread the credit, update. RuntimeError after `max_nonfinite` non-finite updates in a row."""
-        clock = Clock(self.generator.device)
+        """Sample, score, spread the credit, update. FloatingPointError after `max_nonfinite` non-finite updates in a row."""
+        clock, lr = Clock(self.generator.device), self.updater.learning_rate
         collected = self._collect(clock)
-        self.images_sampled += collected.images_sampled
-        scored, targets = collected.scored, None
-        metrics: dict[str, float] = {}
+        self.images_sampled += len(collected.scores)
+        metrics, scored, targets = collected.metrics(), collected.scored, None
         if scored is not None:
-            algorithm = self._algorithm
-            reference_entropy = None
-            if algorithm.entropy_reward_coef > 0:
-                with clock.phase("forward"):
-                    reference_entropy = self.updater.reference_entropy(scored.rollout)
-            targets = token_advantages(
-                algorithm,
-                scored.rollout,
-                scored.scores,
-                generator=self.rng,
-                parts=scored.parts,
-                part_weights=getattr(self.reward, "weights", None),
-                reference_entropy=reference_entropy,
-            )
-            metrics = {**reward_metrics(scored), **targets.metrics}
-            metrics["entropy"] = float(scored.rollout.stats["entropy"].mean())
-            metrics.update(self.updater.update(scored.rollout, targets, clock, self.rng))
+            targets = self._targets(scored, clock)
+            metrics |= {**targets.metrics, "entropy": float(scored.rollout.stats["entropy"].mean())}
+            if bool(targets.mask.any()):  # else every image failed, and there is nothing to learn from
+                metrics |= self.updater.update(scored.rollout, targets, clock, self.rng)
         self.step_number += 1
-        metrics.update(clock.report())
-        metrics["groups/discarded"] = float(collected.groups_discarded)
-        metrics["images_sampled"] = float(self.images_sampled)
-        tokens = collected.images_sampled * self.generator.grid[0] * self.generator.grid[1]
-        metrics["tokens_per_s"] = tokens / metrics["time/step"]
-        metrics["lr"] = self.updater.learning_rate
+        metrics |= {"lr": lr, "images_sampled": float(self.images_sampled), **clock.report()}
+        metrics["tokens_per_s"] = len(collected.scores) * math.prod(self.generator.grid) / metrics["time/step"]
         return StepRecord(self.step_number, metrics, scored, targets)
 
     def _collect(self, clock: Clock) -> Collected:
@@ -180,13 +167,27 @@ class Trainer:
                 phase=clock.phase,
             )
 
-        algorithm = self._algorithm
+        draw, wanted, algorithm = self.prompt_sampler.draw, self.prompts_per_step, self._algorithm
         if algorithm.dynamic_sampling:
-            return collect_informative(
-                self.prompt_sampler.draw, collect_prompts, self.prompts_per_step, algorithm.dynamic_sampling_limit
-            )
-        scored = collect_prompts(self.prompt_sampler.draw(self.prompts_per_step))
-        return Collected(scored, scored.rollout.batch, 0)
+            return collect_informative(draw, collect_prompts, wanted, algorithm.dynamic_sampling_limit)
+        scored = collect_prompts(draw(wanted))
+        return Collected(scored, scored.scores, scored.parts)
+
+    def _targets(self, scored: ScoredRollout, clock: Clock) -> TokenAdvantages:
+        """Group advantages times token weights."""
+        reference_entropy = None
+        if self._algorithm.entropy_reward_coef > 0:
+            with clock.phase("forward"):
+                reference_entropy = self.updater.reference_entropy(scored.rollout)
+        return token_advantages(
+            self._algorithm,
+            scored.rollout,
+            scored.scores,
+            generator=self.rng,
+            parts=scored.parts,
+            part_weights=getattr(self.reward, "weights", None),
+            reference_entropy=reference_entropy,
+        )
 
     @property
     def _algorithm(self) -> Algorithm:
@@ -196,30 +197,61 @@ class Trainer:
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Run to `steps`. Ctrl-C finishes the step, saves and returns; a second Ctrl-C interrupts at once."""
-        tracker = self.tracker or Tracker(
+        """Run to `steps`. Ctrl-C finishes the step, saves and returns; a second Ctrl-C interrupts at once.
+
+        An error (of the reward, of a callback, a loss that stays non-finite) ends the run with a saved checkpoint.
+        """
+        if self.tracker is not None:
+            self._run(self.tracker)
+            return
+        if not self._begun:
+            check_unused(self.output_dir)
+        with Tracker(
             self.output_dir, steps=self.steps, start_step=self.step_number, config=self.config, progress=True
-        )
+        ) as self.tracker:
+            try:
+                self._run(self.tracker)
+            finally:
+                self.tracker = None
+
+    def _run(self, tracker: Tracker) -> None:
+        self._begun, self._stop_reason, self.interrupted = True, None, False
         checkpoints.clean(self.output_dir)
-        with _stop_on_interrupt(self), tracker:
+        with on_interrupt(lambda: self._interrupt(tracker)):
             while self.step_number < self.steps and self._stop_reason is None:
+                before = self._position()
                 try:
-                    record = self.step()
-                except RuntimeError as error:
-                    if self.updater.guard.in_a_row < self.max_nonfinite:
-                        raise
-                    self.save()
-                    raise FloatingPointError(f"{error}. The checkpoint of step {self.step_number} is saved.") from error
-                self._stop_on_kl(record)
-                for callback in self.callbacks:
-                    callback(self, record)
-                tracker.log(record.step, record.metrics)
-                self._save_when_due(record)
-            if self._stop_reason:
-                tracker.say(
-                    f"stopped after step {self.step_number} of {self.steps}: {self._stop_reason}; "
-                    f"saved in {self.output_dir}, go on with --resume"
-                )
+                    self._finish(self.step(), tracker)
+                except Exception as error:
+                    self._rescue(error, before, tracker)
+                    raise
+            if self._stop_reason and self._saved_step != self.step_number:
+                self.save()
+        if self._stop_reason:
+            tracker.say(f"stopped after step {self.step_number} of {self.steps}: {self._stop_reason}. {self._how_to_go_on()}")
+
+    def _finish(self, record: StepRecord, tracker: Tracker) -> None:
+        """What follows a step: callbacks, the log, a checkpoint where one is due."""
+        kl = record.metrics.get("kl", 0.0)
+        if self.kl_stop is not None and kl > self.kl_stop:
+            self.stop(f"the KL to the reference is {kl:.4g} nats a token, above kl_stop = {self.kl_stop:g}")
+        try:
+            for callback in self.callbacks:
+                callback(self, record)
+        finally:
+            tracker.log(record.step, record.metrics)
+        self._validation = record.metrics.get("validation/overall")
+        plan, best, score = self.checkpoint, checkpoints.best(self.output_dir), self._validation
+        is_best = plan.keep_best and score is not None and (best is None or score > best[1])
+        due = bool(plan.every) and record.step % plan.every == 0
+        if due or is_best or record.step == self.steps or self._stop_reason:
+            self.save()
+            self._keep_best()
+            checkpoints.prune(self.output_dir, plan.keep, keep_best=plan.keep_best)
+
+    def _keep_best(self) -> None:
+        if self.checkpoint.keep_best and self._validation is not None:
+            checkpoints.record_best(self.output_dir, self.step_number, self._validation)
 
     def stop(self, reason: str) -> None:
         """Save and end the run after the present step."""
@@ -227,91 +259,82 @@ class Trainer:
 
     @property
     def stopped(self) -> str | None:
-        """Why the run ended before `steps`, or None."""
+        """Why the last `train` ended before `steps`, or None."""
         return self._stop_reason
 
-    def _stop_on_kl(self, record: StepRecord) -> None:
-        if self.kl_stop is not None and record.metrics.get("kl", 0.0) > self.kl_stop:
-            self.stop(f"the KL to the reference is {record.metrics['kl']:.4g} nats a token, above kl_stop = {self.kl_stop}")
+    def _interrupt(self, tracker: Tracker) -> None:
+        self.interrupted = True
+        self.stop("interrupted (Ctrl-C)")
+        tracker.say("Ctrl-C: the step is finished and saved first; press it again to stop at once")
 
-    def _save_when_due(self, record: StepRecord) -> None:
-        plan, score = self.checkpoint, record.metrics.get("validation/overall")
-        best = checkpoints.best(self.output_dir)
-        is_best = plan.keep_best and score is not None and (best is None or score > best[1])
-        due = bool(plan.every) and record.step % plan.every == 0
-        if not (due or is_best or record.step == self.steps or self._stop_reason):
-            return
-        self.save()
-        if is_best:
-            checkpoints.record_best(self.output_dir, record.step, score)
-        checkpoints.prune(self.output_dir, plan.keep, keep_best=plan.keep_best)
+    def _rescue(self, error: Exception, before: dict[str, Any], tracker: Tracker) -> None:
+        """Save what was trained before an error ends the run."""
+        if isinstance(error, FloatingPointError):
+            self.updater.guard.in_a_row = 0  # the resumed run draws other images, and may try as often
+        elif self.step_number == 0:
+            return  # nothing to lose
+        elif self.step_number == before["step"] and not self.updater.under_way:
+            self._set_position(before)  # nothing was learnt from this step: the resumed run repeats it
+        with contextlib.suppress(OSError):  # a full disk must not hide the error
+            if self._saved_step != self.step_number or isinstance(error, FloatingPointError):
+                self.save()
+            tracker.say(f"stopped by an error after step {self.step_number} of {self.steps}. {self._how_to_go_on()}")
+
+    def _how_to_go_on(self) -> str:
+        return f"The checkpoint is saved; go on with: t2i-gcpo train --output-dir {self.output_dir} --resume"
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+    def _position(self) -> dict[str, Any]:
+        """Where the run is, but for the weights: what a step changes before it updates them."""
         return {
             "step": self.step_number,
             "images_sampled": self.images_sampled,
             "rng": self.rng.get_state(),
             "prompts": self.prompt_sampler.state_dict(),
-            "updater": self.updater.state_dict(),
         }
+
+    def _set_position(self, state: dict[str, Any]) -> None:
+        self.step_number, self.images_sampled = state["step"], state["images_sampled"]
+        self.rng.set_state(state["rng"])
+        self.prompt_sampler.load_state_dict(state["prompts"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        state = {**self._position(), "updater": self.updater.state_dict(), "validation": self._validation}
+        return {**state, "options": self._options()}
+
+    def _options(self) -> dict[str, Any]:
+        """What decides what is trained on what, nested."""
+        names = ("negative_prompt", "distribution", "prompts_per_step", "epochs", "minibatches", "balanced", "seed")
+        groups = {"algorithm": asdict(self._algorithm), "sampling": asdict(self.sampling), "optim": asdict(self.optim)}
+        return {**groups, **{name: getattr(self, name) for name in names}}
 
     def save(self) -> Path:
         """Write the checkpoint of the present step: a folder that `--checkpoint` takes, and that `resume` goes on from."""
-        return checkpoints.save(
+        path = checkpoints.save(
             self.output_dir, self.step_number, state=self.state_dict(), save_model=self.generator.save
         )
+        self._saved_step = self.step_number
+        return path
 
     def resume(self, path: str | Path | None = None) -> int:
-        """Load a checkpoint (None: the newest whole one) and return its step. ValueError where there is none.
+        """Load a checkpoint (None: the newest whole one) and return its step.
 
-        The generator must be as it was at the start of the run: it is the reference.
+        The generator must be as it was at the start of the run: it is the reference. ValueError: there is no checkpoint, or it is
+        that of a run with other options.
         """
-        path = path or checkpoints.newest(self.output_dir)
-        if path is None:
-            raise ValueError(f"{self.output_dir} holds no whole checkpoint to resume from; start the run anew in another folder")
-        state = checkpoints.load(path)
-        self.step_number = state["step"]
-        self.images_sampled = state["images_sampled"]
-        self.rng.set_state(state["rng"])
-        self.prompt_sampler.load_state_dict(state["prompts"])
+        found = path or checkpoints.newest(self.output_dir)
+        if found is None:
+            raise ValueError(
+                f"{self.output_dir} holds no whole checkpoint to resume from; start the run anew in another folder"
+            )
+        state = checkpoints.load(found)
+        checkpoints.check_resumable(state["options"], self._options())
+        self._set_position(state)
         self.updater.load_state_dict(state["updater"])
+        self._validation, self._begun = state["validation"], True
+        if path is None:
+            self._saved_step = self.step_number
+            self._keep_best()  # the run may have been killed before it noted its best score
         return self.step_number
-
-
-def reward_metrics(scored: ScoredRollout) -> dict[str, float]:
-    """Mean and spread of the rewards over the images that have one, and the mean of each part."""
-    scores = scored.scores[scored.scores.isfinite()]
-    metrics = {
-        "reward/mean": float(scores.mean()) if len(scores) else float("nan"),
-        "reward/std": float(scores.std()) if len(scores) > 1 else 0.0,
-    }
-    for name, part in scored.parts.items():
-        finite = part[part.isfinite()]
-        if len(finite):
-            metrics[f"reward/part/{name}"] = float(finite.float().mean())
-    return metrics
-
-
-class _stop_on_interrupt:
-    """Inside, the first Ctrl-C asks the trainer to stop after the step; the next one interrupts as usual."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.previous: Any = None
-
-    def _handle(self, *_: object) -> None:
-        self.trainer.stop("interrupted (Ctrl-C)")
-        signal.signal(signal.SIGINT, self.previous)
-
-    def __enter__(self) -> None:
-        try:
-            self.previous = signal.signal(signal.SIGINT, self._handle)
-        except ValueError:  # not the main thread (a demo's worker): nobody presses Ctrl-C there
-            self.previous = None
-
-    def __exit__(self, *_: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)

@@ -6,6 +6,7 @@ B rows, b rows of a micro-batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -54,11 +55,86 @@ class Updater:
         self.scheduler = scheduler(
             self.optimizer, schedule=schedule, steps=steps, warmup_steps=warmup_steps, min_ratio=min_ratio
         )
+        self.under_way = False
+        """Whether an error stopped `update` between two optimiser steps of one rollout."""
 
     @property
     def learning_rate(self) -> float:
         """That of the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    # -- the update ----------------------------------------------------------------------------------------------------
+
+    def update(
+        self, rollout: Rollout, targets: TokenAdvantages, clock: Clock, rng: torch.Generator
+    ) -> dict[str, float]:
+        """All optimiser steps of one rollout; returns their mean metrics. FloatingPointError from the guard."""
+        with clock.phase("forward"):
+            reference = self._scored(rollout, torch.arange(rollout.batch), reference=True)
+            old, drift = self._old(rollout)
+        history: list[dict[str, Tensor]] = []
+        skipped = 0
+        for index in self._minibatches(rollout.batch, rng):
+            batch_targets = targets.rows(index)
+            if not bool(batch_targets.mask.any()):
+                continue  # all of its images failed
+            denominator = loss_denominator(self.algorithm, batch_targets)
+            self.weights.clear_gradients()
+            rows = [self._accumulate(rollout, targets, part, old, reference, denominator, clock)
+                    for part in index.split(self.micro_batch)]  # fmt: skip
+            history += rows
+            with clock.phase("backward"):
+                rows[-1]["grad_norm"] = norm = clip_gradients(self.weights.masters, self.max_grad_norm)
+                if self.guard.ok(norm, *(row["loss"] for row in rows)):
+                    self.under_way = True
+                    self.optimizer.step()
+                    self.weights.publish()
+                else:
+                    skipped += 1
+        if self.under_way:  # a step without any update is none of the schedule's
+            self.scheduler.step()
+        self.under_way = False
+        return {**_means(history), **drift, "updates/skipped": float(skipped)}
+
+    def _minibatches(self, batch: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """Row indices of each optimiser step. One step takes the rows in order; several deal them out anew each pass."""
+        for _ in range(self.epochs):
+            order = torch.arange(batch) if self.minibatches == 1 else torch.randperm(batch, generator=rng)
+            yield from order.tensor_split(min(self.minibatches, batch))
+
+    def _accumulate(
+        self,
+        rollout: Rollout,
+        targets: TokenAdvantages,
+        part: Tensor,
+        old: Tensor | None,
+        reference: Tensor,
+        denominator: Tensor,
+        clock: Clock,
+    ) -> dict[str, Tensor]:
+        """Forward and backward of the micro-batch of rows `part` [b]; returns its metrics."""
+        part = part.to(reference.device)
+        rows, part_targets = rollout.rows(part), targets.rows(part)
+        with clock.phase("forward"):
+            logprob = self.generator.token_logprobs(rows, distribution=self.distribution)
+            fresh = logprob.detach()
+            output = loss(
+                self.algorithm,
+                logprob,
+                fresh if old is None else old[part],
+                part_targets,
+                logprob_reference=reference[part],
+                denominator=denominator,
+            )
+        with clock.phase("backward"):
+            if all_finite(output.loss.detach()):
+                output.loss.backward()
+                self.weights.collect()
+        metrics = {**output.metrics, "loss": output.loss.detach(), "_tokens": part_targets.mask.sum()}
+        metrics["kl"] = metrics.pop("kl_k3")
+        if old is None:
+            metrics["logprob_drift"] = (fresh - self._recorded(rows)).abs().mean()
+        return metrics
 
     # -- log-probs -----------------------------------------------------------------------------------------------------
 
@@ -67,21 +143,25 @@ class Updater:
         return rollout.logprob_positive if self.distribution == "conditional" else rollout.logprob_behaviour
 
     @torch.no_grad()
-    def _rescored(self, rollout: Rollout, index: Tensor) -> Tensor:
-        parts = [self.generator.token_logprobs(rollout.rows(part), distribution=self.distribution)
-                 for part in index.split(self.micro_batch)]  # fmt: skip
+    def _scored(self, rollout: Rollout, index: Tensor, *, reference: bool = False) -> Tensor:
+        """[b, T] log-probs of the rows `index` under the policy as it is now, or the reference model."""
+        with self.generator.reference() if reference else nullcontext():
+            parts = [self.generator.token_logprobs(rollout.rows(part), distribution=self.distribution)
+                     for part in index.split(self.micro_batch)]  # fmt: skip
         return torch.cat(parts)
 
-    def _old(self, rollout: Rollout, clock: Clock) -> Tensor | None:
-        """[B, T] old log-probs for several updates from one rollout; None where one update needs no memory of them."""
+    def _old(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, float]]:
+        """[B, T] old log-probs for several updates from one rollout, and how far the training forward is from the recorded ones.
+
+        None where one update needs no memory of them: its ratio is 1 whatever the rounding.
+        """
         if self.epochs * self.minibatches == 1:
-            return None
+            return None, {}
         everything = torch.arange(rollout.batch)
-        probe = everything[: self.micro_batch]
-        with clock.phase("forward"):
-            recorded = self._recorded(rollout)
-            drift = (self._rescored(rollout, probe) - recorded[: len(probe)]).abs().mean()
-            return recorded if float(drift) <= DRIFT_TOLERANCE else self._rescored(rollout, everything)
+        probe, recorded = everything[: self.micro_batch], self._recorded(rollout)
+        drift = float((self._scored(rollout, probe) - recorded[: len(probe)]).abs().mean())
+        old = recorded if drift <= DRIFT_TOLERANCE else self._scored(rollout, everything)
+        return old, {"logprob_drift": drift}
 
     @torch.no_grad()
     def reference_entropy(self, rollout: Rollout) -> Tensor:
@@ -90,84 +170,6 @@ class Updater:
             parts = [self.generator.token_entropy(rollout.rows(part))
                      for part in torch.arange(rollout.batch).split(self.micro_batch)]  # fmt: skip
         return torch.cat(parts)
-
-    # -- the update ----------------------------------------------------------------------------------------------------
-
-    def _minibatches(self, batch: int, rng: torch.Generator) -> Iterator[Tensor]:
-        """Row indices of each optimiser step. One step takes the rows in order; several deal them out anew each pass."""
-        for _ in range(self.epochs):
-            order = torch.arange(batch) if self.minibatches == 1 else torch.randperm(batch, generator=rng)
-            yield from order.tensor_split(min(self.minibatches, batch))
-
-    def update(self, rollout: Rollout, targets: TokenAdvantages, clock: Clock, rng: torch.Generator) -> dict[str, float]:
-        """All optimiser steps of one rollout; returns their mean metrics. RuntimeError from the guard."""
-        old = self._old(rollout, clock)
-        history: list[dict[str, Tensor]] = []
-        skipped = 0
-        for index in self._minibatches(rollout.batch, rng):
-            batch_targets = targets.rows(index)
-            denominator = loss_denominator(self.algorithm, batch_targets)
-            total = torch.zeros(())
-            self.weights.clear_gradients()
-            for part in index.split(self.micro_batch):
-                metrics, value = self._accumulate(rollout, targets, part, old, denominator, clock)
-                total = total + value.cpu()
-                history.append(metrics)
-            with clock.phase("backward"):
-                gradients = self.weights.collect()
-                norm = clip_gradients(gradients, self.max_grad_norm)
-                history[-1]["grad_norm"] = norm
-                if self.guard.ok(total, norm):
-                    self.optimizer.step()
-                    self.weights.publish()
-                else:
-                    skipped += 1
-        self.scheduler.step()
-        result = _means(history)
-        result["clip_fraction"] = result["clip_fraction_low"] + result["clip_fraction_high"]
-        result["updates/skipped"] = float(skipped)
-        return result
-
-    def _accumulate(
-        self,
-        rollout: Rollout,
-        targets: TokenAdvantages,
-        part: Tensor,
-        old: Tensor | None,
-        denominator: Tensor,
-        clock: Clock,
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Forward and backward of one micro-batch."""
-        rows = rollout.rows(part)
-        part_targets = targets.rows(part)
-        with clock.phase("forward"):
-            reference = self._reference(rows)
-            logprob = self.generator.token_logprobs(rows, distribution=self.distribution)
-            fresh = logprob.detach()
-            output = loss(
-                self.algorithm,
-                logprob,
-                fresh if old is None else old[part.to(old.device)],
-                part_targets,
-                logprob_reference=reference,
-                denominator=denominator,
-            )
-        with clock.phase("backward"):
-            if all_finite(output.loss.detach()):
-                output.loss.backward()
-        metrics = dict(output.metrics)
-        if old is None:
-            metrics["logprob_drift"] = (fresh - self._recorded(rows)).abs().mean()
-        if reference is not None:
-            metrics["kl"] = metrics.pop("kl_k3")
-        count = part_targets.mask.sum()
-        return {**metrics, "loss": output.loss.detach() * 1.0, "_tokens": count}, output.loss.detach()
-
-    @torch.no_grad()
-    def _reference(self, rows: Rollout) -> Tensor:
-        """[b, T] log-probs of the reference model, for the loss or, where the row has no KL term, for the log."""
-        with self.generator.reference():
-            return self.generator.token_logprobs(rows, distribution=self.distribution)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -185,6 +187,7 @@ class Updater:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.guard.in_a_row, self.guard.total = state["skipped_in_a_row"], state["skipped_in_all"]
+        self.under_way = False
 
 
 #: Metrics that add up over the micro-batches of an update, because they carry the whole batch's denominator.
@@ -193,17 +196,15 @@ _SUMMED = ("loss", "policy_loss", "kl_loss")
 
 def _means(history: list[dict[str, Tensor]]) -> dict[str, float]:
     """Means over the tokens of all micro-batches; losses, which are shares of a whole, are summed and divided by the updates."""
-    tokens = torch.stack([row["_tokens"].float().cpu() for row in history])
-    updates = sum("grad_norm" in row for row in history)
-    result = {}
-    for name in sorted({name for row in history for name in row} - {"_tokens"}):
-        have = torch.tensor([name in row for row in history])
-        values = torch.stack([row[name].float().cpu() for row in history if name in row])
+    tokens = torch.stack([row["_tokens"].float().cpu() for row in history]).clamp(min=1.0)
+    norms = torch.stack([row["grad_norm"].cpu() for row in history if "grad_norm" in row])
+    result = {"grad_norm": float(norms.mean())}
+    for name in sorted(set(history[0]) - {"_tokens", "grad_norm"}):
+        values = torch.stack([row[name].float().cpu() for row in history])
         if name in _SUMMED:
-            result[name] = float(values.sum() / updates)
+            result[name] = float(values.sum() / len(norms))
         elif name == "ratio_max":
             result[name] = float(values.max())
         else:
-            share = tokens[have].clamp(min=1.0) if name != "grad_norm" else torch.ones_like(values)
-            result[name] = float((values * share).sum() / share.sum())
-    return result
+            result[name] = float((values * tokens).sum() / tokens.sum())
+    return {**result, "clip_fraction": result["clip_fraction_low"] + result["clip_fraction_high"]}

@@ -350,13 +350,18 @@ def test_peak_memory_sees_the_backward_pass() -> None:
         (["credit", "--checkpoint", "janus-mini"], "unrecognized arguments"),
         (["credit", "--device", "nonsense"], "--device nonsense"),
         (["rollout", "--guidance", "1"], "above 1"),
+        (
+            ["rollout", "--checkpoint", "TINY", "--num-prompts", "1", "--group-size", "1"],
+            "raise --num-prompts or --group-size",
+        ),
         (["step", "--guidance", "1"], "free under guidance only"),
         (["rollout", "--checkpoint", "no/such/folder"], "no checkpoint"),
     ],
 )
 def test_mistakes_exit_with_2_and_say_what_to_do(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, model_options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    arguments = [model_options[1] if argument == "TINY" else argument for argument in arguments]
     assert cli.main(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
 

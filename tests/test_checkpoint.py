@@ -155,9 +155,17 @@ def test_large_files_are_checked_by_size(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_a_resumed_run_may_change() -> None:
-    old = {"steps": 10, "seed": 0, "optim": {"lr": 1e-4}, "checkpoint": {"every": 5}, "generator": {"device": "cpu", "dtype": "float32"}}
+    old = {
+        "steps": 10,
+        "seed": 0,
+        "optim": {"lr": 1e-4},
+        "checkpoint": {"every": 5},
+        "generator": {"device": "cpu", "dtype": "float32"},
+    }
     checkpoint.check_resumable(old, old)
-    checkpoint.check_resumable(old, {**old, "steps": 20, "checkpoint": {"every": 1}, "generator": {"device": "cuda", "dtype": "float32"}})
+    checkpoint.check_resumable(
+        old, {**old, "steps": 20, "checkpoint": {"every": 1}, "generator": {"device": "cuda", "dtype": "float32"}}
+    )
     with pytest.raises(ValueError, match=r"optim.lr: 0.0001 -> 0.001\n  seed: 0 -> 1") as caught:
         checkpoint.check_resumable(old, {**old, "steps": 20, "seed": 1, "optim": {"lr": 1e-3}})
     assert "  steps" not in str(caught.value)

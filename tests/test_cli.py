@@ -57,7 +57,9 @@ def test_arguments_go_in_and_the_status_comes_out(command: Callable, result: obj
     assert seen == [["--a", "b"]]
 
 
-@pytest.mark.parametrize("error", [ValueError("steps is 0"), FileNotFoundError(2, "no such file", "x"), ImportError("no wandb")])
+@pytest.mark.parametrize(
+    "error", [ValueError("steps is 0"), FileNotFoundError(2, "no such file", "x"), ImportError("no wandb")]
+)
 def test_a_users_mistake_is_one_line(
     command: Callable, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -82,8 +84,12 @@ def test_a_training_that_diverged_is_no_usage_error(command: Callable, capsys: p
     assert capsys.readouterr().err == "error: the loss was not finite\n"
 
 
-@pytest.mark.parametrize(("raised", "status"), [(SystemExit(2), 2), (SystemExit(None), 0), (SystemExit("no"), 1), (KeyboardInterrupt(), 130)])
-def test_other_ways_out(command: Callable, capsys: pytest.CaptureFixture[str], raised: BaseException, status: int) -> None:
+@pytest.mark.parametrize(
+    ("raised", "status"), [(SystemExit(2), 2), (SystemExit(None), 0), (SystemExit("no"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_other_ways_out(
+    command: Callable, capsys: pytest.CaptureFixture[str], raised: BaseException, status: int
+) -> None:
     def leave(argv: list[str]) -> None:
         raise raised
 
@@ -102,6 +108,9 @@ def test_a_defect_keeps_its_traceback(command: Callable) -> None:
 
 def test_the_installed_command_refuses_a_typo_without_a_traceback() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "t2i_gcpo.cli", "prompts", "shapes:tset", "--out", "/nowhere/x"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "t2i_gcpo.cli", "prompts", "shapes:tset", "--out", "/nowhere/x"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2 and done.stderr.startswith("error: shapes:tset") and "Traceback" not in done.stderr

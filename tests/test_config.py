@@ -42,7 +42,9 @@ def test_no_arguments_are_the_defaults() -> None:
 def test_the_last_algorithm_name_picks_the_row_and_options_change_single_choices(tmp_path: Path) -> None:
     assert settings("--algorithm.name", "grpo").algorithm == TABLE["grpo"]
     assert settings("--algorithm.name=dapo", "--algorithm.name=grpo").algorithm == TABLE["grpo"]
-    assert settings("--algorithm.group-size", "4", "--algorithm.name=dapo").algorithm == dataclasses.replace(TABLE["dapo"], group_size=4)
+    assert settings("--algorithm.group-size", "4", "--algorithm.name=dapo").algorithm == dataclasses.replace(
+        TABLE["dapo"], group_size=4
+    )
     file = yaml_file(tmp_path, "algorithm: {name: dapo, kl_coef: 0.5, group_size: 6}")
     assert settings("--config", file).algorithm == dataclasses.replace(TABLE["dapo"], kl_coef=0.5, group_size=6)
     over = settings("--config", file, "--algorithm.name", "grpo", "--algorithm.group_size", "3").algorithm
@@ -79,13 +81,26 @@ def test_yaml_values_of_every_kind_come_through_and_the_command_line_wins(tmp_pa
 def test_reward_options_are_free_and_belong_to_their_reward(tmp_path: Path) -> None:
     assert settings().reward.options == {"detector": "shapes"}
     assert settings("--reward.detector", "mask2former").reward.options == {"detector": "mask2former"}
-    file = yaml_file(tmp_path, "reward: {threshold: 1e-1, name: geneval, detector: shapes, strict: true, parts: {a: {w: 0.5}}, text: '1'}")
+    file = yaml_file(
+        tmp_path,
+        "reward: {threshold: 1e-1, name: geneval, detector: shapes, strict: true, parts: {a: {w: 0.5}}, text: '1'}",
+    )
     reward = settings("--config", file).reward
-    assert reward.options == {"detector": "shapes", "threshold": 0.1, "strict": True, "parts": {"a": {"w": 0.5}}, "text": "1"}
-    over = settings("--config", file, "--reward.strict=false", "--reward.max-boxes", "16", "--reward.tags", "a", "b").reward
+    assert reward.options == {
+        "detector": "shapes",
+        "threshold": 0.1,
+        "strict": True,
+        "parts": {"a": {"w": 0.5}},
+        "text": "1",
+    }
+    over = settings(
+        "--config", file, "--reward.strict=false", "--reward.max-boxes", "16", "--reward.tags", "a", "b"
+    ).reward
     assert over.options == {**reward.options, "strict": False, "max_boxes": 16, "tags": ["a", "b"]}
     # Another reward does not inherit geneval's options.
-    assert settings("--config", file, "--reward.name", "clip", "--reward.model", "mini").reward.options == {"model": "mini"}
+    assert settings("--config", file, "--reward.name", "clip", "--reward.model", "mini").reward.options == {
+        "model": "mini"
+    }
     with pytest.raises(ValueError, match="reward is 'clip'"):
         settings("--config", yaml_file(tmp_path, "reward: clip"))
     with pytest.raises(ValueError, match=r"--reward.model needs a value"):
@@ -111,7 +126,12 @@ def test_the_written_config_reads_back_equal(tmp_path: Path, argv: list[str]) ->
 
 def test_every_field_survives_the_round_trip(tmp_path: Path) -> None:
     """Change every option away from its default: none may be lost on the way."""
-    flips: dict[type, Any] = {bool: lambda v: not v, int: lambda v: 2 * v + 2, float: lambda v: v / 2 + 0.03, str: lambda v: v + " 1e-3"}
+    flips: dict[type, Any] = {
+        bool: lambda v: not v,
+        int: lambda v: 2 * v + 2,
+        float: lambda v: v / 2 + 0.03,
+        str: lambda v: v + " 1e-3",
+    }
     changed = 0
 
     def flip(owner: Any) -> Any:
@@ -169,7 +189,11 @@ def test_values_out_of_range_are_refused(capsys: pytest.CaptureFixture[str], arg
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "not a YAML file.*line"), ("- steps", "holds a list"), ("prompts: {train: [{a: 1}]}", "plain values only")],
+    [
+        ("a: [", "not a YAML file.*line"),
+        ("- steps", "holds a list"),
+        ("prompts: {train: [{a: 1}]}", "plain values only"),
+    ],
 )
 def test_a_bad_yaml_names_its_file(tmp_path: Path, text: str, message: str) -> None:
     file = yaml_file(tmp_path, text)
@@ -212,11 +236,27 @@ def test_the_mapping_is_what_a_yaml_holds() -> None:
     assert yaml.safe_load(dump(settings("--optim.eps", "1e-8")))["optim"]["eps"] == 1e-8
 
 
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_shipped_configs_parse(path: Path) -> None:
+    assert load(path) != TrainConfig()
+
+
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    for name in ("--config", "--resume", "--print-config", "--algorithm.name", "--generator.checkpoint", "--reward.name", "--seed"):
+    for name in (
+        "--config",
+        "--resume",
+        "--print-config",
+        "--algorithm.name",
+        "--generator.checkpoint",
+        "--reward.name",
+        "--seed",
+    ):
         assert f"{name} " in shown
     assert "--reward.options" not in shown and "--settings" not in shown

@@ -70,7 +70,9 @@ def test_embedded_checkpoints_missing_whole_and_truncated(monkeypatch: pytest.Mo
     assert found.level == "fail" and "model.safetensors cannot be read" in found.text
 
 
-def test_the_status_says_whether_something_will_not_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_status_says_whether_something_will_not_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     good, note, bad = Finding("ok", "a", "1"), Finding("note", "b", "2", "do"), Finding("fail", "c", "3", "mend")
     for findings, status in (([good, note], 0), ([good, bad, note], 1)):
         monkeypatch.setattr(doctor, "CHECKS", [lambda findings=findings: iter(findings)])

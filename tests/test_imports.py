@@ -18,7 +18,7 @@ OWN = {"t2i_gcpo", "rewards"}
 MATHS = ["sampling", "logprobs", "losses", "advantages", "credit"]
 #: Modules of t2i_gcpo by floor; a module imports its own floor and those below, never above.
 FLOORS = [
-    {"records", "nested", "pictures", "clock", "precision", "statistics", *MATHS},
+    {"records", "nested", "pictures", "clock", "interrupt", "plans", "precision", "statistics", *MATHS},
     {"algorithms", "generators", "prompts", "optim", "checkpoint"},
     {"rollout", "update", "tracking", "config"},
     {"trainer", "evaluate", "tables", "heatmap", "heatmap_html", "monitor", "arguments", "build"},
@@ -35,7 +35,13 @@ def imported(path: Path, *, package: str) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""]).strip(".") if node.level else node.module or ""
+            base = (
+                ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""]).strip(
+                    "."
+                )
+                if node.level
+                else node.module or ""
+            )
             names |= {f"{base}.{alias.name}" for alias in node.names}
     return names
 
@@ -43,7 +49,12 @@ def imported(path: Path, *, package: str) -> set[str]:
 def test_the_reader_of_imports_sees_all_forms(tmp_path: Path) -> None:
     source = "import torch.nn as nn\nfrom t2i_gcpo import credit\ndef f():\n    from .losses import kl\n    from . import optim\n"
     (tmp_path / "x.py").write_text(source)
-    assert imported(tmp_path / "x.py", package="t2i_gcpo") == {"torch.nn", "t2i_gcpo.credit", "t2i_gcpo.losses.kl", "t2i_gcpo.optim"}
+    assert imported(tmp_path / "x.py", package="t2i_gcpo") == {
+        "torch.nn",
+        "t2i_gcpo.credit",
+        "t2i_gcpo.losses.kl",
+        "t2i_gcpo.optim",
+    }
 
 
 @pytest.mark.parametrize("name", MATHS)
@@ -68,7 +79,9 @@ def test_imports_point_down() -> None:
         for target in imported(path, package=package):
             parts = target.split(".")
             if parts[0] == "t2i_gcpo" and len(parts) > 1 and parts[1] in floor_of:
-                assert floor_of[parts[1]] <= floor_of[own], f"{path.relative_to(ROOT)} imports {target}, which lies above it"
+                assert floor_of[parts[1]] <= floor_of[own], (
+                    f"{path.relative_to(ROOT)} imports {target}, which lies above it"
+                )
 
 
 def test_rewards_never_imports_t2i_gcpo() -> None:
@@ -81,7 +94,18 @@ def test_rewards_never_imports_t2i_gcpo() -> None:
 @pytest.mark.parametrize("package", ["t2i_gcpo", "rewards", "t2i_gcpo.cli"])
 def test_importing_is_quick(package: str) -> None:
     """No heavy library comes with it, and none is needed to print the help."""
-    heavy = {"torch", "transformers", "diffusers", "gradio", "torchvision", "open_clip", "matplotlib", "scipy", "tensorboard", "tyro"}
+    heavy = {
+        "torch",
+        "transformers",
+        "diffusers",
+        "gradio",
+        "torchvision",
+        "open_clip",
+        "matplotlib",
+        "scipy",
+        "tensorboard",
+        "tyro",
+    }
     heavy -= {"torch"} if package == "rewards" else set()  # types of its protocol
     code = f"import sys, {package}; print(*sorted({heavy!r} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -26,13 +26,19 @@ def test_geneval_rows_keep_their_clauses_and_lose_their_nulls(tmp_path: Path) ->
     prompts = read(write(tmp_path / "g.jsonl", "\n".join(map(json.dumps, rows)) + "\n\n"))
     assert [p.text for p in prompts] == ["a red ring", "two stars"]
     assert [p.task for p in prompts] == ["colors", "counting"]
-    assert prompts[0].metadata == {"tag": "colors", "include": [{"class": "ring", "count": 1, "color": "red"}], "prompt": "a red ring"}
+    assert prompts[0].metadata == {
+        "tag": "colors",
+        "include": [{"class": "ring", "count": 1, "color": "red"}],
+        "prompt": "a red ring",
+    }
     assert prompts[1].metadata == rows[1]
 
 
 def test_other_formats(tmp_path: Path) -> None:
     assert read(write(tmp_path / "p.txt", "\ufeffa cat \n\n  a dog\n")) == [Prompt("a cat"), Prompt("a dog")]
-    bench = read(write(tmp_path / "drawbench.csv", 'Prompts,Category\n"A red car, parked",Colors\nTwo\u2028dogs,Counting\n'))
+    bench = read(
+        write(tmp_path / "drawbench.csv", 'Prompts,Category\n"A red car, parked",Colors\nTwo\u2028dogs,Counting\n')
+    )
     assert [(p.text, p.task) for p in bench] == [("A red car, parked", "Colors"), ("Two\u2028dogs", "Counting")]
     row = {"prompt": "a cat left of a dog", "task_type": "spatial", "nouns": ["cat", "dog"], "attr_nouns": None}
     lines = read(write(tmp_path / "t2i_r1.json", json.dumps(row) + "\n"))
@@ -79,7 +85,9 @@ def test_limit_takes_tasks_in_equal_parts() -> None:
     # c has only 2 of its 4: the other 2 go to a and b.
     assert Counter(p.task for p in chosen) == {"a": 5, "b": 5, "c": 2}
     assert [p.text for p in chosen[:5]] == ["a 10", "a 30", "a 50", "a 70", "a 90"]
-    assert len(set(chosen_texts := [p.text for p in chosen])) == 12 and chosen_texts == [p.text for p in limit(prompts, 12)]
+    assert len(set(chosen_texts := [p.text for p in chosen])) == 12 and chosen_texts == [
+        p.text for p in limit(prompts, 12)
+    ]
     assert Counter(p.task for p in limit(prompts, 4)) == {"a": 2, "b": 1, "c": 1}
     assert limit(prompts, None) == limit(prompts, 0) == limit(prompts, 1000) == prompts
     with pytest.raises(ValueError, match="-1"):

@@ -26,6 +26,7 @@ def with_pictures(run: Path) -> Path:
     for step in (0, 2, 4):
         pictures.sample_grid(images, ["a", "a"], columns=2).save(run / "samples" / f"step_{step:06d}_samples.png")
         heatmap.save(run / "heatmaps", f"step_{step:06d}", scored, advantages)
+    pictures.before_after(images, images, ["a", "a"]).save(run / "samples" / "before_after.png")
     return run
 
 
@@ -37,7 +38,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "4 of 10 steps, 256 images sampled" in text and "8.0 s" in text
     assert "<td>+0.125 [+0.125, +0.125]</td>" in text  # 4 tokens of 32, for every image
     assert "Best validation score: 0.340 at step 4" in text
-    assert text.count("data:image/png") == 4 and text.count("data:image/svg+xml") == 1
+    assert text.count("data:image/png") == 5 and text.count("data:image/svg+xml") == 1
     for link in re.findall(r'href="([^"]+)"', text):
         assert (run / link).exists(), link
     assert not re.search(r'(src|href)="(https?:|//|/)', text)

@@ -162,8 +162,8 @@ def test_neighbours_two_pixels_apart(other: str) -> None:
 
 
 def test_a_thin_bridge_does_not_join_two_objects() -> None:
-    picture = Scene((SceneObject("star", "red", 16, 30, 32), SceneObject("heart", "red", 52, 30, 32))).render()
-    picture[40:42, 40:60] = COLORS["red"]
+    picture = Scene((SceneObject("star", "red", 12, 30, 32), SceneObject("heart", "red", 52, 30, 32))).render()
+    picture[42:44, 30:60] = COLORS["red"]
     (found,) = DETECT(batch([picture]))
     assert {one.class_name for one in found if one.score > 0.9} == {"star", "heart"} and len(found) == 2
 

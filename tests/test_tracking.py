@@ -17,7 +17,10 @@ from t2i_gcpo.tracking import Tracker, prepare_run, read_metrics
 
 def test_a_row_is_on_disk_at_once_and_is_valid_json(tmp_path: Path) -> None:
     with Tracker(tmp_path, steps=2) as tracker:
-        tracker.log(1, {"reward": torch.tensor(0.5), "kl": float("nan"), "grad_norm": float("inf"), "skipped": True, "images": 64})
+        tracker.log(
+            1,
+            {"reward": torch.tensor(0.5), "kl": float("nan"), "grad_norm": float("inf"), "skipped": True, "images": 64},
+        )
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
 
         def refuse(name: str) -> None:
@@ -77,7 +80,9 @@ def test_tensorboard_gets_scalars_pictures_and_a_nested_config(tmp_path: Path) -
     with Tracker(tmp_path, steps=3, start_step=1, tensorboard=True, config=config) as tracker:
         tracker.log(2, {"reward": 7.0})
     assert path == tmp_path / "samples" / "step_000003_grid.png" and Image.open(path).getpixel((0, 0)) == (255, 0, 0)
-    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+    events = EventAccumulator(
+        str(tmp_path / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "tensors": 0}
+    ).Reload()
     assert [(e.step, e.value) for e in events.Scalars("reward")] == [(1, 0.5), (2, 7.0)]
     assert b"| optim.lr | 0.0001 |" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0]
 
@@ -104,11 +109,18 @@ def test_boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, board in boards.items():
         monkeypatch.setitem(sys.modules, name, board)
     for start in (0, 1):
-        with Tracker(tmp_path / "first", steps=2, start_step=start, wandb=True, trackio=True, config={"a": {"b": 1}}) as tracker:
+        with Tracker(
+            tmp_path / "first", steps=2, start_step=start, wandb=True, trackio=True, config={"a": {"b": 1}}
+        ) as tracker:
             tracker.log(start + 1, {"reward": 0.5})
     for board in boards.values():
         first, again = (keywords for call, keywords in board.calls if call == "init")
-        assert (first["project"], first["name"], first["config"], first["resume"]) == ("t2i-gcpo", "first", {"a.b": 1}, "never")
+        assert (first["project"], first["name"], first["config"], first["resume"]) == (
+            "t2i-gcpo",
+            "first",
+            {"a.b": 1},
+            "never",
+        )
         assert again["resume"] == "allow" and again.get("id") == first.get("id")
         assert [call for call, _ in board.calls] == ["init", "log", "finish"] * 2
         assert board.calls[1][1] == {"reward": 0.5, "step": 1}
@@ -116,14 +128,18 @@ def test_boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_missing_board_names_the_extra_and_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_board_names_the_extra_and_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf"--logging.{name} .*t2i-gcpo\[tracking\]"):
         Tracker(tmp_path / "run", steps=1, **{name: True})
     assert not (tmp_path / "run").exists()
 
 
-def test_the_bar_shows_the_metrics_and_counts_on_from_the_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_shows_the_metrics_and_counts_on_from_the_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Tracker(tmp_path, steps=4, start_step=2, progress=True) as tracker:
         tracker.log(3, {"reward/mean": 0.25, "kl": 0.001, "entropy": 2.0, "clip_fraction": 0.0, "other": 1.0})
         tracker.log(4, {"reward/mean": 0.5})

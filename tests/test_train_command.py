@@ -25,7 +25,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     tiny.checkpoint(folder / "model")
     (folder / "reward.py").write_text(REWARD)
-    rows = [{"prompt": f"a {c} {s}", "tag": s} for c in ("red", "green", "blue", "white") for s in ("circle", "square", "star")]
+    rows = [
+        {"prompt": f"a {c} {s}", "tag": s}
+        for c in ("red", "green", "blue", "white")
+        for s in ("circle", "square", "star")
+    ]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
@@ -34,9 +38,20 @@ def arguments(workplace: Path, out: Path, *more: str) -> list[str]:
     prompts = [f"--prompts.{name}={workplace / 'prompts.jsonl'}" for name in ("train", "validation", "test")]
     options = "--prompts-per-step 3 --algorithm.group-size 4 --micro-batch 8 --optim.lr 1e-2 --optim.warmup-steps 2"
     options += " --checkpoint.every 2 --checkpoint.keep 0 --evaluate.every 2 --evaluate.limit 6 --pictures.every 2"
-    options += " --logging.tensorboard False --logging.progress False --generator.compile off --generator.device cpu --seed 3"
+    options += (
+        " --logging.tensorboard False --logging.progress False --generator.compile off --generator.device cpu --seed 3"
+    )
     reward = f"--reward.name={workplace / 'reward.py'}:redness"
-    return ["train", f"--generator.checkpoint={workplace / 'model'}", reward, *prompts, *options.split(), "--output-dir", str(out), *more]
+    return [
+        "train",
+        f"--generator.checkpoint={workplace / 'model'}",
+        reward,
+        *prompts,
+        *options.split(),
+        "--output-dir",
+        str(out),
+        *more,
+    ]
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -63,23 +78,38 @@ def test_a_run_writes_its_folder(whole: Path, workplace: Path) -> None:
     for step in (0, 2, 4):
         assert Image.open(whole / "samples" / f"step_{step:06d}_samples.png").size[0] > 8
     assert (whole / "samples" / "before_after.png").is_file()
-    heatmaps = {f"{name}{ending}" for name in ("step_000004", "step_000004_trained") for ending in (".png", ".npz", ".html")}
+    heatmaps = {
+        f"{name}{ending}" for name in ("step_000004", "step_000004_trained") for ending in (".png", ".npz", ".html")
+    }
     assert heatmaps <= {path.name for path in (whole / "heatmaps").iterdir()}
 
 
 def test_the_weights_moved_and_the_checkpoint_is_what_was_evaluated(whole: Path, workplace: Path) -> None:
     first, last = load_generator(str(workplace / "model")), load_generator(str(whole / "checkpoints" / "step_000004"))
-    moved = [not torch.equal(a, b) for a, b in zip(first.trainable_parameters(), last.trainable_parameters(), strict=True)]
+    moved = [
+        not torch.equal(a, b) for a, b in zip(first.trainable_parameters(), last.trainable_parameters(), strict=True)
+    ]
     assert all(moved)
     out = workplace / "eval"
     reward = f"{workplace / 'reward.py'}:redness"
-    argv = ["eval", "--checkpoint", str(whole / "checkpoints" / "step_000004"), "--prompts", str(workplace / "prompts.jsonl")]
+    argv = [
+        "eval",
+        "--checkpoint",
+        str(whole / "checkpoints" / "step_000004"),
+        "--prompts",
+        str(workplace / "prompts.jsonl"),
+    ]
     assert cli.main([*argv, "--reward", reward, "--out", str(out), "--device", "cpu"]) == 0
     # Same noise, prompts and guidance: the command repeats the run's own evaluation.
-    assert json.loads((out / "eval.json").read_text())["images"] == json.loads((whole / "eval_after.json").read_text())["images"]
+    assert (
+        json.loads((out / "eval.json").read_text())["images"]
+        == json.loads((whole / "eval_after.json").read_text())["images"]
+    )
 
 
-def test_a_resumed_run_is_the_run_uninterrupted(whole: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_is_the_run_uninterrupted(
+    whole: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     part = workplace / "part"
     assert cli.main(arguments(workplace, part, "--steps", "2")) == 0
     assert cli.main(arguments(workplace, part, "--steps", "4")) == 2
@@ -88,7 +118,9 @@ def test_a_resumed_run_is_the_run_uninterrupted(whole: Path, workplace: Path, ca
     assert "at step 2" in capsys.readouterr().out
     assert without_times(read_metrics(part)) == without_times(read_metrics(whole))
     for name in ("model.safetensors", "config.json"):
-        assert (part / "checkpoints/step_000004" / name).read_bytes() == (whole / "checkpoints/step_000004" / name).read_bytes()
+        assert (part / "checkpoints/step_000004" / name).read_bytes() == (
+            whole / "checkpoints/step_000004" / name
+        ).read_bytes()
     assert cli.main(["train", "--output-dir", str(part), "--resume", "--optim.lr", "1"]) == 2
     assert "optim.lr: 0.01 -> 1.0" in capsys.readouterr().err
     assert load(part / "config.yaml").optim.lr == 1e-2

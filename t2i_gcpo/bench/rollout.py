@@ -79,6 +79,10 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed)
     batch = len(prompts) * options.group_size
+    if batch < 2:
+        raise ValueError(
+            "a batch of one image has no spread to compare samples by; raise --num-prompts or --group-size"
+        )
 
     def ours(compile: bool, how: Sampling = sampling) -> Rollout:
         generator.compile = compile
@@ -88,7 +92,10 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     sides = {fastest: lambda: ours(compiled), "baseline": lambda: generate(generator, prompts, sampling)}
     if compiled:
         sides["eager"] = lambda: ours(False)
-    tokens = ours(False).tokens
+    rows, columns = generator.grid
+    tokens = torch.randint(  # decoding costs the same for all
+        generator.codebook_size, (batch, rows * columns), generator=torch.Generator().manual_seed(options.seed)
+    ).to(device)
     sides["decode"] = lambda: generator.decode(tokens)
     warmup = warm_up(sides, device, console)
     greedy = replace(sampling, temperature=0.0)

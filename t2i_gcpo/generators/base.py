@@ -68,6 +68,14 @@ class ImageGenerator(Protocol):
         """Log-probs [B, T] fp32 in nats of the rollout's tokens, differentiable in the policy's weights."""
         ...
 
+    def token_entropy(self, rollout: Rollout) -> Tensor:
+        """Entropy [B, T] fp32 in nats of the raw conditional distribution at the rollout's tokens, without gradient."""
+        ...
+
+    def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
+        """ValueError for prompts that the generator cannot read, e.g. words that its tokenizer does not know."""
+        ...
+
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens [B, T] int64 -> images [B, 3, H, W] uint8."""
         ...

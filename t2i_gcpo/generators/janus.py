@@ -32,7 +32,7 @@ from t2i_gcpo.generators.janus_prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.janus_rows import RowSampler
 from t2i_gcpo.generators.janus_sampler import StepSampler, can_compile
 from t2i_gcpo.generators.policy import LLAMA_TARGETS, PolicyWeights
-from t2i_gcpo.logprobs import DEFAULT_CHUNK, token_logprob
+from t2i_gcpo.logprobs import DEFAULT_CHUNK, token_logprob, token_scores
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 #: `compile="auto"` compiles from this many rollouts on: the first one takes half a minute longer, each one saves a second or more.
@@ -276,6 +276,23 @@ class Janus:
                 top_p=sampling.top_p,
                 chunk=self.head_chunk,
             )
+
+    @torch.no_grad()
+    def token_entropy(self, rollout: Rollout) -> Tensor:
+        """[B, T] fp32, nats: the entropy of the raw conditional distribution that each of `rollout.tokens` comes from."""
+        check_tokens(rollout.tokens, self.grid, self.codebook_size)
+        conditional, _ = self._encode_rows(rollout, "positive")
+        tokens = rollout.tokens.to(self.device)
+        with self._train_mode() as policy:
+            hidden = self._hidden(policy, conditional, tokens)
+        head = self.model.model.generation_head
+        entropy = token_scores(hidden, head, tokens, with_entropy=True, chunk=self.head_chunk).entropy
+        assert entropy is not None, "it was asked for"
+        return entropy
+
+    def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
+        """ValueError, naming them, where the tokenizer does not know words of the prompts."""
+        self.prompts.encode([prompt.text for prompt in as_prompts(prompts)])
 
     def _encode_rows(self, rollout: Rollout, prompt: str | list[str]) -> tuple[Encoded, Encoded]:
         """The conditional rows [B, L] that `prompt` asks for, and their null rows."""

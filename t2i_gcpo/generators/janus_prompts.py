@@ -50,7 +50,8 @@ class PromptEncoder:
         )
         ids, mask = batch["input_ids"], batch["attention_mask"].bool()
         self._check_words(framed, ids, mask)
-        missing = -ids.shape[1] % width_multiple
+        width = max(-(-ids.shape[1] // width_multiple) * width_multiple, 2)  # something before BOI, if only padding
+        missing = width - ids.shape[1]
         ids = pad(ids, (missing, 0), value=self.tokenizer.pad_token_id)
         return Encoded(ids.to(self.device), pad(mask, (missing, 0), value=False).to(self.device))
 

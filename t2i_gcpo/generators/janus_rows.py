@@ -62,25 +62,30 @@ class RowSampler:
         compiled: bool,
     ) -> Drawn:
         device = self.encoder.device
-        owners = sorted({prompt for prompt, _ in rows})
+        compiled = compiled and worth_compiling(len(rows), max_batch)
+        owners = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in rows))}
         encoded, branches = self.branches(
-            [texts[p] for p in owners], None if negatives is None else [negatives[p] for p in owners], sampling
+            [texts[p] for p in owners],
+            None if negatives is None else [negatives[p] for p in owners],
+            sampling,
+            width_multiple=WIDTH_MULTIPLE if compiled else 1,
         )
         noise = row_noise(
             sampling.seed, [(first_prompt_index + p, g) for p, g in rows], self.steps.length, device=device
         )
-        owner = torch.tensor([owners.index(prompt) for prompt, _ in rows], device=device)
-        compiled = compiled and worth_compiling(len(rows), max_batch)
+        owner = torch.tensor([owners[prompt] for prompt, _ in rows], device=device)
         if compiled and max_batch is not None:
             owner, noise = filled(owner, max_batch), filled(noise, max_batch)
         drawn = self.steps.draw_rows(policy, encoded, owner, noise, sampling, branches, compiled=compiled)
         return Drawn(drawn.tokens[: len(rows)], {name: value[: len(rows)] for name, value in drawn.records.items()})
 
-    def branches(self, texts: list[str], negatives: list[str] | None, sampling: Sampling) -> tuple[Encoded, Branches]:
+    def branches(
+        self, texts: list[str], negatives: list[str] | None, sampling: Sampling, *, width_multiple: int
+    ) -> tuple[Encoded, Branches]:
         """The folded branches [N Q, L] of Q prompts, and which is which."""
         divergences = bool({"exact_kl", "js"} & set(sampling.stats))
         with_negative = negatives if divergences else None
-        encoded = self.encoder.encode(texts + (with_negative or []), width_multiple=WIDTH_MULTIPLE)
+        encoded = self.encoder.encode(texts + (with_negative or []), width_multiple=width_multiple)
         index = torch.arange(len(encoded.ids), device=encoded.ids.device)
         parts = [encoded.take(index[: len(texts)])]
         null = contrast = None

@@ -20,10 +20,10 @@ GRID = IMAGE_SIZE // 8
 class LanguageModelShape:
     """The Llama inside `janus-mini`."""
 
-    width: int = 192
-    layers: int = 6
-    heads: int = 6
-    mlp: int = 512
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 352
 
 
 def vq_config(settings: VQSettings, language_width: int) -> Any:

@@ -42,17 +42,18 @@ PROMPT_LENGTH = 13
 class LanguageSettings:
     """How the language model is trained; the defaults made the embedded checkpoint."""
 
-    scenes: int = 64_000
-    steps: int = 4000
-    batch: int = 64
-    lr: float = 1.5e-3
-    warmup: int = 100
-    weight_decay: float = 0.05
+    scenes: int = 40_000
+    steps: int = 2600
+    batch: int = 48
+    lr: float = 2e-3
+    muon_lr: float = 3e-3
+    warmup: int = 60
+    weight_decay: float = 0.02
     dropped_prompts: float = 0.1
     short_prompts: float = 0.15
     ema: float = 0.998
-    bfloat16: bool = True
-    compile: bool = True
+    bfloat16: bool = False
+    compile: bool = False
     seed: int = 0
 
 
@@ -102,13 +103,19 @@ class LanguageTrainer:
             }
         ).train()
         self.average = {name: value.detach().clone() for name, value in self.modules.named_parameters()}
-        matrices = [p for p in self.modules.parameters() if p.ndim > 1]
-        vectors = [p for p in self.modules.parameters() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=settings.lr,
-            betas=(0.9, 0.95),
-        )
+        # Muon for the hidden matrices, AdamW for embeddings, the codebook's logits and all vectors.
+        matrices = [
+            p
+            for name, p in self.modules.named_parameters()
+            if p.ndim == 2 and "embed" not in name and "vision_head" not in name
+        ]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in self.modules.parameters() if id(p) not in chosen]
+        decay = settings.weight_decay
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        ]
         self.rng = random.Random(settings.seed)
         self.step_number = 0
         self.losses = torch.compile(self._losses, dynamic=False) if settings.compile else self._losses
@@ -143,23 +150,24 @@ class LanguageTrainer:
         ids = ids.masked_fill(inside & dropped[:, None], self.tokenizer.pad_token_id)
         return ids, mask, self.tokens[rows].long()
 
-    def _learning_rate(self) -> float:
+    def _learning_rate_factor(self) -> float:
         settings = self.settings
         progress = self.step_number / settings.steps
         warm = min(1.0, (self.step_number + 1) / settings.warmup)
-        return settings.lr * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def step(self) -> dict[str, float]:
         """One optimiser step; returns its loss in nats a token."""
         ids, mask, tokens = self._batch()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
             loss = self.losses(ids, mask, tokens).mean()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.modules.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer, lr in zip(self.optimizers, (self.settings.lr, self.settings.muon_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * self._learning_rate_factor()
+            optimizer.step()
         self.step_number += 1
         # A short warm-up of the average, so that early steps do not hold on to the random start.
         decay = min(self.settings.ema, self.step_number / (self.step_number + 20))
@@ -192,7 +200,7 @@ class LanguageTrainer:
         return {
             "modules": self.modules.state_dict(),
             "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": self.rng.getstate(),
             "step": self.step_number,
         }
@@ -200,7 +208,8 @@ class LanguageTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.modules.load_state_dict(state["modules"])
         self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
         version, internal, gauss = state["rng"]
         self.rng.setstate((version, tuple(internal), gauss))
         self.step_number = state["step"]

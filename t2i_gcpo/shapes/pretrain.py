@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from rewards.torchvision_mend import mend
+from t2i_gcpo.shapes.janus_mini import LanguageModelShape, save_processor
 
 
 def write_atomically(state: Any, path: Path) -> None:
@@ -77,16 +78,55 @@ def pretrain_vq(work: Path, seed: int, language_width: int) -> Any:
     return train_vq(trainer, stage.on_step(trainer, every=10))
 
 
+def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape, vq_settings: Any) -> Any:
+    """The trained `JanusForConditionalGeneration`, from the work folder if it is there already."""
+    from transformers import AutoTokenizer
+
+    from t2i_gcpo.shapes.language import (
+        LanguageSettings,
+        LanguageTrainer,
+        build_janus,
+        training_tokens,
+    )
+
+    settings = LanguageSettings(seed=seed)
+    processor = work / "processor"
+    save_processor(processor)
+    tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
+    with tqdm(total=settings.scenes, desc="encoding scenes", mininterval=5.0) as bar:
+        data = training_tokens(vq, settings, work / "tokens.pt", bar.update)
+    model = build_janus(vq_settings, shape, seed, vq)
+    trainer = LanguageTrainer(settings, model, tokenizer, data["texts"], data["tokens"])
+    stage = Stage(work / "language", "language model", settings.steps, settings)
+    stage.resume(trainer)
+    report = stage.on_step(trainer, every=20)
+    while trainer.step_number < settings.steps:
+        metrics = trainer.step()
+        if trainer.step_number % 250 == 0 or trainer.step_number == settings.steps:
+            metrics["validation_loss"] = trainer.validation_loss(data["validation_texts"], data["validation_tokens"])
+        report(trainer.step_number, metrics)
+    return trainer.finished()
+
+
 def main(argv: list[str] | None = None) -> int:
+    """Train both stages, or go on with them, and write the checkpoint."""
     parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="work folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of both stages (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
     options = parser.parse_args(argv)
-    mend()
     if options.threads:
         torch.set_num_threads(options.threads)
-    pretrain_vq(options.out, options.seed, language_width=192)
+    mend()  # transformers imports torchvision
+    from t2i_gcpo.shapes.vq import VQSettings
+
+    shape = LanguageModelShape()
+    vq = pretrain_vq(options.out, options.seed, shape.width)
+    model = pretrain_language(options.out, options.seed, vq, shape, VQSettings(seed=options.seed))
+    folder = options.out / "janus-mini"
+    model.save_pretrained(folder)
+    save_processor(folder)
+    print(f"wrote {folder}; use it with --checkpoint {folder}")
     return 0
 
 

@@ -39,8 +39,8 @@ class VQSettings:
     batch: int = 12
     full_batch: int = 6
     plain_steps: int = 300
-    crop_steps: int = 2200
-    full_steps: int = 300
+    crop_steps: int = 1200
+    full_steps: int = 250
     lr: float = 1e-3
     muon_lr: float = 4e-3
     commitment: float = 0.25

@@ -1,0 +1,78 @@
+"""Keys and values of a decoder that goes one column at a time, in buffers of a fixed size that are read as far as they are filled.
+
+A growing (concatenated) cache copies itself at every step and has a new shape each time, so nothing compiles; a static one is read
+to its end from the first step on. Reading keys and values is what a decoding step costs, so this one shows a prefix of its
+buffers, longer by `STRIDE` columns now and then: half the reading, and one compiled step with one symbolic length.
+
+R rows, K key-value heads, C columns of the buffers, S columns shown, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Columns by which the part that is shown grows.
+STRIDE = 16
+
+
+class GrowingCache:
+    """What a transformers decoder asks of `past_key_values` while it is given masks and positions: `update`."""
+
+    def __init__(
+        self, layers: int, rows: int, heads: int, columns: int, width: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Room for at least `columns` columns."""
+        columns = rounded_up(columns)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)
+        """[1] int64: the column that the next `update` writes; in place, as compiled code holds this tensor."""
+        shape = (rows, heads, columns, width)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        """By layer [R, K, C, D]."""
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.bias = torch.zeros(rows, 1, 1, columns, dtype=dtype, device=device)
+        """[R, 1, 1, C], added to the attention scores: 0 on the columns to look at, the lowest number elsewhere."""
+        self.shown_keys, self.shown_values, self.shown_bias = self.keys, self.values, self.bias
+        self._shown = 0
+
+    def start(self, keys: list[Tensor], values: list[Tensor], mask: Tensor) -> None:
+        """Fill the first L columns: by layer [R, K, L, D] keys and values; mask [R, L] bool, False on padding."""
+        length = mask.shape[1]
+        self.bias.fill_(torch.finfo(self.bias.dtype).min)
+        self.bias[:, 0, 0, :length].masked_fill_(mask, 0.0)
+        for buffers, filled in ((self.keys, keys), (self.values, values)):
+            for buffer, part in zip(buffers, filled, strict=True):
+                buffer[:, :, :length].copy_(part)
+        self._shown = 0
+        self.column.fill_(length)
+
+    def open(self, column: int) -> None:
+        """Let the next `update` write `column`, and every row look at it."""
+        self.column.fill_(column)
+        self.bias[..., column] = 0.0
+        shown = rounded_up(column + 1)
+        if shown == self._shown:
+            return
+        self._shown = shown
+        self.shown_keys = [_shown(keys, 2, shown) for keys in self.keys]
+        self.shown_values = [_shown(values, 2, shown) for values in self.values]
+        self.shown_bias = _shown(self.bias, 3, shown)
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one column of a layer [R, K, 1, D], and return what is shown of it [R, K, S, D]."""
+        self.shown_keys[layer].index_copy_(2, self.column, keys)
+        self.shown_values[layer].index_copy_(2, self.column, values)
+        return self.shown_keys[layer], self.shown_values[layer]
+
+
+def rounded_up(columns: int) -> int:
+    """To a multiple of `STRIDE`."""
+    return -(-columns // STRIDE) * STRIDE
+
+
+def _shown(buffer: Tensor, dim: int, columns: int) -> Tensor:
+    view = buffer.narrow(dim, 0, columns)
+    torch._dynamo.mark_dynamic(view, dim)  # compile for any length at once
+    return view
