@@ -4,7 +4,8 @@ A command is a row of `COMMANDS`; its module is imported when it is called, so `
 arguments after its name and returns an exit status or None.
 
 A ValueError, OSError or ImportError that reaches this file is a message for the user: it is printed as `error: ...` and the exit
-status is 2; so is a FloatingPointError (a training that diverged), with status 1. Set T2I_GCPO_TRACEBACK=1 to see where it came from. Everything else is a defect and keeps its traceback.
+status is 2; so is a FloatingPointError (a training that diverged), with status 1. Set T2I_GCPO_TRACEBACK=1 to see where it came
+from. Everything else is a defect and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rewards.base import Reward
-from t2i_gcpo import build, checkpoint, tracking
+from t2i_gcpo import build, checkpoint, report, tracking
 from t2i_gcpo.arguments import dump, load, parse, to_mapping
 from t2i_gcpo.config import TrainConfig
 from t2i_gcpo.evaluate import EvalResult, evaluate, pick, spread
@@ -14,6 +14,7 @@ from t2i_gcpo.monitor import Pictures, Validation
 from t2i_gcpo.pictures import before_after
 from t2i_gcpo.prompts import limit, read
 from t2i_gcpo.records import Prompt
+from t2i_gcpo.run_folder import AFTER, BEFORE
 from t2i_gcpo.tables import print_evaluation
 from t2i_gcpo.trainer import CheckpointPlan, Schedule, Trainer
 
@@ -52,7 +53,7 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
     if resume and checkpoint.newest(folder) is not None:
         trainer.resume()
         print(f"resumed {folder} at step {trainer.step_number}")
-    before_file, after_file = folder / "eval_before.json", folder / "eval_after.json"
+    before_file, after_file = folder / BEFORE, folder / AFTER
     before = None
     if config.evaluate.before and trainer.step_number == 0:
         before = _evaluate(config, trainer, test, name=config.generator.checkpoint)
@@ -75,8 +76,8 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
         same = before is not None and [row.text for row in before.rows] == [row.text for row in after.rows]
         print_evaluation(after, before if same else None)
         if same and before is not None:
-            _before_after(before, after, folder / "samples" / "before_after.png")
-    print(f"wrote {folder} (metrics.jsonl, samples, heatmaps, checkpoints); the last checkpoint is {last}")
+            _before_after(before, after, folder / "samples" / report.BEFORE_AFTER)
+    print(f"wrote {report.write(folder)}; the last checkpoint is {last}")
     return trainer
 
 

@@ -18,10 +18,11 @@ OWN = {"t2i_gcpo", "rewards"}
 MATHS = ["sampling", "logprobs", "losses", "advantages", "credit"]
 #: Modules of t2i_gcpo by floor; a module imports its own floor and those below, never above.
 FLOORS = [
-    {"records", "nested", "pictures", "clock", "interrupt", "plans", "precision", "statistics", *MATHS},
+    {"records", "nested", "pictures", "clock", "precision", "statistics", "interrupt", "plans", *MATHS},
     {"algorithms", "generators", "prompts", "optim", "checkpoint"},
     {"rollout", "update", "tracking", "config"},
     {"trainer", "evaluate", "tables", "heatmap", "heatmap_html", "monitor", "arguments", "build"},
+    {"run_folder", "curves", "pages", "report"},
     {"cli", "train_command", "sample_command", "heatmap_command", "compare", "bench", "doctor"},
 ]
 #: The embedded world: its prompts lie below `prompts`, its pre-training above the generators.

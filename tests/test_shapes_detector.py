@@ -168,6 +168,27 @@ def test_a_thin_bridge_does_not_join_two_objects() -> None:
     assert {one.class_name for one in found if one.score > 0.9} == {"star", "heart"} and len(found) == 2
 
 
+def test_bridged_neighbours_keep_to_themselves() -> None:
+    picture = Scene((SceneObject("circle", "red", 16, 30, 24), SceneObject("square", "red", 44, 30, 24))).render()
+    picture[41:43, 34:50] = COLORS["red"]
+    circle, square = sorted(DETECT(batch([picture]))[0], key=lambda one: one.box)
+    assert (circle.class_name, square.class_name) == ("circle", "square")
+    assert circle.mask is not None and square.mask is not None
+    assert not circle.mask[:, 44:].any() and not square.mask[:, :40].any()
+
+
+def test_between_two_classes_is_neither() -> None:
+    """|x|^n + |y|^n < 1 goes from a circle (n = 2) to a square (n large)."""
+    y, x = (np.abs(np.mgrid[:96, :96] - 47.5) / 16).astype(np.float64)
+    pictures = [
+        np.where((x**n + y**n < 1)[..., None], COLORS["red"], BACKGROUND).astype(np.uint8) for n in (2, 3.75, 8)
+    ]
+    circle, between, square = DETECT(batch(pictures))
+    assert circle[0].class_name == "circle" and circle[0].score > 0.95
+    assert square[0].class_name == "square" and square[0].score > 0.95
+    assert not any(one.score > 0.3 for one in between)
+
+
 @pytest.mark.parametrize("spoil", [lambda picture: picture, blurred, noisy])
 def test_scenes_are_judged_correct(spoil: Spoil) -> None:
     """The verdict on a rendered scene is the verdict on what was painted, for every task, with clutter."""

@@ -119,7 +119,8 @@ def test_the_entropy_reward_is_an_option_that_is_off(tmp_path: Path, monkeypatch
         calls.append(real(rollout))
         # At the first step the policy is the reference, and the entropies are those that sampling took.
         assert torch.allclose(calls[-1], rollout.stats["entropy"], atol=1e-4) and not calls[-1].requires_grad
-        return calls[-1] + torch.arange(rollout.batch)[:, None]
+        first = sum(len(rows) for rows in calls[:-1])
+        return calls[-1] + torch.arange(first, first + rollout.batch)[:, None]
 
     monkeypatch.setattr(policy, "token_entropy", token_entropy)
     trainer(tmp_path / "off", policy=policy, steps=1).train()

@@ -275,7 +275,7 @@ def test_a_minibatch_of_failed_images_is_passed_over() -> None:
 # -- what is not finite ------------------------------------------------------------------------------------------------
 
 
-def broken(policy: Janus, times: int, monkeypatch: pytest.MonkeyPatch, *, value: float = NAN) -> None:
+def broken(policy: Janus, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next `times` forward passes with gradient give a log-prob that is not finite."""
     real, left = policy.token_logprobs, [times]
 
@@ -283,7 +283,7 @@ def broken(policy: Janus, times: int, monkeypatch: pytest.MonkeyPatch, *, value:
         result = real(*args, **options)
         if torch.is_grad_enabled() and left[0]:
             left[0] -= 1
-            return result * value
+            return result * NAN
         return result
 
     monkeypatch.setattr(policy, "token_logprobs", token_logprobs)

@@ -135,10 +135,10 @@ def _blobs(nearest: np.ndarray) -> Iterator[_Blob]:
             rows = slice(max(rows.start - reach, 0), rows.stop + reach)
             columns = slice(max(columns.start - reach, 0), columns.stop + reach)
             near = labels[plane.start, rows, columns]
-            others = (near != label) & (near != 0)
-            within = mask[plane.start, rows, columns] & ~others
-            region = ndimage.binary_dilation(near == label, _SQUARE, iterations=TIP, mask=within)
-            region = ndimage.binary_dilation(region, _SQUARE, iterations=FRINGE) & ~others
+            same_color = mask[plane.start, rows, columns]
+            region = ndimage.binary_dilation(near == label, _SQUARE, iterations=TIP, mask=same_color)
+            region = ndimage.binary_dilation(region, _SQUARE, iterations=FRINGE)
+            region &= (near == label) | (near == 0)  # not into another blob
             yield _Blob(int(images[plane.start]), color, rows.start, columns.start, region)
 
 
