@@ -126,6 +126,11 @@ def main(argv: list[str] | None = None) -> int:
     folder = options.out / "janus-mini"
     model.save_pretrained(folder)
     save_processor(folder)
+    from t2i_gcpo.shapes import card
+
+    result = card.write(folder, options.out)
+    low, high = result.ci95
+    print(f"shapes:test {result.overall:.3f} ({low:.3f} to {high:.3f}, n = {result.n})")
     print(f"wrote {folder}; use it with --checkpoint {folder}")
     return 0
 
