@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,7 +74,7 @@ class Pictures:
             # The tensor itself, not another computation of it: the first group of the rollout.
             rows = torch.arange(record.scored.rollout.sampling.group_size)
             heatmap.save(
-                trainer.output_dir,
+                Path(trainer.output_dir) / "heatmaps",
                 f"step_{record.step:06d}_trained",
                 record.scored.groups(torch.tensor([0])),
                 record.targets.rows(rows),
@@ -102,4 +103,4 @@ class Pictures:
         )
         if trainer.tracker is not None:
             trainer.tracker.picture(step, "samples", grid)
-        heatmap.save(trainer.output_dir, f"step_{step:06d}", scored, targets)
+        heatmap.save(Path(trainer.output_dir) / "heatmaps", f"step_{step:06d}", scored, targets)

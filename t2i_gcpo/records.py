@@ -109,9 +109,7 @@ class Rollout:
             commit_step=pick(self.commit_step),
             prompts=tuple(self.prompts[p] for p in owners),
             sampling=replace(self.sampling, group_size=1),
-            negative_prompts=None
-            if self.negative_prompts is None
-            else tuple(self.negative_prompts[p] for p in owners),
+            negative_prompts=None if self.negative_prompts is None else tuple(self.negative_prompts[p] for p in owners),
             stats={name: pick(value) for name, value in self.stats.items()},
         )
 
@@ -125,9 +123,7 @@ class Rollout:
             one_each,
             prompts=tuple(self.prompts[p] for p in owners),
             sampling=self.sampling,
-            negative_prompts=None
-            if self.negative_prompts is None
-            else tuple(self.negative_prompts[p] for p in owners),
+            negative_prompts=None if self.negative_prompts is None else tuple(self.negative_prompts[p] for p in owners),
         )
 
     @staticmethod

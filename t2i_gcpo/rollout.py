@@ -44,7 +44,9 @@ def score(generator: ImageGenerator, reward: Reward, rollout: Rollout, *, phase:
         output = reward(images, texts, [prompt.metadata for prompt in owners])
         name = getattr(reward, "name", type(reward).__name__)
         if not isinstance(output, RewardOutput):
-            raise ValueError(f"reward {name!r} returned {type(output).__name__}; a reward's class returns a RewardOutput")
+            raise ValueError(
+                f"reward {name!r} returned {type(output).__name__}; a reward's class returns a RewardOutput"
+            )
         # What a failed score means is the reward's own option; here a NaN that it let through stays one.
         output = check(output, len(texts), name, texts, failure="mark")
     parts = {part: values.detach().float().cpu() for part, values in output.parts.items()}
@@ -92,7 +94,10 @@ class Collected:
 
 
 def collect_informative(
-    draw: Callable[[int], list[Prompt]], collect_prompts: Callable[[list[Prompt]], ScoredRollout], wanted: int, limit: int
+    draw: Callable[[int], list[Prompt]],
+    collect_prompts: Callable[[list[Prompt]], ScoredRollout],
+    wanted: int,
+    limit: int,
 ) -> Collected:
     """DAPO's dynamic sampling (2503.14476): draw prompts until `wanted` groups have reward spread, in `limit` rounds at most.
 

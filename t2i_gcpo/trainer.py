@@ -228,7 +228,9 @@ class Trainer:
             if self._stop_reason and self._saved_step != self.step_number:
                 self.save()
         if self._stop_reason:
-            tracker.say(f"stopped after step {self.step_number} of {self.steps}: {self._stop_reason}. {self._how_to_go_on()}")
+            tracker.say(
+                f"stopped after step {self.step_number} of {self.steps}: {self._stop_reason}. {self._how_to_go_on()}"
+            )
 
     def _finish(self, record: StepRecord, tracker: Tracker) -> None:
         """What follows a step: callbacks, the log, a checkpoint where one is due."""

@@ -123,7 +123,11 @@ def test_a_kind_of_checkpoint_without_an_adapter(refused: Refused, tmp_path: Pat
         ("missing.jsonl", None, "no prompt file"),
         ("empty.txt", "\n\n", "empty.txt holds no prompts"),
         ("bad.jsonl", '{"prompt": "a red circle"}\n{"prompt": \n', "bad.jsonl, line 2: not valid JSON"),
-        ("keys.jsonl", '{"prompt": "a red circle"}\n\n{"text": "a red circle"}\n', 'keys.jsonl, line 3: "prompt" is None'),
+        (
+            "keys.jsonl",
+            '{"prompt": "a red circle"}\n\n{"text": "a red circle"}\n',
+            'keys.jsonl, line 3: "prompt" is None',
+        ),
         ("columns.csv", "text,tag\na red circle,x\n", 'columns.csv, line 1: no column "Prompts"'),
         ("split", "shapes:tset", "shapes:tset"),
     ],
@@ -150,7 +154,11 @@ def test_a_word_that_the_tokenizer_does_not_know(refused: Refused, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("miscounts", "shape (2,) for 8 images"), ("undefined", "gave 1 of 8 images a score that is not finite"), ("words", "no list of numbers")],
+    [
+        ("miscounts", "shape (2,) for 8 images"),
+        ("undefined", "gave 1 of 8 images a score that is not finite"),
+        ("words", "no list of numbers"),
+    ],
 )
 def test_a_reward_that_gives_no_scores(refused: Refused, workplace: Path, name: str, message: str) -> None:
     shown = refused("--reward.name", f"{workplace / 'rewards.py'}:{name}", writes=True)
@@ -203,9 +211,25 @@ def test_a_folder_with_another_run_is_left_as_it_is(refused: Refused, finished: 
 
 def test_what_a_resumed_run_cannot_change(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(finished)
-    assert cli.main(["train", "--output-dir", str(finished), "--resume", "--steps", "6", "--algorithm.name", "grpo", "--seed", "9"]) == 2
+    assert (
+        cli.main(
+            [
+                "train",
+                "--output-dir",
+                str(finished),
+                "--resume",
+                "--steps",
+                "6",
+                "--algorithm.name",
+                "grpo",
+                "--seed",
+                "9",
+            ]
+        )
+        == 2
+    )
     shown = capsys.readouterr().err
-    assert "algorithm.credit: 'contrast' -> 'uniform'" in shown and "seed: 0 -> 9" in shown and "Traceback" not in shown
+    assert "algorithm.name: 'gcpo' -> 'grpo'" in shown and "seed: 0 -> 9" in shown and "Traceback" not in shown
     assert contents(finished) == before
     assert cli.main(["train", "--output-dir", str(tmp_path / "nowhere"), "--resume"]) == 2
     assert "no run to resume in" in capsys.readouterr().err
@@ -238,12 +262,26 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     assert model(run) == model(tmp_path / "whole")
 
 
-def test_a_training_that_diverges_stops_with_a_whole_checkpoint(workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_diverges_stops_with_a_whole_checkpoint(
+    workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    assert cli.main(arguments(workplace, run, "--steps", "9", "--optim.lr", "1e25", "--max-nonfinite", "2", "--checkpoint.every", "0")) == 1
+    assert (
+        cli.main(
+            arguments(
+                workplace, run, "--steps", "9", "--optim.lr", "1e25", "--max-nonfinite", "2", "--checkpoint.every", "0"
+            )
+        )
+        == 1
+    )
     shown = capsys.readouterr()
-    assert "not finite in 2 updates in a row" in shown.err and "--optim.lr" in shown.err and "Traceback" not in shown.err
+    assert (
+        "not finite in 2 updates in a row" in shown.err and "--optim.lr" in shown.err and "Traceback" not in shown.err
+    )
     last = read_metrics(run)[-1]
     assert last["updates/skipped"] == 1 and last["loss"] is None
     newest = checkpoint.newest(run)
-    assert newest is not None and checkpoint.step_of(newest) == last["step"] == json.loads((newest / "manifest.json").read_text())["step"]
+    assert (
+        newest is not None
+        and checkpoint.step_of(newest) == last["step"] == json.loads((newest / "manifest.json").read_text())["step"]
+    )

@@ -526,3 +526,22 @@ def test_compiled_sampling_is_uncompiled_sampling(folder: Path, shared: Janus) -
     assert_same(again, sampled(shared, [LONG, SHORT], guidance=3.0, temperature=0.7, top_k=9, seed=8))
     assert_same(sampled(compiled, group_size=3), sampled(shared, group_size=3))  # 6 rows: 4, and 2 filled up to 4
     assert counters["stats"]["unique_graphs"] == frames, "another prompt, guidance or seed must not compile again"
+
+
+@pytest.mark.slow
+def test_compiled_sampling_follows_the_weights_with_lora_too(folder: Path, generator: Janus) -> None:
+    compiled = Janus.load(str(folder), compile=True)
+    if not compiled.compiles():
+        pytest.skip("torch.compile has no compiler here")
+    for model in (compiled, generator):
+        model.add_lora(rank=4, alpha=8)
+    before = sampled(compiled)
+    assert_same(before, sampled(generator))
+    for model in (compiled, generator):
+        push(model)
+    after = sampled(compiled)
+    assert_same(after, sampled(generator))
+    assert not torch.equal(after.tokens, before.tokens)
+    with compiled.reference():
+        assert_same(sampled(compiled), before)
+    assert_same(sampled(compiled), after)

@@ -110,4 +110,7 @@ def test_sampling_out_of_range_is_refused(options: dict[str, Any], message: str)
 
 
 def test_a_prompt_knows_its_task() -> None:
-    assert Prompt("x", {"tag": "counting"}).task == "counting" and Prompt("x").task == Prompt("x", {"tag": ""}).task == "all"
+    assert (
+        Prompt("x", {"tag": "counting"}).task == "counting"
+        and Prompt("x").task == Prompt("x", {"tag": ""}).task == "all"
+    )

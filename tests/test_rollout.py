@@ -38,7 +38,9 @@ def test_the_phases_are_timed_in_their_order() -> None:
     from contextlib import nullcontext
 
     phases: list[str] = []
-    collect(FakeGenerator(), as_reward(constant), PROMPTS[:1], TWO, phase=lambda name: phases.append(name) or nullcontext())  # type: ignore[func-returns-value]
+    collect(
+        FakeGenerator(), as_reward(constant), PROMPTS[:1], TWO, phase=lambda name: phases.append(name) or nullcontext()
+    )  # type: ignore[func-returns-value]
     assert phases == ["sample", "decode", "score"]
 
 
@@ -99,20 +101,30 @@ class World:
         return PROMPTS[first : first + n]
 
     def collect(self, prompts: list[Prompt]) -> ScoredRollout:
-        scores = torch.tensor([[float(p.metadata["k"]), p.metadata["k"] + (p.metadata["k"] in self.useful)] for p in prompts])
+        scores = torch.tensor(
+            [[float(p.metadata["k"]), p.metadata["k"] + (p.metadata["k"] in self.useful)] for p in prompts]
+        )
         rollout = FakeGenerator().sample(prompts, TWO)
-        return ScoredRollout(rollout, FakeGenerator().decode(rollout.tokens), scores.flatten(), {"part": scores.flatten()})
+        return ScoredRollout(
+            rollout, FakeGenerator().decode(rollout.tokens), scores.flatten(), {"part": scores.flatten()}
+        )
 
 
 def test_prompts_are_drawn_until_enough_groups_have_spread() -> None:
     world = World({1, 2, 5, 6, 9})
     found = collect_informative(world.draw, world.collect, wanted=4, limit=9)
     assert world.asked == [4, 2, 1], "each round draws what is missing"
-    assert found.scored is not None and [p.text for p in found.scored.rollout.prompts] == [f"prompt {k}" for k in (1, 2, 5, 6)]
+    assert found.scored is not None and [p.text for p in found.scored.rollout.prompts] == [
+        f"prompt {k}" for k in (1, 2, 5, 6)
+    ]
     assert found.scored.scores.tolist() == [1, 2, 2, 3, 5, 6, 6, 7] == found.scored.parts["part"].tolist()
     assert found.groups_discarded == 3 and len(found.scores) == 14 and found.scored.rollout.batch == 8
     # The mean is that of all 14 images: without the discarded ones it would be 4.
-    assert found.metrics()["reward/mean"] == pytest.approx((2 * sum(range(7)) + 4) / 14) == found.metrics()["reward/part/part"]
+    assert (
+        found.metrics()["reward/mean"]
+        == pytest.approx((2 * sum(range(7)) + 4) / 14)
+        == found.metrics()["reward/part/part"]
+    )
     assert found.metrics()["groups/discarded"] == 3
 
 

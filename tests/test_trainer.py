@@ -49,9 +49,13 @@ def test_every_algorithm_trains(name: str, tmp_path: Path) -> None:
     rows = tracking.read_metrics(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 11)) and run.step_number == 10
     assert all(value is not None for row in rows for value in row.values()), "null is a number that was not finite"
-    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) and all(bool(w.isfinite().all()) for w in after)
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) and all(
+        bool(w.isfinite().all()) for w in after
+    )
     assert rows[0]["kl"] == 0 and rows[-1]["kl"] > 0, "the first rollout is the reference's own"
-    assert [row["lr"] for row in rows[:3]] == pytest.approx([1e-3, 2e-3, 2e-3]), "the rate of the update, not of the next"
+    assert [row["lr"] for row in rows[:3]] == pytest.approx([1e-3, 2e-3, 2e-3]), (
+        "the rate of the update, not of the next"
+    )
     assert steps(tmp_path) == ["step_000010"]
 
 
@@ -61,14 +65,15 @@ def test_training_raises_the_reward(name: str, tmp_path: Path, monkeypatch: pyte
     policy = generator()
     monkeypatch.setattr(policy, "decode", lambda tokens: repeat(tokens.to(torch.uint8), "b (h w) -> b 3 h w", h=4))
     low: Any = lambda images, prompts, metadata: (images[:, 0] < 16).float().mean(dim=(1, 2))  # noqa: E731
-    algorithm = resolve(name, group_size=8, kl_coef=0.0)
-    trainer(tmp_path, policy=policy, reward=low, algorithm=algorithm, steps=5, prompts_per_step=4, micro_batch=32).train()
+    algorithm, optim = resolve(name, group_size=8, kl_coef=0.0), Schedule(lr=4e-3, warmup_steps=0)
+    options: dict[str, Any] = {"steps": 8, "prompts_per_step": 4, "micro_batch": 32, "optim": optim}
+    trainer(tmp_path, policy=policy, reward=low, algorithm=algorithm, **options).train()
     rewards = [row["reward/mean"] for row in tracking.read_metrics(tmp_path)]
     assert rewards[0] == pytest.approx(0.5, abs=0.05) and rewards[-1] > rewards[0] + 0.15
 
 
 def test_ten_lines_of_ones_own(tmp_path: Path) -> None:
-    from t2i_gcpo import Trainer, resolve  # noqa: PLC0415
+    from t2i_gcpo import Trainer, resolve
 
     def blueness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
         return [float(image[2].float().mean()) / 255 for image in images]
@@ -77,12 +82,21 @@ def test_ten_lines_of_ones_own(tmp_path: Path) -> None:
         record.metrics["best_score"] = float(record.scored.scores.max())  # type: ignore[union-attr]
 
     policy = generator()
-    run = Trainer(policy, blueness, ["a red circle", "a blue square"], tmp_path / "run", steps=2, algorithm=resolve("grpo", group_size=4), prompts_per_step=2, callbacks=[best])
+    run = Trainer(
+        policy,
+        blueness,
+        ["a red circle", "a blue square"],
+        tmp_path / "run",
+        steps=2,
+        algorithm=resolve("grpo", group_size=4),
+        prompts_per_step=2,
+        callbacks=[best],
+    )
     run.train()
     rows = tracking.read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2] and all(row["best_score"] >= row["reward/mean"] > 0 for row in rows)
     with pytest.raises(AttributeError, match="Trainr"):
-        t2i_gcpo.Trainr  # noqa: B018
+        t2i_gcpo.Trainr
     assert "Trainer" in dir(t2i_gcpo) and run.tracker is None
 
 
@@ -95,7 +109,15 @@ def test_what_is_logged_is_what_the_reports_read(tmp_path: Path) -> None:
     read = {name for panel in curves.PANELS for name in panel.split("+")} | set(tracking.SHOWN)
     read |= {"images_sampled", "time/step"}  # compare's columns
     assert read <= row.keys()
-    assert {"time/sample", "time/decode", "time/score", "time/forward", "time/backward", "tokens_per_s", "reward/std"} <= row.keys()
+    assert {
+        "time/sample",
+        "time/decode",
+        "time/score",
+        "time/forward",
+        "time/backward",
+        "tokens_per_s",
+        "reward/std",
+    } <= row.keys()
     assert row["images_sampled"] == 16 and row["reward/part/red"] == pytest.approx(row["reward/mean"])
     phases = sum(value for name, value in row.items() if name.startswith("time/") and name != "time/step")
     assert phases == pytest.approx(row["time/step"]) and row["time/other"] >= 0
@@ -132,11 +154,20 @@ def test_the_entropy_reward_is_an_option_that_is_off(tmp_path: Path, monkeypatch
     trainer(tmp_path / "off", policy=policy, steps=1).train()
     assert not calls
     solved: Any = lambda images, prompts, metadata: [1.0, 0.0, 1.0, 1.0] * 2  # noqa: E731
-    run = trainer(tmp_path / "on", policy=policy, reward=solved, steps=1, micro_batch=3, algorithm=resolve("gcpo", group_size=4, entropy_reward_coef=0.4))
+    run = trainer(
+        tmp_path / "on",
+        policy=policy,
+        reward=solved,
+        steps=1,
+        micro_batch=3,
+        algorithm=resolve("gcpo", group_size=4, entropy_reward_coef=0.4),
+    )
     record = run.step()
     assert len(calls) == 3 and record.targets is not None
     best = record.targets.sequence_advantages.view(2, 4)
-    assert best[0, 0] > best[0, 2] > best[0, 3] > best[0, 1], "of the best images, the nearer to the reference's entropy the better"
+    assert best[0, 0] > best[0, 2] > best[0, 3] > best[0, 1], (
+        "of the best images, the nearer to the reference's entropy the better"
+    )
 
 
 # -- which groups and images count -------------------------------------------------------------------------------------
@@ -161,11 +192,15 @@ def test_dynamic_sampling_trains_on_full_groups_with_spread(tmp_path: Path) -> N
         return torch.cat(groups)
 
     seen: list[StepRecord] = []
-    run = trainer(tmp_path, name="dapo", reward=every_other, steps=1, callbacks=[lambda run, record: seen.append(record)])
+    run = trainer(
+        tmp_path, name="dapo", reward=every_other, steps=1, callbacks=[lambda run, record: seen.append(record)]
+    )
     run.train()
     # Groups with spread are the second, the fourth, ...: two prompts, then the one that is missing, twice.
     assert seen[0].metrics["groups/discarded"] == 2 and seen[0].metrics["images_sampled"] == 16
-    assert seen[0].scored is not None and seen[0].scored.rollout.batch == 8 and seen[0].metrics["groups/informative"] == 1
+    assert (
+        seen[0].scored is not None and seen[0].scored.rollout.batch == 8 and seen[0].metrics["groups/informative"] == 1
+    )
 
 
 def test_images_that_failed_are_counted_and_left_out(tmp_path: Path) -> None:
@@ -180,7 +215,9 @@ def test_images_that_failed_are_counted_and_left_out(tmp_path: Path) -> None:
 
     run = trainer(tmp_path / "some", reward=Marks(False), steps=1)
     record = run.step()
-    assert record.metrics["rows/failed"] == record.metrics["reward/failed"] == 2 and math.isfinite(record.metrics["loss"])
+    assert record.metrics["rows/failed"] == record.metrics["reward/failed"] == 2 and math.isfinite(
+        record.metrics["loss"]
+    )
     assert record.targets is not None and not record.targets.mask[:2].any() and record.targets.mask[2:].all()
     none = trainer(tmp_path / "all", reward=Marks(True), steps=1)
     before = weights(none.generator)  # type: ignore[arg-type]
@@ -190,7 +227,7 @@ def test_images_that_failed_are_counted_and_left_out(tmp_path: Path) -> None:
 
 def test_normalize_parts_takes_the_rewards_weights(tmp_path: Path) -> None:
     class Two:
-        weights = {"red": 1.0, "blue": -1.0}  # noqa: RUF012
+        weights = {"red": 1.0, "blue": -1.0}
 
         def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
             red, blue = redness(images, prompts, metadata), images[:, 2].float().mean(dim=(1, 2)) / 255
@@ -207,7 +244,11 @@ def test_normalize_parts_takes_the_rewards_weights(tmp_path: Path) -> None:
 
 
 def test_the_algorithm_decides_how_is_sampled(tmp_path: Path) -> None:
-    run = trainer(tmp_path, algorithm=resolve("gcpo", group_size=3, divergence="exact_kl"), sampling=Sampling(group_size=9, guidance=3.0))
+    run = trainer(
+        tmp_path,
+        algorithm=resolve("gcpo", group_size=3, divergence="exact_kl"),
+        sampling=Sampling(group_size=9, guidance=3.0),
+    )
     assert run.sampling.group_size == 3 and run.sampling.guidance == 3 and run.sampling.contrast
     assert run.sampling.stats == ("entropy", "exact_kl")
     assert not trainer(tmp_path, name="grpo").sampling.contrast
@@ -231,7 +272,10 @@ def test_prompts_that_the_tokenizer_cannot_read_fail_at_once(tmp_path: Path) -> 
         Trainer(generator(), redness, ["a red circle", "a purple circle"], tmp_path)
     file = tmp_path / "prompts.txt"
     file.write_text("a red circle\na blue star\n")
-    assert [p.text for p in Trainer(generator(), redness, file, tmp_path).prompt_sampler.prompts] == ["a red circle", "a blue star"]
+    assert [p.text for p in Trainer(generator(), redness, file, tmp_path).prompt_sampler.prompts] == [
+        "a red circle",
+        "a blue star",
+    ]
 
 
 # -- the tracker -------------------------------------------------------------------------------------------------------
@@ -293,7 +337,9 @@ def test_the_kl_may_stop_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"stopped after step {run.step_number} of 9: the KL" in capsys.readouterr().out
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     count = itertools.count(1)
 
     def reward(*scene: Any) -> Tensor:
@@ -337,7 +383,9 @@ def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:
     assert steps(tmp_path) == []
 
 
-def test_a_loss_that_stays_non_finite_stops_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_stays_non_finite_stops_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     policy = generator()
     run = trainer(tmp_path, policy=policy, steps=9, max_nonfinite=2)
     real = policy.token_logprobs
@@ -374,7 +422,9 @@ def test_an_error_loses_nothing(where: str, tmp_path: Path, capsys: pytest.Captu
         if record.step == 3:
             raise ValueError("callback")
 
-    part = trainer(tmp_path / "part", steps=4, **({"reward": faulty} if where == "reward" else {"callbacks": [callback]}))
+    part = trainer(
+        tmp_path / "part", steps=4, **({"reward": faulty} if where == "reward" else {"callbacks": [callback]})
+    )
     with pytest.raises(ValueError, match=r"'faulty'.*shape \(1,\) for 8 images" if where == "reward" else "callback"):
         part.train()
     saved = 2 if where == "reward" else 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -56,7 +57,9 @@ def moved(policy: Janus) -> Janus:
     return policy
 
 
-def draw(policy: Janus, scores: Tensor = SCORES, name: str = "gcpo", **sampling: Any) -> tuple[Rollout, TokenAdvantages]:
+def draw(
+    policy: Janus, scores: Tensor = SCORES, name: str = "gcpo", **sampling: Any
+) -> tuple[Rollout, TokenAdvantages]:
     """Two prompts, four images of each."""
     rollout = policy.sample(PROMPTS[:2], Sampling(**{"group_size": 4, "guidance": 2.0, "seed": 7, **sampling}))
     return rollout, token_advantages(resolve(name, group_size=4), rollout, scores, generator=torch.Generator())
@@ -127,7 +130,9 @@ def test_a_step_is_the_formula_written_out(name: str) -> None:
     parameters = list(model.model.language_model.parameters())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     norm = math.sqrt(sum(float(g.square().sum()) for g in gradients if g is not None))
-    assert metrics["loss"] == pytest.approx(float(loss.detach()), abs=1e-5) and metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert metrics["loss"] == pytest.approx(float(loss.detach()), abs=1e-5) and metrics["grad_norm"] == pytest.approx(
+        norm, rel=1e-4
+    )
     assert norm > 0.5, "the clipping of the gradient is part of the test"
     expected = []
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -220,7 +225,9 @@ def test_over_several_passes_old_logprobs_stay_the_rollouts_and_clipping_bites(m
     assert metrics["clip_fraction"] == pytest.approx(metrics["clip_fraction_low"] + metrics["clip_fraction_high"])
 
 
-def test_recorded_logprobs_that_the_training_forward_does_not_give_are_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_logprobs_that_the_training_forward_does_not_give_are_computed_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = olds(monkeypatch)
     policy = moved(generator())
     rollout, targets = draw(policy)
@@ -239,7 +246,7 @@ def test_minibatches_deal_every_image_once_a_pass(monkeypatch: pytest.MonkeyPatc
     target = updater(policy, epochs=2, minibatches=4, micro_batch=1)
     dealt = [part.tolist() for part in target._minibatches(8, torch.Generator().manual_seed(0))]
     assert [len(part) for part in dealt] == [2] * 8
-    assert sorted(sum(dealt[:4], [])) == sorted(sum(dealt[4:], [])) == list(range(8)) and dealt[:4] != dealt[4:]
+    assert sorted(chain(*dealt[:4])) == sorted(chain(*dealt[4:])) == list(range(8)) and dealt[:4] != dealt[4:]
     steps = []
     monkeypatch.setattr(target.optimizer, "step", lambda: steps.append(1))
     run(target, rollout, targets)
@@ -311,7 +318,9 @@ def test_a_gradient_that_is_not_finite_is_skipped(monkeypatch: pytest.MonkeyPatc
     handle = policy.trainable_parameters()[3].register_hook(lambda gradient: gradient * math.inf)
     metrics = run(updater(policy), rollout, targets)
     handle.remove()
-    assert metrics["updates/skipped"] == 1 and math.isfinite(metrics["loss"]) and not math.isfinite(metrics["grad_norm"])
+    assert (
+        metrics["updates/skipped"] == 1 and math.isfinite(metrics["loss"]) and not math.isfinite(metrics["grad_norm"])
+    )
     assert same(weights(policy), before)
 
 
@@ -396,7 +405,11 @@ def test_a_bf16_policy_is_trained() -> None:
     steps = [float((a - b).abs().max()) for a, b in zip(target.weights.weights(), masters, strict=True)]
     assert max(steps) > 1e-6 and all(w.dtype == torch.bfloat16 for w in weights(policy))
     assert metrics["ratio_max"] == 1.0, "bf16 drift is no ratio"
-    large = [(a == b)[a.abs() > 0.1].float().mean() for a, b in zip(weights(policy), before, strict=True) if (a.abs() > 0.1).any()]
+    large = [
+        (a == b)[a.abs() > 0.1].float().mean()
+        for a, b in zip(weights(policy), before, strict=True)
+        if (a.abs() > 0.1).any()
+    ]
     assert min(large) > 0.9, "a step of 1e-5 is below bf16's resolution there"
     for _ in range(3):
         run(target, rollout, targets)

@@ -34,7 +34,9 @@ def redness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) 
     return images[:, 0].float().mean(dim=(1, 2)) / 255
 
 
-def trainer(folder: Path, *, policy: Janus | None = None, reward: Any = redness, name: str = "gcpo", **changes: Any) -> Trainer:
+def trainer(
+    folder: Path, *, policy: Janus | None = None, reward: Any = redness, name: str = "gcpo", **changes: Any
+) -> Trainer:
     """Two prompts, four images of each; the algorithm's row `name` with group size 4, unless `algorithm` is given."""
     options: dict[str, Any] = {
         "algorithm": resolve(name, group_size=4),

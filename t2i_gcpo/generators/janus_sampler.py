@@ -106,7 +106,8 @@ class StepSampler:
                 tokens.append(token)
                 records.append(record)
                 shape.positions.add_(1)
-                embeds = self.model.prepare_embeddings_for_image_generation(repeat(token, "r -> (n r) 1", n=count))
+                embeds = self.model.prepare_embeddings_for_image_generation(rearrange(token, "r -> r 1"))
+                embeds = repeat(embeds, "r 1 d -> (n r) 1 d", n=count)
         return Drawn(
             torch.stack(tokens, dim=1),
             {name: torch.stack([record[name] for record in records], dim=1) for name in records[0]},
