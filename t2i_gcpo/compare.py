@@ -59,17 +59,31 @@ def write(grouped: Mapping[str, Sequence[Run]], out: Path) -> list[Path]:
     figure = curves.draw(grouped, x="images_sampled")
     figure.savefig(paths[0], dpi=140)
     means = {label: {key: mean(members, key) for key in AVERAGED} for label, members in data.items()}
-    text = json.dumps({"runs": [{"group": label, **row} for label, members in data.items() for row in members], "groups": means}, indent=1, allow_nan=False)
+    text = json.dumps(
+        {"runs": [{"group": label, **row} for label, members in data.items() for row in members], "groups": means},
+        indent=1,
+        allow_nan=False,
+    )
     paths[1].write_text(text + "\n", encoding="utf-8")
-    paths[2].write_text(markdown(COLUMNS, rows) + f"\n{EXPLAINED}\n" + (f"\n{note}\n" if note else ""), encoding="utf-8")
+    paths[2].write_text(
+        markdown(COLUMNS, rows) + f"\n{EXPLAINED}\n" + (f"\n{note}\n" if note else ""), encoding="utf-8"
+    )
     parts = [
         pages.paragraph(note, "warning") if note else "",
         pages.table(COLUMNS, rows),
         pages.paragraph(EXPLAINED, "faint"),
         pages.heading("Curves"),
-        pages.picture(curves.svg(figure), "Over images sampled, discarded ones included. Thick: mean of a group; thin: its runs.", kind="svg"),
+        pages.picture(
+            curves.svg(figure),
+            "Over images sampled, discarded ones included. Thick: mean of a group; thin: its runs.",
+            kind="svg",
+        ),
         pages.heading("Runs"),
-        *(pages.details(f"{label}: {run.path}", _options(run)) for label, members in grouped.items() for run in members),
+        *(
+            pages.details(f"{label}: {run.path}", _options(run))
+            for label, members in grouped.items()
+            for run in members
+        ),
     ]
     paths[3].write_text(pages.page("Comparison of " + ", ".join(grouped), parts), encoding="utf-8")
     return paths
@@ -122,7 +136,9 @@ def table(data: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[list[str]]:
 
 
 def _row(label: str, row: Mapping[str, Any]) -> list[str]:
-    best = number(row["validation_best"]) + ("" if row["validation_best"] is None else f" ({row['validation_best_step']})")
+    best = number(row["validation_best"]) + (
+        "" if row["validation_best"] is None else f" ({row['validation_best_step']})"
+    )
     return [
         label,
         Path(row["run"]).resolve().name,
@@ -172,7 +188,11 @@ def warning(grouped: Mapping[str, Sequence[Run]]) -> str:
         "seed": {r.seed for r in results},
     }
     differing = [f"{name} ({', '.join(map(str, sorted(values)))})" for name, values in seen.items() if len(values) > 1]
-    return f"The test scores are not comparable without a thought: they differ in {'; '.join(differing)}." if differing else ""
+    return (
+        f"The test scores are not comparable without a thought: they differ in {'; '.join(differing)}."
+        if differing
+        else ""
+    )
 
 
 def _options(run: Run) -> str:

@@ -244,7 +244,7 @@ class TrainConfig:
     kl_stop: float | None = None
     """Stop the run when the KL to the reference exceeds this many nats a token; null never does."""
     max_nonfinite: int = 3
-    """Stop the run after this many steps in a row with a non-finite loss or gradient; each such step is skipped."""
+    """Stop the run after this many updates in a row with a non-finite loss or gradient; each such update is skipped."""
     seed: int = 0
     """Every random choice of the run follows from it."""
 

@@ -58,7 +58,12 @@ def draw(groups: Mapping[str, Sequence[Run]], *, x: str = "step") -> Figure:
     if not panels:
         figure.text(0.5, 0.5, "no metrics yet", ha="center")
     elif len(groups) > 1:
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(4, len(groups)), fontsize=9)
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=min(4, len(groups)),
+            fontsize=9,
+        )
     return figure
 
 

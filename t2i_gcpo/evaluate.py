@@ -118,7 +118,9 @@ class EvalResult:
     def save(self, path: str | Path) -> Path:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
         return path
 
     @staticmethod
@@ -127,7 +129,9 @@ class EvalResult:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = tuple(
-                ScoredImage(r["index"], r["image"], r["prompt"], r["task"], math.nan if r["score"] is None else r["score"])
+                ScoredImage(
+                    r["index"], r["image"], r["prompt"], r["task"], math.nan if r["score"] is None else r["score"]
+                )
                 for r in data["images"]
             )
             names = ("guidance", "temperature", "top_k", "top_p")
@@ -167,7 +171,9 @@ def evaluate(
     sampling = replace(sampling, group_size=images_per_prompt, seed=seed, contrast=False, stats=())
     rows: list[ScoredImage] = []
     kept: list[Tensor] = []
-    with tqdm(total=len(prompts) * images_per_prompt, unit="image", desc="evaluate", disable=not progress, leave=False) as bar:
+    with tqdm(
+        total=len(prompts) * images_per_prompt, unit="image", desc="evaluate", disable=not progress, leave=False
+    ) as bar:
         for part in chunks(range(len(prompts)), max(1, batch // images_per_prompt)):
             chosen = [prompts[index] for index in part]
             rollout = generator.sample(chosen, sampling, first_prompt_index=part[0])
@@ -183,7 +189,9 @@ def evaluate(
             if keep_images:
                 kept.append(images.cpu())
             bar.update(len(owners))
-    return EvalResult(tuple(rows), seed, sampling, checkpoint, source, reward_name, torch.cat(kept) if keep_images else None)
+    return EvalResult(
+        tuple(rows), seed, sampling, checkpoint, source, reward_name, torch.cat(kept) if keep_images else None
+    )
 
 
 def spread(prompts: Sequence[Prompt], n: int | None) -> list[Prompt]:
@@ -271,12 +279,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompts", required=True, help="a prompt file, or shapes:test, shapes:val, shapes:train")
     add("--out", required=True, type=Path, help="folder to write eval.json and the sample grids to")
     add("--against", help="a second checkpoint: same prompts, same noise, paired differences")
-    add("--reward", default="geneval", help="a registered reward, or your own as module:callable (default: %(default)s)")
+    add(
+        "--reward", default="geneval", help="a registered reward, or your own as module:callable (default: %(default)s)"
+    )
     add("--guidance", type=float, default=2.0, help="classifier-free guidance scale; 1 is none (default: %(default)s)")
     add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     add("--top-k", type=int, default=0, help="keep the k most likely tokens; 0 keeps all")
-    add("--top-p", type=float, default=1.0, help="keep the smallest set of tokens with this much probability; 1 keeps all")
-    add("--limit", type=int, default=0, help="images, the tasks in equal parts, prompts repeated where a task has too few; 0: each prompt once")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="keep the smallest set of tokens with this much probability; 1 keeps all",
+    )
+    add(
+        "--limit",
+        type=int,
+        default=0,
+        help="images, the tasks in equal parts, prompts repeated where a task has too few; 0: each prompt once",
+    )
     add("--seed", type=int, default=0, help="of the images' noise (default: %(default)s)")
     add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
     add("--pictures", type=int, default=24, help="images in the sample grid (default: %(default)s)")

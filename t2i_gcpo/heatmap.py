@@ -102,7 +102,12 @@ class Heatmap:
     def maps(self) -> dict[str, np.ndarray]:
         """Kind -> [B, T], those that there are; the first is the one to show."""
         contrast = None if self.logprob_negative is None else self.logprob_positive - self.logprob_negative
-        found = {"advantage": self.advantages, "weight": self.weights, "contrast": contrast, "entropy": self.stats.get("entropy")}
+        found = {
+            "advantage": self.advantages,
+            "weight": self.weights,
+            "contrast": contrast,
+            "entropy": self.stats.get("entropy"),
+        }
         return {kind: values for kind, values in found.items() if values is not None}
 
     def notes(self) -> list[str]:
@@ -111,7 +116,10 @@ class Heatmap:
         for b, score in enumerate(self.scores):
             parts = []
             if self.sequence_advantages is not None:
-                parts = ["failed" if np.isnan(score) else f"score {score:.3g}", f"A = {self.sequence_advantages[b]:+.2f}"]
+                parts = [
+                    "failed" if np.isnan(score) else f"score {score:.3g}",
+                    f"A = {self.sequence_advantages[b]:+.2f}",
+                ]
             notes.append("   ".join(parts))
         return notes
 
@@ -122,7 +130,9 @@ class Heatmap:
         if kind not in maps:
             raise ValueError(f"there is no map {kind!r} here; there are {', '.join(maps)}")
         images, values = torch.from_numpy(self.images), torch.from_numpy(maps[kind])
-        return render(images, values, self.grid, kind=kind, captions=self.prompts.tolist(), notes=self.notes(), columns=columns)
+        return render(
+            images, values, self.grid, kind=kind, captions=self.prompts.tolist(), notes=self.notes(), columns=columns
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write the npz that `load` reads. What there is not is left out."""
@@ -160,7 +170,9 @@ def save(
     if rows is not None:
         index = torch.as_tensor(rows, dtype=torch.int64)
         device = scored.images.device
-        scored = ScoredRollout(scored.rollout.rows(index), scored.images[index.to(device)], scored.scores[index.to(scored.scores.device)])
+        scored = ScoredRollout(
+            scored.rollout.rows(index), scored.images[index.to(device)], scored.scores[index.to(scored.scores.device)]
+        )
         token_advantages = None if token_advantages is None else token_advantages.rows(index)
         weights = None if weights is None else weights[index.to(weights.device)]
     heatmap = Heatmap.of(scored, token_advantages, weights=weights)
@@ -235,7 +247,11 @@ def render(
     title, signed = KINDS[kind]
     cells = rearrange(_array(values), "b (h w) -> b h w", h=grid[0])
     end = scale_end(cells) if vmax is None else float(vmax)
-    where = f"one scale for all panels, to the {PERCENTILE}th percentile of |value|" if vmax is None else "one scale for all panels"
+    where = (
+        f"one scale for all panels, to the {PERCENTILE}th percentile of |value|"
+        if vmax is None
+        else "one scale for all panels"
+    )
     if not np.nan_to_num(cells).any():
         where = "all values are 0"
     pixels = _array(images)
@@ -259,14 +275,18 @@ def render(
         text_lines(draw, (left, top), wrapped[b])
         top += caption_height
         plain = Image.fromarray(np.ascontiguousarray(rearrange(pixels[b], "c h w -> h w c")))
-        over = Image.fromarray(overlay(np.kron(pixels[b], np.ones((1, factor, factor), np.uint8)), cells[b], signed=signed, end=end))
+        over = Image.fromarray(
+            overlay(np.kron(pixels[b], np.ones((1, factor, factor), np.uint8)), cells[b], signed=signed, end=end)
+        )
         canvas.paste(plain.resize((width, height), Image.Resampling.NEAREST), (left, top))
         canvas.paste(over, (left + width + GAP // 2, top))
         text_lines(draw, (left, top + height + 2), [notes[b]], color=FAINT)
     return canvas
 
 
-def _scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], signed: bool, end: float, where: str) -> int:
+def _scale(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], signed: bool, end: float, where: str
+) -> int:
     """The colour bar with its ends and a line of words; returns the y below it."""
     x, y = at
     width, height = 200, 14

@@ -28,7 +28,9 @@ def main(argv: list[str]) -> int:
     reward_name, reason = _reward(args, prompt)
     algorithm = resolve(args.algorithm, group_size=max(args.num, 2))
     if not reward_name and algorithm.credit == "uniform":
-        raise ValueError(f"algorithm {args.algorithm} weighs all tokens alike, and {reason}: there is nothing to draw; choose gcpo")
+        raise ValueError(
+            f"algorithm {args.algorithm} weighs all tokens alike, and {reason}: there is nothing to draw; choose gcpo"
+        )
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     generator = generators.load(args.checkpoint, device=device, dtype=args.dtype)
     sampling = Sampling(
@@ -48,9 +50,13 @@ def main(argv: list[str]) -> int:
         scored = ScoredRollout(rollout, images, output.scores.float(), output.parts)
         targets = token_advantages(replace(algorithm, normalize_parts=False), rollout, scored.scores, generator=rng)
         paths = heatmap.save(args.out, "heatmap", scored, targets)
-        print(f"advantages of {args.algorithm} with the reward {reward_name}; scores {', '.join(f'{s:.3g}' for s in scored.scores.tolist())}")
+        print(
+            f"advantages of {args.algorithm} with the reward {reward_name}; scores {', '.join(f'{s:.3g}' for s in scored.scores.tolist())}"
+        )
         if not targets.sequence_advantages.any():
-            print("the images scored alike, so every advantage is 0: look at the weights in the html, or try another --seed or --num")
+            print(
+                "the images scored alike, so every advantage is 0: look at the weights in the html, or try another --seed or --num"
+            )
     else:
         scored = ScoredRollout(rollout, images, torch.full((args.num,), torch.nan))
         paths = heatmap.save(args.out, "heatmap", scored, weights=token_weights(algorithm, rollout, generator=rng))
@@ -77,7 +83,10 @@ def _reward(args: argparse.Namespace, prompt: Prompt) -> tuple[str | None, str]:
     if args.num < 2:
         return None, "an advantage compares an image with its siblings, and --num is 1"
     if args.reward is None and not prompt.metadata:
-        return None, "the prompt is none of the embedded ones, so the geneval reward cannot score it (name another with --reward)"
+        return (
+            None,
+            "the prompt is none of the embedded ones, so the geneval reward cannot score it (name another with --reward)",
+        )
     return args.reward or "geneval", ""
 
 

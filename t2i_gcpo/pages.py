@@ -44,7 +44,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows that begin with "overall" or "mean" stand out."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join(
-        f'<tr class="{"total" if row[0] == OVERALL or row[0].startswith("mean") else ""}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        f'<tr class="{"total" if row[0] == OVERALL or row[0].startswith("mean") else ""}">'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

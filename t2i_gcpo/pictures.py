@@ -71,7 +71,9 @@ def before_after(
 ) -> Image.Image:
     """Pairs of pictures of the same prompt and noise, `before` and `after` uint8 [N, 3, H, W]; `pairs` of them side by side."""
     if len(before) != len(after) or len(captions) != len(before):
-        raise ValueError(f"{len(before)} images before, {len(after)} after, {len(captions)} captions; they must be as many")
+        raise ValueError(
+            f"{len(before)} images before, {len(after)} after, {len(captions)} captions; they must be as many"
+        )
     strict = _strict(_list(scores_before, len(before)) + _list(scores_after, len(after)))
     left = _cells(before, _list(scores_before, len(before)), scale, labels[0], strict)
     right = _cells(after, _list(scores_after, len(after)), scale, labels[1], strict)
@@ -106,8 +108,12 @@ def grid(groups: Sequence[tuple[str, Sequence[Cell]]], *, columns: int, title: s
     title_lines = wrap(title, max(used * step_x - GAP, 320), size=15) if title else []
     caption_heights = [LINE * max(len(wrapped(group)) for group in line) for line in lines]
     depths = [max(-(-len(cells) // columns) for _, cells in line) for line in lines]
-    full_width = 2 * MARGIN + max(used * step_x - GAP, *(math.ceil(font(15).getlength(text)) for text in title_lines or [""]))
-    full_height = 2 * MARGIN + (LINE * len(title_lines) + GAP if title_lines else 0) + sum(caption_heights) + sum(depths) * step_y
+    full_width = 2 * MARGIN + max(
+        used * step_x - GAP, *(math.ceil(font(15).getlength(text)) for text in title_lines or [""])
+    )
+    full_height = (
+        2 * MARGIN + (LINE * len(title_lines) + GAP if title_lines else 0) + sum(caption_heights) + sum(depths) * step_y
+    )
     canvas = Image.new("RGB", (full_width, full_height + (len(lines) - 1) * GAP), "white")
     draw = ImageDraw.Draw(canvas)
 
@@ -166,7 +172,12 @@ def wrap(text: str, width: float, *, size: int = 13, most: int = CAPTION_LINES) 
 
 
 def text_lines(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], lines: Sequence[str], *, size: int = 13, color: tuple[int, int, int] = INK
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    lines: Sequence[str],
+    *,
+    size: int = 13,
+    color: tuple[int, int, int] = INK,
 ) -> int:
     """Write lines downwards from `at`; returns the y below them."""
     for k, line in enumerate(lines):

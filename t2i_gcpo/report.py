@@ -40,7 +40,16 @@ HOW_TO_READ = (
 def write(run_dir: str | Path) -> Path:
     """Write RUN/report.html from what the run folder holds so far; returns its path. ValueError where it is no run."""
     run = read(run_dir)
-    parts = [_status(run), _missing(run), *_options(run), *_evaluation(run), *_curves(run), *_samples(run), *_heatmaps(run), *_files(run)]
+    parts = [
+        _status(run),
+        _missing(run),
+        *_options(run),
+        *_evaluation(run),
+        *_curves(run),
+        *_samples(run),
+        *_heatmaps(run),
+        *_files(run),
+    ]
     path = run.path / NAME
     path.write_text(pages.page(f"{run.algorithm}: {run.name}", parts), encoding="utf-8")
     return path
@@ -82,7 +91,11 @@ def _options(run: Run) -> list[str]:
         return []
     rows = [[label, str(run.config[name])] for name, label in SUMMARY.items() if name in run.config]
     text = (run.path / CONFIG).read_text(encoding="utf-8")
-    return [pages.heading("Options"), pages.table(["option", "value"], rows), pages.details("all options (config.yaml)", text)]
+    return [
+        pages.heading("Options"),
+        pages.table(["option", "value"], rows),
+        pages.details("all options (config.yaml)", text),
+    ]
 
 
 def _curves(run: Run) -> list[str]:
@@ -92,7 +105,10 @@ def _curves(run: Run) -> list[str]:
     best = run.best("validation/overall")
     if best is not None:
         caption += f" Best validation score: {number(best[1])} at step {best[0]}."
-    return [pages.heading("Curves"), pages.picture(curves.svg(curves.draw({run.algorithm: [run]})), caption, kind="svg")]
+    return [
+        pages.heading("Curves"),
+        pages.picture(curves.svg(curves.draw({run.algorithm: [run]})), caption, kind="svg"),
+    ]
 
 
 def _evaluation(run: Run) -> list[str]:
@@ -103,25 +119,38 @@ def _evaluation(run: Run) -> list[str]:
     difference, reason = run.difference()
     parts = [pages.heading("Scores on the test prompts"), pages.paragraph(about, "faint")]
     if difference is not None:
-        parts += [pages.table(*evaluation_rows(result, run.before, names=("after", "before"))), pages.paragraph(f"{NOTE}; {PAIRED_NOTE}.", "faint")]
+        parts += [
+            pages.table(*evaluation_rows(result, run.before, names=("after", "before"))),
+            pages.paragraph(f"{NOTE}; {PAIRED_NOTE}.", "faint"),
+        ]
     else:
         for name, found in (("before", run.before), ("after", run.after)):
             if found is not None:
                 parts.append(pages.table(*evaluation_rows(found, names=(name, ""))))
         parts += [pages.paragraph(f"{NOTE}.", "faint"), pages.paragraph(f"No paired difference: {reason}.", "warning")]
     failed = sum(found.failed for found in (run.before, run.after) if found is not None)
-    return [*parts, pages.paragraph(f"{failed} images could not be scored and are left out.", "warning") if failed else ""]
+    return [
+        *parts,
+        pages.paragraph(f"{failed} images could not be scored and are left out.", "warning") if failed else "",
+    ]
 
 
 def _samples(run: Run) -> list[str]:
     parts = []
     both, found = run.path / "samples" / BEFORE_AFTER, run.pictures("samples")
     if both.is_file():
-        parts = [pages.heading("Before and after"), pages.picture(both, "The same prompts and noise, picked without a look at their scores.")]
+        parts = [
+            pages.heading("Before and after"),
+            pages.picture(both, "The same prompts and noise, picked without a look at their scores."),
+        ]
     if found:
         parts.append(pages.heading("Samples"))
     for path in dict.fromkeys((*found[:1], *found[-1:])):
-        parts.append(pages.picture(path, f"{_step(path)}; same prompts and noise in each", link=path.relative_to(run.path).as_posix()))
+        parts.append(
+            pages.picture(
+                path, f"{_step(path)}; same prompts and noise in each", link=path.relative_to(run.path).as_posix()
+            )
+        )
     return [*parts, pages.links(found, run.path)]
 
 
@@ -133,11 +162,19 @@ def _heatmaps(run: Run) -> list[str]:
     last = [path for path in found if path.name[: len("step_000000")] == found[-1].name[: len("step_000000")]]
     for path in dict.fromkeys((found[0], *last)):
         inspect = path.with_suffix(".html")
-        what = "; a group that was trained on, with the very advantages of its update" if path.stem.endswith("_trained") else ""
+        what = (
+            "; a group that was trained on, with the very advantages of its update"
+            if path.stem.endswith("_trained")
+            else ""
+        )
         link = inspect if inspect.is_file() else path
         parts.append(pages.picture(path, f"{_step(path)}{what}", link=link.relative_to(run.path).as_posix()))
     interactive = sorted((run.path / "heatmaps").glob("step_*.html"))
-    return [*parts, pages.paragraph("Cell by cell, with each token's numbers:") if interactive else "", pages.links(interactive, run.path)]
+    return [
+        *parts,
+        pages.paragraph("Cell by cell, with each token's numbers:") if interactive else "",
+        pages.links(interactive, run.path),
+    ]
 
 
 def _files(run: Run) -> list[str]:

@@ -17,7 +17,17 @@ from t2i_gcpo.tracking import CONFIG, METRICS, read_metrics
 BEFORE, AFTER = "eval_before.json", "eval_after.json"
 
 #: Options that do not tell two experiments apart.
-INCIDENTAL = ("output_dir", "seed", "logging", "pictures", "checkpoint", "micro_batch", "generator.device", "generator.compile", "generator.max_batch")
+INCIDENTAL = (
+    "output_dir",
+    "seed",
+    "logging",
+    "pictures",
+    "checkpoint",
+    "micro_batch",
+    "generator.device",
+    "generator.compile",
+    "generator.max_batch",
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,9 @@ def read(path: str | Path) -> Run:
     if not path.is_dir():
         raise ValueError(f"{path} is no folder; name the output folder of a t2i-gcpo train run")
     if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
-        raise ValueError(f"{path} is no run folder: it has neither {CONFIG} nor {METRICS}; name the output folder of a t2i-gcpo train run")
+        raise ValueError(
+            f"{path} is no run folder: it has neither {CONFIG} nor {METRICS}; name the output folder of a t2i-gcpo train run"
+        )
     config: Any = {}
     if (path / CONFIG).is_file():
         try:
@@ -108,7 +120,9 @@ def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     result: dict[str, list[Run]] = {}
     for run, own in zip(runs, experiments, strict=True):
         alike = [other for other in experiments if other.get("algorithm.name") == own.get("algorithm.name")]
-        names = sorted({name for other in alike for name in own.keys() | other.keys() if own.get(name) != other.get(name)})
+        names = sorted(
+            {name for other in alike for name in own.keys() | other.keys() if own.get(name) != other.get(name)}
+        )
         label = ", ".join([run.algorithm, *(f"{name} {own.get(name)}" for name in names)])
         result.setdefault(label, []).append(run)
     return result

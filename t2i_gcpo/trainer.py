@@ -159,7 +159,7 @@ class Trainer:
         def collect_prompts(prompts: list[Prompt]) -> ScoredRollout:
             return collect(
                 self.generator,
-                self.reward,  # type: ignore[arg-type]
+                self.reward,
                 prompts,
                 self.sampling,
                 rng=self.rng,

@@ -47,7 +47,10 @@ def test_single_pictures_stand_side_by_side_and_large_groups_wrap() -> None:
     tops = [places(sample_grid(IMAGES, list("abcd"), columns=3, scale=4), color)[1] for color in COLORS]
     assert tops[0] == tops[1] == tops[2] < tops[3]
     one_group = sample_grid(IMAGES, ["a"] * 4, columns=3, scale=4)
-    assert [places(one_group, color)[1] for color in COLORS][2:] == [MARGIN + LINE + BORDER, places(one_group, COLORS[3])[1]]
+    assert [places(one_group, color)[1] for color in COLORS][2:] == [
+        MARGIN + LINE + BORDER,
+        places(one_group, COLORS[3])[1],
+    ]
     assert places(one_group, COLORS[3])[0] == places(one_group, COLORS[0])[0]
 
 

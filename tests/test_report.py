@@ -63,7 +63,9 @@ def test_evaluations_of_different_images_are_not_paired(tmp_path: Path) -> None:
     from rewards import RewardOutput
     from t2i_gcpo.evaluate import evaluate
 
-    evaluate(FakeGenerator(), other, lambda images, prompts, metadata: RewardOutput(token_score(images)), **options()).save(run / "eval_after.json")
+    evaluate(
+        FakeGenerator(), other, lambda images, prompts, metadata: RewardOutput(token_score(images)), **options()
+    ).save(run / "eval_after.json")
     assert "cannot be paired" in report.write(run).read_text()
 
 

@@ -6,6 +6,8 @@ import itertools
 import json
 import math
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +372,19 @@ def test_ctrl_c_after_the_step_was_saved_is_not_lost(tmp_path: Path, monkeypatch
     run = trainer(tmp_path, steps=9, checkpoint=CheckpointPlan(every=1))
     run.train()
     assert run.step_number == 1 and run.interrupted and steps(tmp_path) == ["step_000001"]
+
+
+def test_ctrl_c_before_the_first_step_is_saved_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def at_once(request: Callable[[], None]) -> Iterator[None]:
+        request()
+        yield
+
+    monkeypatch.setattr("t2i_gcpo.trainer.on_interrupt", at_once)
+    run = trainer(tmp_path)
+    run.train()
+    assert run.step_number == 0 and run.interrupted and steps(tmp_path) == ["step_000000"]
+    assert trainer(tmp_path).resume() == 0
 
 
 def test_a_second_ctrl_c_interrupts_at_once(tmp_path: Path) -> None:

@@ -270,6 +270,17 @@ def test_a_minibatch_is_a_step_of_its_own_with_its_own_denominator(monkeypatch: 
     assert distance(weights(whole), weights(moved(generator()))) > 1e-4
 
 
+def test_an_update_starts_from_no_gradients() -> None:
+    policy, fresh = moved(generator()), moved(generator())
+    rollout, targets = draw(policy)
+    target = updater(policy)
+    run(target, rollout, targets)
+    other = updater(fresh)
+    other.weights.load_weights(target.weights.weights())
+    expected = run(other, rollout, targets)["grad_norm"]
+    assert run(target, rollout, targets)["grad_norm"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_minibatch_of_failed_images_is_passed_over() -> None:
     policy = moved(generator())
     rollout, targets = draw(policy, torch.tensor([0.1, 0.9, 0.4, 0.2, NAN, NAN, NAN, NAN]))
@@ -413,6 +424,8 @@ def test_a_bf16_policy_is_trained() -> None:
     assert min(large) > 0.9, "a step of 1e-5 is below bf16's resolution there"
     for _ in range(3):
         run(target, rollout, targets)
+    assert not same(weights(policy), before), "several of them add up in the masters, and reach the policy"
+    assert same(weights(policy), [w.to(torch.bfloat16) for w in target.weights.weights()])
     assert target.state_dict()["weights"][0].dtype == torch.float32
     other = updater(policy)
     other.load_state_dict(copy.deepcopy(target.state_dict()))

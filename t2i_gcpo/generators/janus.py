@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from rewards.torchvision_mend import mend
 from t2i_gcpo.generators.base import (
-    DISTRIBUTIONS,
     Distribution,
     Negative,
     as_negatives,
@@ -28,11 +27,12 @@ from t2i_gcpo.generators.base import (
     seeded,
 )
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
-from t2i_gcpo.generators.janus_prompts import Encoded, PromptEncoder
+from t2i_gcpo.generators.janus_prompts import PromptEncoder
 from t2i_gcpo.generators.janus_rows import RowSampler
 from t2i_gcpo.generators.janus_sampler import StepSampler, can_compile
+from t2i_gcpo.generators.janus_scorer import RowScorer
 from t2i_gcpo.generators.policy import LLAMA_TARGETS, PolicyWeights
-from t2i_gcpo.logprobs import DEFAULT_CHUNK, token_logprob, token_scores
+from t2i_gcpo.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 #: `compile="auto"` compiles from this many rollouts on: the first one takes half a minute longer, each one saves a second or more.
@@ -71,7 +71,6 @@ class Janus:
         self.base = base
         self.max_batch = max_batch
         self.compile = compile
-        self.head_chunk = head_chunk
         self.gradient_checkpointing = gradient_checkpointing
         self.rollouts_ahead = 1
         """How many rollouts of like size the caller will ask for in all; `compile="auto"` goes by it."""
@@ -80,6 +79,7 @@ class Janus:
         self.codebook_size = int(model.config.vq_config.num_embeddings)
         self.weights = PolicyWeights(model, "model.language_model")
         self.prompts = PromptEncoder(processor, model.device)
+        self.scorer = RowScorer(model, self.prompts, self.weights, head_chunk=head_chunk)
         self.sampler = RowSampler(self.prompts, StepSampler(model, side * side))
         if gradient_checkpointing:
             # Active in train mode only, which `token_logprobs` switches to: so no other train-mode behaviour may differ.
@@ -245,93 +245,20 @@ class Janus:
         distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and truncation of
         `rollout.sampling`); "guided_detached", the same without gradient through the unconditional branch.
         """
-        if distribution not in DISTRIBUTIONS:
-            raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
-        conditional, null = self._encode_rows(rollout, prompt)
-        head = self.model.model.generation_head
-        tokens = rollout.tokens.to(self.device)
-        with self._train_mode() as policy:
-            if distribution == "conditional":
-                return token_logprob(self._hidden(policy, conditional, tokens), head, tokens, chunk=self.head_chunk)
-            sampling = rollout.sampling
-            unconditional = None
-            if sampling.guidance == 1:
-                hidden = self._hidden(policy, conditional, tokens)
-            elif distribution == "guided":
-                both = self._hidden(policy, conditional.cat(null), repeat(tokens, "b t -> (n b) t", n=2))
-                hidden, unconditional = rearrange(both, "(n b) t d -> n b t d", n=2)
-            else:
-                hidden = self._hidden(policy, conditional, tokens)
-                with torch.no_grad():
-                    unconditional = self._hidden(policy, null, tokens)
-            return token_logprob(
-                hidden,
-                head,
-                tokens,
-                unconditional=unconditional,
-                guidance=sampling.guidance,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                chunk=self.head_chunk,
-            )
+        with self._train_mode():
+            return self.scorer.token_logprobs(rollout, prompt, distribution)
 
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:
         """[B, T] fp32, nats: the entropy of the raw conditional distribution that each of `rollout.tokens` comes from."""
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
-        conditional, _ = self._encode_rows(rollout, "positive")
-        tokens = rollout.tokens.to(self.device)
-        with self._train_mode() as policy:
-            hidden = self._hidden(policy, conditional, tokens)
-        head = self.model.model.generation_head
-        entropy = token_scores(hidden, head, tokens, with_entropy=True, chunk=self.head_chunk).entropy
-        assert entropy is not None, "it was asked for"
-        return entropy
+        with self._train_mode():
+            return self.scorer.token_entropy(rollout)
 
     def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
         """ValueError, naming them, where the tokenizer does not know words of the prompts."""
         self.prompts.encode([prompt.text for prompt in as_prompts(prompts)])
-
-    def _encode_rows(self, rollout: Rollout, prompt: str | list[str]) -> tuple[Encoded, Encoded]:
-        """The conditional rows [B, L] that `prompt` asks for, and their null rows."""
-        group = rollout.sampling.group_size
-        null_wanted = False
-        if isinstance(prompt, str):
-            if prompt not in ("positive", "negative"):
-                raise ValueError(f'prompt is {prompt!r}; allowed: "positive", "negative", or a list of texts')
-            texts = [item.text for item in rollout.prompts]
-            if prompt == "negative":
-                null_wanted = rollout.negative_prompts is None
-                texts = list(rollout.negative_prompts or texts)
-        else:
-            texts = list(prompt)
-        if len(texts) not in (len(rollout.prompts), rollout.batch):
-            raise ValueError(
-                f"{len(texts)} texts for {len(rollout.prompts)} prompts and {rollout.batch} rows; pass one for each"
-            )
-        copies = group if len(texts) == len(rollout.prompts) else 1
-        encoded = self.prompts.encode(texts).take(
-            torch.arange(len(texts), device=self.device).repeat_interleave(copies)
-        )
-        null = self.prompts.null(encoded)
-        return (null if null_wanted else encoded), null
-
-    def _hidden(self, policy: nn.Module, prompts: Encoded, tokens: Tensor) -> Tensor:
-        """The language model's last hidden states [b, T, D] that predict `tokens` [b, T] after `prompts` [b, L]."""
-        words: Any = self.weights.unwrapped().get_input_embeddings()
-        embeds = torch.cat(
-            [words(prompts.ids), self.model.prepare_embeddings_for_image_generation(tokens[:, :-1])], dim=1
-        )
-        mask = nn.functional.pad(prompts.mask, (0, tokens.shape[1] - 1), value=True).long()
-        output = policy(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            use_cache=False,
-        )
-        return output.last_hidden_state[:, -tokens.shape[1] :]
 
     @contextmanager
     def _eval_mode(self) -> Iterator[nn.Module]:
@@ -345,13 +272,13 @@ class Janus:
             policy.train(training)
 
     @contextmanager
-    def _train_mode(self) -> Iterator[nn.Module]:
+    def _train_mode(self) -> Iterator[None]:
         """The policy for scoring. Gradient checkpointing works in train mode only; it differs in nothing else."""
         policy = self.weights.module
         training = policy.training
         policy.train(self.gradient_checkpointing and torch.is_grad_enabled())
         try:
-            yield policy
+            yield
         finally:
             policy.train(training)
 

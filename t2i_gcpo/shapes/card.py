@@ -69,12 +69,14 @@ def write(folder: Path, work: Path, *, images: int = 600, notes: str = "") -> Ev
 
     reward, sampling = GenEvalReward(), Sampling(guidance=GUIDANCE)
     shown = [prompt for task in TASKS for prompt in [p for p in split("test") if p.task == task][:4]]
-    samples = evaluate(
-        generator, shown, reward, sampling=sampling, images_per_prompt=2, seed=SEED, keep_images=True
-    )
+    samples = evaluate(generator, shown, reward, sampling=sampling, images_per_prompt=2, seed=SEED, keep_images=True)
     assert samples.images is not None
     grid = sample_grid(
-        samples.images, [row.text for row in samples.rows], columns=8, scores=[row.score for row in samples.rows], scale=1
+        samples.images,
+        [row.text for row in samples.rows],
+        columns=8,
+        scores=[row.score for row in samples.rows],
+        scale=1,
     )
     grid.save(training / "samples.png")
     result = evaluate(
@@ -82,7 +84,10 @@ def write(folder: Path, work: Path, *, images: int = 600, notes: str = "") -> Ev
         checkpoint="janus-mini", source="shapes:test", reward_name="geneval",
     )  # fmt: skip
     result.save(training / "eval.json")
-    rows = {**{task: (result.by_task[task], result.by_task_ci95[task]) for task in TASKS}, "overall": (result.overall, result.ci95)}
+    rows = {
+        **{task: (result.by_task[task], result.by_task_ci95[task]) for task in TASKS},
+        "overall": (result.overall, result.ci95),
+    }
     model = generator.model
 
     def millions(module: Any) -> float:
@@ -97,7 +102,9 @@ def write(folder: Path, work: Path, *, images: int = 600, notes: str = "") -> Ev
         guidance=GUIDANCE,
         seed=SEED,
         n=result.n,
-        table="\n".join(f"| {name} | {score:.3f} | {low:.3f} to {high:.3f} |" for name, (score, (low, high)) in rows.items()),
+        table="\n".join(
+            f"| {name} | {score:.3f} | {low:.3f} to {high:.3f} |" for name, (score, (low, high)) in rows.items()
+        ),
         notes=notes,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

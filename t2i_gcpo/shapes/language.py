@@ -91,7 +91,9 @@ def encode_scenes(prompts: list[Prompt], vq: Any, rng: random.Random, chunk: int
 class LanguageTrainer:
     """The training state and one step of it; `state_dict` holds everything that a resumed run needs."""
 
-    def __init__(self, settings: LanguageSettings, model: Any, tokenizer: Any, texts: list[str], tokens: Tensor) -> None:
+    def __init__(
+        self, settings: LanguageSettings, model: Any, tokenizer: Any, texts: list[str], tokens: Tensor
+    ) -> None:
         self.settings, self.model, self.tokenizer, self.texts, self.tokens = settings, model, tokenizer, texts, tokens
         inner = model.model
         self.modules = nn.ModuleDict(
@@ -142,7 +144,9 @@ class LanguageTrainer:
         settings = self.settings
         rows = [self.rng.randrange(len(self.tokens)) for _ in range(settings.batch)]
         texts = [self.texts[row] for row in rows]
-        texts = [text.removeprefix("a photo of ") if self.rng.random() < settings.short_prompts else text for text in texts]
+        texts = [
+            text.removeprefix("a photo of ") if self.rng.random() < settings.short_prompts else text for text in texts
+        ]
         ids, mask = encode_prompts(texts, self.tokenizer)
         dropped = torch.tensor([self.rng.random() < settings.dropped_prompts for _ in rows])
         inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
@@ -217,8 +221,9 @@ class LanguageTrainer:
 
 def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | None) -> Any:
     """A `JanusForConditionalGeneration` with random weights but for its VQ model."""
-    from t2i_gcpo.shapes.janus_mini import janus_config
     from transformers import JanusForConditionalGeneration
+
+    from t2i_gcpo.shapes.janus_mini import janus_config
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -46,7 +46,9 @@ class Stage:
             self.log_path.unlink(missing_ok=True)
             return
         trainer.load_state_dict(torch.load(self.state_path, weights_only=False))
-        kept = [line for line in self.log_path.read_text().splitlines() if json.loads(line)["step"] <= trainer.step_number]
+        kept = [
+            line for line in self.log_path.read_text().splitlines() if json.loads(line)["step"] <= trainer.step_number
+        ]
         self.log_path.write_text("".join(f"{line}\n" for line in kept))
         self.bar.update(trainer.step_number)
 
@@ -102,7 +104,7 @@ def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape,
     report = stage.on_step(trainer, every=20)
     while trainer.step_number < settings.steps:
         metrics = trainer.step()
-        if trainer.step_number % 250 == 0 or trainer.step_number == settings.steps:
+        if trainer.step_number % 200 == 0 or trainer.step_number == settings.steps:
             metrics["validation_loss"] = trainer.validation_loss(data["validation_texts"], data["validation_tokens"])
         report(trainer.step_number, metrics)
     return trainer.finished()

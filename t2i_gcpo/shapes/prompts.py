@@ -129,7 +129,9 @@ def _split(name: str) -> tuple[Prompt, ...]:
 def split(name: str) -> list[Prompt]:
     """Every prompt of a split, task by task. ValueError for a name other than train, val, test."""
     if name not in SPLITS:
-        raise ValueError(f"shapes:{name} is no split of ShapeScenes; there are {', '.join(f'shapes:{s}' for s in SPLITS)}")
+        raise ValueError(
+            f"shapes:{name} is no split of ShapeScenes; there are {', '.join(f'shapes:{s}' for s in SPLITS)}"
+        )
     return list(_split(name))
 
 

@@ -75,9 +75,7 @@ class Scene:
         return np.rint(canvas).astype(np.uint8)
 
 
-def wanted_objects(
-    metadata: dict[str, Any], rng: random.Random, difficulty: Difficulty
-) -> list[tuple[str, str]]:
+def wanted_objects(metadata: dict[str, Any], rng: random.Random, difficulty: Difficulty) -> list[tuple[str, str]]:
     """(class, colour) of each object that the prompt asks for; colours that it leaves open are drawn, one per clause."""
     wanted = []
     for clause in metadata["include"]:
@@ -90,7 +88,9 @@ def wanted_objects(
     return wanted
 
 
-def _place(size: int, taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty) -> tuple[int, int] | None:
+def _place(
+    size: int, taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty
+) -> tuple[int, int] | None:
     steps = (IMAGE_SIZE - size) // difficulty.lattice
     gap = difficulty.gap
     for _ in range(60):

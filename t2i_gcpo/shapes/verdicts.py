@@ -53,7 +53,9 @@ def draw_cases(count: int, seed: int) -> list[Case]:
     return cases
 
 
-def agreement(cases: Sequence[Case], transform: Callable[[Tensor], Tensor] | None = None) -> dict[str, dict[str, float]]:
+def agreement(
+    cases: Sequence[Case], transform: Callable[[Tensor], Tensor] | None = None
+) -> dict[str, dict[str, float]]:
     """Task -> share of right verdicts on `true` scenes, on `false` ones and on `all`. `transform` maps [B, 3, H, W] uint8 to the same."""
     reward = GenEvalReward(detector="shapes")
     right: dict[str, dict[bool, list[bool]]] = {task: {True: [], False: []} for task in TASKS}
@@ -81,8 +83,8 @@ def through_vq(vq: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def transform(images: Tensor) -> Tensor:
         pixels = images.float() / 127.5 - 1
-        codes = vq.encode(pixels).image_tokens.view(len(images), -1)  # type: ignore[operator]
-        decoded = vq.decode(codes)  # type: ignore[operator]
+        codes = vq.encode(pixels).image_tokens.view(len(images), -1)
+        decoded = vq.decode(codes)
         return ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     return transform
@@ -94,12 +96,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=2000, help="scenes in all (default: %(default)s)")
     parser.add_argument("--checkpoint", default="janus-mini", help='whose VQ model; "none" checks rendered scenes only')
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rendered-bound", type=float, default=0.99, help="least share of right verdicts on rendered scenes")
+    parser.add_argument(
+        "--rendered-bound", type=float, default=0.99, help="least share of right verdicts on rendered scenes"
+    )
     parser.add_argument("--decoded-bound", type=float, default=0.95, help="the same after encoding and decoding")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
     if options.scenes < 2 * len(TASKS):
-        raise ValueError(f"--scenes is {options.scenes}; at least {2 * len(TASKS)} give each task a true and a false scene")
+        raise ValueError(
+            f"--scenes is {options.scenes}; at least {2 * len(TASKS)} give each task a true and a false scene"
+        )
     cases = draw_cases(options.scenes, options.seed)
     results = {"rendered": agreement(cases)}
     bounds = {"rendered": options.rendered_bound, "decoded": options.decoded_bound}
@@ -112,7 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     for column in ("task", *(f"{kind}: {part}" for kind in results for part in ("true", "false", "all"))):
         table.add_column(column, justify="right" if column != "task" else "left")
     for task in TASKS:
-        table.add_row(task, *(f"{results[kind][task][part]:.3f}" for kind in results for part in ("true", "false", "all")))
+        table.add_row(
+            task, *(f"{results[kind][task][part]:.3f}" for kind in results for part in ("true", "false", "all"))
+        )
     Console().print(table)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

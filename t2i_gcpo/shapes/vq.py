@@ -54,15 +54,16 @@ class VQSettings:
 
 def build_vq(settings: VQSettings, language_width: int) -> nn.Module:
     """An untrained `JanusVQVAE`; the caller seeds."""
-    from t2i_gcpo.shapes.janus_mini import vq_config
     from transformers.models.janus.modeling_janus import JanusVQVAE
+
+    from t2i_gcpo.shapes.janus_mini import vq_config
 
     return JanusVQVAE(vq_config(settings, language_width)).to(memory_format=torch.channels_last)
 
 
 def pictures(rng: random.Random, count: int, size: int) -> Tensor:
     """Random scenes or crops of them, `[B, 3, S, S]` in [-1, 1]. Crops start on the token grid and hold some object."""
-    batch = []
+    batch: list[np.ndarray] = []
     while len(batch) < count:
         scene = random_scene(rng)
         picture = scene.render()
