@@ -43,7 +43,7 @@ class LanguageSettings:
     """How the language model is trained; the defaults made the embedded checkpoint."""
 
     scenes: int = 40_000
-    steps: int = 4500
+    steps: int = 2700
     batch: int = 48
     lr: float = 2e-3
     muon_lr: float = 3e-3

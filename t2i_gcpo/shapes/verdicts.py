@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from rewards.geneval import judge
@@ -24,6 +22,7 @@ from rewards.geneval.reward import GenEvalReward
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.shapes.prompts import TASKS, split
 from t2i_gcpo.shapes.scene import Scene, sample_scene
+from t2i_gcpo.tables import print_note, print_table
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,12 @@ def main(argv: list[str] | None = None) -> int:
 
         generator = load(options.checkpoint, device="cpu", dtype=torch.float32)
         results["decoded"] = agreement(cases, through_vq(generator.model.model.vqmodel))  # type: ignore[attr-defined]
-    table = Table(title=f"right verdicts on {len(cases)} scenes, seed {options.seed}")
-    for column in ("task", *(f"{kind}: {part}" for kind in results for part in ("true", "false", "all"))):
-        table.add_column(column, justify="right" if column != "task" else "left")
-    for task in TASKS:
-        table.add_row(
-            task, *(f"{results[kind][task][part]:.3f}" for kind in results for part in ("true", "false", "all"))
-        )
-    Console().print(table)
+    kinds = [(kind, part) for kind in results for part in ("true", "false", "all")]
+    print_table(
+        ["task", *(f"{kind}: {part}" for kind, part in kinds)],
+        [[task, *(f"{results[kind][task][part]:.3f}" for kind, part in kinds)] for task in TASKS],
+        title=f"right verdicts on {len(cases)} scenes, seed {options.seed}",
+    )
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"scenes": len(cases), "seed": options.seed, **results}, indent=2) + "\n")
@@ -132,5 +129,5 @@ def main(argv: list[str] | None = None) -> int:
         if results[kind][task]["all"] < bounds[kind]
     ]
     if low:
-        Console().print("below the bound: " + ", ".join(low))
+        print_note("below the bound: " + ", ".join(low))
     return int(bool(low))
