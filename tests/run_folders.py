@@ -36,7 +36,15 @@ def metrics(step: int, gain: float) -> dict[str, float]:
 
 
 def write(
-    path: Path, *, algorithm: str = "gcpo", seed: int = 0, steps: int = 4, shift: int = 4, before: bool = True, after: bool = True, **changes: Any
+    path: Path,
+    *,
+    algorithm: str = "gcpo",
+    seed: int = 0,
+    steps: int = 4,
+    shift: int = 4,
+    before: bool = True,
+    after: bool = True,
+    **changes: Any,
 ) -> Path:
     """A run whose images gained `shift` tokens, i.e. a score of shift / 32."""
     config = TrainConfig(algorithm=resolve(algorithm), seed=seed, output_dir=str(path), steps=10, **changes)
@@ -48,5 +56,7 @@ def write(
     for name, wanted, generator in (("before", before, FakeGenerator()), ("after", after, FakeGenerator(shift=shift))):
         if wanted:
             named = options(checkpoint=name, source="shapes:test", reward_name="geneval")
-            evaluate(generator, PROMPTS, lambda images, prompts, metadata: RewardOutput(token_score(images)), **named).save(path / f"eval_{name}.json")
+            evaluate(
+                generator, PROMPTS, lambda images, prompts, metadata: RewardOutput(token_score(images)), **named
+            ).save(path / f"eval_{name}.json")
     return path

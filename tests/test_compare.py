@@ -15,9 +15,16 @@ from t2i_gcpo.run_folder import groups, read
 
 
 def test_seeds_of_an_algorithm_are_one_group(tmp_path: Path) -> None:
-    paths = [run_folders.write(tmp_path / f"{name}{seed}", algorithm=name, seed=seed, steps=1) for name in ("gcpo", "grpo") for seed in (0, 1)]
+    paths = [
+        run_folders.write(tmp_path / f"{name}{seed}", algorithm=name, seed=seed, steps=1)
+        for name in ("gcpo", "grpo")
+        for seed in (0, 1)
+    ]
     found = groups([read(path) for path in paths])
-    assert {label: [run.name for run in members] for label, members in found.items()} == {"gcpo": ["gcpo0", "gcpo1"], "grpo": ["grpo0", "grpo1"]}
+    assert {label: [run.name for run in members] for label, members in found.items()} == {
+        "gcpo": ["gcpo0", "gcpo1"],
+        "grpo": ["grpo0", "grpo1"],
+    }
 
 
 def test_other_options_make_other_groups(tmp_path: Path) -> None:
@@ -39,10 +46,24 @@ def test_the_files_and_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {path.name for path in out.iterdir()} == {"curves.png", "table.json", "table.md", "report.html"}
     data = json.loads((out / "table.json").read_text())
     g0, g1, base = data["runs"]
-    assert (g0["group"], g0["algorithm"], g0["seed"], g0["steps"], g0["images_sampled"], g0["seconds"]) == ("gcpo", "gcpo", 0, 4, 256, 8.0)
-    assert (g0["validation_best"], g0["validation_best_step"], g0["kl"]) == (pytest.approx(0.34), 4, pytest.approx(0.004))
+    assert (g0["group"], g0["algorithm"], g0["seed"], g0["steps"], g0["images_sampled"], g0["seconds"]) == (
+        "gcpo",
+        "gcpo",
+        0,
+        4,
+        256,
+        8.0,
+    )
+    assert (g0["validation_best"], g0["validation_best_step"], g0["kl"]) == (
+        pytest.approx(0.34),
+        4,
+        pytest.approx(0.004),
+    )
     assert g0["difference"] == pytest.approx(0.125) and g0["difference_ci95"] == pytest.approx([0.125, 0.125])
-    assert g0["after"] - g0["before"] == pytest.approx(0.125) and g0["before_ci95"][0] < g0["before"] < g0["before_ci95"][1]
+    assert (
+        g0["after"] - g0["before"] == pytest.approx(0.125)
+        and g0["before_ci95"][0] < g0["before"] < g0["before_ci95"][1]
+    )
     assert g1["seed"] == 1 and base["after"] is None and base["no_difference"] == "there is no eval_after.json"
     mean = data["groups"]["gcpo"]["difference"]
     assert mean == {"mean": pytest.approx(0.09375), "std": pytest.approx(0.0625 / np.sqrt(2)), "n": 2}
@@ -56,7 +77,10 @@ def test_the_files_and_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_thick_line_is_the_mean_of_the_seeds(tmp_path: Path) -> None:
-    runs = [read(run_folders.write(tmp_path / f"r{seed}", seed=seed, steps=steps, before=False, after=False)) for seed, steps in ((0, 4), (1, 2))]
+    runs = [
+        read(run_folders.write(tmp_path / f"r{seed}", seed=seed, steps=steps, before=False, after=False))
+        for seed, steps in ((0, 4), (1, 2))
+    ]
     reward = curves.draw({"gcpo": runs}).axes[1]
     thin0, thin1, thick = (line.get_xydata() for line in reward.lines)
     assert len(thin0) == 4 and len(thin1) == 2

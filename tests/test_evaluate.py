@@ -55,7 +55,14 @@ def test_nothing_is_sampled_that_no_one_reads() -> None:
     generator = FakeGenerator()
     run(generator, sampling=Sampling(group_size=8, guidance=3.0, temperature=0.5, seed=99), images_per_prompt=2)
     used = generator.samplings[0]
-    assert (used.group_size, used.guidance, used.temperature, used.seed, used.contrast, used.stats) == (2, 3.0, 0.5, 3, False, ())
+    assert (used.group_size, used.guidance, used.temperature, used.seed, used.contrast, used.stats) == (
+        2,
+        3.0,
+        0.5,
+        3,
+        False,
+        (),
+    )
 
 
 def test_failed_images_are_counted_and_left_out() -> None:
@@ -104,11 +111,17 @@ def test_images_of_one_text_are_one_cluster_also_where_the_list_repeats_it() -> 
 def test_paired_difference_by_hand_and_its_sign() -> None:
     base, better = run(images_per_prompt=4), run(FakeGenerator(shift=4), images_per_prompt=4)
     difference = paired_difference(base, better)
-    assert difference.overall == pytest.approx(4 * 8 / 256) and difference.by_task == pytest.approx({"even": 0.125, "odd": 0.125})
+    assert difference.overall == pytest.approx(4 * 8 / 256) and difference.by_task == pytest.approx(
+        {"even": 0.125, "odd": 0.125}
+    )
     assert difference.ci95 == pytest.approx((0.125, 0.125))  # every image gained the same, however much they differ
     assert base.ci95[1] - base.ci95[0] > 0.05
     assert paired_difference(better, base).overall == pytest.approx(-0.125)
-    for other in (run(seed=5, images_per_prompt=4), run(images_per_prompt=2), run(prompts=PROMPTS[::-1], images_per_prompt=4)):
+    for other in (
+        run(seed=5, images_per_prompt=4),
+        run(images_per_prompt=2),
+        run(prompts=PROMPTS[::-1], images_per_prompt=4),
+    ):
         with pytest.raises(ValueError, match="cannot be paired"):
             paired_difference(base, other)
 
@@ -116,14 +129,18 @@ def test_paired_difference_by_hand_and_its_sign() -> None:
 def test_an_image_that_failed_in_one_is_no_pair() -> None:
     def reward(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         scores = token_score(images)
-        return RewardOutput(torch.tensor([math.nan if row["k"] < 2 else s for row, s in zip(metadata, scores.tolist(), strict=True)]))
+        return RewardOutput(
+            torch.tensor([math.nan if row["k"] < 2 else s for row, s in zip(metadata, scores.tolist(), strict=True)])
+        )
 
     difference = paired_difference(run(reward=reward), run(FakeGenerator(shift=2)))
     assert difference.n_by_task == {"even": 4, "odd": 4} and difference.overall == pytest.approx(0.0625)
 
 
 def test_spread_takes_the_tasks_in_equal_parts_and_repeats_small_ones() -> None:
-    prompts = [Prompt(f"s{k}", {"tag": "small"}) for k in range(2)] + [Prompt(f"l{k}", {"tag": "large"}) for k in range(20)]
+    prompts = [Prompt(f"s{k}", {"tag": "small"}) for k in range(2)] + [
+        Prompt(f"l{k}", {"tag": "large"}) for k in range(20)
+    ]
     chosen = spread(prompts, 11)
     assert Counter(p.task for p in chosen) == {"small": 6, "large": 5}
     assert Counter(p.text for p in chosen if p.task == "small") == {"s0": 3, "s1": 3}
@@ -144,7 +161,20 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(generators, "load", lambda name, **_: FakeGenerator(shift=4 * (name == "trained")))
     monkeypatch.setattr(rewards, "load", lambda name: score)
     out = tmp_path / "out"
-    arguments = ["--checkpoint", "trained", "--against", "base", "--prompts", "shapes:test", "--limit", "60", "--guidance", "1.5", "--out", str(out)]
+    arguments = [
+        "--checkpoint",
+        "trained",
+        "--against",
+        "base",
+        "--prompts",
+        "shapes:test",
+        "--limit",
+        "60",
+        "--guidance",
+        "1.5",
+        "--out",
+        str(out),
+    ]
     assert main(arguments) == 0
     data = json.loads((out / "eval.json").read_text())
     assert (data["checkpoint"], data["prompts"], data["n"], data["guidance"]) == ("trained", "shapes:test", 60, 1.5)

@@ -31,7 +31,9 @@ def scored(prompt: str = "a photo of a star") -> tuple[ScoredRollout, TokenAdvan
     sampling = Sampling(group_size=3, guidance=2.0, seed=1)
     generator = FakeGenerator()
     rollout = generator.sample([Prompt(prompt), Prompt("b")], sampling)
-    result = ScoredRollout(rollout, generator.decode(rollout.tokens), torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, torch.nan]))
+    result = ScoredRollout(
+        rollout, generator.decode(rollout.tokens), torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, torch.nan])
+    )
     return result, token_advantages(resolve("gcpo", group_size=3), rollout, result.scores)
 
 
@@ -41,7 +43,9 @@ def test_positive_is_red_negative_is_blue_and_zero_shows_the_picture() -> None:
     red, blue = drawn[0, 0], drawn[0, -1]
     assert red[0] > red[2] + 50 and blue[2] > blue[0] + 50
     assert (drawn[4:] == 128).all()
-    np.testing.assert_array_equal(red, np.rint(0.15 * 128 + 0.85 * colormap(True)[255]))  # worked out: opacity 0.85 at the end
+    np.testing.assert_array_equal(
+        red, np.rint(0.15 * 128 + 0.85 * colormap(True)[255])
+    )  # worked out: opacity 0.85 at the end
     half = overlay(GREY, np.full((1, 1), 1.0), signed=True, end=2.0)[0, 0]
     np.testing.assert_array_equal(half, np.rint((1 - 0.425) * 128 + 0.425 * colormap(True)[191]))
     assert (overlay(GREY, cells * 10, signed=True, end=2.0)[0, 0] == red).all()  # clipped
@@ -60,7 +64,9 @@ def test_the_picture_below_loses_its_colour() -> None:
     image = np.zeros((3, 4, 4), dtype=np.uint8)
     image[0] = 200
     drawn = overlay(image, np.zeros((1, 1)), signed=True, end=1.0)[0, 0]
-    np.testing.assert_array_equal(drawn, np.rint([0.25 * 200 + 0.75 * 0.299 * 200, 0.75 * 0.299 * 200, 0.75 * 0.299 * 200]))
+    np.testing.assert_array_equal(
+        drawn, np.rint([0.25 * 200 + 0.75 * 0.299 * 200, 0.75 * 0.299 * 200, 0.75 * 0.299 * 200])
+    )
 
 
 def test_the_scale_is_the_98th_percentile_over_all_panels() -> None:
@@ -74,7 +80,9 @@ def test_the_scale_is_the_98th_percentile_over_all_panels() -> None:
     large = torch.cat([small[:1], 4 * small[:1]])
 
     def first_cell(values: torch.Tensor, vmax: float | None = None) -> tuple[int, ...]:
-        drawn = np.asarray(render(images, values, (2, 2), kind="advantage", captions=["", ""], columns=2, vmax=vmax)).astype(int)
+        drawn = np.asarray(
+            render(images, values, (2, 2), kind="advantage", captions=["", ""], columns=2, vmax=vmax)
+        ).astype(int)
         tinted = np.argwhere(drawn[90:, :, 0] - drawn[90:, :, 2] > 5)  # red cells, below title and bar
         y, x = tinted[0]
         return tuple(drawn[90 + y, x])
@@ -90,7 +98,9 @@ def test_what_is_drawn_is_the_saved_tensor(tmp_path: Path) -> None:
     loaded = Heatmap.load(paths[1])
     np.testing.assert_array_equal(loaded.maps()["advantage"], advantages.advantages.numpy())
     np.testing.assert_array_equal(loaded.tokens, result.rollout.tokens.numpy())
-    np.testing.assert_array_equal(loaded.maps()["contrast"], (result.rollout.logprob_positive - result.rollout.logprob_negative).numpy())
+    np.testing.assert_array_equal(
+        loaded.maps()["contrast"], (result.rollout.logprob_positive - result.rollout.logprob_negative).numpy()
+    )
     assert loaded.prompts.tolist() == ["a photo of a star"] * 3 + ["b"] * 3 and loaded.grid == (4, 4)
     assert list(loaded.maps()) == ["advantage", "weight", "contrast", "entropy"]
     np.testing.assert_array_equal(np.asarray(loaded.draw()), np.asarray(Image.open(paths[0])))
@@ -150,7 +160,11 @@ def test_what_is_not_finite_is_null_in_the_page() -> None:
     logprob[0, 0] = -torch.inf
     broken = Heatmap.of(replace(result, rollout=replace(result.rollout, logprob_negative=logprob)), advantages)
     row = payload(broken)["images"][0]
-    assert row["logprob_negative"][0] is None and row["maps"]["contrast"][0] is None and row["maps"]["contrast"][1] is not None
+    assert (
+        row["logprob_negative"][0] is None
+        and row["maps"]["contrast"][0] is None
+        and row["maps"]["contrast"][1] is not None
+    )
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="no node to check the script with")
