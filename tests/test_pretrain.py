@@ -1,0 +1,97 @@
+"""Pre-training of the embedded checkpoint: interrupted and resumed, it ends at the weights it would have had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rewards.torchvision_mend import mend
+from t2i_gcpo.shapes.janus_mini import LanguageModelShape, save_processor
+from t2i_gcpo.shapes.language import PROMPT_LENGTH, LanguageSettings, LanguageTrainer, build_janus, encode_prompts
+from t2i_gcpo.shapes.pretrain import Stage, write_atomically
+from t2i_gcpo.shapes.prompts import split
+from t2i_gcpo.shapes.vq import VQSettings, VQTrainer
+
+VQ = VQSettings(codebook=16, batch=1, full_batch=1, crop=16, plain_steps=1, crop_steps=1, full_steps=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    mend()
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("processor")
+    save_processor(folder)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def language_trainer(tokenizer: Any) -> LanguageTrainer:
+    generator = torch.Generator().manual_seed(0)
+    texts = [prompt.text for prompt in split("train")[:8]]
+    tokens = torch.randint(0, 16, (8, 144), generator=generator).to(torch.int16)
+    model = build_janus(VQ, LanguageModelShape(width=32, layers=1, heads=2, mlp=32), 0, None)
+    return LanguageTrainer(LanguageSettings(steps=4, batch=2, warmup=2), model, tokenizer, texts, tokens)
+
+
+def saved(trainer: Any, path: Path) -> Any:
+    write_atomically(trainer.state_dict(), path)
+    return torch.load(path, weights_only=False)
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_vq_model_resumes_bit_for_bit(tmp_path: Path) -> None:
+    mend()
+    straight, first, second = (VQTrainer(VQ, 32) for _ in range(3))
+    losses = [straight.step()["loss"] for _ in range(3)]
+    first.step()
+    second.load_state_dict(saved(first, tmp_path / "state.pt"))
+    assert [second.step()["loss"] for _ in range(2)] == losses[1:]
+    assert_same(straight.finished().state_dict(), second.finished().state_dict())
+
+
+def test_the_language_model_resumes_bit_for_bit(tmp_path: Path, tokenizer: Any) -> None:
+    straight, first, second = (language_trainer(tokenizer) for _ in range(3))
+    losses = [straight.step()["loss"] for _ in range(4)]
+    for _ in range(2):
+        first.step()
+    second.load_state_dict(saved(first, tmp_path / "state.pt"))
+    assert [second.step()["loss"] for _ in range(2)] == losses[2:]
+    assert_same(straight.finished().state_dict(), second.finished().state_dict())
+
+
+def test_a_stage_cuts_its_log_back_to_the_state(tmp_path: Path, tokenizer: Any) -> None:
+    trainer = language_trainer(tokenizer)
+    stage = Stage(tmp_path, "test", 4, trainer.settings)
+    report = stage.on_step(trainer, every=1)
+    report(1, {"loss": 1.0})
+    trainer.step_number = 1
+    write_atomically(trainer.state_dict(), stage.state_path)
+    report(2, {"loss": 2.0})
+    Stage(tmp_path, "test", 4, trainer.settings).resume(language_trainer(tokenizer))
+    assert stage.log_path.read_text().count("\n") == 1
+
+
+def test_prompts_are_padded_on_the_left_and_end_where_the_image_begins(tokenizer: Any) -> None:
+    ids, mask = encode_prompts(["a photo of a red circle", "a star"], tokenizer)
+    words = [tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]
+    assert words[0][-8:] == ["<bos>", "a", "photo", "of", "a", "red", "circle", "<begin_of_image>"]
+    assert words[1] == ["<pad>"] * (PROMPT_LENGTH - 4) + ["<bos>", "a", "star", "<begin_of_image>"]
+    assert mask.sum(dim=1).tolist() == [8, 4]
+
+
+def test_the_loss_ignores_padding(tokenizer: Any) -> None:
+    trainer = language_trainer(tokenizer)
+    ids, mask = encode_prompts(["a star"], tokenizer)
+    tokens = trainer.tokens[:1].long()
+    padded = trainer._losses(ids, mask, tokens)
+    bare = trainer._losses(ids[:, -4:], mask[:, -4:], tokens)
+    assert torch.allclose(padded, bare, atol=1e-5)
+    other = ids.clone()
+    other[:, -2] = tokenizer.convert_tokens_to_ids("circle")
+    assert not torch.allclose(padded, trainer._losses(other, mask, tokens), atol=1e-5)
