@@ -22,6 +22,7 @@ from tqdm import tqdm
 from rewards.base import Reward, check
 from t2i_gcpo import pictures
 from t2i_gcpo import prompts as prompt_files
+from t2i_gcpo.build import pick_device
 from t2i_gcpo.generators.base import ImageGenerator, chunks
 from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.statistics import Estimates, Interval, estimate
@@ -308,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
 def _load(name: str, args: argparse.Namespace) -> ImageGenerator:
     from t2i_gcpo import generators
 
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(args.device)
     return generators.load(name, device=device, dtype=args.dtype)
 
 

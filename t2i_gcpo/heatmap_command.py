@@ -10,6 +10,7 @@ import torch
 
 from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import TABLE, resolve, token_advantages, token_weights
+from t2i_gcpo.build import pick_device
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
 
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"algorithm {args.algorithm} weighs all tokens alike, and {reason}: there is nothing to draw; choose gcpo"
         )
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(args.device)
     generator = generators.load(args.checkpoint, device=device, dtype=args.dtype)
     sampling = Sampling(
         group_size=args.num,
