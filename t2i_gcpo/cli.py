@@ -20,7 +20,10 @@ from collections.abc import Sequence
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("t2i_gcpo.train_command:main", "fine-tune a generator with GCPO, GRPO or DAPO"),
     "sample": ("t2i_gcpo.sample_command:main", "sample images for a prompt"),
-    "eval": ("t2i_gcpo.evaluate:main", "score a checkpoint on held-out prompts, per task, with confidence intervals"),
+    "eval": (
+        "t2i_gcpo.evaluate_command:main",
+        "score a checkpoint on held-out prompts, per task, with confidence intervals",
+    ),
     "heatmap": ("t2i_gcpo.heatmap_command:main", "draw the credit of each token over an image"),
     "compare": ("t2i_gcpo.compare:main", "curves, a table and a report of several runs"),
     "bench": ("t2i_gcpo.bench:main", "measure speed and memory"),

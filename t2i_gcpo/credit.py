@@ -206,8 +206,12 @@ def _valid(values: Tensor, mask: Tensor | None) -> Tensor:
 def _average_rank(values: Tensor, valid: Tensor) -> Tensor:
     """1-based rank of each valid value [B, T] among the valid of its row; equal values share the mean of their
     ranks."""
-    ordered = values.masked_fill(~valid, torch.inf).sort(dim=-1).values  # masked tokens come last, and count for nobody
-    values = values.contiguous()
-    below = torch.searchsorted(ordered, values, right=False)
-    up_to = torch.searchsorted(ordered, values, right=True)
-    return (below + 1 + up_to).float() / 2
+    ordered, order = values.masked_fill(~valid, torch.inf).sort(dim=-1)  # masked tokens come last
+    count = ordered.shape[-1]
+    place = torch.arange(count, device=ordered.device, dtype=torch.float32)
+    border = ordered.new_ones(len(ordered), 1, dtype=torch.bool)
+    change = ordered[:, 1:] != ordered[:, :-1]
+    # A run of equal values reaches from the last place where one began to the next place where one ends.
+    first = torch.where(torch.cat([border, change], dim=-1), place, 0.0).cummax(dim=-1).values
+    last = torch.where(torch.cat([change, border], dim=-1), place, float(count)).flip(-1).cummin(dim=-1).values.flip(-1)
+    return torch.empty_like(first).scatter_(-1, order, (first + last) / 2 + 1)

@@ -21,6 +21,7 @@ PANELS: dict[str, str] = {
     "reward/mean": "reward, mean of the rollout",
     "kl": "KL to the reference, nats a token",
     "entropy": "entropy of the tokens, nats",
+    "diversity": "diversity: tokens in which siblings differ",
     "clip_fraction_low+clip_fraction_high": "share of tokens clipped",
     "credit/contrast": "contrast, mean |d|, nats",
     "grad_norm": "gradient norm",

@@ -6,7 +6,6 @@ and seed differ by the checkpoint alone and are compared image by image.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -20,9 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rewards.base import Reward, check
-from t2i_gcpo import pictures
 from t2i_gcpo import prompts as prompt_files
-from t2i_gcpo.build import pick_device
 from t2i_gcpo.generators.base import ImageGenerator, chunks
 from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.statistics import Estimates, Interval, estimate
@@ -234,109 +231,6 @@ def _key(row: ScoredImage) -> tuple[int, int, str, str]:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-# -- t2i-gcpo eval -----------------------------------------------------------------------------------------------------
-
-
-def main(argv: list[str]) -> int:
-    """`t2i-gcpo eval`: score a checkpoint on held-out prompts, per task, with 95 % intervals; writes eval.json and sample grids."""
-    args = _parser().parse_args(argv)
-    import rewards
-    from t2i_gcpo.tables import print_evaluation
-
-    prompts = spread(prompt_files.read(args.prompts), args.limit)
-    reward = rewards.load(args.reward)
-    sampling = Sampling(guidance=args.guidance, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
-    results = {}
-    for name in dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]):
-        results[name] = evaluate(
-            _load(name, args),
-            prompts,
-            reward,
-            sampling=sampling,
-            batch=args.batch,
-            seed=args.seed,
-            progress=True,
-            keep_images=True,
-            checkpoint=name,
-            source=args.prompts,
-            reward_name=args.reward,
-        )
-    ours, other = results[args.checkpoint], results.get(args.against)
-    print_evaluation(ours, other)
-    written = [ours.save(args.out / "eval.json"), *_pictures(ours, other, args.out, args.pictures)]
-    if other is not None:
-        written.append(other.save(args.out / "eval_against.json"))
-    for path in written:
-        print(f"wrote {path}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="t2i-gcpo eval", description=main.__doc__)
-    add = parser.add_argument
-    add("--checkpoint", required=True, help="embedded name, folder (a run's checkpoints/step_N included) or hub name")
-    add("--prompts", required=True, help="a prompt file, or shapes:test, shapes:val, shapes:train")
-    add("--out", required=True, type=Path, help="folder to write eval.json and the sample grids to")
-    add("--against", help="a second checkpoint: same prompts, same noise, paired differences")
-    add(
-        "--reward", default="geneval", help="a registered reward, or your own as module:callable (default: %(default)s)"
-    )
-    add("--guidance", type=float, default=2.0, help="classifier-free guidance scale; 1 is none (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
-    add("--top-k", type=int, default=0, help="keep the k most likely tokens; 0 keeps all")
-    add(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="keep the smallest set of tokens with this much probability; 1 keeps all",
-    )
-    add(
-        "--limit",
-        type=int,
-        default=0,
-        help="images, the tasks in equal parts, prompts repeated where a task has too few; 0: each prompt once",
-    )
-    add("--seed", type=int, default=0, help="of the images' noise (default: %(default)s)")
-    add("--batch", type=int, default=64, help="images at once (default: %(default)s)")
-    add("--pictures", type=int, default=24, help="images in the sample grid (default: %(default)s)")
-    add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
-    add("--dtype", default="float32", help="float32 or bfloat16 (default: %(default)s)")
-    return parser
-
-
-def _load(name: str, args: argparse.Namespace) -> ImageGenerator:
-    from t2i_gcpo import generators
-
-    device = pick_device(args.device)
-    return generators.load(name, device=device, dtype=args.dtype)
-
-
-def _pictures(ours: EvalResult, other: EvalResult | None, out: Path, count: int) -> list[Path]:
-    """samples.png and, with another checkpoint, against.png: the first images of each task, in equal parts."""
-    assert ours.images is not None
-    shown = pick(ours, count)
-    if not shown:
-        return []
-    captions = [ours.rows[k].text for k in shown]
-    scores = [ours.rows[k].score for k in shown]
-    out.mkdir(parents=True, exist_ok=True)
-    paths = [out / "samples.png"]
-    pictures.sample_grid(ours.images[shown], captions, columns=6, scores=scores, title=ours.checkpoint).save(paths[0])
-    if other is not None and other.images is not None:
-        paths.append(out / "against.png")
-        pictures.before_after(
-            other.images[shown],
-            ours.images[shown],
-            captions,
-            scores_before=[other.rows[k].score for k in shown],
-            scores_after=scores,
-            labels=("A", "B"),
-            pairs=3,
-            title=f"A: {other.checkpoint}   B: {ours.checkpoint}",
-        ).save(paths[1])
-    return paths
 
 
 def pick(result: EvalResult, count: int) -> list[int]:

@@ -10,8 +10,8 @@ import torch
 
 from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import TABLE, resolve, token_advantages, token_weights
-from t2i_gcpo.build import pick_device
-from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
+from t2i_gcpo.command_options import add_generator_options, add_sampling_options, load_generator, sampling
+from t2i_gcpo.records import Prompt, ScoredRollout
 
 
 def main(argv: list[str]) -> int:
@@ -21,7 +21,6 @@ def main(argv: list[str]) -> int:
     """
     args = _parser().parse_args(argv)
     import rewards
-    from t2i_gcpo import generators
 
     if args.num < 1:
         raise ValueError(f"--num is {args.num}; it must be at least 1")
@@ -32,17 +31,14 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"algorithm {args.algorithm} weighs all tokens alike, and {reason}: there is nothing to draw; choose gcpo"
         )
-    device = pick_device(args.device)
-    generator = generators.load(args.checkpoint, device=device, dtype=args.dtype)
-    sampling = Sampling(
+    generator = load_generator(args)
+    drawn = sampling(
+        args,
         group_size=args.num,
-        guidance=args.guidance,
-        temperature=args.temperature,
-        seed=args.seed,
         contrast=True,
         stats=tuple(sorted({"entropy", *algorithm.needed_stats})),
     )
-    rollout = generator.sample([prompt], sampling, negative_prompts=args.negative_prompt)
+    rollout = generator.sample([prompt], drawn, negative_prompts=args.negative_prompt)
     with torch.no_grad():
         images = generator.decode(rollout.tokens).cpu()
     rng = torch.Generator().manual_seed(args.seed)  # the controls draw from it
@@ -93,17 +89,13 @@ def _reward(args: argparse.Namespace, prompt: Prompt) -> tuple[str | None, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo heatmap", description=main.__doc__)
+    add_generator_options(parser)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="embedded name, folder (a run's checkpoints/step_N included) or hub name")
     add("--prompt", required=True, help='what the images show, e.g. "a photo of a red circle"')
     add("--out", required=True, type=Path, help="folder to write heatmap.png, heatmap.html and heatmap.npz to")
     add("--num", type=int, default=4, help="images; they are one group (default: %(default)s)")
     add("--algorithm", default="gcpo", help=f"whose credit: {', '.join(TABLE)} (default: %(default)s)")
     add("--reward", help="a registered reward, module:callable, or none; geneval for the embedded prompts, else none")
     add("--negative-prompt", help="what the prompt is contrasted with (default: the null prompt of guidance)")
-    add("--guidance", type=float, default=2.0, help="classifier-free guidance scale; 1 is none (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the images' noise (default: %(default)s)")
-    add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
-    add("--dtype", default="float32", help="float32 or bfloat16 (default: %(default)s)")
+    add_sampling_options(parser)
     return parser

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from rewards.base import Reward, RewardOutput, check
@@ -67,6 +68,15 @@ def collect(
     with phase("sample"):
         rollout = generator.sample(prompts, sampling, rng=rng, negative_prompts=negative_prompts)
     return score(generator, reward, rollout, phase=phase)
+
+
+def diversity(rollout: Rollout) -> float:
+    """Share of tokens in which two images of one prompt differ: mean over pairs of siblings, tokens and prompts, 0 to 1."""
+    siblings = rearrange(rollout.tokens, "(p g) t -> p g t", g=rollout.sampling.group_size)
+    prompts, group, tokens = siblings.shape
+    differ = rearrange(siblings, "p g t -> p g 1 t") != rearrange(siblings, "p g t -> p 1 g t")
+    pairs = prompts * group * (group - 1) * tokens
+    return float(differ.sum()) / pairs if pairs else float("nan")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from t2i_gcpo.optim import NonFiniteGuard
 from t2i_gcpo.plans import CheckpointPlan, Schedule
 from t2i_gcpo.prompts import PromptSampler, read
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
-from t2i_gcpo.rollout import Collected, as_reward, collect, collect_informative
+from t2i_gcpo.rollout import Collected, as_reward, collect, collect_informative, diversity
 from t2i_gcpo.tracking import Tracker, check_unused
 from t2i_gcpo.update import Updater
 
@@ -147,7 +147,8 @@ class Trainer:
         metrics, scored, targets = collected.metrics(), collected.scored, None
         if scored is not None:
             targets = self._targets(scored, clock)
-            metrics |= {**targets.metrics, "entropy": float(scored.rollout.stats["entropy"].mean())}
+            metrics |= {**targets.metrics, "diversity": diversity(scored.rollout)}
+            metrics["entropy"] = float(scored.rollout.stats["entropy"].mean())
             if bool(targets.mask.any()):  # else every image failed, and there is nothing to learn from
                 metrics |= self.updater.update(scored.rollout, targets, clock, self.rng)
         self.step_number += 1

@@ -16,7 +16,8 @@ from torch import Tensor
 import rewards
 from rewards import RewardOutput
 from t2i_gcpo import generators
-from t2i_gcpo.evaluate import EvalResult, evaluate, main, paired_difference, pick, spread
+from t2i_gcpo.evaluate import EvalResult, evaluate, paired_difference, pick, spread
+from t2i_gcpo.evaluate_command import main
 from t2i_gcpo.records import Prompt, Sampling
 
 PROMPTS = [Prompt(f"prompt {k}", {"tag": "odd" if k % 2 else "even", "k": k}) for k in range(10)]

@@ -21,9 +21,9 @@ FLOORS = [
     {"records", "nested", "pictures", "clock", "precision", "statistics", "interrupt", "plans", *MATHS},
     {"algorithms", "generators", "prompts", "optim", "checkpoint"},
     {"rollout", "update", "tracking", "config"},
-    {"trainer", "evaluate", "tables", "heatmap", "heatmap_html", "monitor", "arguments", "build"},
+    {"trainer", "evaluate", "tables", "heatmap", "heatmap_html", "monitor", "arguments", "build", "command_options"},
     {"run_folder", "curves", "pages", "report"},
-    {"cli", "train_command", "sample_command", "heatmap_command", "compare", "bench", "doctor"},
+    {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"},
 ]
 #: The embedded world: its prompts lie below `prompts`, its pre-training above the generators.
 APART = {"shapes", "__init__"}

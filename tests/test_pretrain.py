@@ -12,10 +12,9 @@ from rewards.torchvision_mend import mend
 from t2i_gcpo.shapes.janus_mini import LanguageModelShape, save_processor
 from t2i_gcpo.shapes.language import PROMPT_LENGTH, LanguageSettings, LanguageTrainer, build_janus, encode_prompts
 from t2i_gcpo.shapes.pretrain import Stage, write_atomically
-from t2i_gcpo.shapes.prompts import split
-from t2i_gcpo.shapes.vq import VQSettings, VQTrainer
+from t2i_gcpo.shapes.vq import VQSettings, VQTrainer, patch_codes
 
-VQ = VQSettings(codebook=16, batch=1, full_batch=1, crop=16, plain_steps=1, crop_steps=1, full_steps=1)
+VQ = VQSettings(codebook=16, kmeans_scenes=4, batch=1, full_batch=1, crop=16, crop_steps=2, full_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +28,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def language_trainer(tokenizer: Any) -> LanguageTrainer:
-    generator = torch.Generator().manual_seed(0)
-    texts = [prompt.text for prompt in split("train")[:8]]
-    tokens = torch.randint(0, 16, (8, 144), generator=generator).to(torch.int16)
     model = build_janus(VQ, LanguageModelShape(width=32, layers=1, heads=2, mlp=32), 0, None)
-    return LanguageTrainer(LanguageSettings(steps=4, batch=2, warmup=2), model, tokenizer, texts, tokens)
+    return LanguageTrainer(LanguageSettings(steps=4, batch=2, warmup=2), model, tokenizer, patch_codes(VQ))
 
 
 def saved(trainer: Any, path: Path) -> Any:
@@ -88,7 +84,7 @@ def test_prompts_are_padded_on_the_left_and_end_where_the_image_begins(tokenizer
 def test_the_loss_ignores_padding(tokenizer: Any) -> None:
     trainer = language_trainer(tokenizer)
     ids, mask = encode_prompts(["a star"], tokenizer)
-    tokens = trainer.tokens[:1].long()
+    tokens = trainer.validation[1][:1].long()
     padded = trainer._losses(ids, mask, tokens)
     bare = trainer._losses(ids[:, -4:], mask[:, -4:], tokens)
     assert torch.allclose(padded, bare, atol=1e-5)

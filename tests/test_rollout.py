@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from rewards.base import RewardOutput
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
-from t2i_gcpo.rollout import Collected, as_reward, collect, collect_informative
+from t2i_gcpo.rollout import Collected, as_reward, collect, collect_informative, diversity
 
 PROMPTS = [Prompt(f"prompt {p}", {"k": p}) for p in range(40)]
 TWO = Sampling(group_size=2, seed=1)
@@ -154,3 +155,15 @@ def test_a_collected_reward_sees_the_present_weights() -> None:
     first = collect(FakeGenerator(), as_reward(lambda images, p, m: token_score(images)), PROMPTS[:2], TWO)
     shifted = collect(FakeGenerator(shift=4), as_reward(lambda images, p, m: token_score(images)), PROMPTS[:2], TWO)
     assert torch.allclose(shifted.scores - first.scores, torch.full((4,), 4 / 32))
+
+
+def test_diversity_is_the_share_of_tokens_in_which_siblings_differ() -> None:
+    generator = FakeGenerator()
+    rollout = generator.sample(PROMPTS[:2], Sampling(group_size=3, seed=1))
+    tokens = torch.zeros_like(rollout.tokens)
+    tokens[0, :2] = 1  # 2 tokens in which 2 of prompt 0's 3 pairs differ; prompt 1's images are alike
+    count = tokens.shape[1]
+    assert diversity(replace(rollout, tokens=tokens)) == pytest.approx((2 / 3 * 2 / count + 0) / 2)
+    tokens[0] = torch.arange(count)  # of another prompt than the rest: what is apart is never compared
+    tokens[1:3] = tokens[0]
+    assert diversity(replace(rollout, tokens=tokens)) == 0

@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from rewards.geneval import judge
 from rewards.vocabulary import BACKGROUND, CLASSES, COLORS
@@ -15,7 +14,7 @@ from t2i_gcpo.records import Prompt
 from t2i_gcpo.shapes import prompts as world
 from t2i_gcpo.shapes.scene import IMAGE_SIZE, Difficulty, Scene, SceneObject, random_scene, sample_scene
 from t2i_gcpo.shapes.verdicts import agreement, draw_cases
-from t2i_gcpo.shapes.vq import Codebook, kmeans, pictures
+from t2i_gcpo.shapes.vq import VQSettings, directions, kmeans, nearest, patch_codes, patches, pictures
 
 
 def color_pairs(prompt: Prompt) -> set[tuple[str, str]]:
@@ -141,26 +140,47 @@ def test_the_random_scene_is_that_of_its_generator() -> None:
     assert random_scene(random.Random(5)) == random_scene(random.Random(5)) != random_scene(random.Random(6))
 
 
-def test_kmeans_ends_where_each_centre_is_the_direction_of_its_members() -> None:
-    generator = torch.Generator().manual_seed(0)
-    points = F.normalize(torch.randn(300, 4, generator=generator), dim=1)
-    found = kmeans(points, 6, 100, torch.Generator().manual_seed(1))
-    start = kmeans(points, 6, 0, torch.Generator().manual_seed(1))
-    owner = (points @ found.T).argmax(dim=1)
+def test_kmeans_ends_where_each_centre_is_the_mean_of_its_members() -> None:
+    points = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    found, start = (kmeans(points, 6, rounds, torch.Generator().manual_seed(1)) for rounds in (100, 0))
+    owner = torch.cdist(points, found).argmin(dim=1)
+    assert torch.equal(nearest(points, found), owner)
     assert sorted(owner.unique().tolist()) == list(range(6))
     for k in range(6):
-        assert torch.allclose(found[k], F.normalize(points[owner == k].sum(dim=0), dim=0), atol=1e-5)
-    assert (points @ found.T).amax(dim=1).mean() > (points @ start.T).amax(dim=1).mean() + 0.02
+        assert torch.allclose(found[k], points[owner == k].mean(dim=0), atol=1e-5)
+    assert torch.cdist(points, found).amin(dim=1).mean() < 0.95 * torch.cdist(points, start).amin(dim=1).mean()
 
 
-def test_the_codebook_gives_the_nearest_entry_and_follows_its_latents() -> None:
-    generator = torch.Generator().manual_seed(0)
-    book = Codebook(4, 2, decay=0.5)
-    book.start(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]))
-    latents = F.normalize(torch.tensor([[1.0, 0.5], [-0.2, 1.0], [-1.0, 0.1], [0.1, -1.0]]), dim=1)
-    chosen, index = book.eval()(latents, generator)
-    assert index.tolist() == [0, 1, 2, 3] and torch.equal(chosen, book.entries)
-    book.train()(latents, generator)
-    # decay 0.5: the new entry is the direction of (old + latent) / 2
-    expected = F.normalize(torch.tensor([1.0, 0.0]) + latents[0], dim=0)
-    assert torch.allclose(book.entries[0], expected, atol=1e-6)
+def test_few_points_are_their_own_centres() -> None:
+    points = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    found = kmeans(points, 7, 10, torch.Generator().manual_seed(1))
+    assert found.shape == (7, 3)
+    assert torch.equal(torch.unique(found, dim=0), torch.unique(points, dim=0))
+
+
+def test_patches_stand_in_the_order_of_the_tokens() -> None:
+    pixels = torch.zeros(2, 3, 16, 24)
+    pixels[1, 2, 8:, 16:] = 1.0  # second picture, second row, third column: patch 6 + 5
+    assert patches(pixels).sum(dim=1).tolist() == [0.0] * 11 + [64.0]
+
+
+def test_recolouring_one_object_changes_no_code_but_its_own() -> None:
+    codes = patch_codes(VQSettings(kmeans_scenes=200, codebook=400))
+    scenes = [
+        Scene((SceneObject("circle", colour, 16, 24, 24), SceneObject("star", "green", 56, 56, 32)))
+        for colour in ("red", "blue")
+    ]
+    pictures_ = np.stack([scene.render() for scene in scenes])
+    tokens = nearest(patches(torch.from_numpy(pictures_).permute(0, 3, 1, 2).float() / 127.5 - 1), codes).view(
+        2, 12, 12
+    )
+    changed = {(row, column) for row, column in (tokens[0] != tokens[1]).nonzero().tolist()}
+    assert changed and changed <= {(row, column) for row in (3, 4, 5) for column in (2, 3, 4)}
+    assert len(torch.unique(tokens[:, :3])) == 1  # an empty patch has one name
+
+
+def test_the_codebook_starts_with_unit_vectors_that_tell_the_patches_apart() -> None:
+    codes = torch.unique(patch_codes(VQSettings(kmeans_scenes=200, codebook=400)), dim=0)
+    entries = directions(codes, 16)
+    assert torch.allclose(entries.norm(dim=1), torch.ones(len(codes)))
+    assert (entries @ entries.T - torch.eye(len(codes))).max() < 0.9999

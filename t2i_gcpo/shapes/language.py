@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from t2i_gcpo.records import Prompt
 from t2i_gcpo.shapes.janus_mini import LanguageModelShape
 from t2i_gcpo.shapes.prompts import TASKS, split
 from t2i_gcpo.shapes.scene import sample_scene
+from t2i_gcpo.shapes.vq import nearest, patches
 
 #: Share of each task in the training scenes: the harder a task is to learn, the more of it.
 TASK_SHARE = {
@@ -36,13 +36,13 @@ TASK_SHARE = {
 }
 #: <bos>, at most ten words, <begin_of_image>, and one to spare.
 PROMPT_LENGTH = 13
+VALIDATION_SCENES = 256
 
 
 @dataclass(frozen=True)
 class LanguageSettings:
     """How the language model is trained; the defaults made the embedded checkpoint."""
 
-    scenes: int = 40_000
     steps: int = 2700
     batch: int = 48
     lr: float = 2e-3
@@ -59,9 +59,14 @@ class LanguageSettings:
 
 def draw_prompts(rng: random.Random, count: int, name: str = "train") -> list[Prompt]:
     """Prompts of a split, tasks by `TASK_SHARE`."""
-    by_task = {task: [prompt for prompt in split(name) if prompt.task == task] for task in TASKS}
+    by_task = _by_task(name)
     tasks = rng.choices(list(TASK_SHARE), weights=list(TASK_SHARE.values()), k=count)
     return [rng.choice(by_task[task]) for task in tasks]
+
+
+@lru_cache(maxsize=3)
+def _by_task(name: str) -> dict[str, list[Prompt]]:
+    return {task: [prompt for prompt in split(name) if prompt.task == task] for task in TASKS}
 
 
 def encode_prompts(texts: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
@@ -77,24 +82,25 @@ def encode_prompts(texts: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def encode_scenes(prompts: list[Prompt], vq: Any, rng: random.Random, chunk: int = 50) -> Tensor:
-    """Draw a scene for each prompt and encode it: `[B, T]` int16."""
+def encode_scenes(prompts: list[Prompt], codes: Tensor, rng: random.Random, chunk: int = 100) -> Tensor:
+    """Draw a scene for each prompt and name its patches by `codes` [V, 192]: `[B, T]` int16.
+
+    The VQ model's encoder is trained to find the same names; this is faster, and right where the encoder errs.
+    """
     tokens = []
     for start in range(0, len(prompts), chunk):
         pictures = np.stack([sample_scene(p.metadata, rng).render() for p in prompts[start : start + chunk]])
         pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-        codes = vq.encode(pixels.contiguous(memory_format=torch.channels_last)).image_tokens
-        tokens.append(codes.view(len(pictures), -1).to(torch.int16))
+        distinct, owner = torch.unique(patches(pixels), dim=0, return_inverse=True)
+        tokens.append(nearest(distinct, codes)[owner].view(len(pictures), -1).to(torch.int16))
     return torch.cat(tokens)
 
 
 class LanguageTrainer:
     """The training state and one step of it; `state_dict` holds everything that a resumed run needs."""
 
-    def __init__(
-        self, settings: LanguageSettings, model: Any, tokenizer: Any, texts: list[str], tokens: Tensor
-    ) -> None:
-        self.settings, self.model, self.tokenizer, self.texts, self.tokens = settings, model, tokenizer, texts, tokens
+    def __init__(self, settings: LanguageSettings, model: Any, tokenizer: Any, codes: Tensor) -> None:
+        self.settings, self.model, self.tokenizer, self.codes = settings, model, tokenizer, codes
         inner = model.model
         self.modules = nn.ModuleDict(
             {
@@ -119,6 +125,8 @@ class LanguageTrainer:
             torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
         ]
         self.rng = random.Random(settings.seed)
+        held_out = draw_prompts(self.rng, VALIDATION_SCENES, "val")
+        self.validation = [p.text for p in held_out], encode_scenes(held_out, codes, self.rng)
         self.step_number = 0
         self.losses = torch.compile(self._losses, dynamic=False) if settings.compile else self._losses
 
@@ -142,17 +150,16 @@ class LanguageTrainer:
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
         settings = self.settings
-        rows = [self.rng.randrange(len(self.tokens)) for _ in range(settings.batch)]
-        texts = [self.texts[row] for row in rows]
-        texts = [
-            text.removeprefix("a photo of ") if self.rng.random() < settings.short_prompts else text for text in texts
-        ]
+        prompts = draw_prompts(self.rng, settings.batch)
+        tokens = encode_scenes(prompts, self.codes, self.rng)
+        short = [self.rng.random() < settings.short_prompts for _ in prompts]
+        texts = [p.text.removeprefix("a photo of ") if cut else p.text for p, cut in zip(prompts, short, strict=True)]
         ids, mask = encode_prompts(texts, self.tokenizer)
-        dropped = torch.tensor([self.rng.random() < settings.dropped_prompts for _ in rows])
+        dropped = torch.tensor([self.rng.random() < settings.dropped_prompts for _ in prompts])
         inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
         inside[:, -1] = False
         ids = ids.masked_fill(inside & dropped[:, None], self.tokenizer.pad_token_id)
-        return ids, mask, self.tokens[rows].long()
+        return ids, mask, tokens.long()
 
     def _learning_rate_factor(self) -> float:
         settings = self.settings
@@ -181,10 +188,11 @@ class LanguageTrainer:
         return {"loss": float(loss.detach()), "grad_norm": float(norm)}
 
     @torch.no_grad()
-    def validation_loss(self, texts: list[str], tokens: Tensor) -> float:
+    def validation_loss(self) -> float:
         """Mean cross-entropy of the averaged weights on scenes of prompts never trained on, nats a token."""
         kept = {name: value.detach().clone() for name, value in self.modules.named_parameters()}
         self._load(self.average)
+        texts, tokens = self.validation
         ids, mask = encode_prompts(texts, self.tokenizer)
         total = self._losses(ids, mask, tokens.long()).mean()
         self._load(kept)
@@ -231,24 +239,3 @@ def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | N
     if vq is not None:
         model.model.vqmodel.load_state_dict(vq.state_dict())
     return model
-
-
-def training_tokens(vq: Any, settings: LanguageSettings, path: Path, progress: Callable[[int], None]) -> dict[str, Any]:
-    """Texts and encoded scenes to train and validate on; kept in `path` and reused from there."""
-    if path.exists():
-        return dict(torch.load(path, weights_only=False))
-    rng = random.Random(settings.seed + 1)
-    prompts = draw_prompts(rng, settings.scenes)
-    parts = []
-    for start in range(0, len(prompts), 500):
-        parts.append(encode_scenes(prompts[start : start + 500], vq, rng))
-        progress(len(parts[-1]))
-    held_out = draw_prompts(rng, 256, "val")
-    data = {
-        "texts": [prompt.text for prompt in prompts],
-        "tokens": torch.cat(parts),
-        "validation_texts": [prompt.text for prompt in held_out],
-        "validation_tokens": encode_scenes(held_out, vq, rng),
-    }
-    torch.save(data, path)
-    return data

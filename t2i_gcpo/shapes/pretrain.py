@@ -84,28 +84,22 @@ def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape,
     """The trained `JanusForConditionalGeneration`, from the work folder if it is there already."""
     from transformers import AutoTokenizer
 
-    from t2i_gcpo.shapes.language import (
-        LanguageSettings,
-        LanguageTrainer,
-        build_janus,
-        training_tokens,
-    )
+    from t2i_gcpo.shapes.language import LanguageSettings, LanguageTrainer, build_janus
+    from t2i_gcpo.shapes.vq import patch_codes
 
     settings = LanguageSettings(seed=seed)
     processor = work / "processor"
     save_processor(processor)
     tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
-    with tqdm(total=settings.scenes, desc="encoding scenes", mininterval=5.0) as bar:
-        data = training_tokens(vq, settings, work / "tokens.pt", bar.update)
     model = build_janus(vq_settings, shape, seed, vq)
-    trainer = LanguageTrainer(settings, model, tokenizer, data["texts"], data["tokens"])
+    trainer = LanguageTrainer(settings, model, tokenizer, patch_codes(vq_settings))
     stage = Stage(work / "language", "language model", settings.steps, settings)
     stage.resume(trainer)
     report = stage.on_step(trainer, every=20)
     while trainer.step_number < settings.steps:
         metrics = trainer.step()
         if trainer.step_number % 200 == 0 or trainer.step_number == settings.steps:
-            metrics["validation_loss"] = trainer.validation_loss(data["validation_texts"], data["validation_tokens"])
+            metrics["validation_loss"] = trainer.validation_loss()
         report(trainer.step_number, metrics)
     return trainer.finished()
 

@@ -1,11 +1,11 @@
 """Pre-training of `janus-mini`'s tokenizer, a `JanusVQVAE`: pixels to a grid of codes and back.
 
-Three phases: an autoencoder on crops without quantisation; the same with a codebook that starts as the k-means of its latents
-and follows them by exponential moving averages (1711.00937, appendix A.1); whole scenes at the end, because the model's
-group normalisation sees the whole picture. Codebook entries live on the unit sphere, since `JanusVQVAE` decodes
-normalised entries; its encoder's nearest entry is then the one with the largest inner product.
+`JanusVQVAE`'s encoder sees the whole picture (group normalisation and attention). Trained as an autoencoder it writes what is
+far away into every code: recolouring one object changed all 144 tokens, and an empty corner had 70 names. That is hard to
+learn for a language model and makes credit on the grid meaningless. So a code is defined by a token's own pixels: codes are
+the k-means of 8x8 patches. The entries and the decoder learn to draw pictures from them, the encoder learns to find them.
 
-B pictures, S pixels a side, K codebook entries, N latents.
+B pictures, S pixels a side, K codebook entries of D numbers, N patches.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ PATCH = 8
 class VQSettings:
     """How the VQ model is trained; the defaults made the embedded checkpoint."""
 
-    codebook: int = 1024
+    codebook: int = 1152
     embed_dim: int = 16
     channels: int = 32
     multiplier: tuple[int, ...] = (1, 1, 2, 4)
+    kmeans_scenes: int = 6000
     crop: int = 48
     batch: int = 12
     full_batch: int = 6
-    plain_steps: int = 300
-    crop_steps: int = 1200
-    full_steps: int = 250
+    crop_steps: int = 800
+    full_steps: int = 500
     lr: float = 1e-3
     muon_lr: float = 4e-3
-    commitment: float = 0.25
-    ema: float = 0.98
+    encoding_weight: float = 0.1
+    """Of the encoder's loss beside the pictures'; they share the codebook's entries and nothing else."""
+    temperature: float = 0.05
+    """Of the encoder's softmax over the codebook; the inner products of unit vectors are its logits."""
     seed: int = 0
 
     @property
     def steps(self) -> int:
-        return self.plain_steps + self.crop_steps + self.full_steps
+        return self.crop_steps + self.full_steps
 
 
 def build_vq(settings: VQSettings, language_width: int) -> nn.Module:
@@ -80,58 +82,44 @@ def pictures(rng: random.Random, count: int, size: int) -> Tensor:
     return (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def kmeans(latents: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
-    """Spherical k-means of unit vectors `[N, D]` -> unit centres `[K, D]`, started from distinct latents."""
-    distinct = torch.unique((latents * 50).round(), dim=0, return_inverse=True)[1]
-    order = torch.randperm(len(latents), generator=generator)
-    first = torch.full((int(distinct.max()) + 1,), len(latents), dtype=torch.long)
-    first.scatter_reduce_(0, distinct[order], order, reduce="amin")
-    pool = first[torch.randperm(len(first), generator=generator)]
-    if len(pool) < count:
-        pool = torch.cat([pool, order[: count - len(pool)]])
-    centres = latents[pool[:count]].clone()
-    for _ in range(rounds):
-        owner = (latents @ centres.T).argmax(1)
-        sums = torch.zeros_like(centres).index_add_(0, owner, latents)
-        used = sums.norm(dim=1) > 1e-6
-        centres[used] = F.normalize(sums[used], dim=1)
+def patches(pixels: Tensor) -> Tensor:
+    """Pictures `[B, 3, S, S]` -> their patches `[B * S/8 * S/8, 192]`, in the order of the tokens."""
+    return rearrange(pixels, "b c (h y) (w x) -> (b h w) (c y x)", y=PATCH, x=PATCH)
+
+
+def nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Index of the centre [K, D] nearest to each point [N, D]."""
+    return (centres.square().sum(1) - 2 * points @ centres.T).argmin(1)
+
+
+def kmeans(points: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
+    """`count` centres [K, D] of distinct points [N, D]. With no more points than centres, each is one, and the last repeats."""
+    order = torch.randperm(len(points), generator=generator)
+    centres = points[order[torch.arange(count).clamp(max=len(points) - 1)]].clone()
+    for _ in range(rounds if len(points) > count else 0):
+        owner = nearest(points, centres)
+        sizes = torch.bincount(owner, minlength=count)
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        used = sizes > 0
+        centres[used] = sums[used] / sizes[used, None]
     return centres
 
 
-class Codebook(nn.Module):
-    """Unit codebook entries that follow the latents assigned to them; entries unused for long restart at a latent."""
+def directions(centres: Tensor, dim: int) -> Tensor:
+    """Unit vectors [K, dim] to start the codebook with: the centres' first principal components, each of variance 1."""
+    centred = centres - centres.mean(0)
+    left, _, _ = torch.linalg.svd(centred, full_matrices=False)
+    return F.normalize(left[:, :dim] * len(centres) ** 0.5, dim=1)
 
-    def __init__(self, count: int, dim: int, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.register_buffer("entries", F.normalize(torch.randn(count, dim), dim=1))
-        self.register_buffer("sums", self.entries.clone())
-        self.register_buffer("usage", torch.ones(count))
 
-    def start(self, centres: Tensor) -> None:
-        self.entries.copy_(centres)
-        self.sums.copy_(centres)
-        self.usage.fill_(1.0)
-
-    def forward(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Unit latents `[N, D]` -> (their entries `[N, D]`, indices `[N]`); updates the entries in training."""
-        index = (latents @ self.entries.T).argmax(1)
-        chosen = self.entries[index]
-        if self.training:
-            with torch.no_grad():
-                counts = torch.zeros_like(self.usage).index_add_(0, index, torch.ones_like(index, dtype=latents.dtype))
-                sums = torch.zeros_like(self.sums).index_add_(0, index, latents)
-                self.usage.mul_(self.decay).add_(counts, alpha=1 - self.decay)
-                self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
-                dead = self.usage < 0.003
-                if dead.any():
-                    # Restart where the present entries fit worst.
-                    misfit = 1 - (latents * chosen).sum(1)
-                    pick = torch.multinomial(misfit.clamp(min=1e-6), int(dead.sum()), True, generator=generator)
-                    self.sums[dead] = latents[pick] * 0.1
-                    self.usage[dead] = 0.1
-                self.entries.copy_(F.normalize(self.sums, dim=1))
-        return chosen, index
+def patch_codes(settings: VQSettings) -> Tensor:
+    """What each code stands for: centres [K, 192] of the distinct patches of many scenes, in [-1, 1]."""
+    rng = random.Random(settings.seed + 1)
+    found = torch.empty(0, 3 * PATCH * PATCH)
+    for start in range(0, settings.kmeans_scenes, 500):
+        count = min(500, settings.kmeans_scenes - start)
+        found = torch.unique(torch.cat([found, patches(pictures(rng, count, IMAGE_SIZE))]), dim=0)
+    return kmeans(found, settings.codebook, 30, torch.Generator().manual_seed(settings.seed))
 
 
 class VQTrainer:
@@ -142,32 +130,21 @@ class VQTrainer:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.model: Any = build_vq(settings, language_width)
-            self.codebook = Codebook(settings.codebook, settings.embed_dim, settings.ema)
         self.model.train()
-        self.model.quantize.embedding.weight.requires_grad_(False)
         self.rng = random.Random(settings.seed)
-        self.generator = torch.Generator().manual_seed(settings.seed)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.centres = patch_codes(settings)
+        entries = directions(self.centres, settings.embed_dim)
+        self.model.quantize.embedding.weight.data.copy_(entries)
         # Muon needs a third of AdamW's steps here. It takes matrices: a kernel is one, [out, in * height * width].
-        self.kernels = [p for p in self.trained if p.ndim == 4 and p[0].numel() >= 16 and len(p) >= 16]
+        self.kernels = [p for p in self.model.parameters() if p.ndim == 4 and p[0].numel() >= 16 and len(p) >= 16]
         self.matrices = [nn.Parameter(p.detach().flatten(1).clone()) for p in self.kernels]
         chosen = {id(p) for p in self.kernels}
-        others = [p for p in self.trained if id(p) not in chosen]
+        others = [p for p in self.model.parameters() if id(p) not in chosen]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
             torch.optim.Muon(self.matrices, lr=settings.muon_lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         ]
         self.step_number = 0
-
-    def _latents(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.model.quant_conv(self.model.encoder(pixels)), dim=1)
-
-    @torch.no_grad()
-    def start_codebook(self) -> None:
-        """k-means of the latents of 300 crops."""
-        crops = pictures(self.rng, 300, self.settings.crop)
-        latents = torch.cat([rearrange(self._latents(part), "b d h w -> (b h w) d") for part in crops.split(50)])
-        self.codebook.start(kmeans(latents, self.settings.codebook, 10, self.generator))
 
     def _learning_rate_factor(self) -> float:
         progress = self.step_number / self.settings.steps
@@ -175,7 +152,7 @@ class VQTrainer:
 
     def _update(self) -> None:
         """One step of both optimisers from the gradients that are there."""
-        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for matrix, kernel in zip(self.matrices, self.kernels, strict=True):
             assert kernel.grad is not None
             matrix.grad = kernel.grad.flatten(1)
@@ -188,57 +165,48 @@ class VQTrainer:
                 kernel.copy_(matrix.view_as(kernel))
 
     def step(self) -> dict[str, float]:
-        """One optimiser step; returns its metrics (loss in squared and absolute pixel units of [-1, 1])."""
-        settings = self.settings
-        quantised = self.step_number >= settings.plain_steps
-        whole = self.step_number >= settings.plain_steps + settings.crop_steps
-        if self.step_number == settings.plain_steps:
-            self.start_codebook()
+        """One optimiser step; returns its metrics: pixel errors in units of [-1, 1], the encoder's cross-entropy in nats."""
+        settings, model = self.settings, self.model
+        whole = self.step_number >= settings.crop_steps
         count, size = (settings.full_batch, IMAGE_SIZE) if whole else (settings.batch, settings.crop)
         pixels = pictures(self.rng, count, size)
-        latents = self._latents(pixels)
-        used, commitment, fed = 0.0, latents.new_zeros(()), latents
-        if quantised:
-            flat = rearrange(latents, "b d h w -> (b h w) d")
-            chosen, index = self.codebook(flat.detach(), self.generator)
-            commitment = (flat - chosen).pow(2).sum(1).mean()
-            passed = flat + (chosen - flat).detach()
-            fed = rearrange(passed, "(b h w) d -> b d h w", b=count, h=latents.shape[2])
-            used = len(torch.unique(index))
-        decoded = self.model.decoder(self.model.post_quant_conv(fed))
-        error = decoded - pixels
-        reconstruction = error.abs().mean() + 2 * error.pow(2).mean()
-        loss = reconstruction + settings.commitment * commitment
-        self.model.zero_grad(set_to_none=True)
+        index = nearest(patches(pixels), self.centres)
+        entries = F.normalize(model.quantize.embedding.weight, dim=1)
+        drawn = rearrange(entries[index], "(b h w) d -> b d h w", b=count, h=size // PATCH)
+        error = model.decoder(model.post_quant_conv(drawn)) - pixels
+        found = F.normalize(model.quant_conv(model.encoder(pixels)), dim=1)
+        logits = rearrange(found, "b d h w -> (b h w) d") @ entries.T
+        encoding = F.cross_entropy(logits / settings.temperature, index)
+        mse = error.pow(2).mean()
+        loss = error.abs().mean() + 2 * mse + settings.encoding_weight * encoding
+        model.zero_grad(set_to_none=True)
         loss.backward()
         self._update()
         self.step_number += 1
         return {
             "loss": float(loss.detach()),
-            "mse": float(error.detach().pow(2).mean()),
-            "commitment": float(commitment.detach()),
-            "codes_in_batch": float(used),
-            "codes_in_use": float((self.codebook.usage > 0.01).sum()),
+            "mse": float(mse.detach()),
+            "encoding": float(encoding.detach()),
+            "found": float((logits.argmax(1) == index).float().mean()),
+            "codes_in_batch": float(len(torch.unique(index))),
         }
 
     def finished(self) -> nn.Module:
-        """The trained model in evaluation mode, with the codebook in its place."""
-        self.model.quantize.embedding.weight.data.copy_(self.codebook.entries)
+        """The trained model in evaluation mode, its codebook's entries normalised."""
+        weight = self.model.quantize.embedding.weight
+        weight.data.copy_(F.normalize(weight.data, dim=1))
         return self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
-            "codebook": self.codebook.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "rng": self.rng.getstate(),
-            "generator": self.generator.get_state(),
             "step": self.step_number,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.codebook.load_state_dict(state["codebook"])
         for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(optimizer_state)
         with torch.no_grad():
@@ -246,7 +214,6 @@ class VQTrainer:
                 matrix.copy_(kernel.flatten(1))
         version, internal, gauss = state["rng"]
         self.rng.setstate((version, tuple(internal), gauss))
-        self.generator.set_state(state["generator"])
         self.step_number = state["step"]
 
 
