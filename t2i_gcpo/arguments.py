@@ -30,15 +30,15 @@ CONFIG_NAME = "config.yaml"
 _FLAGS = {"--resume", "--print-config"}
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML 1.2's floats: YAML 1.1 reads 1e-4 as a string, and everybody means the number."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that `_Loader` would read as numbers."""
+    """Quotes the strings that `Loader` would read as numbers."""
 
 
-for _class in (_Loader, _Dumper):
+for _class in (Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
@@ -108,7 +108,7 @@ def read_arguments(path: str | Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"no such config file: {path}")
     try:
-        mapping = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        mapping = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
     if mapping is None:
@@ -125,11 +125,11 @@ def read_arguments(path: str | Path) -> list[str]:
             value = reward[key] if key == "name" else json.dumps(reward[key], ensure_ascii=False, default=str)
             arguments.append(f"--reward.{key}={value}")
     for name, value in flatten(_without_empty_groups(mapping)).items():
-        arguments += _argument(path, name, value)
+        arguments += argument(path, name, value)
     return arguments
 
 
-def _argument(path: Path, name: str, value: Any) -> list[str]:
+def argument(path: Path, name: str, value: Any) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if isinstance(value, list):
         if any(isinstance(item, (list, dict)) for item in value):
@@ -206,6 +206,6 @@ def _take_reward_options(arguments: list[str]) -> tuple[RewardConfig, list[str]]
 def _value(text: str) -> Any:
     """Text of a reward's option -> number, boolean, null, list, mapping, else the text itself."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=Loader)
     except yaml.YAMLError:
         return text

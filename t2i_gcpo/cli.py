@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "heatmap": ("t2i_gcpo.heatmap_command:main", "draw the credit of each token over an image"),
     "compare": ("t2i_gcpo.compare:main", "curves, a table and a report of several runs"),
+    "study": ("t2i_gcpo.study:main", "train several arms with several seeds, pooled in one table"),
     "bench": ("t2i_gcpo.bench:main", "measure speed and memory"),
     "prompts": ("t2i_gcpo.prompts:main", "write the embedded prompts or their vocabulary to a file"),
     "pretrain": ("t2i_gcpo.shapes.pretrain:main", "train the embedded checkpoints from scratch"),

@@ -189,11 +189,12 @@ class EvaluateConfig:
     """Test prompts before and after, the tasks in equal parts; 0 takes all."""
     guidance: float | None = None
     """Guidance scale of the evaluation; null takes that of the rollout."""
+    seed: int = 0
+    """Noise of the evaluations and pictures: runs of different `seed` share it unless this is set, so that they are compared on the same noise; `t2i-gcpo eval --seed` takes it to repeat eval_after.json."""
 
     def __post_init__(self) -> None:
-        _at_least(
-            0, "evaluate.", every=self.every, limit=self.limit, test_limit=self.test_limit, guidance=self.guidance
-        )
+        _at_least(0, "evaluate.", every=self.every, limit=self.limit, test_limit=self.test_limit)
+        _at_least(0, "evaluate.", guidance=self.guidance, seed=self.seed)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ INCIDENTAL = (
     "pictures",
     "checkpoint",
     "micro_batch",
+    "evaluate.seed",
     "generator.device",
     "generator.compile",
     "generator.max_batch",

@@ -1,6 +1,7 @@
 """Means per task with bootstrap intervals, where the images of one prompt are not independent of one another.
 
-N values (scores, or paired differences of scores), each of one cluster (its prompt) within one task; K clusters of a task.
+N values (scores, or paired differences of scores), each of one cluster (its prompt) within one task; K clusters of a task; S runs with the
+same prompts, which differ in their seed.
 """
 
 from __future__ import annotations
@@ -49,48 +50,96 @@ def estimate(
 
     As with any bootstrap, values that are all equal give an interval of no width: little can be said of 0 out of 10.
     """
+    return pooled([values], clusters, tasks, seed=seed, resamples=resamples)
+
+
+def pooled(
+    values: Sequence[Sequence[float]],
+    clusters: Sequence[Hashable],
+    tasks: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimates:
+    """Means over S runs of one experiment, with intervals that speak about other runs (seeds) and other prompts like these.
+
+    values: S rows of N; every run has the same clusters and tasks (N of each). Each mean is the mean over runs of what `estimate` gives for a
+    run. The intervals are those of the pigeonhole bootstrap (Owen, Annals of Applied Statistics 1, 2007): each resample draws S - 1 of the S
+    runs, for all tasks at once, and K - 1 of the K clusters of each task, the same for all runs, both with replacement; a value counts as often
+    as its run times its cluster was drawn.
+
+    Noise that belongs to one image of one run is counted up to three times, so that the interval rather covers too often where it dominates.
+    Where the difference between runs dominates, a few runs say little, and the interval covers too rarely: it cannot leave the range of the
+    runs, so that of three runs it holds the truth three times in four. S = 1: runs are not resampled, so the interval, that of `estimate`,
+    holds no variance between runs. An interval is NaN where a resample may leave a run without any value of a task, which takes a task with two
+    or three prompts, one of which failed as a whole.
+
+    ValueError: no runs, or rows of another length than `clusters` and `tasks`.
+    """
+    lengths = {len(row) for row in values} | {len(clusters), len(tasks)}
+    if not len(values) or len(lengths) > 1:
+        raise ValueError(
+            f"{len(values)} runs with {sorted(lengths)} values, clusters and tasks; give runs, equally many values of each"
+        )
     numbers = np.asarray(values, dtype=np.float64)
     names = list(dict.fromkeys(tasks))
+    weights = _run_weights(len(numbers), np.random.default_rng([seed, len(names) + 1]), resamples)
     replicates, by_task, intervals, counts = [], {}, {}, {}
-    pooled: list[tuple[np.ndarray, np.ndarray]] = []
+    shares: list[tuple[np.ndarray, np.ndarray]] = []
     stratified = True
     for position, task in enumerate(names):
-        chosen = [k for k, name in enumerate(tasks) if name == task and np.isfinite(numbers[k])]
-        sums, sizes = _totals(numbers[chosen], [clusters[k] for k in chosen])
-        counts[task] = len(chosen)
-        by_task[task] = float(sums.sum() / sizes.sum()) if chosen else float("nan")
-        pooled.append((sums / max(len(chosen), 1), sizes / max(len(chosen), 1)))
+        chosen = [k for k, name in enumerate(tasks) if name == task and np.isfinite(numbers[:, k]).any()]
+        sums, sizes = _totals(numbers[:, chosen], [clusters[k] for k in chosen])
+        counts[task] = int(sizes.sum())
+        by_task[task] = float(np.mean(_ratio(sums.sum(0), sizes.sum(0))))
+        n = np.maximum(sizes.sum(0), 1)
+        shares.append((sums / n, sizes / n))
         if len(sums) == 1 < len(chosen):
             stratified = False
-            sums, sizes = numbers[chosen], np.ones(len(chosen))
+            sums, sizes = _totals(numbers[:, chosen], range(len(chosen)))
         stratified = stratified and len(sums) > 1
         replicates.append(_resampled(sums, sizes, np.random.default_rng([seed, position]), resamples))
-        intervals[task] = _interval(replicates[-1])
+        intervals[task] = _interval((replicates[-1] * weights).sum(1))
     if stratified or not names:
-        overall = np.mean(replicates, axis=0) if names else np.full(1, np.nan)
+        overall = np.mean(replicates, axis=0) if names else np.full((1, 1), np.nan)
     else:
         # Each cluster enters with its share of the overall: 1 / tasks, times its share of its task's values.
-        sums, sizes = (np.concatenate(parts) for parts in zip(*pooled, strict=True))
+        sums, sizes = (np.concatenate(parts) for parts in zip(*shares, strict=True))
         overall = _resampled(sums, sizes, np.random.default_rng([seed, len(names)]), resamples)
     mean = float(np.mean(list(by_task.values()))) if names else float("nan")
-    ci95 = _interval(overall) if np.isfinite(mean) else (float("nan"), float("nan"))
+    ci95 = _interval((overall * weights).sum(1)) if np.isfinite(mean) else (float("nan"), float("nan"))
     return Estimates(mean, ci95, by_task, intervals, counts)
 
 
 def _totals(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values of each cluster: [K], [K]."""
+    """Sum and number of the finite values of each cluster in each run. values: [S, N]; returns [K, S] twice."""
     index = {name: k for k, name in enumerate(dict.fromkeys(clusters))}
     owner = np.array([index[name] for name in clusters], dtype=np.int64)
-    return np.bincount(owner, values, minlength=len(index)), np.bincount(owner, minlength=len(index)).astype(float)
+    finite = np.isfinite(values)
+    sums = [np.bincount(owner, row, minlength=len(index)) for row in np.where(finite, values, 0.0)]
+    sizes = [np.bincount(owner, row, minlength=len(index)) for row in finite.astype(float)]
+    return np.stack(sums, axis=1), np.stack(sizes, axis=1)
 
 
 def _resampled(sums: np.ndarray, sizes: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """[resamples] means, each over K - 1 clusters drawn with replacement; NaN for K < 2."""
+    """Means over K - 1 clusters drawn with replacement, the same for all runs; NaN for K < 2. [K, ...] -> [resamples, ...]."""
     clusters = len(sums)
     if clusters < 2:
-        return np.full(resamples, np.nan)
+        return np.full((resamples, *sums.shape[1:]), np.nan)
     drawn = rng.multinomial(clusters - 1, np.full(clusters, 1 / clusters), size=resamples)
-    return (drawn @ sums) / (drawn @ sizes)
+    return _ratio(drawn @ sums, drawn @ sizes)
+
+
+def _run_weights(runs: int, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """[resamples, S] shares of the runs in each resample's mean: S - 1 of them drawn with replacement; all of it for S = 1."""
+    if runs == 1:
+        return np.ones((resamples, 1))
+    return rng.multinomial(runs - 1, np.full(runs, 1 / runs), size=resamples) / (runs - 1)
+
+
+def _ratio(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Means; NaN where there is nothing to take the mean of."""
+    return np.divide(sums, sizes, out=np.full_like(sums, np.nan, dtype=float), where=sizes > 0)
 
 
 def _interval(replicates: np.ndarray) -> Interval:

@@ -18,9 +18,6 @@ from t2i_gcpo.run_folder import AFTER, BEFORE
 from t2i_gcpo.tables import print_evaluation
 from t2i_gcpo.trainer import CheckpointPlan, Schedule, Trainer
 
-#: Noise of evaluations and pictures: the same in every run, so that runs of different seeds are compared on the same images, and
-#: `t2i-gcpo eval`, whose default it is too, repeats eval_after.json.
-EVALUATION_SEED = 0
 #: Images in samples/before_after.png.
 SHOWN = 24
 
@@ -72,8 +69,12 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
     if config.evaluate.after and not trainer.interrupted:
         after = _evaluate(config, trainer, test, name=str(last))
         after.save(after_file)
-        # An evaluation of a run that was resumed with another test set cannot be paired with this one.
-        same = before is not None and [row.text for row in before.rows] == [row.text for row in after.rows]
+        # An evaluation of a run that was resumed with another test set or noise cannot be paired with this one.
+        same = (
+            before is not None
+            and before.seed == after.seed
+            and [row.text for row in before.rows] == [row.text for row in after.rows]
+        )
         print_evaluation(after, before if same else None)
         if same and before is not None:
             _before_after(before, after, folder / "samples" / report.BEFORE_AFTER)
@@ -90,7 +91,7 @@ def build_trainer(config: TrainConfig, training: list[Prompt], validation: list[
         scorer,
         sampling=evaluation,
         every=config.evaluate.every,
-        seed=EVALUATION_SEED,
+        seed=config.evaluate.seed,
         batch=config.generator.max_batch,
     )
     draw = Pictures(
@@ -99,7 +100,7 @@ def build_trainer(config: TrainConfig, training: list[Prompt], validation: list[
         sampling=build.sampling(config.sampling),
         every=config.pictures.every,
         group=min(config.pictures.group, config.algorithm.group_size),
-        seed=EVALUATION_SEED,
+        seed=config.evaluate.seed,
         negative_prompt=config.sampling.negative_prompt,
     )
     return Trainer(
@@ -144,7 +145,7 @@ def _evaluate(config: TrainConfig, trainer: Trainer, prompts: list[Prompt], *, n
         trainer.reward,
         sampling=build.sampling(config.sampling, guidance=config.evaluate.guidance),
         batch=config.generator.max_batch,
-        seed=EVALUATION_SEED,
+        seed=config.evaluate.seed,
         progress=config.logging.progress,
         keep_images=True,
         checkpoint=name,

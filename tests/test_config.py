@@ -236,7 +236,7 @@ def test_the_mapping_is_what_a_yaml_holds() -> None:
     assert yaml.safe_load(dump(settings("--optim.eps", "1e-8")))["optim"]["eps"] == 1e-8
 
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

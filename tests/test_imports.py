@@ -23,7 +23,8 @@ FLOORS = [
     {"rollout", "update", "tracking", "config"},
     {"trainer", "evaluate", "tables", "heatmap", "heatmap_html", "monitor", "arguments", "build", "command_options"},
     {"run_folder", "curves", "pages", "report"},
-    {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"},
+    {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"}
+    | {"study", "study_file", "study_results"},
 ]
 #: The embedded world: its prompts lie below `prompts`, its pre-training above the generators.
 APART = {"shapes", "__init__"}

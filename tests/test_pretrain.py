@@ -29,7 +29,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def language_trainer(tokenizer: Any) -> LanguageTrainer:
     model = build_janus(VQ, LanguageModelShape(width=32, layers=1, heads=2, mlp=32), 0, None)
-    return LanguageTrainer(LanguageSettings(steps=4, batch=2, warmup=2), model, tokenizer, patch_codes(VQ))
+    return LanguageTrainer(
+        LanguageSettings(steps=4, batch=2, warmup=2, compile=False), model, tokenizer, patch_codes(VQ)
+    )
 
 
 def saved(trainer: Any, path: Path) -> Any:

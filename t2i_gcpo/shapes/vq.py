@@ -1,9 +1,9 @@
 """Pre-training of `janus-mini`'s tokenizer, a `JanusVQVAE`: pixels to a grid of codes and back.
 
-`JanusVQVAE`'s encoder sees the whole picture (group normalisation and attention). Trained as an autoencoder it writes what is
-far away into every code: recolouring one object changed all 144 tokens, and an empty corner had 70 names. That is hard to
-learn for a language model and makes credit on the grid meaningless. So a code is defined by a token's own pixels: codes are
-the k-means of 8x8 patches. The entries and the decoder learn to draw pictures from them, the encoder learns to find them.
+`JanusVQVAE`'s encoder sees the whole picture (group normalisation and attention), and a plain autoencoder would let it write
+the scene's content into the codes of empty patches: hard to learn for a language model, and credit on the grid would not say
+where in the picture it falls. So a code is defined by a token's own pixels: codes are the k-means of 8x8 patches. The entries
+and the decoder learn to draw pictures from them, the encoder learns to find them.
 
 B pictures, S pixels a side, K codebook entries of D numbers, N patches.
 """
@@ -223,3 +223,14 @@ def train_vq(trainer: VQTrainer, on_step: Callable[[int, dict[str, float]], None
         metrics = trainer.step()
         on_step(trainer.step_number, metrics)
     return trainer.finished()
+
+
+@torch.no_grad()
+def encoder_agreement(model: Any, settings: VQSettings, scenes: int = 300) -> float:
+    """Share of the tokens of new scenes in which the encoder finds the code that the patch stands for."""
+    codes, rng, right = patch_codes(settings), random.Random(settings.seed + 2), 0
+    for start in range(0, scenes, 50):
+        pixels = pictures(rng, min(50, scenes - start), IMAGE_SIZE)
+        tokens = model.encode(pixels).image_tokens.flatten()
+        right += int((tokens == nearest(patches(pixels), codes)).sum())
+    return right / (scenes * (IMAGE_SIZE // PATCH) ** 2)
