@@ -187,12 +187,12 @@ def warning(grouped: Mapping[str, Sequence[Run]]) -> str:
         "temperature": {r.sampling.temperature for r in results},
         # The runs of a study each have images of their own; groups must have the same ones.
         "seed": {
-            ", ".join(map(str, sorted({found.seed for run in members for found in (run.before, run.after) if found})))
+            "+".join(map(str, sorted({found.seed for run in members for found in (run.before, run.after) if found})))
             for members in grouped.values()
         }
         - {""},
     }
-    differing = [f"{name} ({'; '.join(map(str, sorted(values)))})" for name, values in seen.items() if len(values) > 1]
+    differing = [f"{name} ({', '.join(map(str, sorted(values)))})" for name, values in seen.items() if len(values) > 1]
     return (
         f"The test scores are not comparable without a thought: they differ in {'; '.join(differing)}."
         if differing

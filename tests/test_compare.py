@@ -95,6 +95,17 @@ def test_scores_that_do_not_compare_are_said_to(tmp_path: Path) -> None:
     assert "guidance (2.0, 5.0)" in compare.warning(groups([read(run) for run in runs]))
 
 
+def test_seeds_of_the_images_are_compared_between_groups_not_between_runs(tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("gcpo", 0), ("gcpo", 1), ("grpo", 0), ("grpo", 1)):
+        folder = run_folders.write(tmp_path / f"{name}{seed}", seed=seed, steps=1, algorithm=name, after=False)
+        file = folder / "eval_before.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "seed": seed}))
+        runs.append(read(folder))
+    assert compare.warning(groups(runs)) == ""
+    assert "seed (0, 0+1)" in compare.warning(groups(runs[:3]))
+
+
 def test_no_run_is_refused(tmp_path: Path) -> None:
     run = run_folders.write(tmp_path / "run", steps=1)
     (tmp_path / "empty").mkdir()

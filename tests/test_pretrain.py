@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,17 @@ import torch
 
 from rewards.torchvision_mend import mend
 from t2i_gcpo.shapes.janus_mini import LanguageModelShape, save_processor
-from t2i_gcpo.shapes.language import PROMPT_LENGTH, LanguageSettings, LanguageTrainer, build_janus, encode_prompts
+from t2i_gcpo.shapes.language import (
+    PROMPT_LENGTH,
+    LanguageSettings,
+    LanguageTrainer,
+    build_janus,
+    encode_prompts,
+    with_a_word_dropped,
+)
 from t2i_gcpo.shapes.pretrain import Stage, write_atomically
+from t2i_gcpo.shapes.prompts import split
+from t2i_gcpo.shapes.scene import sample_scene
 from t2i_gcpo.shapes.vq import VQSettings, VQTrainer, patch_codes
 
 VQ = VQSettings(codebook=16, kmeans_scenes=4, batch=1, full_batch=1, crop=16, crop_steps=2, full_steps=1)
@@ -93,3 +103,34 @@ def test_the_loss_ignores_padding(tokenizer: Any) -> None:
     other = ids.clone()
     other[:, -2] = tokenizer.convert_tokens_to_ids("circle")
     assert not torch.allclose(padded, trainer._losses(other, mask, tokens), atol=1e-5)
+
+
+def test_a_dropped_word_leaves_its_class_or_colour_open() -> None:
+    rng = random.Random(0)
+    prompt = next(p for p in split("train") if p.task == "color_attr")
+    texts = set()
+    for _ in range(60):
+        opened = with_a_word_dropped(prompt, rng)
+        texts.add(opened.text)
+        words, kept = prompt.text.split(), opened.text.split()
+        (place,) = [k for k, (a, b) in enumerate(zip(words, kept, strict=True)) if a != b]
+        assert kept[place] == "<pad>"
+        for old, new in zip(prompt.metadata["include"], opened.metadata["include"], strict=True):
+            if words[place] == old["class"]:
+                assert new["class"] not in {clause["class"] for clause in prompt.metadata["include"]}
+                assert new["color"] == old["color"]
+            elif words[place] == old["color"]:
+                assert "color" not in new and new["class"] == old["class"]
+            else:
+                assert new == old
+        assert sample_scene(opened.metadata, rng).objects
+    assert len(texts) == 4  # both classes and both colours are dropped in their turn
+    assert prompt.metadata["include"] == next(p for p in split("train") if p.task == "color_attr").metadata["include"]
+
+
+def test_a_dropped_plural_changes_what_is_counted() -> None:
+    prompt = next(p for p in split("train") if p.text == "a photo of three crosses")
+    opened = with_a_word_dropped(prompt, random.Random(0))
+    assert opened.text == "a photo of three <pad>"
+    (wanted,), (excluded,) = opened.metadata["include"], opened.metadata["exclude"]
+    assert wanted["class"] == excluded["class"] != "cross" and (wanted["count"], excluded["count"]) == (3, 4)
