@@ -1,8 +1,8 @@
 """Pre-training of `janus-mini`'s language model: next-token prediction of the image tokens after a prompt.
 
 The prompt is dropped from a share of the rows in the way that guidance drops it when sampling (every token but the first and
-the last becomes padding that is still attended to), so that one model holds both distributions. From a share of the others
-one class or colour word is dropped in the same way, and the scene has anything in its place: without it the model learns which
+the last becomes padding that is still attended to), so that one model holds both distributions. From a share of the
+clauses one class or colour word is dropped in the same way, and the scene has anything in its place: without it the model learns which
 pairs of words go together, and not what each word means.
 
 B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
@@ -49,14 +49,14 @@ DROPPED = "<pad>"
 class LanguageSettings:
     """How the language model is trained; the defaults made the embedded checkpoint."""
 
-    steps: int = 2000
+    steps: int = 1200
     batch: int = 48
     lr: float = 2e-3
     muon_lr: float = 3e-3
     warmup: int = 60
     weight_decay: float = 0.02
     dropped_prompts: float = 0.1
-    dropped_words: float = 0.4
+    dropped_words: float = 0.35
     short_prompts: float = 0.15
     ema: float = 0.998
     bfloat16: bool = True
@@ -71,20 +71,25 @@ def draw_prompts(rng: random.Random, count: int, name: str = "train") -> list[Pr
     return [rng.choice(by_task[task]) for task in tasks]
 
 
-def with_a_word_dropped(prompt: Prompt, rng: random.Random) -> Prompt:
-    """The prompt without one of its class or colour words, and metadata that allow any class or colour in its place."""
+def with_words_dropped(prompt: Prompt, share: float, rng: random.Random) -> Prompt:
+    """The prompt in which each clause lost its class or its colour word with probability `share`, and metadata that allow any
+    class or colour in its place."""
     include = [dict(clause) for clause in prompt.metadata["include"]]
     metadata = {**prompt.metadata, "include": include}
-    clause = rng.choice(include)
-    if rng.random() < 0.5 and "color" in clause:
-        word = clause.pop("color")
-    else:
-        old = clause["class"]
-        word = old if clause["count"] == 1 else PLURALS[old]
-        clause["class"] = rng.choice([name for name in CLASSES if all(name != other["class"] for other in include)])
-        if "exclude" in metadata:
-            metadata["exclude"] = [{**excluded, "class": clause["class"]} for excluded in metadata["exclude"]]
-    text = " ".join(DROPPED if part == word else part for part in prompt.text.split())
+    words = prompt.text.split()
+    for clause in include:
+        if rng.random() >= share:
+            continue
+        if rng.random() < 0.5 and "color" in clause:
+            word = clause.pop("color")
+        else:
+            old = clause["class"]
+            word = old if clause["count"] == 1 else PLURALS[old]
+            clause["class"] = rng.choice([name for name in CLASSES if all(name != other["class"] for other in include)])
+            if "exclude" in metadata:
+                metadata["exclude"] = [{**excluded, "class": clause["class"]} for excluded in metadata["exclude"]]
+        words[words.index(word)] = DROPPED
+    text = " ".join(words)
     return Prompt(text, {**metadata, "prompt": text})
 
 
@@ -176,7 +181,7 @@ class LanguageTrainer:
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
         settings = self.settings
         prompts = [
-            with_a_word_dropped(prompt, self.rng) if self.rng.random() < settings.dropped_words else prompt
+            with_words_dropped(prompt, settings.dropped_words, self.rng)
             for prompt in draw_prompts(self.rng, settings.batch)
         ]
         tokens = encode_scenes(prompts, self.codes, self.rng)
