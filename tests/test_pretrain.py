@@ -117,12 +117,13 @@ def test_dropped_words_leave_a_class_or_colour_open() -> None:
         counts.append(len(gone))
         for old, new in zip(prompt.metadata["include"], opened.metadata["include"], strict=True):
             if old["class"] in gone:
-                assert new["class"] not in {clause["class"] for clause in prompt.metadata["include"]}
+                assert new["class"] not in {old["class"], *kept}
                 assert new["color"] == old["color"]
             elif old["color"] in gone:
                 assert "color" not in new and new["class"] == old["class"]
             else:
                 assert new == old
+        assert len({clause["class"] for clause in opened.metadata["include"]}) == 2
         assert sample_scene(opened.metadata, rng).objects
     assert set(counts) == {0, 1, 2}  # of each clause one word at most
     assert prompt.metadata["include"] == next(p for p in split("train") if p.task == "color_attr").metadata["include"]
