@@ -24,6 +24,7 @@ def metrics(step: int, gain: float) -> dict[str, float]:
         "reward/mean": 0.4 + gain * step,
         "kl": 0.001 * step,
         "entropy": 2.0,
+        "diversity": 0.2,
         "clip_fraction_low": 0.01,
         "clip_fraction_high": 0.02,
         "credit/contrast": 0.3,
