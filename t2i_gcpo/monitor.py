@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
+from torch import Tensor
 
 from rewards.base import Reward
 from t2i_gcpo import heatmap, pictures
@@ -71,13 +73,14 @@ class Pictures:
             return
         self.draw(trainer, record.step)
         if record.scored is not None and record.targets is not None:
-            # The tensor itself, not another computation of it: the first group of the rollout.
-            rows = torch.arange(record.scored.rollout.sampling.group_size)
+            # The tensor itself, not another computation of it.
+            size = record.scored.rollout.sampling.group_size
+            group = first_with_spread(record.targets.sequence_advantages, size)
             heatmap.save(
                 Path(trainer.output_dir) / "heatmaps",
                 f"step_{record.step:06d}_trained",
-                record.scored.groups(torch.tensor([0])),
-                record.targets.rows(rows),
+                record.scored.groups(torch.tensor([group])),
+                record.targets.rows(torch.arange(group * size, (group + 1) * size)),
             )
 
     def draw(self, trainer: Trainer, step: int) -> None:
@@ -104,3 +107,9 @@ class Pictures:
         if trainer.tracker is not None:
             trainer.tracker.picture(step, "samples", grid)
         heatmap.save(Path(trainer.output_dir) / "heatmaps", f"step_{step:06d}", scored, targets)
+
+
+def first_with_spread(advantages: Tensor, group_size: int) -> int:
+    """The first group whose advantages [B] are not all 0, which a map could not show; the first of all where there is none."""
+    spread = rearrange(advantages, "(p g) -> p g", g=group_size).ne(0).any(dim=1)
+    return int(spread.int().argmax())
