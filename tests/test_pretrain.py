@@ -136,3 +136,9 @@ def test_a_dropped_plural_changes_what_is_counted() -> None:
     assert opened.text == "a photo of three <pad>"
     (wanted,), (excluded,) = opened.metadata["include"], opened.metadata["exclude"]
     assert wanted["class"] == excluded["class"] != "cross" and (wanted["count"], excluded["count"]) == (3, 4)
+
+
+def test_transformers_can_generate_images_with_it(tokenizer: Any) -> None:
+    model = build_janus(VQ, LanguageModelShape(width=32, layers=1, heads=2, mlp=32), 0, None)
+    boi = tokenizer.convert_tokens_to_ids("<begin_of_image>")
+    assert model.generation_config.generation_kwargs == {"boi_token_id": boi}

@@ -81,6 +81,18 @@ def janus_config(settings: VQSettings, shape: LanguageModelShape) -> Any:
     )
 
 
+def image_generation() -> Any:
+    """What `JanusForConditionalGeneration.generate(generation_mode="image")` must know."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        bos_token_id=SPECIAL_TOKENS.index("<bos>"),
+        eos_token_id=SPECIAL_TOKENS.index("<eos>"),
+        pad_token_id=SPECIAL_TOKENS.index("<pad>"),
+        generation_kwargs={"boi_token_id": SPECIAL_TOKENS.index("<begin_of_image>")},
+    )
+
+
 def save_processor(folder: Path) -> None:
     """A word-level tokenizer over ShapeScenes' vocabulary and Janus' image processor, in hub layout."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

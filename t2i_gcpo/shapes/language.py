@@ -264,11 +264,12 @@ def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | N
     """A `JanusForConditionalGeneration` with random weights but for its VQ model."""
     from transformers import JanusForConditionalGeneration
 
-    from t2i_gcpo.shapes.janus_mini import janus_config
+    from t2i_gcpo.shapes.janus_mini import image_generation, janus_config
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = JanusForConditionalGeneration(janus_config(settings, shape))
     if vq is not None:
         model.model.vqmodel.load_state_dict(vq.state_dict())
+    model.generation_config = image_generation()
     return model
