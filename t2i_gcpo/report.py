@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from t2i_gcpo import curves, pages
+from t2i_gcpo import curves, pages, phases
 from t2i_gcpo.run_folder import AFTER, BEFORE, Run, read
 from t2i_gcpo.tables import NOTE, PAIRED_NOTE, evaluation_rows, number
 from t2i_gcpo.tracking import CONFIG, METRICS
@@ -12,6 +12,9 @@ from t2i_gcpo.tracking import CONFIG, METRICS
 NAME = "report.html"
 BEFORE_AFTER = "before_after.png"
 """In samples/: the test prompts before and after training, side by side."""
+
+#: The table of phases begins here.
+PHASES_FROM = 11
 
 #: Option -> how the summary calls it.
 SUMMARY = {
@@ -46,6 +49,7 @@ def write(run_dir: str | Path) -> Path:
         *_options(run),
         *_evaluation(run),
         *_curves(run),
+        *_phases(run),
         *_samples(run),
         *_heatmaps(run),
         *_files(run),
@@ -109,6 +113,17 @@ def _curves(run: Run) -> list[str]:
         pages.heading("Curves"),
         pages.picture(curves.svg(curves.draw({run.algorithm: [run]})), caption, kind="svg"),
     ]
+
+
+def _phases(run: Run) -> list[str]:
+    """Without the first steps, in which code is compiled, where there are enough others."""
+    first = PHASES_FROM if run.step >= 2 * PHASES_FROM else 1
+    found, steps = phases.phases(run, first_step=first)
+    if len(found) < 2:  # runs that logged no phases
+        return []
+    about = f"{steps} steps from step {first} on. {phases.NOTE}"
+    table = pages.table(phases.HEADER, phases.table_rows(found))
+    return [pages.heading("Where a step's time goes"), table, pages.paragraph(about, "faint")]
 
 
 def _evaluation(run: Run) -> list[str]:

@@ -180,15 +180,16 @@ class Trainer:
         if self._algorithm.entropy_reward_coef > 0:
             with clock.phase("forward"):
                 reference_entropy = self.updater.reference_entropy(scored.rollout)
-        return token_advantages(
-            self._algorithm,
-            scored.rollout,
-            scored.scores,
-            generator=self.rng,
-            parts=scored.parts,
-            part_weights=getattr(self.reward, "weights", None),
-            reference_entropy=reference_entropy,
-        )
+        with clock.phase("credit"):
+            return token_advantages(
+                self._algorithm,
+                scored.rollout,
+                scored.scores,
+                generator=self.rng,
+                parts=scored.parts,
+                part_weights=getattr(self.reward, "weights", None),
+                reference_entropy=reference_entropy,
+            )
 
     @property
     def _algorithm(self) -> Algorithm:

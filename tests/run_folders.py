@@ -30,6 +30,9 @@ def metrics(step: int, gain: float) -> dict[str, float]:
         "credit/contrast": 0.3,
         "grad_norm": 1.0,
         "advantage/abs_mean": 0.8,
+        "time/sample": 1.0 + 0.1 * (step % 2),
+        "time/forward": 0.7,
+        "time/other": 0.3 - 0.1 * (step % 2),
         "time/step": 2.0,
         "images_sampled": 64.0 * step,
     }

@@ -22,7 +22,7 @@ FLOORS = [
     {"algorithms", "generators", "prompts", "optim", "checkpoint"},
     {"rollout", "update", "tracking", "config"},
     {"trainer", "evaluate", "tables", "heatmap", "heatmap_html", "monitor", "arguments", "build", "command_options"},
-    {"run_folder", "curves", "pages", "report"},
+    {"run_folder", "curves", "pages", "phases", "report"},
     {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"}
     | {"study", "study_file", "study_results"},
 ]

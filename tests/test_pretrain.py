@@ -109,23 +109,18 @@ def test_dropped_words_leave_a_class_or_colour_open() -> None:
     rng = random.Random(0)
     prompt = next(p for p in split("train") if p.task == "color_attr")
     counts = []
-    for _ in range(80):
+    for _ in range(200):
         opened = with_words_dropped(prompt, 0.5, rng)
         words, kept = prompt.text.split(), opened.text.split()
         gone = {a for a, b in zip(words, kept, strict=True) if a != b}
         assert kept.count("<pad>") == len(gone)
         counts.append(len(gone))
         for old, new in zip(prompt.metadata["include"], opened.metadata["include"], strict=True):
-            if old["class"] in gone:
-                assert new["class"] not in {old["class"], *kept}
-                assert new["color"] == old["color"]
-            elif old["color"] in gone:
-                assert "color" not in new and new["class"] == old["class"]
-            else:
-                assert new == old
+            assert new["class"] not in {old["class"], *kept} if old["class"] in gone else new["class"] == old["class"]
+            assert "color" not in new if old["color"] in gone else new["color"] == old["color"]
         assert len({clause["class"] for clause in opened.metadata["include"]}) == 2
         assert sample_scene(opened.metadata, rng).objects
-    assert set(counts) == {0, 1, 2}  # of each clause one word at most
+    assert set(counts) == {0, 1, 2, 3, 4}  # of each clause none, one or both
     assert prompt.metadata["include"] == next(p for p in split("train") if p.task == "color_attr").metadata["include"]
     assert with_words_dropped(prompt, 0.0, rng).text == prompt.text
 

@@ -115,6 +115,7 @@ def test_what_is_logged_is_what_the_reports_read(tmp_path: Path) -> None:
         "time/sample",
         "time/decode",
         "time/score",
+        "time/credit",
         "time/forward",
         "time/backward",
         "tokens_per_s",

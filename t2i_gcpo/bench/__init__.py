@@ -1,7 +1,7 @@
-"""`t2i-gcpo bench NAME`: our code and a plain baseline, side by side in one process.
+"""`t2i-gcpo bench NAME`: our code and a plain baseline, side by side in one process; and where a run's time went.
 
 A benchmark is a row of `BENCHMARKS`, a module with two functions: `add_arguments(parser)` and `run(options, console) -> Report`. Each
-one checks that both sides compute the same thing before it times them.
+one with a baseline checks that both sides compute the same thing before it times them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "step": ("t2i_gcpo.bench.step", "what a GCPO update costs over a GRPO update on the same rollout"),
     "credit": ("t2i_gcpo.bench.credit", "token weights of a whole batch against one image at a time"),
     "logprob": ("t2i_gcpo.bench.logprob", "memory and time of token log-probs against a full log-softmax"),
+    "phases": ("t2i_gcpo.bench.phases", "where the steps of a run spent their time"),
 }
 
 USAGE = """usage: t2i-gcpo bench NAME [OPTIONS]
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of all random inputs")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     options = parser.parse_args(rest)
-    if options.pairs < 2:
+    if getattr(options, "pairs", 2) < 2:
         raise ValueError(f"--pairs is {options.pairs}; a spread needs at least 2")
     out: Path | None = options.out
     if out is not None:  # an unwritable place should not show after ten minutes

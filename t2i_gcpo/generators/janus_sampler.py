@@ -63,8 +63,9 @@ class _Shape:
     cache: GrowingCache
     positions: Tensor
     """[N R, 1] int64."""
-    advance: Callable[[Tensor], Tensor]
-    """Input embeddings [N R, 1, D] -> logits [N R, V]; writes the cache's open column."""
+    advance: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+    """Input embeddings [N R, 1, D], noise [R] -> the next input embeddings, tokens [R] and their records [R]; writes the
+    cache's open column. From the language model to the drawn token in one function: so it compiles into one graph."""
 
 
 class StepSampler:
@@ -94,20 +95,18 @@ class StepSampler:
         folded = repeat(torch.arange(count, device=owner.device), "n -> (n r)", r=rows) * (len(prompts.ids) // count)
         folded = folded + repeat(owner, "r -> (n r)", n=count)
         prefix = prompts.ids.shape[1] - 1
-        shape = self._shape(policy, len(folded), prefix, compiled)
+        shape = self._shape(policy, len(folded), prefix, sampling, branches, compiled)
+        by_step = noise.T.contiguous()
         tokens, records = [], []
         with _attention(policy):
             self._prefill(policy, prompts, folded, shape)
             embeds = policy.get_input_embeddings()(prompts.ids[:, -1:])[folded]
             for step in range(self.length):
                 shape.cache.open(prefix + step)
-                logits = rearrange(shape.advance(embeds), "(n r) v -> n r v", n=count)
-                token, record = choose(logits, noise[:, step], sampling, branches)
+                embeds, token, record = shape.advance(embeds, by_step[step])
                 tokens.append(token)
                 records.append(record)
                 shape.positions.add_(1)
-                embeds = self.model.prepare_embeddings_for_image_generation(rearrange(token, "r -> r 1"))
-                embeds = repeat(embeds, "r 1 d -> (n r) 1 d", n=count)
         return Drawn(
             torch.stack(tokens, dim=1),
             {name: torch.stack([record[name] for record in records], dim=1) for name in records[0]},
@@ -134,15 +133,18 @@ class StepSampler:
             prompts.mask[folded, :prefix],
         )
 
-    def _shape(self, policy: nn.Module, rows: int, prefix: int, compiled: bool) -> _Shape:
-        """Buffers for a folded batch; kept for the next call where compiled, as new ones would be compiled anew."""
+    def _shape(
+        self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches, compiled: bool
+    ) -> _Shape:
+        """Buffers and step for a folded batch; kept for the next call where compiled, as new ones would be compiled anew."""
         if not compiled:
-            return self._new_shape(policy, rows, prefix)
-        key = (id(policy), rows, prefix)
+            return self._new_shape(policy, rows, prefix, sampling, branches)
+        how = (sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, tuple(sampling.stats))
+        key = (id(policy), rows, prefix, how, branches)
         if key in self._compiled:
             self._compiled.move_to_end(key)
             return self._compiled[key]
-        shape = self._new_shape(policy, rows, prefix)
+        shape = self._new_shape(policy, rows, prefix, sampling, branches)
         step = shape.advance
         assert isinstance(step, types.FunctionType)
         # torch counts recompilations by code object, and every shape's step would count against the same few.
@@ -154,7 +156,7 @@ class StepSampler:
             self._compiled.popitem(last=False)
         return shape
 
-    def _new_shape(self, policy: nn.Module, rows: int, prefix: int) -> _Shape:
+    def _new_shape(self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches) -> _Shape:
         text = self.model.config.text_config
         weight = policy.get_input_embeddings().weight
         cache = GrowingCache(
@@ -168,8 +170,9 @@ class StepSampler:
         )
         positions = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
         head = self.model.model.generation_head
+        embed = self.model.prepare_embeddings_for_image_generation
 
-        def advance(embeds: Tensor) -> Tensor:
+        def advance(embeds: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             output = policy(
                 inputs_embeds=embeds,
                 attention_mask=cache.shown_bias,
@@ -177,7 +180,10 @@ class StepSampler:
                 past_key_values=cache,
                 use_cache=True,
             )
-            return head(output.last_hidden_state[:, -1])
+            logits = rearrange(head(output.last_hidden_state[:, -1]), "(n r) v -> n r v", n=branches.count)
+            token, record = choose(logits, uniform, sampling, branches)
+            following = repeat(embed(rearrange(token, "r -> r 1")), "r 1 d -> (n r) 1 d", n=branches.count)
+            return following, token, record
 
         return _Shape(cache, positions, advance)
 

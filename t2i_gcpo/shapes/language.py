@@ -2,8 +2,8 @@
 
 The prompt is dropped from a share of the rows in the way that guidance drops it when sampling (every token but the first and
 the last becomes padding that is still attended to), so that one model holds both distributions. From a share of the
-clauses one class or colour word is dropped in the same way, and the scene has anything in its place: without it the model learns which
-pairs of words go together, and not what each word means.
+clauses the class word, the colour word or both are dropped in the same way, and the scene has anything in their place: without it the
+model learns which pairs of words go together, and not what each word means.
 
 B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
 """
@@ -31,12 +31,12 @@ from t2i_gcpo.shapes.vq import nearest, patches
 
 #: Share of each task in the training scenes: the harder a task is to learn, the more of it.
 TASK_SHARE = {
-    "single_object": 0.06,
+    "single_object": 0.04,
     "two_object": 0.12,
-    "counting": 0.18,
-    "colors": 0.14,
-    "position": 0.25,
-    "color_attr": 0.25,
+    "counting": 0.14,
+    "colors": 0.08,
+    "position": 0.22,
+    "color_attr": 0.40,
 }
 #: <bos>, at most ten words, <begin_of_image>, and one to spare.
 PROMPT_LENGTH = 13
@@ -49,14 +49,14 @@ DROPPED = "<pad>"
 class LanguageSettings:
     """How the language model is trained; the defaults made the embedded checkpoint."""
 
-    steps: int = 1200
+    steps: int = 2600
     batch: int = 48
     lr: float = 2e-3
     muon_lr: float = 3e-3
     warmup: int = 60
     weight_decay: float = 0.02
     dropped_prompts: float = 0.1
-    dropped_words: float = 0.35
+    dropped_words: float = 0.5
     short_prompts: float = 0.15
     ema: float = 0.998
     bfloat16: bool = True
@@ -72,23 +72,23 @@ def draw_prompts(rng: random.Random, count: int, name: str = "train") -> list[Pr
 
 
 def with_words_dropped(prompt: Prompt, share: float, rng: random.Random) -> Prompt:
-    """The prompt in which each clause lost its class or its colour word with probability `share`, and metadata that allow any
-    class or colour in its place."""
+    """The prompt in which each clause lost, with probability `share`, its class word, its colour word or both, and metadata that
+    allow any class or colour in their place."""
     include = [dict(clause) for clause in prompt.metadata["include"]]
     metadata = {**prompt.metadata, "include": include}
     words = prompt.text.split()
     for clause in include:
         if rng.random() >= share:
             continue
-        if rng.random() < 0.5 and "color" in clause:
-            word = clause.pop("color")
-        else:
+        which = rng.choice(("color", "class", "color", "class", "both")) if "color" in clause else "class"
+        if which != "class":
+            words[words.index(clause.pop("color"))] = DROPPED
+        if which != "color":
             old = clause["class"]
-            word = old if clause["count"] == 1 else PLURALS[old]
+            words[words.index(old if clause["count"] == 1 else PLURALS[old])] = DROPPED
             clause["class"] = rng.choice([name for name in CLASSES if all(name != other["class"] for other in include)])
             if "exclude" in metadata:
                 metadata["exclude"] = [{**excluded, "class": clause["class"]} for excluded in metadata["exclude"]]
-        words[words.index(word)] = DROPPED
     text = " ".join(words)
     return Prompt(text, {**metadata, "prompt": text})
 

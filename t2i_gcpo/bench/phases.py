@@ -1,0 +1,63 @@
+"""Where the steps of a run spent their time. It measures nothing anew: it reads what each step of a run logged."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from t2i_gcpo import phases
+from t2i_gcpo.bench import positive
+from t2i_gcpo.bench.measure import machine, versions
+from t2i_gcpo.run_folder import read
+
+
+@dataclass(frozen=True)
+class PhaseReport:
+    """A run's phases, with what `bench.main` asks of a report."""
+
+    run: Path
+    found: list[phases.Phase]
+    steps: int
+    first_step: int
+
+    def to_json(self) -> dict[str, Any]:
+        settings = {"run": str(self.run), "first_step": self.first_step}
+        about = {"settings": settings, "machine": machine(torch.device("cpu")), "versions": versions()}
+        return {"name": "phases", **phases.to_json(self.found, self.steps), **about}
+
+    def table(self) -> Table:
+        table = Table(
+            title=f"{self.run}: {self.steps} steps from step {self.first_step} on",
+            caption=phases.NOTE,
+            title_justify="left",
+            caption_justify="left",
+        )
+        for k, name in enumerate(phases.HEADER):
+            table.add_column(name, justify="right" if k else "left")
+        for row in phases.table_rows(self.found):
+            table.add_row(*row)
+        return table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="run folder to read")
+    parser.add_argument(
+        "--first-step", type=positive, default=11, help="leave out the steps before: compilation falls in them"
+    )
+
+
+def run(options: argparse.Namespace, console: Console) -> PhaseReport:
+    """ValueError: no run, or none of its steps is late enough."""
+    del console
+    found, steps = phases.phases(read(options.run), first_step=options.first_step, seed=options.seed)
+    if not steps:
+        raise ValueError(
+            f"{options.run} has no step from {options.first_step} on; train further, or lower --first-step"
+        )
+    return PhaseReport(options.run, found, steps, options.first_step)
