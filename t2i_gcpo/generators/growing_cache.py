@@ -2,7 +2,8 @@
 
 A growing (concatenated) cache copies itself at every step and has a new shape each time, so nothing compiles; a static one is read
 to its end from the first step on. Reading keys and values is what a decoding step costs, so this one shows a prefix of its
-buffers, longer by `STRIDE` columns now and then: half the reading, and one compiled step with one symbolic length.
+buffers, longer by `STRIDE` columns now and then: half the reading, and one compiled step with one symbolic length. Keys lie with
+their columns side by side: the scores of a single query are then sums over vectors of columns, not a sum within each column.
 
 R rows, K key-value heads, C columns of the buffers, S columns shown, D head width.
 """
@@ -25,13 +26,13 @@ class GrowingCache:
         self, layers: int, rows: int, heads: int, columns: int, width: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         """Room for at least `columns` columns."""
-        columns = rounded_up(columns)
+        columns = rounded_up(columns) + STRIDE  # never shown whole: that would be a second case to compile
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         """[1] int64: the column that the next `update` writes; in place, as compiled code holds this tensor."""
-        shape = (rows, heads, columns, width)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        """By layer [R, K, C, D]."""
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        options: Any = {"dtype": dtype, "device": device}
+        self.keys = [torch.zeros(rows, heads, width, columns, **options).mT for _ in range(layers)]
+        """By layer [R, K, C, D], contiguous over C."""
+        self.values = [torch.zeros(rows, heads, columns, width, **options) for _ in range(layers)]
         self.bias = torch.zeros(rows, 1, 1, columns, dtype=dtype, device=device)
         """[R, 1, 1, C], added to the attention scores: 0 on the columns to look at, the lowest number elsewhere."""
         self.shown_keys, self.shown_values, self.shown_bias = self.keys, self.values, self.bias

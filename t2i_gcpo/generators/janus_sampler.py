@@ -13,7 +13,7 @@ import shutil
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ from t2i_gcpo.sampling import behaviour_logits, draw, exact_kl, js
 
 #: Where the step is compiled, the prompts' width is rounded up to this many columns: prompts of like lengths share one shape.
 WIDTH_MULTIPLE = 16
+
+#: From so many operations on, inductor keeps a value that is read several times instead of working it out anew (its default: 30). At 5 the
+#: rotary cosines and sines are kept, which otherwise take most of the time of the attention scores.
+REALIZE_FROM = 5
 
 #: Compiled shapes (and their caches) that are kept.
 MOST_COMPILED = 4
@@ -103,7 +107,8 @@ class StepSampler:
             embeds = policy.get_input_embeddings()(prompts.ids[:, -1:])[folded]
             for step in range(self.length):
                 shape.cache.open(prefix + step)
-                embeds, token, record = shape.advance(embeds, by_step[step])
+                with _guards_once(step):
+                    embeds, token, record = shape.advance(embeds, by_step[step])
                 tokens.append(token)
                 records.append(record)
                 shape.positions.add_(1)
@@ -150,7 +155,8 @@ class StepSampler:
         # torch counts recompilations by code object, and every shape's step would count against the same few.
         code = step.__code__.replace(co_name=f"advance_{rows}_{prefix}")
         own = types.FunctionType(code, step.__globals__, closure=step.__closure__)
-        shape.advance = torch.compile(own, fullgraph=True)
+        options = {"realize_opcount_threshold": REALIZE_FROM} if self.model.device.type == "cpu" else None
+        shape.advance = torch.compile(own, fullgraph=True, options=options)
         self._compiled[key] = shape
         while len(self._compiled) > MOST_COMPILED:
             self._compiled.popitem(last=False)
@@ -199,6 +205,11 @@ def _attention(policy: nn.Module) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = chosen
+
+
+def _guards_once(step: int) -> AbstractContextManager[Any]:
+    """Let torch check at a rollout's first step that what was compiled still holds, and not again: nothing changes under way."""
+    return torch.compiler.set_stance("default", skip_guard_eval_unsafe=step > 0)
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:
