@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from rewards import weights
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 #: The checkpoints that ship with the package, by name: `assets/<name>`.
 EMBEDDED: tuple[str, ...] = ("janus-mini", "amused-mini")
-
-#: owner/name, as the Hugging Face hub spells it.
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-#: Seconds to wait for the hub's first answer.
-HUB_TIMEOUT = 10.0
-
-#: Files of a repository that a generator needs.
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True)
@@ -79,25 +71,7 @@ def _model_type(folder: Path) -> str:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    """Download a repository, or find it in the hub's cache; never waits long for a hub that cannot be reached."""
-    places = f"not an embedded checkpoint ({', '.join(EMBEDDED)}), no folder {Path(name).expanduser().absolute()}"
-    # "runs/first" looks like a repository, but a folder runs/ here says that a local path was meant.
-    if not HUB_NAME.fullmatch(name) or Path(name).parts[0] in (".", "..") or Path(name).parent.is_dir():
-        raise ValueError(f"no checkpoint {name!r}: {places}")
-    import huggingface_hub
-    from huggingface_hub.utils import get_session
-
-    reachable, reason = True, ""
     try:
-        get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception as error:  # the client's own errors, by version: requests, httpx, or offline mode
-        reachable, reason = False, str(error)
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=HUB_PATTERNS, local_files_only=not reachable
-        )
-    except OSError as error:
-        where = f"revision {revision!r} of " if revision else ""
-        why = str(error) if reachable else f"the hub cannot be reached ({reason}) and its cache here does not have it"
-        raise ValueError(f"no checkpoint {name!r}: {places}; {where}hub repository {name}: {why}") from error
-    return Path(folder)
+        return weights.folder(name, revision=revision, what="checkpoint")
+    except ValueError as error:
+        raise ValueError(f"{error} (nor is it an embedded checkpoint: {', '.join(EMBEDDED)})") from error
