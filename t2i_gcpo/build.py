@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rewards.base import Reward
-from t2i_gcpo.config import GeneratorConfig, RewardConfig, SamplingConfig
+from t2i_gcpo.config import GeneratorConfig, RewardConfig, SamplingConfig, WatchConfig
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.records import Sampling
 
@@ -50,6 +50,13 @@ def reward(options: RewardConfig) -> Reward:
     import rewards
 
     return rewards.load(options.name, **options.options)
+
+
+def held_out(options: WatchConfig) -> dict[str, Reward]:
+    """Name -> scorer that a run logs and does not train on."""
+    import rewards
+
+    return {name: rewards.load(name) for name in options.rewards}
 
 
 def sampling(options: SamplingConfig, *, guidance: float | None = None) -> Sampling:

@@ -214,6 +214,22 @@ class PicturesConfig:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """Watching for reward hacking on the images that are trained on."""
+
+    rewards: tuple[str, ...] = ()
+    """Scorers that are logged as held_out/NAME and never trained on: registered names, or module:callable."""
+    every: int = 1
+    """Steps between their scores."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, "watch.", every=self.every)
+        twice = sorted({name for name in self.rewards if self.rewards.count(name) > 1})
+        if twice:
+            raise ValueError(f"watch.rewards names {', '.join(twice)} more than once")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Every option of a training run."""
 
@@ -227,6 +243,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     output_dir: str = "runs/train"
     """The run folder: config.yaml, metrics.jsonl, samples/, heatmaps/, checkpoints/step_N/, report.html."""

@@ -22,6 +22,8 @@ PANELS: dict[str, str] = {
     "kl": "KL to the reference, nats a token",
     "entropy": "entropy of the tokens, nats",
     "diversity": "diversity: tokens in which siblings differ",
+    "variety/color_entropy": "entropy of an image's colours, nats",
+    "variety/near_duplicates": "near-duplicates, share of sibling pairs",
     "clip_fraction_low+clip_fraction_high": "share of tokens clipped",
     "credit/contrast": "contrast, mean |d|, nats",
     "grad_norm": "gradient norm",
@@ -43,7 +45,8 @@ def draw(groups: Mapping[str, Sequence[Run]], *, x: str = "step") -> Figure:
     from matplotlib.figure import Figure
 
     runs = [run for members in groups.values() for run in members]
-    panels = [name for name in PANELS if any(series(run, name)[0] for run in runs)]
+    titles = PANELS | held_out(runs)
+    panels = [name for name in titles if any(series(run, name)[0] for run in runs)]
     columns = min(4, max(1, len(panels)))
     rows = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(3.7 * columns, 2.7 * rows + (0.5 if len(groups) > 1 else 0)), layout="constrained")
@@ -51,7 +54,7 @@ def draw(groups: Mapping[str, Sequence[Run]], *, x: str = "step") -> Figure:
         axes = figure.add_subplot(rows, columns, k + 1)
         for color, (label, members) in zip(_colors(len(groups)), groups.items(), strict=True):
             _lines(axes, name, members, color, label, x)
-        axes.set_title(PANELS[name], fontsize=10)
+        axes.set_title(titles[name], fontsize=10)
         axes.set_xlabel("images sampled" if x == "images_sampled" else x, fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
@@ -66,6 +69,12 @@ def draw(groups: Mapping[str, Sequence[Run]], *, x: str = "step") -> Figure:
             fontsize=9,
         )
     return figure
+
+
+def held_out(runs: Sequence[Run]) -> dict[str, str]:
+    """Panels of the scorers that a run watches and does not train on."""
+    names = sorted({name for run in runs for row in run.metrics for name in row if name.startswith("held_out/")})
+    return {name: f"not trained on: {name.removeprefix('held_out/')}" for name in names}
 
 
 def series(run: Run, name: str) -> tuple[list[int], list[float]]:

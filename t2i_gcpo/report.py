@@ -8,6 +8,7 @@ from t2i_gcpo import curves, pages, phases
 from t2i_gcpo.run_folder import AFTER, BEFORE, Run, read
 from t2i_gcpo.tables import NOTE, PAIRED_NOTE, evaluation_rows, number
 from t2i_gcpo.tracking import CONFIG, METRICS
+from t2i_gcpo.watch import FOLDER, read_warnings
 
 NAME = "report.html"
 BEFORE_AFTER = "before_after.png"
@@ -46,6 +47,7 @@ def write(run_dir: str | Path) -> Path:
     parts = [
         _status(run),
         _missing(run),
+        *_warnings(run),
         *_options(run),
         *_evaluation(run),
         *_curves(run),
@@ -88,6 +90,20 @@ def _missing(run: Run) -> str:
     }
     missing = [name for name, there in wanted.items() if not there]
     return pages.paragraph(f"Not in the run folder yet: {', '.join(missing)}.", "warning") if missing else ""
+
+
+def _warnings(run: Run) -> list[str]:
+    """The signs of reward hacking that the run saw, each with its picture."""
+    found = read_warnings(run.path)
+    if not found:
+        return []
+    parts = [pages.heading("Signs of reward hacking")]
+    for row in found:
+        parts.append(pages.paragraph(f"Step {row['step']}: {row['text']}.", "warning"))
+    shown = dict.fromkeys(str(row["picture"]) for row in found if row["picture"])
+    first = run.path / FOLDER / "step_000001_trained.png"
+    both = [path for path in dict.fromkeys((first, *(run.path / name for name in shown))) if path.is_file()]
+    return [*parts, *(pages.picture(path, f"{_step(path)}: images that were trained on") for path in both)]
 
 
 def _options(run: Run) -> list[str]:

@@ -17,6 +17,7 @@ from t2i_gcpo.records import Prompt
 from t2i_gcpo.run_folder import AFTER, BEFORE
 from t2i_gcpo.tables import print_evaluation
 from t2i_gcpo.trainer import CheckpointPlan, Schedule, Trainer
+from t2i_gcpo.watch import Watch
 
 #: Images in samples/before_after.png.
 SHOWN = 24
@@ -103,6 +104,7 @@ def build_trainer(config: TrainConfig, training: list[Prompt], validation: list[
         seed=config.evaluate.seed,
         negative_prompt=config.sampling.negative_prompt,
     )
+    watch = Watch(build.held_out(config.watch), every=config.watch.every)
     return Trainer(
         build.generator(config.generator, seed=config.seed),
         scorer,
@@ -123,7 +125,7 @@ def build_trainer(config: TrainConfig, training: list[Prompt], validation: list[
         kl_stop=config.kl_stop,
         max_nonfinite=config.max_nonfinite,
         seed=config.seed,
-        callbacks=[validate, draw],
+        callbacks=[watch, validate, draw],
     )
 
 

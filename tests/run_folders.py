@@ -25,6 +25,8 @@ def metrics(step: int, gain: float) -> dict[str, float]:
         "kl": 0.001 * step,
         "entropy": 2.0,
         "diversity": 0.2,
+        "variety/color_entropy": 1.2,
+        "variety/near_duplicates": 0.1,
         "clip_fraction_low": 0.01,
         "clip_fraction_high": 0.02,
         "credit/contrast": 0.3,

@@ -18,10 +18,21 @@ OWN = {"t2i_gcpo", "rewards"}
 MATHS = ["sampling", "logprobs", "losses", "advantages", "credit"]
 #: Modules of t2i_gcpo by floor; a module imports its own floor and those below, never above.
 FLOORS = [
-    {"records", "nested", "pictures", "clock", "precision", "statistics", "interrupt", "plans", *MATHS},
+    {"records", "nested", "pictures", "clock", "precision", "statistics", "interrupt", "plans", "variety", *MATHS},
     {"algorithms", "generators", "prompts", "optim", "checkpoint"},
     {"rollout", "update", "tracking", "config"},
-    {"trainer", "evaluate", "tables", "heatmap", "heatmap_html", "monitor", "arguments", "build", "command_options"},
+    {
+        "trainer",
+        "evaluate",
+        "tables",
+        "heatmap",
+        "heatmap_html",
+        "monitor",
+        "watch",
+        "arguments",
+        "build",
+        "command_options",
+    },
     {"run_folder", "curves", "pages", "phases", "report"},
     {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"}
     | {"study", "study_file", "study_results"},
