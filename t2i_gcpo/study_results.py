@@ -22,13 +22,15 @@ Status = Literal["pending", "done", "failed", "interrupted"]
 LAST_STEPS = 10
 METRICS = ("kl", "entropy", "diversity")
 COLUMNS = [
-    "group", "seeds", "images", "before", "after", "difference", "lowest seed", "KL", "entropy", "diversity", "min a run",
+    "group", "seeds", "images", "before", "after", "difference", "lowest seed", "KL", "entropy", "diversity", "sampled",
+    "min a run",
 ]  # fmt: skip
 FAILED_COLUMNS = ["failed trial", "exit status", "last line of its log"]
 NOTE = (
     "before, after, difference: mean over the tasks, then over the seeds; in brackets: 95 % bootstrap interval over seeds and prompts; "
     f"{PAIRED_NOTE}; images: such pairs, over all seeds; lowest seed: the smallest of the seeds' differences; KL (to the reference, nats a token), "
-    f"entropy, diversity: mean of the last {LAST_STEPS} logged steps; min a run: training steps, without the evaluations"
+    f"entropy, diversity: mean of the last {LAST_STEPS} logged steps; sampled: images that a run sampled, those that dynamic "
+    "sampling discarded included; min a run: training steps, without the evaluations"
 )
 ONE_SEED_NOTE = "of one seed, the interval is over prompts alone: it holds no variance between seeds"
 
@@ -231,6 +233,7 @@ def table(groups: Any) -> list[list[str]]:
             number(row["kl"], digits=4),
             number(row["entropy"]),
             number(row["diversity"]),
+            "–" if row["images_sampled"] is None else f"{row['images_sampled']:,.0f}",
             number(row["seconds"] and row["seconds"] / 60, digits=1),
         ]
         for row in groups
