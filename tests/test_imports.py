@@ -18,7 +18,7 @@ OWN = {"t2i_gcpo", "rewards"}
 MATHS = ["sampling", "logprobs", "losses", "advantages", "credit"]
 #: Modules of t2i_gcpo by floor; a module imports its own floor and those below, never above.
 FLOORS = [
-    {"records", "nested", "pictures", "clock", "precision", "statistics", "interrupt", "plans", "variety", *MATHS},
+    {"records", "nested", "pictures", "clock", "precision", "statistics", "interrupt", "plans", "variety", "unmasking", *MATHS},
     {"algorithms", "generators", "prompts", "optim", "checkpoint"},
     {"rollout", "update", "tracking", "config"},
     {
