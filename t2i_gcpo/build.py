@@ -66,4 +66,5 @@ def sampling(options: SamplingConfig, *, guidance: float | None = None) -> Sampl
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        unmasking=options.unmasking,
     )

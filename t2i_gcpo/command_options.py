@@ -7,7 +7,8 @@ from typing import Any
 
 from t2i_gcpo.build import COMPILE, pick_device
 from t2i_gcpo.generators.base import ImageGenerator
-from t2i_gcpo.records import Sampling
+from t2i_gcpo.records import Sampling, Unmasking
+from t2i_gcpo.unmasking import ORDERS, SCHEDULES
 
 
 def add_generator_options(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,11 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     add("--top-k", type=int, default=0, help="keep the k most likely tokens; 0 keeps all")
     add("--top-p", type=float, default=1.0, help="keep the smallest set of tokens with this probability; 1 keeps all")
+    masked = "of masked generators: "
+    add("--steps", type=int, default=12, help=masked + "sampling steps (default: %(default)s)")
+    add("--schedule", default="cosine", choices=tuple(SCHEDULES), help=masked + "tokens that stay masked, by step")
+    add("--order", default="confidence", choices=ORDERS, help=masked + "which tokens a step fixes")
+    add("--order-temperature", type=float, default=2.0, help=masked + "noise on the confidence (default: %(default)s)")
     add("--seed", type=int, default=0, help="the same seed and prompt give the same images (default: %(default)s)")
 
 
@@ -53,5 +59,6 @@ def sampling(args: argparse.Namespace, **choices: Any) -> Sampling:
         top_k=args.top_k,
         top_p=args.top_p,
         seed=args.seed,
+        unmasking=Unmasking(args.steps, args.schedule, args.order, args.order_temperature),
         **choices,
     )

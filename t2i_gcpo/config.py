@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from t2i_gcpo.algorithms import TABLE, Algorithm
+from t2i_gcpo.records import Unmasking
 
 DEFAULT_ALGORITHM = "gcpo"
 
@@ -82,6 +83,7 @@ class SamplingConfig:
     """Keep the smallest set of tokens with this much probability; 1 keeps all."""
     negative_prompt: str | None = None
     """The prompt that GCPO contrasts with; null is the null prompt of classifier-free guidance, which costs no extra forward pass."""
+    unmasking: Unmasking = field(default_factory=Unmasking)
 
     def __post_init__(self) -> None:
         _at_least(0, "sampling.", guidance=self.guidance, top_k=self.top_k)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from rewards.base import Reward, check
 from t2i_gcpo import prompts as prompt_files
 from t2i_gcpo.generators.base import ImageGenerator, chunks
-from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.records import Prompt, Sampling, Unmasking
 from t2i_gcpo.statistics import Estimates, Interval, estimate
 
 
@@ -107,6 +107,7 @@ class EvalResult:
             "temperature": s.temperature,
             "top_k": s.top_k,
             "top_p": s.top_p,
+            "unmasking": asdict(s.unmasking),
             "images": [
                 {"index": r.index, "image": r.image, "prompt": r.text, "task": r.task, "score": _number(r.score)}
                 for r in self.rows
@@ -133,7 +134,10 @@ class EvalResult:
                 for r in data["images"]
             )
             names = ("guidance", "temperature", "top_k", "top_p")
-            sampling = Sampling(**{k: data[k] for k in names}, seed=data["seed"], contrast=False, stats=())
+            unmasking = Unmasking(**data.get("unmasking", {}))  # absent from files of older versions
+            sampling = Sampling(
+                **{k: data[k] for k in names}, seed=data["seed"], contrast=False, stats=(), unmasking=unmasking
+            )
             return EvalResult(rows, data["seed"], sampling, data["checkpoint"], data["prompts"], data["reward"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an evaluation written by t2i-gcpo eval or train: {error!r}") from error

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from t2i_gcpo.unmasking import ORDERS, SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,29 @@ class Prompt:
     def task(self) -> str:
         """GenEval's task name, or "all" where the prompt has none."""
         return str(self.metadata.get("tag") or "all")
+
+
+@dataclass(frozen=True)
+class Unmasking:
+    """The order in which a masked generator fixes its tokens; see `unmasking.py`. Autoregressive generators do not read it."""
+
+    steps: int = 12
+    """N, sampling steps, at most T."""
+    schedule: Literal["cosine", "linear", "square", "cubic", "sqrt"] = "cosine"
+    """How many tokens stay masked after each step."""
+    order: Literal["confidence", "random"] = "confidence"
+    """Which tokens a step fixes: those of the highest "confidence", or "random" ones, with which the tokens' log-probs are exact."""
+    temperature: float = 2.0
+    """Of the Gumbel noise on the confidence at the first step; falls to 0 in equal parts."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} unmasking steps; there must be at least 1")
+        for what, name, known in (("schedule", self.schedule, SCHEDULES), ("order", self.order, ORDERS)):
+            if name not in known:
+                raise ValueError(f"unmasking {what} {name!r} is unknown; allowed: {', '.join(known)}")
+        if self.temperature < 0:
+            raise ValueError(f"the unmasking temperature is {self.temperature}; it must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -46,6 +71,8 @@ class Sampling:
     """Whether `logprob_negative` is wanted. Free under guidance with the null prompt, else one forward without gradient."""
     stats: tuple[str, ...] = ("entropy",)
     """Which of "entropy", "exact_kl", "js" to take from the logits at sampling time."""
+    unmasking: Unmasking = field(default_factory=Unmasking)
+    """Of masked generators."""
 
     def __post_init__(self) -> None:
         if self.group_size < 1:

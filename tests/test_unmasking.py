@@ -5,15 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from diffusers.schedulers import AmusedScheduler
 from torch import Tensor
 
-from t2i_gcpo.unmasking import SCHEDULES, annealed, gumbel, newly_committed, state, still_masked
+from t2i_gcpo.records import Unmasking
+from t2i_gcpo.unmasking import ORDERS, SCHEDULES, annealed, gumbel, newly_committed, state, still_masked
 
 MASK = 9
+
+
+def test_options_name_what_there_is() -> None:
+    hints = get_type_hints(Unmasking)
+    assert get_args(hints["schedule"]) == tuple(SCHEDULES) and get_args(hints["order"]) == ORDERS
 
 
 def test_still_masked_by_hand() -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.base import chunks
+from t2i_gcpo.generators.drawing import Branches, Drawn
 from t2i_gcpo.generators.janus_prompts import Encoded, PromptEncoder
-from t2i_gcpo.generators.janus_sampler import WIDTH_MULTIPLE, Branches, Drawn, StepSampler
+from t2i_gcpo.generators.janus_sampler import WIDTH_MULTIPLE, StepSampler
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.sampling import row_noise
 

@@ -21,11 +21,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from t2i_gcpo.generators.drawing import Branches, Drawn, choose
 from t2i_gcpo.generators.growing_cache import GrowingCache
 from t2i_gcpo.generators.janus_prompts import Encoded
-from t2i_gcpo.logprobs import entropy, selected_logprob
 from t2i_gcpo.records import Sampling
-from t2i_gcpo.sampling import behaviour_logits, draw, exact_kl, js
 
 #: Where the step is compiled, the prompts' width is rounded up to this many columns: prompts of like lengths share one shape.
 WIDTH_MULTIPLE = 16
@@ -36,28 +35,6 @@ REALIZE_FROM = 5
 
 #: Compiled shapes (and their caches) that are kept.
 MOST_COMPILED = 4
-
-
-@dataclass(frozen=True)
-class Branches:
-    """Which folded branch plays which part; None: it does not run."""
-
-    null: int | None = None
-    """The null prompt, for guidance."""
-    contrast: int | None = None
-    """The one that gives `logprob_negative` and the divergences."""
-    count: int = 1
-    """N; branch 0 is the prompt."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What R rows gave."""
-
-    tokens: Tensor
-    """[R, T] int64."""
-    records: dict[str, Tensor]
-    """[R, T] fp32 by name: positive, behaviour, negative (if it was free) and the stats asked for."""
 
 
 @dataclass
@@ -210,30 +187,6 @@ def _attention(policy: nn.Module) -> Iterator[None]:
 def _guards_once(step: int) -> AbstractContextManager[Any]:
     """Let torch check at a rollout's first step that what was compiled still holds, and not again: nothing changes under way."""
     return torch.compiler.set_stance("default", skip_guard_eval_unsafe=step > 0)
-
-
-def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draw one token [R] from the branches' logits [N, R, V] with noise [R], and take the log-probs and stats of it."""
-    conditional = logits[0]
-    behaviour = behaviour_logits(
-        conditional,
-        None if branches.null is None else logits[branches.null],
-        guidance=sampling.guidance,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-    )
-    token = draw(behaviour, uniform)
-    record = {"positive": selected_logprob(conditional, token), "behaviour": selected_logprob(behaviour, token)}
-    if "entropy" in sampling.stats:
-        record["entropy"] = entropy(conditional)
-    if branches.contrast is not None:
-        contrast = logits[branches.contrast]
-        record["negative"] = selected_logprob(contrast, token)
-        for name, divergence in (("exact_kl", exact_kl), ("js", js)):
-            if name in sampling.stats:
-                record[name] = divergence(conditional, contrast)
-    return token, record
 
 
 def can_compile(device: torch.device) -> bool:

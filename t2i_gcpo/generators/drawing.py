@@ -1,0 +1,60 @@
+"""A token from the logits of all branches, and what is recorded of it: one function for every generator, so that they cannot differ.
+
+N branches in one batch (the prompt, then where wanted the null prompt and a negative prompt), R rows, T tokens, V codebook, `*` any shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from t2i_gcpo.logprobs import entropy, selected_logprob
+from t2i_gcpo.records import Sampling
+from t2i_gcpo.sampling import behaviour_logits, draw, exact_kl, js
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Which folded branch plays which part; None: it does not run."""
+
+    null: int | None = None
+    """The null prompt, for guidance."""
+    contrast: int | None = None
+    """The one that gives `logprob_negative` and the divergences."""
+    count: int = 1
+    """N; branch 0 is the prompt."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What R rows gave."""
+
+    tokens: Tensor
+    """[R, T] int64."""
+    records: dict[str, Tensor]
+    """[R, T] fp32 by name: positive, behaviour, negative (if it was free) and the stats asked for."""
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draw one token [*] from the branches' logits [N, *, V] with noise [*], and take the log-probs and stats [*] of it."""
+    conditional = logits[0]
+    behaviour = behaviour_logits(
+        conditional,
+        None if branches.null is None else logits[branches.null],
+        guidance=sampling.guidance,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+    )
+    token = draw(behaviour, uniform)
+    record = {"positive": selected_logprob(conditional, token), "behaviour": selected_logprob(behaviour, token)}
+    if "entropy" in sampling.stats:
+        record["entropy"] = entropy(conditional)
+    if branches.contrast is not None:
+        contrast = logits[branches.contrast]
+        record["negative"] = selected_logprob(contrast, token)
+        for name, divergence in (("exact_kl", exact_kl), ("js", js)):
+            if name in sampling.stats:
+                record[name] = divergence(conditional, contrast)
+    return token, record
