@@ -25,6 +25,7 @@ from t2i_gcpo.algorithms import TABLE, resolve
 from t2i_gcpo.plans import CheckpointPlan, Schedule
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.trainer import StepRecord, Trainer
+from t2i_gcpo.watch import Watch
 
 
 def steps(folder: Path) -> list[str]:
@@ -106,7 +107,7 @@ def test_what_is_logged_is_what_the_reports_read(tmp_path: Path) -> None:
     def validation(run: Trainer, record: StepRecord) -> None:
         record.metrics["validation/overall"] = 0.5
 
-    trainer(tmp_path, callbacks=[validation], reward=parts).train()
+    trainer(tmp_path, callbacks=[Watch(), validation], reward=parts).train()
     row = tracking.read_metrics(tmp_path)[-1]
     read = {name for panel in curves.PANELS for name in panel.split("+")} | set(tracking.SHOWN)
     read |= {"images_sampled", "time/step"}  # compare's columns
