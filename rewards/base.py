@@ -36,6 +36,40 @@ class Reward(Protocol):
         ...
 
 
+class Pending(Protocol):
+    """Scores that are being computed."""
+
+    def result(self) -> RewardOutput:
+        """Waits for them. Raises what the reward raised."""
+        ...
+
+
+@runtime_checkable
+class AsyncReward(Reward, Protocol):
+    """A reward that scores elsewhere: the caller may go on with other work between `submit` and `result`."""
+
+    submit_batch: int | None
+    """Images of a `submit` at best; None: nothing is scored elsewhere, and there is nothing to gain by it."""
+
+    def submit(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Pending:
+        """Arguments and result are those of a call."""
+        ...
+
+
+def join(outputs: Sequence[RewardOutput]) -> RewardOutput:
+    """The scores of several batches, one after the other; a part that a batch lacks (that of a task of which it has no image) is NaN
+    there. ValueError for no batches."""
+    import torch
+
+    if not outputs:
+        raise ValueError("there are no scores to join")
+    names = dict.fromkeys(name for output in outputs for name in output.parts)
+    parts = {
+        name: torch.cat([o.parts.get(name, torch.full_like(o.scores, torch.nan)) for o in outputs]) for name in names
+    }
+    return RewardOutput(torch.cat([output.scores for output in outputs]), parts)
+
+
 def check_policy(failure: str) -> None:
     if failure not in ("raise", "mark"):
         raise ValueError(f"failure policy {failure!r} is unknown; allowed: raise, mark")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rewards.base import FailurePolicy, Reward, RewardOutput, check, check_policy
-from rewards.registry import load
+from rewards.base import AsyncReward, FailurePolicy, Reward, RewardOutput, check, check_policy
+from rewards.registry import find, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +21,10 @@ class Composite:
     Args:
         rewards: name -> reward.
         weights: name -> weight; a reward without one weighs 1.
-        failure: "raise" stops at a score that is not finite; "mark" makes it NaN, and with it the image's sum.
+        failure: "raise" stops at a score that is not finite; "mark" makes it NaN, and with it the image's sum: an image that one reward
+            could not score has no score, whatever the weights. What a reward raises is raised under either.
+
+    Rewards that score elsewhere are asked first and work while the others do.
     """
 
     def __init__(
@@ -44,18 +49,45 @@ class Composite:
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of reward {name!r} is {weight}; it must be a finite number")
         self.failure = failure
+        self._elsewhere = {name: reward for name, reward in self.rewards.items() if isinstance(reward, AsyncReward)}
+        sizes = [reward.submit_batch for reward in self._elsewhere.values() if reward.submit_batch is not None]
+        self.submit_batch = min(sizes, default=None)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+        return self.submit(images, prompts, metadata).result()
+
+    def submit(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> PendingSum:
+        """Ask the rewards that score elsewhere; the others score when the result is asked for."""
+        pending = {name: reward.submit(images, prompts, metadata) for name, reward in self._elsewhere.items()}
+
+        def output(name: str) -> RewardOutput:
+            return pending[name].result() if name in pending else self.rewards[name](images, prompts, metadata)
+
+        # The others first: the waiting comes last.
+        order = sorted(self.rewards, key=lambda name: name in pending)
+        return PendingSum(lambda: self._sum({name: output(name) for name in order}, images, prompts))
+
+    def _sum(self, outputs: Mapping[str, RewardOutput], images: Tensor, prompts: list[str]) -> RewardOutput:
         total: Tensor | float = 0.0
         parts: dict[str, Tensor] = {}
-        for name, reward in self.rewards.items():
-            output = check(reward(images, prompts, metadata), len(images), name, prompts, failure=self.failure)
+        for name in self.rewards:
+            output = check(outputs[name], len(images), name, prompts, failure=self.failure)
             scores = output.scores.to(images.device)
             total = total + self.weights[name] * scores
             parts[name] = scores
             parts.update({f"{name}/{part}": values.to(images.device) for part, values in output.parts.items()})
         assert not isinstance(total, float), "there is at least one reward"
         return RewardOutput(total, parts)
+
+
+@dataclass(frozen=True)
+class PendingSum:
+    """A sum of which some rewards are being computed elsewhere."""
+
+    finish: Callable[[], RewardOutput]
+
+    def result(self) -> RewardOutput:
+        return self.finish()
 
 
 def load_composite(rewards: Mapping[str, Mapping[str, Any] | None], *, failure: FailurePolicy = "raise") -> Composite:
@@ -70,8 +102,8 @@ def load_composite(rewards: Mapping[str, Mapping[str, Any] | None], *, failure: 
         options = dict(settings or {})
         weights[label] = options.pop("weight", 1.0)
         name = options.pop("name", label)
-        if ":" in name:
-            # A function checks its own scores; under the sum's policy, or a marked image would stop the run there.
+        if ":" in name or "failure" in inspect.signature(find(name)).parameters:
+            # Such a reward checks its own scores; under the sum's policy, or a marked image would stop the run there.
             options.setdefault("failure", failure)
         built[label] = load(name, **options)
     return Composite(built, weights, failure=failure)

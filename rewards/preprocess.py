@@ -33,23 +33,31 @@ class Preprocess:
 
     def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """[B, 3, H, W] uint8 -> [B, 3, S, S] of `dtype`, normalised."""
-        height, width = images.shape[-2:]
-        side = {"shortest": min(height, width), "longest": max(height, width)}.get(self.resize)
-        if side is None:
-            target = (self.size, self.size)
-        else:
-            target = (max(round(height * self.size / side), 1), max(round(width * self.size / side), 1))
         pixels = images.float()
-        if target != (height, width):
-            pixels = functional.interpolate(
-                pixels, size=target, mode=self.interpolation, align_corners=False, antialias=True
-            )
-            pixels = pixels.round().clamp(0, 255)  # as images that were resized as bytes
+        height, width = self._target(*images.shape[-2:])
+        # Side by side with bytes in between, as Pillow: bicubic overshoots, and each pass cuts that off. Width first, as
+        # Pillow does with square pictures; the order is worth a few levels at most.
+        for size in ((images.shape[-2], width), (height, width)):
+            if size != tuple(pixels.shape[-2:]):
+                pixels = functional.interpolate(
+                    pixels, size=size, mode=self.interpolation, align_corners=False, antialias=True
+                )
+                pixels = pixels.round().clamp(0, 255)
         pixels = self._centre(pixels) / 255
         mean, std = (
             rearrange(torch.tensor(values, device=images.device), "c -> c 1 1") for values in (self.mean, self.std)
         )
         return ((pixels - mean) / std).to(dtype)
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after the resize. "shortest" rounds its long side down, as torchvision and transformers do."""
+        if self.resize == "squash":
+            return self.size, self.size
+        if self.resize == "shortest":
+            short = min(height, width)
+            return height * self.size // short, width * self.size // short
+        long = max(height, width)
+        return max(round(height * self.size / long), 1), max(round(width * self.size / long), 1)
 
     def _centre(self, pixels: Tensor) -> Tensor:
         """Crop or pad [B, 3, h, w] around the centre to [B, 3, S, S]; padding is black, as in open_clip."""

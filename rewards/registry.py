@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from rewards.base import Reward
 
 #: Name -> import path of the class or function that builds the reward from its options.
 REWARDS: dict[str, str] = {
+    "aesthetic": "rewards.aesthetic:AestheticReward",
+    "clip": "rewards.clip:ClipReward",
     "composite": "rewards.composite:load_composite",
     "geneval": "rewards.geneval.reward:GenEvalReward",
+    "hps": "rewards.hps:HpsReward",
+    "remote": "rewards.remote:RemoteReward",
 }
 
 
@@ -23,21 +28,29 @@ def available() -> list[str]:
 def load(name: str, **options: Any) -> Reward:
     """A reward by name, or a function of one's own as `module:callable` or `path/to/file.py:callable`.
 
-    ValueError for an unknown name (listing the available ones) and for an option that the reward does not have.
+    ValueError for an unknown name (listing the available ones), for an option that the reward does not have, and for one that it needs.
     """
     if ":" in name:
         from rewards.function import load_function
 
         return load_function(name, **options)
+    builder = find(name)
+    allowed = inspect.signature(builder).parameters
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ValueError(f"reward {name!r} has no option {', '.join(unknown)}; allowed: {', '.join(allowed) or 'none'}")
+    missing = [key for key, value in allowed.items() if value.default is value.empty and key not in options]
+    if missing:
+        raise ValueError(f"reward {name!r} needs the option {', '.join(missing)}; its options: {', '.join(allowed)}")
+    return builder(**options)
+
+
+def find(name: str) -> Callable[..., Reward]:
+    """What builds the registered reward `name`. ValueError, listing the available ones, for an unknown name."""
     if name not in REWARDS:
         raise ValueError(
             f"unknown reward {name!r}; available: {', '.join(available())}, or your own as module:callable"
         )
     module, _, attribute = REWARDS[name].partition(":")
-    builder = getattr(importlib.import_module(module), attribute)
-    allowed = inspect.signature(builder).parameters
-    unknown = sorted(set(options) - set(allowed))
-    if unknown:
-        raise ValueError(f"reward {name!r} has no option {', '.join(unknown)}; allowed: {', '.join(allowed) or 'none'}")
-    reward: Reward = builder(**options)
-    return reward
+    builder: Callable[..., Reward] = getattr(importlib.import_module(module), attribute)
+    return builder

@@ -76,7 +76,7 @@ def parse(argv: Sequence[str]) -> TrainCommand:
             )
         arguments = read_arguments(own) + arguments
 
-    reward, rest = _take_reward_options(arguments + user)
+    reward, rest = take_reward_options(arguments + user)
     name = _last(rest, "--algorithm.name") or DEFAULT_ALGORITHM
     default = TrainCommand(TrainConfig(algorithm=resolve(name), reward=reward), config=tuple(map(str, files)))
     command = tyro.cli(
@@ -178,7 +178,7 @@ def _take_configs(arguments: list[str]) -> tuple[list[Path], list[str]]:
     return files, rest
 
 
-def _take_reward_options(arguments: list[str]) -> tuple[RewardConfig, list[str]]:
+def take_reward_options(arguments: list[str]) -> tuple[RewardConfig, list[str]]:
     """Split `--reward.KEY VALUE` off the arguments. Another reward's name drops the options that came before it."""
     reward, rest, index = RewardConfig(), [], 0
     while index < len(arguments):

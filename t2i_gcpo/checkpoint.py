@@ -35,7 +35,7 @@ HASHED_BYTES = 64 * 2**20
 MAY_CHANGE = (
     "output_dir", "steps", "checkpoint", "logging", "evaluate", "pictures", "kl_stop", "max_nonfinite", "micro_batch",
     "generator.device", "generator.compile", "generator.max_batch", "generator.gradient_checkpointing",
-    "prompts.validation", "prompts.test",
+    "prompts.validation", "prompts.test", "reward.url", "reward.timeout", "reward.retries",
 )  # fmt: skip
 
 

@@ -24,6 +24,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "t2i_gcpo.evaluate_command:main",
         "score a checkpoint on held-out prompts, per task, with confidence intervals",
     ),
+    "score": ("t2i_gcpo.score_command:main", "score a folder of images or a run's samples with any scorer"),
+    "serve-rewards": (
+        "t2i_gcpo.serve_command:main",
+        "serve a scorer over HTTP, for training runs that score elsewhere",
+    ),
     "heatmap": ("t2i_gcpo.heatmap_command:main", "draw the credit of each token over an image"),
     "compare": ("t2i_gcpo.compare:main", "curves, a table and a report of several runs"),
     "study": ("t2i_gcpo.study:main", "train several arms with several seeds, pooled in one table"),

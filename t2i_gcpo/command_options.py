@@ -1,11 +1,15 @@
-"""The options that `sample`, `eval` and `heatmap` share: which generator, and how its images are drawn."""
+"""The options that several commands share: which generator, how its images are drawn, which scorer."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from t2i_gcpo.arguments import read_arguments, take_reward_options
 from t2i_gcpo.build import COMPILE, pick_device
+from t2i_gcpo.config import RewardConfig
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.records import Sampling, Unmasking
 from t2i_gcpo.unmasking import ORDERS, SCHEDULES
@@ -62,3 +66,38 @@ def sampling(args: argparse.Namespace, **choices: Any) -> Sampling:
         unmasking=Unmasking(args.steps, args.schedule, args.order, args.order_temperature),
         **choices,
     )
+
+
+def add_reward_option(parser: argparse.ArgumentParser) -> None:
+    """For the help: `take_reward` takes the scorer off the arguments before they are parsed."""
+    parser.add_argument(
+        "--reward",
+        metavar="NAME",
+        help="a registered reward, your own as module:callable, or a YAML file with a group reward: as for train; further options of "
+        "the scorer are --reward.KEY VALUE",
+    )
+
+
+def take_reward(argv: Sequence[str]) -> tuple[RewardConfig, list[str]]:
+    """Split `--reward NAME|FILE.yaml` and `--reward.KEY VALUE` off the arguments. ValueError: none, or a file without a scorer."""
+    arguments: list[str] = []
+    named, tokens = False, iter(argv)
+    for token in tokens:
+        head, equals, value = token.partition("=")
+        if head != "--reward":
+            arguments.append(token)
+            continue
+        value = value if equals else next(tokens, "--")
+        if not value or value.startswith("--"):
+            raise ValueError("--reward needs a name or a YAML file, e.g. --reward geneval")
+        named = True
+        if Path(value).suffix.lower() not in (".yaml", ".yml"):
+            arguments.append(f"--reward.name={value}")
+            continue
+        options = [option for option in read_arguments(value) if option.startswith("--reward.")]
+        if not any(option.startswith("--reward.name=") for option in options):
+            raise ValueError(f"{value} names no scorer; it needs a group like `reward: {{name: geneval}}`")
+        arguments += options
+    if not named:
+        raise ValueError("name the scorer: --reward NAME, module:callable or a YAML file, e.g. --reward geneval")
+    return take_reward_options(arguments)

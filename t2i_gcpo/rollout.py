@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rewards.base import Reward, RewardOutput, check
+from rewards.base import AsyncReward, Pending, Reward, RewardOutput, check, join
 from rewards.function import FunctionReward
 from t2i_gcpo.advantages import informative_groups
 from t2i_gcpo.generators.base import ImageGenerator, Negative
@@ -36,22 +36,40 @@ def as_reward(reward: Reward | Callable[..., Any]) -> Reward:
 
 
 def score(generator: ImageGenerator, reward: Reward, rollout: Rollout, *, phase: Phase = _untimed) -> ScoredRollout:
-    """Decode a rollout's tokens and score the images. ValueError where the reward gives the wrong number of scores."""
-    with phase("decode"):
-        images = generator.decode(rollout.tokens).cpu()
-    with phase("score"):
-        owners = [prompt for prompt in rollout.prompts for _ in range(rollout.sampling.group_size)]
-        texts = [prompt.text for prompt in owners]
-        output = reward(images, texts, [prompt.metadata for prompt in owners])
-        name = getattr(reward, "name", type(reward).__name__)
-        if not isinstance(output, RewardOutput):
-            raise ValueError(
-                f"reward {name!r} returned {type(output).__name__}; a reward's class returns a RewardOutput"
-            )
-        # What a failed score means is the reward's own option; here a NaN that it let through stays one.
-        output = check(output, len(texts), name, texts, failure="mark")
+    """Decode a rollout's tokens and score the images. ValueError where the reward gives the wrong number of scores.
+
+    A reward that scores elsewhere gets the images as they are decoded, and works while the next ones are.
+    """
+    owners = [prompt for prompt in rollout.prompts for _ in range(rollout.sampling.group_size)]
+    texts, metadata = [prompt.text for prompt in owners], [prompt.metadata for prompt in owners]
+    name = getattr(reward, "name", type(reward).__name__)
+    if isinstance(reward, AsyncReward) and reward.submit_batch is not None:
+        decoded: list[Tensor] = []
+        pending: list[Pending] = []
+        for start in range(0, len(owners), reward.submit_batch):
+            rows = slice(start, start + reward.submit_batch)
+            with phase("decode"):
+                decoded.append(generator.decode(rollout.tokens[rows]).cpu())
+            with phase("score"):
+                pending.append(reward.submit(decoded[-1], texts[rows], metadata[rows]))
+        images = torch.cat(decoded)
+        with phase("score"):
+            output = join([_checked_type(scores.result(), name) for scores in pending])
+    else:
+        with phase("decode"):
+            images = generator.decode(rollout.tokens).cpu()
+        with phase("score"):
+            output = _checked_type(reward(images, texts, metadata), name)
+    # What a failed score means is the reward's own option; here a NaN that it let through stays one.
+    output = check(output, len(texts), name, texts, failure="mark")
     parts = {part: values.detach().float().cpu() for part, values in output.parts.items()}
     return ScoredRollout(rollout, images, output.scores.cpu(), parts)
+
+
+def _checked_type(output: Any, name: str) -> RewardOutput:
+    if not isinstance(output, RewardOutput):
+        raise ValueError(f"reward {name!r} returned {type(output).__name__}; a reward's class returns a RewardOutput")
+    return output
 
 
 def collect(

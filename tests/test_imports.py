@@ -18,7 +18,19 @@ OWN = {"t2i_gcpo", "rewards"}
 MATHS = ["sampling", "logprobs", "losses", "advantages", "credit"]
 #: Modules of t2i_gcpo by floor; a module imports its own floor and those below, never above.
 FLOORS = [
-    {"records", "nested", "pictures", "clock", "precision", "statistics", "interrupt", "plans", "variety", "unmasking", *MATHS},
+    {
+        "records",
+        "nested",
+        "pictures",
+        "clock",
+        "precision",
+        "statistics",
+        "interrupt",
+        "plans",
+        "variety",
+        "unmasking",
+        *MATHS,
+    },
     {"algorithms", "generators", "prompts", "optim", "checkpoint"},
     {"rollout", "update", "tracking", "config"},
     {
@@ -35,7 +47,7 @@ FLOORS = [
     },
     {"run_folder", "curves", "pages", "phases", "report"},
     {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"}
-    | {"study", "study_file", "study_results"},
+    | {"study", "study_file", "study_results", "serve_command", "score_command", "picture_files"},
 ]
 #: The embedded world: its prompts lie below `prompts`, its pre-training above the generators.
 APART = {"shapes", "__init__"}

@@ -78,7 +78,7 @@ def test_a_stage_cuts_its_log_back_to_the_state(tmp_path: Path, tokenizer: Any) 
     stage = Stage(tmp_path, "test", 4, trainer.settings)
     report = stage.on_step(trainer, every=1)
     report(1, {"loss": 1.0})
-    trainer.step_number = 1
+    trainer.optimisation.step_number = 1
     write_atomically(trainer.state_dict(), stage.state_path)
     report(2, {"loss": 2.0})
     Stage(tmp_path, "test", 4, trainer.settings).resume(language_trainer(tokenizer))

@@ -300,7 +300,9 @@ def test_a_study_and_its_numbers(
     assert data["study"]["content"]["seeds"] == [0, 1]
     assert data["machine"]["cores"] and data["versions"]["torch"] and data["threads_per_trial"] == "7"
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "| grpo | 2 | 12 | 0.000 | 1.000 | +1.000 [+1.000, +1.000] | +1.000 | 0.0250 | 2.000 | – | 32 | 2.0 |" in table
+    assert (
+        "| grpo | 2 | 12 | 0.000 | 1.000 | +1.000 [+1.000, +1.000] | +1.000 | 0.0250 | 2.000 | – | 32 | 2.0 |" in table
+    )
     assert "Difference by task" in table and "holds no variance between seeds" not in table and "failed" not in table
     assert (tmp_path / "out" / "compare" / "curves.png").is_file()
     printed = capsys.readouterr().out

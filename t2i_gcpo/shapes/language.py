@@ -10,11 +10,10 @@ B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from rewards.vocabulary import CLASSES, PLURALS
 from t2i_gcpo.generators.janus_sampler import can_compile
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.shapes.janus_mini import LanguageModelShape
+from t2i_gcpo.shapes.optimisation import Optimisation, OptimisationSettings
 from t2i_gcpo.shapes.prompts import TASKS, split
 from t2i_gcpo.shapes.scene import sample_scene
 from t2i_gcpo.shapes.vq import nearest, patches
@@ -125,6 +125,26 @@ def encode_scenes(prompts: list[Prompt], codes: Tensor, rng: random.Random, chun
     return torch.cat(tokens)
 
 
+class Drawing(Protocol):
+    """What `draw_pairs` goes by."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def dropped_words(self) -> float: ...
+    @property
+    def short_prompts(self) -> float: ...
+
+
+def draw_pairs(rng: random.Random, codes: Tensor, settings: Drawing) -> tuple[list[str], Tensor]:
+    """Texts of training prompts, words dropped and shortened, and the tokens [B, T] int64 of a scene for each."""
+    prompts = [with_words_dropped(prompt, settings.dropped_words, rng) for prompt in draw_prompts(rng, settings.batch)]
+    tokens = encode_scenes(prompts, codes, rng)
+    short = [rng.random() < settings.short_prompts for _ in prompts]
+    texts = [p.text.removeprefix("a photo of ") if cut else p.text for p, cut in zip(prompts, short, strict=True)]
+    return texts, tokens.long()
+
+
 class LanguageTrainer:
     """The training state and one step of it; `state_dict` holds everything that a resumed run needs."""
 
@@ -139,26 +159,22 @@ class LanguageTrainer:
                 "generation_head": inner.generation_head,
             }
         ).train()
-        self.average = {name: value.detach().clone() for name, value in self.modules.named_parameters()}
-        # Muon for the hidden matrices, AdamW for embeddings, the codebook's logits and all vectors.
-        matrices = [
-            p
-            for name, p in self.modules.named_parameters()
-            if p.ndim == 2 and "embed" not in name and "vision_head" not in name
-        ]
-        chosen = {id(p) for p in matrices}
-        others = [p for p in self.modules.parameters() if id(p) not in chosen]
-        decay = settings.weight_decay
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
-            torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-        ]
+        self.optimisation = Optimisation(
+            self.modules,
+            OptimisationSettings(
+                settings.steps, settings.lr, settings.muon_lr, settings.warmup, settings.weight_decay, settings.ema
+            ),
+            lambda name, _: "embed" not in name and "vision_head" not in name,
+        )
         self.rng = random.Random(settings.seed)
         held_out = draw_prompts(self.rng, VALIDATION_SCENES, "val")
         self.validation = [p.text for p in held_out], encode_scenes(held_out, codes, self.rng)
-        self.step_number = 0
         compiled = settings.compile and can_compile(torch.device("cpu"))
         self.losses = torch.compile(self._losses, dynamic=False) if compiled else self._losses
+
+    @property
+    def step_number(self) -> int:
+        return self.optimisation.step_number
 
     def _losses(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """Cross-entropy of each image token, `[B, T]`."""
@@ -179,85 +195,44 @@ class LanguageTrainer:
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        settings = self.settings
-        prompts = [
-            with_words_dropped(prompt, settings.dropped_words, self.rng)
-            for prompt in draw_prompts(self.rng, settings.batch)
-        ]
-        tokens = encode_scenes(prompts, self.codes, self.rng)
-        short = [self.rng.random() < settings.short_prompts for _ in prompts]
-        texts = [p.text.removeprefix("a photo of ") if cut else p.text for p, cut in zip(prompts, short, strict=True)]
+        texts, tokens = draw_pairs(self.rng, self.codes, self.settings)
         ids, mask = encode_prompts(texts, self.tokenizer)
-        dropped = torch.tensor([self.rng.random() < settings.dropped_prompts for _ in prompts])
+        dropped = torch.tensor([self.rng.random() < self.settings.dropped_prompts for _ in texts])
         inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
         inside[:, -1] = False
         ids = ids.masked_fill(inside & dropped[:, None], self.tokenizer.pad_token_id)
-        return ids, mask, tokens.long()
-
-    def _learning_rate_factor(self) -> float:
-        settings = self.settings
-        progress = self.step_number / settings.steps
-        warm = min(1.0, (self.step_number + 1) / settings.warmup)
-        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return ids, mask, tokens
 
     def step(self) -> dict[str, float]:
         """One optimiser step; returns its loss in nats a token."""
         ids, mask, tokens = self._batch()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
             loss = self.losses(ids, mask, tokens).mean()
-        self.modules.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        for optimizer, lr in zip(self.optimizers, (self.settings.lr, self.settings.muon_lr), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * self._learning_rate_factor()
-            optimizer.step()
-        self.step_number += 1
-        # A short warm-up of the average, so that early steps do not hold on to the random start.
-        decay = min(self.settings.ema, self.step_number / (self.step_number + 20))
-        with torch.no_grad():
-            for name, value in self.modules.named_parameters():
-                self.average[name].lerp_(value, 1 - decay)
-        return {"loss": float(loss.detach()), "grad_norm": float(norm)}
+        norm = self.optimisation.step(loss)
+        return {"loss": float(loss.detach()), "grad_norm": norm}
 
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Mean cross-entropy of the averaged weights on scenes of prompts never trained on, nats a token."""
-        kept = {name: value.detach().clone() for name, value in self.modules.named_parameters()}
-        self._load(self.average)
+        kept = self.optimisation.load(self.optimisation.average)
         texts, tokens = self.validation
         ids, mask = encode_prompts(texts, self.tokenizer)
         total = self._losses(ids, mask, tokens.long()).mean()
-        self._load(kept)
+        self.optimisation.load(kept)
         return float(total)
-
-    @torch.no_grad()
-    def _load(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in self.modules.named_parameters():
-            parameter.copy_(values[name])
 
     def finished(self) -> Any:
         """The whole model in evaluation mode, with the averaged weights."""
-        self._load(self.average)
+        self.optimisation.load(self.optimisation.average)
         return self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "modules": self.modules.state_dict(),
-            "average": self.average,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "rng": self.rng.getstate(),
-            "step": self.step_number,
-        }
+        return {**self.optimisation.state_dict(), "rng": self.rng.getstate()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.modules.load_state_dict(state["modules"])
-        self.average = state["average"]
-        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(optimizer_state)
+        self.optimisation.load_state_dict(state)
         version, internal, gauss = state["rng"]
         self.rng.setstate((version, tuple(internal), gauss))
-        self.step_number = state["step"]
 
 
 def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | None) -> Any:

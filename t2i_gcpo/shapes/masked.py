@@ -1,0 +1,126 @@
+"""Pre-training of `amused-mini`: the tokens behind a random mask, from those that are left and the prompt (MaskGIT, 2202.04200).
+
+Scenes, prompts and dropped words are those of janus-mini's language model. From a share of the rows the whole prompt is dropped: its text is
+then empty, which is the null prompt that guidance mixes with.
+
+B rows, T image tokens, V codebook.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from t2i_gcpo.generators.amused import NULL
+from t2i_gcpo.generators.amused_parts import AmusedParts, Texts, logits
+from t2i_gcpo.generators.janus_sampler import can_compile
+from t2i_gcpo.shapes.amused_mini import TEXT_LENGTH
+from t2i_gcpo.shapes.language import VALIDATION_SCENES, draw_pairs, draw_prompts, encode_scenes
+from t2i_gcpo.shapes.optimisation import Optimisation, OptimisationSettings
+
+
+@dataclass(frozen=True)
+class MaskedSettings:
+    """How the transformer and the text encoder are trained; the defaults made the embedded checkpoint."""
+
+    steps: int = 3000
+    batch: int = 48
+    lr: float = 2e-3
+    muon_lr: float = 3e-3
+    warmup: int = 60
+    weight_decay: float = 0.02
+    dropped_prompts: float = 0.1
+    dropped_words: float = 0.5
+    short_prompts: float = 0.15
+    ema: float = 0.998
+    bfloat16: bool = True
+    compile: bool = True
+    seed: int = 0
+
+
+class MaskedTrainer:
+    """The training state and one step of it; `state_dict` holds everything that a resumed run needs."""
+
+    def __init__(self, settings: MaskedSettings, parts: AmusedParts, codes: Tensor) -> None:
+        """`codes` [V, 192]: what each code stands for."""
+        self.settings, self.parts, self.codes = settings, parts, codes
+        parts.vqvae.requires_grad_(False)
+        self.modules = nn.ModuleDict({"transformer": parts.transformer, "text_encoder": parts.text_encoder}).train()
+        self.optimisation = Optimisation(
+            self.modules,
+            OptimisationSettings(
+                settings.steps, settings.lr, settings.muon_lr, settings.warmup, settings.weight_decay, settings.ema
+            ),
+            lambda name, _: "embed" not in name or "cond_embed" in name,
+        )
+        self.rng = random.Random(settings.seed)
+        held_out = draw_prompts(self.rng, VALIDATION_SCENES, "val")
+        tokens = encode_scenes(held_out, codes, self.rng).long()
+        self.validation = self._ids([p.text for p in held_out]), tokens, self._masks(len(tokens), tokens.shape[1])
+        compiled = settings.compile and can_compile(torch.device("cpu"))
+        self.losses = torch.compile(self._losses, dynamic=False) if compiled else self._losses
+
+    @property
+    def step_number(self) -> int:
+        return self.optimisation.step_number
+
+    def _ids(self, texts: list[str]) -> Tensor:
+        """[B, L] int64."""
+        return self.parts.tokenizer(
+            texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+        ).input_ids
+
+    def _masks(self, rows: int, length: int) -> Tensor:
+        """[B, T] bool: a share of `cos(u pi / 2)` of each row's tokens, u uniform; at least one."""
+        noise = torch.rand(rows, length, generator=torch.Generator().manual_seed(self.rng.getrandbits(62)))
+        counts = torch.tensor(
+            [max(1, math.floor(length * math.cos(self.rng.random() * math.pi / 2))) for _ in range(rows)]
+        )
+        return noise.argsort(dim=1).argsort(dim=1) < counts[:, None]
+
+    def _losses(self, ids: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
+        """Cross-entropy of each image token, [B, T]; those that are not masked count too little to be worth a cut."""
+        encoded = self.parts.text_encoder(ids, output_hidden_states=True)
+        texts = Texts(encoded.hidden_states[-2], encoded.text_embeds)
+        states = tokens.masked_fill(masked, self.parts.mask_token)
+        found = logits(self.parts.transformer, states, texts, self.parts.grid, self.parts.pixels).float()
+        return F.cross_entropy(found.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+
+    def step(self) -> dict[str, float]:
+        """One optimiser step; returns its loss in nats a masked token."""
+        texts, tokens = draw_pairs(self.rng, self.codes, self.settings)
+        texts = [NULL if self.rng.random() < self.settings.dropped_prompts else text for text in texts]
+        masked = self._masks(*tokens.shape)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
+            losses = self.losses(self._ids(texts), tokens, masked)
+        loss = (losses * masked).sum() / masked.sum()
+        norm = self.optimisation.step(loss)
+        return {"loss": float(loss.detach()), "grad_norm": norm}
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean cross-entropy of the averaged weights on masked scenes of prompts never trained on, nats a masked token."""
+        kept = self.optimisation.load(self.optimisation.average)
+        ids, tokens, masked = self.validation
+        losses = self._losses(ids, tokens, masked)
+        self.optimisation.load(kept)
+        return float((losses * masked).sum() / masked.sum())
+
+    def finished(self) -> AmusedParts:
+        """All parts in evaluation mode, with the averaged weights."""
+        self.optimisation.load(self.optimisation.average)
+        return self.parts.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.optimisation.state_dict(), "rng": self.rng.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimisation.load_state_dict(state)
+        version, internal, gauss = state["rng"]
+        self.rng.setstate((version, tuple(internal), gauss))

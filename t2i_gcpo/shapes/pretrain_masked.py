@@ -1,0 +1,64 @@
+"""`t2i-gcpo pretrain amused`: train `amused-mini` from nothing but janus-mini's VQ model.
+
+The work folder holds `masked/state.pt` (written atomically, so that the same command goes on where it was stopped) and `masked/log.jsonl`; at
+the end it holds `amused-mini/` in diffusers' layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from t2i_gcpo import generators
+from t2i_gcpo.generators.amused_parts import AmusedParts
+from t2i_gcpo.generators.janus import Janus
+from t2i_gcpo.shapes.amused_mini import MaskedModelShape, build_amused
+from t2i_gcpo.shapes.masked import MaskedSettings, MaskedTrainer
+from t2i_gcpo.shapes.pretrain import Stage
+from t2i_gcpo.shapes.vq import VQSettings, patch_codes
+
+#: Whose VQ model it shares.
+TOKENIZER = "janus-mini"
+
+
+def pretrain(work: Path, settings: MaskedSettings, *, every: int = 20, validate_every: int = 200) -> AmusedParts:
+    """The trained parts, from the work folder if they are there already."""
+    janus = generators.load(TOKENIZER, compile=False)
+    assert isinstance(janus, Janus)
+    parts = build_amused(MaskedModelShape(), janus.model.model.vqmodel, settings.seed)
+    trainer = MaskedTrainer(settings, parts, patch_codes(VQSettings()))
+    stage = Stage(work / "masked", "masked transformer", settings.steps, settings)
+    stage.resume(trainer)
+    report = stage.on_step(trainer, every=every)
+    while trainer.step_number < settings.steps:
+        metrics = trainer.step()
+        if trainer.step_number % validate_every == 0 or trainer.step_number == settings.steps:
+            metrics["validation_loss"] = trainer.validation_loss()
+        report(trainer.step_number, metrics)
+    return trainer.finished()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train the masked transformer, or go on with it, and write the checkpoint."""
+    parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain amused", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/pretrain_amused"), help="work folder (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=MaskedSettings.steps, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    parts = pretrain(options.out, MaskedSettings(seed=options.seed, steps=options.steps))
+    folder = options.out / "amused-mini"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts.save(folder)
+    print(f"wrote {folder}; use it with --checkpoint {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
