@@ -36,7 +36,7 @@ class Scorer:
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         self.batches.append(list(prompts))
         self.entered.set()
-        assert self.gate.wait(20)
+        assert self.gate.wait(60)
         for row in metadata:
             if "error" in row:
                 raise {"ValueError": ValueError, "RuntimeError": RuntimeError, "SystemExit": SystemExit}[row["error"]](
