@@ -40,6 +40,7 @@ def generator(options: GeneratorConfig, *, seed: int = 0) -> ImageGenerator:
         max_batch=options.max_batch,
         compile=COMPILE[options.compile],
         gradient_checkpointing=options.gradient_checkpointing,
+        decode_dtype=options.decode_dtype,
     )
     if options.lora_rank:
         loaded.add_lora(rank=options.lora_rank, alpha=options.lora_alpha, seed=seed)

@@ -50,6 +50,8 @@ class GeneratorConfig:
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights and the forward pass; log-probs are fp32 in any case."""
+    decode_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the image decoder: auto is bfloat16 on a CPU with instructions for it (some 1.6 times as fast; pixels move by about 3 of 255), else that of the weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -32,7 +32,7 @@ def sampling(**changes: Any) -> Sampling:
 @pytest.fixture(scope="module")
 def shared() -> Amused:
     """Not to be trained."""
-    return tiny_amused.generator()
+    return tiny_amused.generator(decode_dtype="float32")
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:

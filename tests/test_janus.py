@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shared(folder: Path) -> Janus:
     """For tests that change nothing in it."""
-    return Janus.load(str(folder), compile=False)
+    return Janus.load(str(folder), compile=False, decode_dtype="float32")
 
 
 @pytest.fixture

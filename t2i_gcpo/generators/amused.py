@@ -33,6 +33,7 @@ from t2i_gcpo.generators.base import (
     seeded,
 )
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
+from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
 from t2i_gcpo.generators.drawing import Branches, Drawn, choose
 from t2i_gcpo.generators.policy import PolicyWeights
 from t2i_gcpo.logprobs import entropy, selected_logprob
@@ -70,13 +71,17 @@ class Amused:
         max_batch: int | None = None,
         compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = True,
+        decode_dtype: DecodeDtype = "auto",
     ) -> None:
         """
         max_batch: rows sampled or decoded at once (None: all); images do not depend on it beyond rounding.
         compile: accepted as other generators do; this one's steps are not compiled.
         gradient_checkpointing: keep the activations of one sampling step at a time in the backward pass, and compute those of the others
             again. Off: the activations of all N steps exist at once.
+        decode_dtype: precision of the image decoder; see `decoding`.
         """
+        check_decode_dtype(decode_dtype)
+        self.decode_dtype = decode_dtype
         self.parts = parts.eval()
         self.base, self.max_batch = base, max_batch
         self.gradient_checkpointing = gradient_checkpointing
@@ -398,7 +403,8 @@ class Amused:
             ).sample  # [0, 1]
             return (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
-        return in_chunks(decode_rows, tokens.to(self.device), self.max_batch)
+        with decoding(self.decode_dtype, self.device, self.dtype):
+            return in_chunks(decode_rows, tokens.to(self.device), self.max_batch)
 
 
 def _at(found: Tensor, index: Tensor) -> Tensor:

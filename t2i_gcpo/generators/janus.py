@@ -27,6 +27,7 @@ from t2i_gcpo.generators.base import (
     seeded,
 )
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
+from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
 from t2i_gcpo.generators.janus_prompts import PromptEncoder
 from t2i_gcpo.generators.janus_rows import RowSampler
 from t2i_gcpo.generators.janus_sampler import StepSampler, can_compile
@@ -57,6 +58,7 @@ class Janus:
         compile: bool | Literal["auto"] = "auto",
         head_chunk: int = DEFAULT_CHUNK,
         gradient_checkpointing: bool = False,
+        decode_dtype: DecodeDtype = "auto",
     ) -> None:
         """`model` is a `JanusForConditionalGeneration`, `processor` its `JanusProcessor`.
 
@@ -64,6 +66,7 @@ class Janus:
         compile: whether the sampling step is compiled. "auto" compiles where torch can and `rollouts_ahead` makes it pay.
         head_chunk: tokens whose logits exist at once when tokens are scored.
         gradient_checkpointing: compute the language model's activations again in the backward pass, for less memory.
+        decode_dtype: precision of the image decoder; see `decoding`.
         """
         if compile is True and not can_compile(model.device):
             raise ValueError(
@@ -76,6 +79,8 @@ class Janus:
         self.max_batch = max_batch
         self.compile = compile
         self.gradient_checkpointing = gradient_checkpointing
+        check_decode_dtype(decode_dtype)
+        self.decode_dtype = decode_dtype
         self.rollouts_ahead = 1
         """How many rollouts of like size the caller will ask for in all; `compile="auto"` goes by it."""
         side = int(model.config.vq_config.num_patches)
@@ -299,4 +304,5 @@ class Janus:
 
         # On a CPU the activations of a few images stay in the cache.
         rows = DECODE_ROWS_CPU if self.device.type == "cpu" else self.max_batch
-        return in_chunks(decode_rows, tokens.to(self.device), rows)
+        with decoding(self.decode_dtype, self.device, self.dtype):
+            return in_chunks(decode_rows, tokens.to(self.device), rows)

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ from t2i_gcpo.records import Prompt
 from t2i_gcpo.shapes.prompts import TASKS, split
 from t2i_gcpo.shapes.scene import Scene, sample_scene
 from t2i_gcpo.tables import print_note, print_table
+
+if TYPE_CHECKING:
+    from t2i_gcpo.generators.janus import Janus
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,14 @@ def agreement(
     }
 
 
-def through_vq(vq: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-    """Encode and decode with a `JanusVQVAE`."""
+def through_vq(generator: Janus) -> Callable[[Tensor], Tensor]:
+    """Encode with Janus' VQ model, and decode as training does."""
 
     @torch.no_grad()
     def transform(images: Tensor) -> Tensor:
         pixels = images.float() / 127.5 - 1
-        codes = vq.encode(pixels).image_tokens.view(len(images), -1)
-        decoded = vq.decode(codes)
-        return ((decoded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        codes = generator.model.model.vqmodel.encode(pixels).image_tokens
+        return generator.decode(codes.view(len(images), -1))
 
     return transform
 
@@ -109,10 +112,9 @@ def main(argv: list[str] | None = None) -> int:
     results = {"rendered": agreement(cases)}
     bounds = {"rendered": options.rendered_bound, "decoded": options.decoded_bound}
     if options.checkpoint != "none":
-        from t2i_gcpo.generators import load
+        from t2i_gcpo.generators.janus import Janus
 
-        generator = load(options.checkpoint, device="cpu", dtype=torch.float32)
-        results["decoded"] = agreement(cases, through_vq(generator.model.model.vqmodel))  # type: ignore[attr-defined]
+        results["decoded"] = agreement(cases, through_vq(Janus.load(options.checkpoint)))
     kinds = [(kind, part) for kind in results for part in ("true", "false", "all")]
     print_table(
         ["task", *(f"{kind}: {part}" for kind, part in kinds)],
