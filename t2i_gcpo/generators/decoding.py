@@ -30,5 +30,5 @@ def decoding(name: DecodeDtype, device: torch.device, weights: torch.dtype) -> A
 
 def native_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 natively; elsewhere it is emulated, and slower than float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and later
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # newer releases of torch have it
     return any(capabilities.get(name) for name in NATIVE_BFLOAT16)
