@@ -35,7 +35,7 @@ def in_batches(function: Callable[..., Tensor], *rows: Sequence[Any] | Tensor, b
     results = []
     for start in range(0, len(rows[0]), batch_size):
         part = [row[start : start + batch_size] for row in rows]
-        with _room(name, len(part[0])):
+        with room(name, len(part[0])):
             results.append(function(*part))
     return torch.cat(results)
 
@@ -67,7 +67,7 @@ class TextCache:
 
 
 @contextmanager
-def _room(name: str, rows: int) -> Iterator[None]:
+def room(name: str, rows: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -42,7 +42,11 @@ class OpenClipEncoder:
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 -> [B, D] float32 of length 1, on the model's device."""
-        pixels = self.preprocess(images.to(self.device), self.dtype)
+        return self.pixels(self.preprocess(images.to(self.device), self.dtype))
+
+    @torch.no_grad()
+    def pixels(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S], preprocessed, of the model's device and dtype -> [B, D] as `images`."""
         return functional.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()

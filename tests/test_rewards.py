@@ -277,7 +277,8 @@ def test_geneval_scores(score: str, expected: list[float]) -> None:
     assert output.scores.tolist() == pytest.approx(expected)
     assert output.parts["strict"].tolist() == [1, 0, 0, 0]
     assert output.parts["clauses"].tolist() == pytest.approx([1, 0, 0.5, 2 / 3])
-    assert set(output.parts) == {"strict", "clauses", "task/colors", "task/counting", "task/two_object"}
+    tasks = {"task/colors", "task/counting", "task/two_object"}
+    assert set(output.parts) == {"strict", "clauses", "clause/0", "clause/1", "clause/2", *tasks}
     colors = output.parts["task/colors"]
     assert colors[:2].tolist() == [1, 0] and colors[2:].isnan().all()
     check(output, 4, "geneval", ["a photo"] * 4)
