@@ -25,6 +25,12 @@ def check_images(images: Tensor, name: str) -> None:
         raise ValueError(f"reward {name!r} takes uint8 images [B, 3, H, W]; got {given}")
 
 
+def check_prompts(images: Tensor, prompts: Sequence[str], name: str) -> None:
+    """ValueError unless each image has a prompt."""
+    if len(prompts) != len(images):
+        raise ValueError(f"reward {name!r} got {len(images)} images and {len(prompts)} prompts; one prompt an image")
+
+
 def in_batches(function: Callable[..., Tensor], *rows: Sequence[Any] | Tensor, batch_size: int, name: str) -> Tensor:
     """`function` over at most `batch_size` rows at a time, its results joined along the rows.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.batches import TextCache, check_images, in_batches
+from rewards.batches import TextCache, check_images, check_prompts, in_batches
 from rewards.preprocess import Preprocess
 
 #: What happens to a text that the tokenizer cuts, or with words outside its vocabulary: one warning, or a ValueError.
@@ -97,9 +97,6 @@ def _unknown_token(tokenizer: Any) -> int | None:
 def cosines(encoder: OpenClipEncoder, texts: TextCache, images: Tensor, prompts: list[str], batch_size: int) -> Tensor:
     """[B] cosine of each image and its prompt, on the images' device. `texts`: a TextCache over `encoder.texts`."""
     check_images(images, encoder.name)
-    if len(prompts) != len(images):
-        raise ValueError(
-            f"reward {encoder.name!r} got {len(images)} images and {len(prompts)} prompts; one prompt an image"
-        )
+    check_prompts(images, prompts, encoder.name)
     features = in_batches(encoder.images, images, batch_size=batch_size, name=encoder.name)
     return (features * texts(prompts)).sum(dim=-1).to(images.device)

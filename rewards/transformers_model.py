@@ -1,4 +1,4 @@
-"""A model of transformers with its weights, its tokenizer and its image preprocessing, from a folder or a hub repository."""
+"""A model of transformers with its weights, and its image preprocessing, from a folder or a hub repository."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_model(
         )
     try:
         model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # transformers' errors, safetensors' own, pickle's, by what the folder holds
         raise ValueError(f"reward {name!r}: {folder} does not fit {architecture}: {short(error)}") from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -64,16 +64,10 @@ def model_folder(name: str, checkpoint: str, *, revision: str | None = None) -> 
     raise ValueError(f"no {what}: {folder} holds none of {', '.join(WEIGHTS)}")
 
 
-def load_tokenizer(name: str, checkpoint: str, *, revision: str | None = None) -> Any:
-    """The tokenizer of a folder or hub repository. ValueError where there is none."""
-    folder = weights.folder(checkpoint, revision=revision, files=TEXT_FILES, what=f"tokenizer for reward {name!r}")
-    return _load("AutoTokenizer", "tokenizer", folder, name)
-
-
 def load_image_processor(name: str, folder: Path) -> Any:
     """The image processor of a model's folder. ValueError where there is none."""
     mend()
-    return _load("AutoImageProcessor", "preprocessor_config.json", folder, name)
+    return load_part("AutoImageProcessor", "image processor", folder, name)
 
 
 def read_preprocess(name: str, checkpoint: str, *, revision: str | None = None) -> Preprocess:
@@ -109,7 +103,8 @@ def _side(size: int | dict[str, int]) -> int:
     return int(sides[0])
 
 
-def _load(loader: str, what: str, folder: Path, name: str) -> Any:
+def load_part(loader: str, what: str, folder: Path, name: str) -> Any:
+    """What transformers' class `loader` reads from a folder. ValueError where it cannot."""
     try:
         return getattr(require("transformers", name), loader).from_pretrained(folder)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
