@@ -16,6 +16,7 @@ REWARDS: dict[str, str] = {
     "composite": "rewards.composite:load_composite",
     "geneval": "rewards.geneval.reward:GenEvalReward",
     "hps": "rewards.hps:HpsReward",
+    "image_reward": "rewards.image_reward:ImageReward",
     "ocr": "rewards.ocr:OcrReward",
     "pickscore": "rewards.pickscore:PickScoreReward",
     "remote": "rewards.remote:RemoteReward",
