@@ -54,7 +54,9 @@ class PickScoreReward:
         if score not in ("logit", "cosine"):
             raise ValueError(f"score {score!r} of reward 'pickscore' is unknown; allowed: logit, cosine")
         self.model, _ = load_model("pickscore", "CLIPModel", checkpoint, revision=revision, device=device, dtype=dtype)
-        self.preprocess = read_preprocess("pickscore", processor, revision=processor_revision)
+        self.preprocess = read_preprocess(
+            "pickscore", processor, side=self.model.config.vision_config.image_size, revision=processor_revision
+        )
         self.read = TextReader(
             "pickscore",
             processor,

@@ -70,8 +70,11 @@ def load_image_processor(name: str, folder: Path) -> Any:
     return load_part("AutoImageProcessor", "image processor", folder, name)
 
 
-def read_preprocess(name: str, checkpoint: str, *, revision: str | None = None) -> Preprocess:
-    """CLIP's kind of preprocessing, from the configuration of a folder or hub repository. ValueError for another kind."""
+def read_preprocess(name: str, checkpoint: str, *, side: int, revision: str | None = None) -> Preprocess:
+    """CLIP's kind of preprocessing, from the configuration of a folder or hub repository.
+
+    `side`: S of the S x S images that the model takes. ValueError for another kind, or another size.
+    """
     folder = weights.folder(checkpoint, revision=revision, files=TEXT_FILES, what=f"preprocessing for reward {name!r}")
     path = folder / "preprocessor_config.json"
     if path.is_file():
@@ -92,6 +95,11 @@ def read_preprocess(name: str, checkpoint: str, *, revision: str | None = None) 
             f"reward {name!r}: the preprocessing of {path} is not of CLIP's kind (size, crop_size alike, image_mean, "
             f"image_std; bilinear or bicubic): {short(error)}"
         ) from error
+    if size != side:
+        raise ValueError(
+            f"reward {name!r}: {path} makes images of {size} pixels, but the model takes {side}; take the preprocessing of the "
+            "model's own repository"
+        )
     return Preprocess(size, "shortest" if shortest else "squash", interpolation, mean, std)  # type: ignore[arg-type]
 
 

@@ -237,7 +237,7 @@ def test_preprocessing_in_all_its_spellings(tmp_path: Path) -> None:
 
     sizes = {"crop_size": {"height": 16, "width": 16}, "size": {"shortest_edge": 16}, "resample": 2}
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {**PREPROCESS, **sizes}}))
-    given = read_preprocess("pickscore", str(tmp_path))
+    given = read_preprocess("pickscore", str(tmp_path), side=16)
     assert (given.size, given.resize, given.interpolation, given.std) == (
         16,
         "shortest",
@@ -246,4 +246,6 @@ def test_preprocessing_in_all_its_spellings(tmp_path: Path) -> None:
     )
     squash = {"size": {"height": 16, "width": 16}, "do_center_crop": False}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**PREPROCESS, **squash}))
-    assert read_preprocess("pickscore", str(tmp_path)).resize == "squash"
+    assert read_preprocess("pickscore", str(tmp_path), side=16).resize == "squash"
+    with pytest.raises(ValueError, match="makes images of 16 pixels, but the model takes 20"):
+        read_preprocess("pickscore", str(tmp_path), side=20)
