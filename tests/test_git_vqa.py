@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,16 @@ PROMPTS = [f"prompt {k}" for k in range(len(ROWS))]
 ASKED = [["red car", "blue teddy bear"], ["dog"], None, ["dog", "teddy bear", "car"], None, None, ["blue car"]]
 
 
-def plain(folder: str, image: Tensor, things: list[str]) -> float:
-    """T2I-R1's own steps: one picture, one question at a time, no padding, no end mark, the next token's probabilities."""
+@functools.cache
+def model_of(folder: str) -> Any:
     from transformers import GitForCausalLM
 
-    model = GitForCausalLM.from_pretrained(folder).eval()
+    return GitForCausalLM.from_pretrained(folder).eval()
+
+
+def plain(folder: str, image: Tensor, things: list[str]) -> float:
+    """T2I-R1's own steps: one picture, one question at a time, no padding, no end mark, the next token's probabilities."""
+    model = model_of(folder)
     pixels = (image.permute(1, 2, 0) / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
     answers = []
     for thing in things:

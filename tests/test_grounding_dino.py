@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def plain(folder: str, image: Tensor, nouns: list[str]) -> dict[str, Found]:
-    """One picture and one caption without padding; tokens and their places counted by hand."""
+@functools.cache
+def model_of(folder: str) -> Any:
     from transformers import GroundingDinoForObjectDetection
 
-    model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
+    return GroundingDinoForObjectDetection.from_pretrained(folder).eval()
+
+
+def plain(folder: str, image: Tensor, nouns: list[str]) -> dict[str, Found]:
+    """One picture and one caption without padding; tokens and their places counted by hand."""
+    model = model_of(folder)
     height, width = image.shape[-2:]
     assert height == SIDE, "nothing to resize, so nothing is rounded"
     pixels = (image.permute(1, 2, 0) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
