@@ -45,7 +45,8 @@ def load_model(
         model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers' errors, safetensors' own, pickle's, by what the folder holds
         raise ValueError(f"reward {name!r}: {folder} does not fit {architecture}: {short(error)}") from error
-    missing = sorted(report["missing_keys"])
+    parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+    missing = sorted(parameters.intersection(report["missing_keys"]))  # buffers are made anew
     if missing:
         raise ValueError(
             f"reward {name!r}: {folder} lacks {len(missing)} of the weights of {architecture}, such as {missing[0]}; "

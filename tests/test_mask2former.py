@@ -210,3 +210,14 @@ def test_options(options: dict[str, Any], message: str, folder: Path) -> None:
 def test_images_of_another_type(folder: Path) -> None:
     with pytest.raises(ValueError, match="'geneval' takes uint8 images"):
         Mask2FormerDetector(checkpoint=str(folder))(pictures().float())
+
+
+def test_out_of_memory_says_which_batch_to_try(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Mask2FormerDetector(checkpoint=str(folder), batch_size=3)
+
+    def full(**_: Any) -> Any:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(detector.model, "forward", full)
+    with pytest.raises(ValueError, match="'geneval' ran out of memory with a batch of 3; try batch_size 1"):
+        detector(pictures(4))

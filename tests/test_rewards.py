@@ -20,7 +20,7 @@ from rewards.composite import Composite
 from rewards.function import FunctionReward
 from rewards.geneval import Detection
 from rewards.geneval.reward import GenEvalReward
-from rewards.registry import REWARDS
+from rewards.registry import REWARDS, find
 from t2i_gcpo.shapes.scene import Scene, SceneObject
 
 NAN = float("nan")
@@ -93,6 +93,7 @@ def test_check_names_a_few_prompts_only() -> None:
 def test_available_rewards_all_import() -> None:
     assert rewards.available() == sorted(REWARDS)
     assert {"composite", "geneval"} <= set(rewards.available())
+    assert all(callable(find(name)) for name in rewards.available())
     assert isinstance(rewards.load("geneval"), GenEvalReward)
 
 
