@@ -28,8 +28,8 @@ MASK_EPS = 1e-6
 class Mask2FormerDetector:
     """Mask2Former (2112.01527), Swin-S, on COCO's classes under GenEval's names: images -> objects with box and mask.
 
-    The default is its authors' checkpoint `facebook/mask2former-swin-small-coco-instance` (MIT). GenEval's own script runs the
-    same architecture with the weights that mmdetection trained, so a score differs from the official script's by a little:
+    The default is its authors' checkpoint `facebook/mask2former-swin-small-coco-instance`; see its page for the licence of the
+    weights. GenEval's own script runs the same architecture with weights that mmdetection trained, so the two scores differ:
     compare scores of one detector only. Boxes, masks and confidences are made as mmdetection makes them.
 
     Args:
