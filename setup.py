@@ -4,12 +4,15 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+#: What the `ocr` reward reads with.
+REWARDS = ["rapidocr>=3.0", "onnxruntime>=1.17", "rapidfuzz>=3.0"]
+
 EXTRAS = {
     "demo": ["gradio>=6.0"],
-    "rewards": ["rapidocr>=3.0", "onnxruntime>=1.17", "rapidfuzz>=3.0"],
+    "rewards": REWARDS,
     "text": ["trl>=1.0", "accelerate>=1.0", "datasets>=3.0"],
     "tracking": ["wandb>=0.18", "trackio>=0.2"],
-    "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.8", "mypy>=1.13", "types-PyYAML"],
+    "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.8", "mypy>=1.13", "types-PyYAML", *REWARDS],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 

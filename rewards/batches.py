@@ -25,6 +25,12 @@ def check_images(images: Tensor, name: str) -> None:
         raise ValueError(f"reward {name!r} takes uint8 images [B, 3, H, W]; got {given}")
 
 
+def check_prompts(images: Tensor, prompts: Sequence[str], name: str) -> None:
+    """ValueError unless each image has a prompt."""
+    if len(prompts) != len(images):
+        raise ValueError(f"reward {name!r} got {len(images)} images and {len(prompts)} prompts; one prompt an image")
+
+
 def in_batches(function: Callable[..., Tensor], *rows: Sequence[Any] | Tensor, batch_size: int, name: str) -> Tensor:
     """`function` over at most `batch_size` rows at a time, its results joined along the rows.
 
@@ -35,7 +41,7 @@ def in_batches(function: Callable[..., Tensor], *rows: Sequence[Any] | Tensor, b
     results = []
     for start in range(0, len(rows[0]), batch_size):
         part = [row[start : start + batch_size] for row in rows]
-        with _room(name, len(part[0])):
+        with room(name, len(part[0])):
             results.append(function(*part))
     return torch.cat(results)
 
@@ -67,7 +73,7 @@ class TextCache:
 
 
 @contextmanager
-def _room(name: str, rows: int) -> Iterator[None]:
+def room(name: str, rows: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.batches import TextCache, check_images, in_batches
+from rewards.batches import TextCache, check_images, check_prompts, in_batches
 from rewards.preprocess import Preprocess
 
 #: What happens to a text that the tokenizer cuts, or with words outside its vocabulary: one warning, or a ValueError.
@@ -42,7 +42,11 @@ class OpenClipEncoder:
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] uint8 -> [B, D] float32 of length 1, on the model's device."""
-        pixels = self.preprocess(images.to(self.device), self.dtype)
+        return self.pixels(self.preprocess(images.to(self.device), self.dtype))
+
+    @torch.no_grad()
+    def pixels(self, pixels: Tensor) -> Tensor:
+        """[B, 3, S, S], preprocessed, of the model's device and dtype -> [B, D] as `images`."""
         return functional.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()
@@ -93,9 +97,6 @@ def _unknown_token(tokenizer: Any) -> int | None:
 def cosines(encoder: OpenClipEncoder, texts: TextCache, images: Tensor, prompts: list[str], batch_size: int) -> Tensor:
     """[B] cosine of each image and its prompt, on the images' device. `texts`: a TextCache over `encoder.texts`."""
     check_images(images, encoder.name)
-    if len(prompts) != len(images):
-        raise ValueError(
-            f"reward {encoder.name!r} got {len(images)} images and {len(prompts)} prompts; one prompt an image"
-        )
+    check_prompts(images, prompts, encoder.name)
     features = in_batches(encoder.images, images, batch_size=batch_size, name=encoder.name)
     return (features * texts(prompts)).sum(dim=-1).to(images.device)

@@ -16,11 +16,9 @@ from torch import Tensor
 from rewards import weights
 from rewards.batches import require
 from rewards.open_clip_encoder import OpenClipEncoder, UnfitText
+from rewards.placement import check_dtype, place, short
 from rewards.preprocess import Preprocess
 from rewards.torchvision_mend import mend
-
-#: The number types that a model may run in, as torch spells them.
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 #: open_clip's names for the weights of a model folder, the preferred one first.
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -30,9 +28,6 @@ FOLDER_FILES = ("open_clip_config.json", "tokenizer*", "special_tokens_map.json"
 
 #: open_clip stretches these tables to the model's size without a word; a stretched table belongs to another architecture.
 POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
-
-#: Characters of a library's error that an error message repeats at most.
-_SHOWN = 300
 
 _LOADING_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, AssertionError, AttributeError, OSError)
 
@@ -80,8 +75,7 @@ def load_open_clip(
     ValueError: an unknown architecture or tag, weights that are missing or do not fit the architecture, a QuickGELU that does
     not fit the weights, an unknown device, dtype or mode.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} of reward {name!r} is unknown; allowed: {', '.join(DTYPES)}")
+    check_dtype(dtype, name)
     if unfit_text not in ("warn", "raise"):
         raise ValueError(f"unfit_text {unfit_text!r} of reward {name!r} is unknown; allowed: warn, raise")
     mend()
@@ -97,14 +91,8 @@ def load_open_clip(
     else:
         source = _folder(name, checkpoint, quick_gelu, revision)
     model, tokenizer = _build(open_clip, name, source)
-    try:
-        model = model.to(device=device, dtype=DTYPES[dtype])
-    except torch.OutOfMemoryError as error:
-        raise ValueError(f"reward {name!r}: its model does not fit on {device}; take another device") from error
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"reward {name!r} cannot run on device {device!r}: {_short(error)}") from error
     return OpenClipEncoder(
-        model,
+        place(model, name, device, dtype),
         tokenizer,
         _preprocess(model.visual.preprocess_cfg, resize, name),
         context_length=tokenizer.context_length,
@@ -123,7 +111,7 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # safetensors' own error, pickle's, torch's, by what the file is
-        raise ValueError(f"reward {name!r}: {path} cannot be read as weights: {_short(error)}") from error
+        raise ValueError(f"reward {name!r}: {path} cannot be read as weights: {short(error)}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"reward {name!r}: {path} holds no state_dict (names and tensors)")
@@ -166,7 +154,7 @@ def _tag_weights(open_clip: Any, name: str, about: dict[str, Any], revision: str
     try:
         return Path(open_clip.download_pretrained(about))
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"no {what}: {about.get('url')} cannot be had: {_short(error)}") from error
+        raise ValueError(f"no {what}: {about.get('url')} cannot be had: {short(error)}") from error
 
 
 def _state_dict(
@@ -208,7 +196,7 @@ def _folder(name: str, checkpoint: str, quick_gelu: bool | None, revision: str |
     try:
         built = bool(json.loads(config.read_text(encoding="utf-8"))["model_cfg"].get("quick_gelu"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no {what}: {config} is missing or has no model_cfg ({_short(error)})") from error
+        raise ValueError(f"no {what}: {config} is missing or has no model_cfg ({short(error)})") from error
     if quick_gelu is not None and quick_gelu != built:
         raise ValueError(f"reward {name!r}: {config} says quick_gelu {built}, but the option says {quick_gelu}")
     return _Source(f"local-dir:{folder.absolute()}", found[0], built)
@@ -237,7 +225,7 @@ def _build(open_clip: Any, name: str, source: _Source) -> tuple[Any, Any]:
             weights_only=True,
         )
     except (*_LOADING_ERRORS, pickle.UnpicklingError) as error:
-        raise ValueError(f"reward {name!r}: {source.weights} does not fit {what}: {_short(error)}") from error
+        raise ValueError(f"reward {name!r}: {source.weights} does not fit {what}: {short(error)}") from error
     for key, built in model.state_dict().items():
         given = shapes.get(key, shapes.get(key.removeprefix("text."))) if key in POSITIONS else None
         if given is not None and given != built.shape:
@@ -248,7 +236,7 @@ def _build(open_clip: Any, name: str, source: _Source) -> tuple[Any, Any]:
     try:
         return model, open_clip.get_tokenizer(source.model)
     except _LOADING_ERRORS as error:
-        raise ValueError(f"reward {name!r}: the tokenizer of {what} cannot be loaded: {_short(error)}") from error
+        raise ValueError(f"reward {name!r}: the tokenizer of {what} cannot be loaded: {short(error)}") from error
 
 
 def _preprocess(config: dict[str, Any], resize: str | None, name: str) -> Preprocess:
@@ -264,8 +252,3 @@ def _preprocess(config: dict[str, Any], resize: str | None, name: str) -> Prepro
     )
     interpolation = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     return Preprocess(height, resize=mode, interpolation=interpolation, mean=mean, std=std)  # type: ignore[arg-type]
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(f"{error}".split()) or type(error).__name__
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -15,7 +15,12 @@ REWARDS: dict[str, str] = {
     "clip": "rewards.clip:ClipReward",
     "composite": "rewards.composite:load_composite",
     "geneval": "rewards.geneval.reward:GenEvalReward",
+    "git_vqa": "rewards.git_vqa:GitVqaReward",
+    "grounding_dino": "rewards.grounding_dino:GroundingDinoReward",
     "hps": "rewards.hps:HpsReward",
+    "image_reward": "rewards.image_reward:ImageReward",
+    "ocr": "rewards.ocr:OcrReward",
+    "pickscore": "rewards.pickscore:PickScoreReward",
     "remote": "rewards.remote:RemoteReward",
 }
 

@@ -63,6 +63,7 @@ EXCLUDE_ROWS = [
         row(clause("star", 2), tag="counting", exclude=[clause("star", 3)]),
         [True, True],
     ),
+    ("null-filled include", [seen("heart")], {"tag": None, "include": None, "exclude": [clause("star")]}, [True]),
     ("exclude alone", [seen("star")], {"tag": "any", "exclude": [clause("star")]}, [False]),
     ("order: include, then exclude", [seen("star")], row(clause("heart"), exclude=[clause("ring")]), [False, True]),
 ]

@@ -20,7 +20,7 @@ from rewards.composite import Composite
 from rewards.function import FunctionReward
 from rewards.geneval import Detection
 from rewards.geneval.reward import GenEvalReward
-from rewards.registry import REWARDS
+from rewards.registry import REWARDS, find
 from t2i_gcpo.shapes.scene import Scene, SceneObject
 
 NAN = float("nan")
@@ -93,6 +93,7 @@ def test_check_names_a_few_prompts_only() -> None:
 def test_available_rewards_all_import() -> None:
     assert rewards.available() == sorted(REWARDS)
     assert {"composite", "geneval"} <= set(rewards.available())
+    assert all(callable(find(name)) for name in rewards.available())
     assert isinstance(rewards.load("geneval"), GenEvalReward)
 
 
@@ -277,7 +278,8 @@ def test_geneval_scores(score: str, expected: list[float]) -> None:
     assert output.scores.tolist() == pytest.approx(expected)
     assert output.parts["strict"].tolist() == [1, 0, 0, 0]
     assert output.parts["clauses"].tolist() == pytest.approx([1, 0, 0.5, 2 / 3])
-    assert set(output.parts) == {"strict", "clauses", "task/colors", "task/counting", "task/two_object"}
+    tasks = {"task/colors", "task/counting", "task/two_object"}
+    assert set(output.parts) == {"strict", "clauses", "clause/0", "clause/1", "clause/2", *tasks}
     colors = output.parts["task/colors"]
     assert colors[:2].tolist() == [1, 0] and colors[2:].isnan().all()
     check(output, 4, "geneval", ["a photo"] * 4)

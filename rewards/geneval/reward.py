@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,20 +12,28 @@ from torch import Tensor
 from rewards.base import RewardOutput
 from rewards.geneval.detectors import Detector
 from rewards.geneval.detectors import load as load_detector
-from rewards.geneval.rules import ColorNamer, Verdict, judge
+from rewards.geneval.rules import ColorNamer, Detection, Verdict, colorless, judge
 
 
 class GenEvalReward:
-    """GenEval's verdict as a score in [0, 1].
+    """GenEval's verdict (2310.11513) as a score in [0, 1].
 
     Args:
-        detector: a detector's name, or a detector: images -> detections.
+        detector: a detector's name, or a detector: images -> detections. "shapes" finds ShapeScenes' objects exactly and on
+            the CPU; "mask2former" is GenEval's own, for COCO's classes, with the colours by CLIP ViT-L/14.
         score: "strict" gives 1 to a correct picture and 0 to any other, as GenEval counts; "clauses" gives the share of
             its clauses that hold, a denser signal.
-        colors: names the colours of detections that come without one.
+        colors: names the colours of detections that come without one, in place of CLIP.
+        device, dtype, batch_size: of the models of "mask2former" and of the colours.
+        detector_options: further options of the detector (`rewards/geneval/detectors`), such as `checkpoint`.
+        color_options: options of CLIP's colours (`rewards/geneval/colors.py`), such as `checkpoint`.
 
-    Parts: `strict` and `clauses`, both scores whichever is asked for, and the strict one again per task as `task/<tag>`
-    (NaN for images of other tasks).
+    Parts: `strict` and `clauses`, both scores whichever is asked for; `clause/0`, `clause/1`, ..., 1 where the row's clause
+    holds, in the order of `include`, then `exclude` (NaN for images with fewer clauses); and the strict score again per task
+    as `task/<tag>` (NaN for images of other tasks).
+
+    ValueError: an option that the detector does not have, weights that are missing, an image without GenEval metadata, a
+    class that the detector cannot find.
     """
 
     def __init__(
@@ -32,29 +42,86 @@ class GenEvalReward:
         detector: str | Detector = "shapes",
         score: Literal["strict", "clauses"] = "strict",
         colors: ColorNamer | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int | None = None,
+        detector_options: Mapping[str, Any] | None = None,
+        color_options: Mapping[str, Any] | None = None,
     ) -> None:
         if score not in ("strict", "clauses"):
             raise ValueError(f"score {score!r} is unknown; allowed: strict, clauses")
-        self.detector = load_detector(detector) if isinstance(detector, str) else detector
-        self.score = score
-        self.colors = colors
+        given = {"device": device, "dtype": dtype, "batch_size": batch_size}
+        shared = {key: value for key, value in given.items() if value is not None}
+        named = isinstance(detector, str)
+        self.detector: Detector = (
+            load_detector(detector, **{**shared, **(detector_options or {})}) if isinstance(detector, str) else detector
+        )
+        self.score, self.colors, self.clip_colors = score, colors, None
+        if colors is None and not getattr(self.detector, "names_colors", True):
+            from rewards.geneval.colors import ClipColors
+
+            self.clip_colors = ClipColors(**{**shared, **(color_options or {})})
+        unused = [*(color_options or ()), *(() if named else shared)] if self.clip_colors is None else []
+        unused += [] if named else [*(detector_options or ())]
+        if unused:
+            raise ValueError(
+                f"the geneval reward with {detector!r} has no use for {', '.join(unused)}: colour options are CLIP's, which "
+                "names none here, and a detector that is built already has its own"
+            )
 
     def verdicts(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[Verdict]:
-        """B verdicts. ValueError for an image without GenEval metadata, naming its prompt."""
+        """B verdicts. ValueError for an image without GenEval metadata or of an unknown class, naming its prompt."""
         for prompt, row in zip(prompts, metadata, strict=True):
-            if not row or not (row.get("include") or row.get("exclude")):
-                raise ValueError(
-                    f"the geneval reward has no metadata for the prompt {prompt!r}; it needs a GenEval row with 'tag' and "
-                    "'include' (take prompts from shapes:train or a GenEval .jsonl file)"
-                )
+            self._check(prompt, row)
         found = self.detector(images)
+        if self.clip_colors is not None:
+            found = self._colored(images, found, metadata)
         return [judge(objects, row, colors=self.colors) for objects, row in zip(found, metadata, strict=True)]
+
+    def _check(self, prompt: str, row: dict[str, Any]) -> None:
+        clauses = [*(row.get("include") or ()), *(row.get("exclude") or ())] if row else []
+        if not clauses:
+            raise ValueError(
+                f"the geneval reward has no metadata for the prompt {prompt!r}; it needs a GenEval row with 'tag' and "
+                "'include' (take prompts from shapes:train or a GenEval .jsonl file)"
+            )
+        known: Sequence[str] | None = getattr(self.detector, "classes", None)
+        for clause in clauses:
+            if known is not None and clause["class"] not in known:
+                raise ValueError(
+                    f"the prompt {prompt!r} asks for the class {clause['class']!r}, which the detector cannot find; it knows: "
+                    f"{', '.join(known)}; take prompts or a detector that fit (shapes, mask2former)"
+                )
+
+    def _colored(
+        self, images: Tensor, found: list[list[Detection]], metadata: list[dict[str, Any]]
+    ) -> list[list[Detection]]:
+        """The same detections, with a colour where a verdict asks for it; the crops of all images together."""
+        assert self.clip_colors is not None
+        asked = [
+            (index, one)
+            for index, (objects, row) in enumerate(zip(found, metadata, strict=True))
+            for one in colorless(objects, row)
+        ]
+        names = self.clip_colors([images[index] for index, _ in asked], [one for _, one in asked])
+        named = {(index, id(one)): name for (index, one), name in zip(asked, names, strict=True)}
+        return [
+            [dataclasses.replace(one, color=named.get((index, id(one)), one.color)) for one in objects]
+            for index, objects in enumerate(found)
+        ]
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         verdicts = self.verdicts(images, prompts, metadata)
         strict = torch.tensor([float(verdict.correct) for verdict in verdicts])
         clauses = torch.tensor([sum(verdict.clauses) / len(verdict.clauses) for verdict in verdicts])
         parts = {"strict": strict, "clauses": clauses}
+        for index in range(max((len(verdict.clauses) for verdict in verdicts), default=0)):
+            parts[f"clause/{index}"] = torch.tensor(
+                [
+                    float(verdict.clauses[index]) if index < len(verdict.clauses) else float("nan")
+                    for verdict in verdicts
+                ]
+            )
         tags = [row.get("tag") for row in metadata]
         for tag in sorted({tag for tag in tags if tag}):
             mine = torch.tensor([other == tag for other in tags])

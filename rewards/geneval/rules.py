@@ -96,6 +96,17 @@ def kept_objects(detections: Sequence[Detection], tag: str | None = None) -> dic
     return kept
 
 
+def colorless(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> list[Detection]:
+    """The detections whose colour `judge` will ask for, of those that come without one; each once."""
+    objects = kept_objects(detections, metadata.get("tag"))
+    asked: dict[int, Detection] = {}
+    for clause in metadata.get("include") or []:
+        found = objects.get(clause["class"], [])[: _count(clause)]
+        if clause.get("color") is not None and len(found) >= _count(clause):
+            asked.update((id(one), one) for one in found if one.color is None)
+    return list(asked.values())
+
+
 def judge(detections: Sequence[Detection], metadata: Mapping[str, Any], *, colors: ColorNamer | None = None) -> Verdict:
     """GenEval's verdict on one picture.
 

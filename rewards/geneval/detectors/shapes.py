@@ -74,6 +74,8 @@ class ShapesDetector:
     a hole, or in two colours stays below 0.9, and what resembles no class below 0.3.
     """
 
+    classes = CLASSES
+
     def __call__(self, images: Tensor) -> list[list[Detection]]:
         """`images` [B, 3, H, W] uint8 -> per image its detections, most confident first. ValueError for other input."""
         if images.ndim != 4 or images.shape[1] != 3 or str(images.dtype) != "torch.uint8":
