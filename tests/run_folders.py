@@ -61,7 +61,7 @@ def write(
         for step in range(1, steps + 1):
             tracker.log(step, metrics(step, gain=0.01 + 0.001 * seed))
     dark = {"dark": lambda images, prompts, metadata: RewardOutput(-4 * token_score(images))}
-    others = {"held_out": dark} if held_out else {}
+    others: dict[str, Any] = {"held_out": dark} if held_out else {}
     for name, wanted, generator in (("before", before, FakeGenerator()), ("after", after, FakeGenerator(shift=shift))):
         if wanted:
             named = options(checkpoint=name, source="shapes:test", reward_name="geneval", **others)
