@@ -7,11 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rewards.open_clip_encoder import OpenClipEncoder
 from rewards.open_clip_model import load_open_clip
-from t2i_gcpo import generators
+from t2i_gcpo.generators.janus import Janus
 from t2i_gcpo.shapes.captions import KINDS
 from t2i_gcpo.shapes.prompts import TASKS
 from t2i_gcpo.shapes.retrieval import CANDIDATES, Retrieval, measure
@@ -49,6 +47,8 @@ same scenes after janus-mini's VQ model has encoded and decoded them, as the pic
 |---|---|---|---|---|---|
 {top1}
 
+Over all {n} captions alike, whatever their task: {share:.3f}.
+
 ## Which words does it tell apart?
 
 Each picture's own caption against every caption that has one word wrong: share of the wrong ones that score lower.
@@ -76,9 +76,8 @@ def write(folder: Path, work: Path, *, rounds: int) -> Retrieval:
         shutil.copyfile(work / "contrastive" / name, training / name)
     draw_curves(work / "contrastive" / "log.jsonl").savefig(training / "curves.png", dpi=110)
     encoder = load_open_clip("clip", checkpoint=str(folder), unfit_text="raise")
-    janus: Any = generators.load("janus-mini", device="cpu", dtype=torch.float32, compile=False)
     rendered = measure(encoder, rounds=rounds, seed=SEED)
-    decoded = measure(encoder, rounds=rounds, seed=SEED, transform=through_vq(janus.model.model.vqmodel))
+    decoded = measure(encoder, rounds=rounds, seed=SEED, transform=through_vq(Janus.load("janus-mini")))
     found: dict[str, Any] = {"candidates": CANDIDATES, "rounds": rounds, "seed": SEED}
     found |= {"rendered": rendered.to_json(), "decoded": decoded.to_json()}
     (training / "retrieval.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -88,6 +87,8 @@ def write(folder: Path, work: Path, *, rounds: int) -> Retrieval:
         candidates=CANDIDATES,
         rounds=rounds,
         top1=_table(rendered.top1, decoded.top1, [*TASKS, "overall"]),
+        n=rendered.top1.n,
+        share=rendered.share,
         words=_table(rendered.words, decoded.words, [*KINDS, "overall"]),
         seed=settings["seed"],
         steps=settings["steps"],
@@ -133,7 +134,7 @@ def draw_curves(log: Path) -> Any:
     left.plot(steps, [row["loss"] for row in rows])
     left.set(title="contrastive loss, training batches", xlabel="step", ylabel="nats")
     right.plot(steps, [row["right"] for row in rows])
-    right.set(title="pictures whose own caption wins, near misses among the others", xlabel="step", ylim=(0, 1))
+    right.set(title="share of pictures whose own caption wins", xlabel="step", ylim=(0, 1))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     return figure

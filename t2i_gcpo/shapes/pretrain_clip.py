@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     found = clip_card.write(folder, options.out, rounds=options.rounds)
     low, high = found.top1.ci95
     print(
-        f"text-to-image retrieval among {CANDIDATES} test scenes: top-1 {found.top1.overall:.3f} ({low:.3f} to {high:.3f}, n = {found.top1.n})"
+        f"text-to-image retrieval among {CANDIDATES} test scenes: top-1 {found.top1.overall:.3f} ({low:.3f} to {high:.3f}, n = {found.top1.n}), "
+        f"the mean over tasks; {found.share:.3f} over all captions alike"
     )
     print(f"wrote {folder}; use it with --reward clip --reward.checkpoint {folder}")
     return int(found.top1.overall < options.bound)

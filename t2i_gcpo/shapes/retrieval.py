@@ -34,6 +34,11 @@ class Retrieval:
     words: Estimates
     """Share of captions with one wrong word that are less similar to the picture than its own; the "tasks" are the kinds of words."""
 
+    @property
+    def share(self) -> float:
+        """Of all captions alike, whatever their task."""
+        return sum(value * self.top1.n_by_task[task] for task, value in self.top1.by_task.items()) / self.top1.n
+
     def to_json(self) -> dict[str, Any]:
         return {"top1": _numbers(self.top1), "words": _numbers(self.words)}
 
