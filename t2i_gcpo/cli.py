@@ -34,7 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "study": ("t2i_gcpo.study:main", "train several arms with several seeds, pooled in one table"),
     "bench": ("t2i_gcpo.bench:main", "measure speed and memory"),
     "prompts": ("t2i_gcpo.prompts:main", "write the embedded prompts or their vocabulary to a file"),
-    "pretrain": ("t2i_gcpo.shapes.pretrain:main", "train the embedded checkpoints from scratch"),
+    "pretrain": (
+        "t2i_gcpo.shapes.pretrain_command:main",
+        "train an embedded checkpoint from scratch: janus, amused or clip",
+    ),
     "verdicts": ("t2i_gcpo.shapes.verdicts:main", "check the embedded scorer on rendered and on decoded scenes"),
     "doctor": ("t2i_gcpo.doctor:main", "check the installation"),
 }

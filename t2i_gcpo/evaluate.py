@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,8 @@ class EvalResult:
     prompts: str = ""
     """Where the prompts came from."""
     reward: str = ""
+    held_out: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Scorer that was not trained on -> its scores of the N images, in the order of `rows`; NaN where it failed."""
     images: Tensor | None = field(default=None, repr=False, compare=False)
     """[N, 3, H, W] uint8 on the CPU, if they were kept."""
 
@@ -88,6 +90,12 @@ class EvalResult:
     def failed(self) -> int:
         return sum(row.failed for row in self.rows)
 
+    def under(self, name: str) -> EvalResult:
+        """The same images under the scorer `name` of `held_out`."""
+        scores = self.held_out[name]
+        rows = tuple(replace(row, score=score) for row, score in zip(self.rows, scores, strict=True))
+        return replace(self, rows=rows, reward=name, held_out={})
+
     def to_json(self) -> dict[str, Any]:
         """eval.json. A number that does not exist (no image scored, an interval from one image) is null."""
         s = self.sampling
@@ -112,6 +120,7 @@ class EvalResult:
                 {"index": r.index, "image": r.image, "prompt": r.text, "task": r.task, "score": _number(r.score)}
                 for r in self.rows
             ],
+            "held_out": {name: _held_out_json(self.under(name)) for name in self.held_out},
         }
 
     def save(self, path: str | Path) -> Path:
@@ -138,7 +147,16 @@ class EvalResult:
             sampling = Sampling(
                 **{k: data[k] for k in names}, seed=data["seed"], contrast=False, stats=(), unmasking=unmasking
             )
-            return EvalResult(rows, data["seed"], sampling, data["checkpoint"], data["prompts"], data["reward"])
+            held_out = {
+                name: tuple(math.nan if score is None else score for score in found["scores"])
+                for name, found in data.get("held_out", {}).items()
+            }
+            for name, scores in held_out.items():
+                if len(scores) != len(rows):
+                    raise ValueError(f"{path} has {len(scores)} scores of {name} for {len(rows)} images; it is damaged")
+            return EvalResult(
+                rows, data["seed"], sampling, data["checkpoint"], data["prompts"], data["reward"], held_out
+            )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not an evaluation written by t2i-gcpo eval or train: {error!r}") from error
 
@@ -158,12 +176,14 @@ def evaluate(
     checkpoint: str = "",
     source: str = "",
     reward_name: str = "",
+    held_out: Mapping[str, Reward] | None = None,
 ) -> EvalResult:
     """Sample `images_per_prompt` images for each row of `prompts`, score them.
 
     prompts: a prompt may come more than once (see `spread`); its images then have noise of their own, and count as one cluster in the
     intervals. sampling: guidance, temperature and truncation; its group size, seed, contrast and stats are replaced. batch: images at once;
-    the result does not depend on it. checkpoint, source, reward_name: names for eval.json. ValueError: no prompts, a batch or a number of
+    the result does not depend on it. checkpoint, source, reward_name: names for eval.json. held_out: name -> a scorer that judges the same
+    images besides. ValueError: no prompts, a batch or a number of
     images below 1, a reward that returns the wrong number of scores.
     """
     if not prompts:
@@ -173,6 +193,7 @@ def evaluate(
     sampling = replace(sampling, group_size=images_per_prompt, seed=seed, contrast=False, stats=())
     rows: list[ScoredImage] = []
     kept: list[Tensor] = []
+    others: dict[str, list[float]] = {name: [] for name in held_out or {}}
     with tqdm(
         total=len(prompts) * images_per_prompt, unit="image", desc="evaluate", disable=not progress, leave=False
     ) as bar:
@@ -182,18 +203,43 @@ def evaluate(
             images = generator.decode(rollout.tokens)
             owners = [(index, image) for index in part for image in range(images_per_prompt)]
             texts = [prompts[index].text for index, _ in owners]
-            output = reward(images, texts, [prompts[index].metadata for index, _ in owners])
-            scores = check(output, len(owners), reward_name or type(reward).__name__, texts, failure="mark").scores
+            metadata = [prompts[index].metadata for index, _ in owners]
+            scores = _scores(reward, reward_name or type(reward).__name__, images, texts, metadata)
             rows += [
                 ScoredImage(index, image, prompts[index].text, prompts[index].task, score)
-                for (index, image), score in zip(owners, scores.tolist(), strict=True)
+                for (index, image), score in zip(owners, scores, strict=True)
             ]
+            for name, other in (held_out or {}).items():
+                others[name] += _scores(other, name, images, texts, metadata)
             if keep_images:
                 kept.append(images.cpu())
             bar.update(len(owners))
     return EvalResult(
-        tuple(rows), seed, sampling, checkpoint, source, reward_name, torch.cat(kept) if keep_images else None
+        tuple(rows),
+        seed,
+        sampling,
+        checkpoint,
+        source,
+        reward_name,
+        {name: tuple(scores) for name, scores in others.items()},
+        torch.cat(kept) if keep_images else None,
     )
+
+
+def _scores(reward: Reward, name: str, images: Tensor, texts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+    found: list[float] = check(reward(images, texts, metadata), len(texts), name, texts, failure="mark").scores.tolist()
+    return found
+
+
+def _held_out_json(result: EvalResult) -> dict[str, Any]:
+    return {
+        "overall": _number(result.overall),
+        "ci95": [_number(value) for value in result.ci95],
+        "by_task": {task: _number(value) for task, value in result.by_task.items()},
+        "by_task_ci95": {task: [_number(v) for v in pair] for task, pair in result.by_task_ci95.items()},
+        "failed": result.failed,
+        "scores": [_number(row.score) for row in result.rows],
+    }
 
 
 def spread(prompts: Sequence[Prompt], n: int | None) -> list[Prompt]:

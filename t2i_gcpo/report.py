@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from t2i_gcpo import curves, pages, phases
+from t2i_gcpo.evaluate import EvalResult
 from t2i_gcpo.run_folder import AFTER, BEFORE, Run, read
 from t2i_gcpo.tables import NOTE, PAIRED_NOTE, evaluation_rows, number
 from t2i_gcpo.tracking import CONFIG, METRICS
@@ -146,9 +148,22 @@ def _evaluation(run: Run) -> list[str]:
     result = run.after or run.before
     if result is None:
         return []
+    parts = [pages.heading("Scores on the test prompts"), *_scores(result, run)]
+    for name in result.held_out:
+        before, after = (
+            found.under(name) if found is not None and name in found.held_out else None
+            for found in (run.before, run.after)
+        )
+        parts.append(pages.heading(f"The same images under {name}, which was not trained on"))
+        parts += _scores(result.under(name), replace(run, before=before, after=after))
+    return parts
+
+
+def _scores(result: EvalResult, run: Run) -> list[str]:
+    """One scorer's tables of the run's evaluations."""
     about = f"{result.n} images of {result.prompts or 'the test prompts'}, reward {result.reward or 'of the run'}, guidance {result.sampling.guidance:g}, seed {result.seed}"
     difference, reason = run.difference()
-    parts = [pages.heading("Scores on the test prompts"), pages.paragraph(about, "faint")]
+    parts = [pages.paragraph(about, "faint")]
     if difference is not None:
         parts += [
             pages.table(*evaluation_rows(result, run.before, names=("after", "before"))),

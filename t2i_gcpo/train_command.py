@@ -77,6 +77,9 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
             and [row.text for row in before.rows] == [row.text for row in after.rows]
         )
         print_evaluation(after, before if same else None)
+        for name in after.held_out:
+            paired = before.under(name) if same and before is not None and name in before.held_out else None
+            print_evaluation(after.under(name), paired)
         if same and before is not None:
             _before_after(before, after, folder / "samples" / report.BEFORE_AFTER)
     print(f"wrote {report.write(folder)}; the last checkpoint is {last}")
@@ -141,6 +144,7 @@ def _tracker(config: TrainConfig, trainer: Trainer) -> tracking.Tracker:
 
 def _evaluate(config: TrainConfig, trainer: Trainer, prompts: list[Prompt], *, name: str) -> EvalResult:
     assert isinstance(trainer.reward, Reward)
+    watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
     return evaluate(
         trainer.generator,
         prompts,
@@ -153,6 +157,7 @@ def _evaluate(config: TrainConfig, trainer: Trainer, prompts: list[Prompt], *, n
         checkpoint=name,
         source=config.prompts.test,
         reward_name=config.reward.name,
+        held_out=watch.held_out,
     )
 
 

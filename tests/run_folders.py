@@ -50,18 +50,21 @@ def write(
     shift: int = 4,
     before: bool = True,
     after: bool = True,
+    held_out: bool = False,
     **changes: Any,
 ) -> Path:
-    """A run whose images gained `shift` tokens, i.e. a score of shift / 32."""
+    """A run whose images gained `shift` tokens, i.e. a score of shift / 32; and with `held_out`, under the scorer "dark", -shift / 8."""
     config = TrainConfig(algorithm=resolve(algorithm), seed=seed, output_dir=str(path), steps=10, **changes)
     prepare_run(path, arguments.dump(config))
     assert yaml.safe_load((path / "config.yaml").read_text())["seed"] == seed
     with Tracker(path, steps=10) as tracker:
         for step in range(1, steps + 1):
             tracker.log(step, metrics(step, gain=0.01 + 0.001 * seed))
+    dark = {"dark": lambda images, prompts, metadata: RewardOutput(-4 * token_score(images))}
+    others: dict[str, Any] = {"held_out": dark} if held_out else {}
     for name, wanted, generator in (("before", before, FakeGenerator()), ("after", after, FakeGenerator(shift=shift))):
         if wanted:
-            named = options(checkpoint=name, source="shapes:test", reward_name="geneval")
+            named = options(checkpoint=name, source="shapes:test", reward_name="geneval", **others)
             evaluate(
                 generator, PROMPTS, lambda images, prompts, metadata: RewardOutput(token_score(images)), **named
             ).save(path / f"eval_{name}.json")

@@ -98,6 +98,31 @@ def test_eval_json_is_read_back(tmp_path: Path) -> None:
         EvalResult.load(tmp_path / "other.json")
 
 
+def test_scorers_that_are_not_trained_on_judge_the_same_images(tmp_path: Path) -> None:
+    def brightness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+        assert prompts == [f"prompt {row['k']}" for row in metadata]
+        found = images.float().mean(dim=(1, 2, 3)) + 1000 * torch.tensor([float(row["k"]) for row in metadata])
+        return RewardOutput(torch.where(torch.tensor([row["k"] == 7 for row in metadata]), math.nan, found))
+
+    result = run(images_per_prompt=2, batch=6, held_out={"bright": brightness}, keep_images=True, reward_name="mine")
+    alone = run(images_per_prompt=2, reward=brightness, reward_name="bright")
+    assert result.images is not None and result.rows == run(images_per_prompt=2).rows
+    other = result.under("bright")
+    assert other.to_json()["images"] == alone.to_json()["images"] and (other.reward, other.failed) == ("bright", 2)
+    assert other.estimates == alone.estimates and result.estimates != alone.estimates
+    again = EvalResult.load(result.save(tmp_path / "eval.json"))
+    assert again.to_json() == result.to_json()
+    assert again.to_json()["held_out"]["bright"]["overall"] == alone.overall
+    shifted = run(FakeGenerator(shift=2), images_per_prompt=2, held_out={"bright": brightness})
+    gain = paired_difference(other, shifted.under("bright"))
+    assert gain.overall == pytest.approx(2 * 8) and gain.n == 18  # two codes of eight levels each; two images failed
+    data = json.loads((tmp_path / "eval.json").read_text())
+    data["held_out"]["bright"]["scores"].pop()
+    (tmp_path / "eval.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=r"eval\.json has 19 scores of bright for 20 images"):
+        EvalResult.load(tmp_path / "eval.json")
+
+
 def test_images_of_one_text_are_one_cluster_also_where_the_list_repeats_it() -> None:
     two = [Prompt("a", {"tag": "t"}), Prompt("b", {"tag": "t"})]
 

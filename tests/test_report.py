@@ -69,6 +69,18 @@ def test_evaluations_of_different_images_are_not_paired(tmp_path: Path) -> None:
     assert "cannot be paired" in report.write(run).read_text()
 
 
+def test_a_scorer_that_was_not_trained_on_has_its_own_table(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", held_out=True)
+    text = report.write(run).read_text()
+    trained, other = text.split("The same images under dark, which was not trained on")
+    assert "<td>+0.125 [+0.125, +0.125]</td>" in trained and "-0.5" not in trained
+    assert "<td>-0.500 [-0.500, -0.500]</td>" in other and "reward dark" in other
+    run_folders.write(tmp_path / "early", held_out=True, after=False)
+    early = report.write(tmp_path / "early").read_text().split("The same images under dark")[1]
+    assert "No paired difference: there is no eval_after.json" in early
+    assert "under dark" not in report.write(run_folders.write(tmp_path / "plain")).read_text()
+
+
 def test_names_are_escaped(tmp_path: Path) -> None:
     run = run_folders.write(tmp_path / "a<b>&")
     text = report.write(run).read_text()

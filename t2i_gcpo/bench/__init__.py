@@ -19,6 +19,9 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "step": ("t2i_gcpo.bench.step", "what a GCPO update costs over a GRPO update on the same rollout"),
     "credit": ("t2i_gcpo.bench.credit", "token weights of a whole batch against one image at a time"),
     "logprob": ("t2i_gcpo.bench.logprob", "memory and time of token log-probs against a full log-softmax"),
+    "rewards": ("t2i_gcpo.bench.rewards", "the clip reward on a batch against one picture after the other, images/s"),
+    "geneval": ("t2i_gcpo.bench.geneval", "what GenEval's verdict on ShapeScenes costs beside the sampling"),
+    "remote": ("t2i_gcpo.bench.remote", "scoring over HTTP on the loopback interface against scoring in the process"),
     "phases": ("t2i_gcpo.bench.phases", "where the steps of a run spent their time"),
 }
 

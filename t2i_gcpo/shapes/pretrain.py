@@ -1,4 +1,4 @@
-"""`t2i-gcpo pretrain`: train `janus-mini` from nothing, its VQ model first and its language model then.
+"""`t2i-gcpo pretrain janus`: train `janus-mini` from nothing, its VQ model first and its language model then.
 
 The work folder holds, for each stage, `state.pt` (written atomically, so that the same command goes on where it was
 stopped) and `log.jsonl`; at the end it holds `janus-mini/` in hub layout.
@@ -106,7 +106,7 @@ def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape,
 
 def main(argv: list[str] | None = None) -> int:
     """Train both stages, or go on with them, and write the checkpoint."""
-    parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain", description=__doc__)
+    parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain janus", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="work folder (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of both stages (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")

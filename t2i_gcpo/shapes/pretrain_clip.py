@@ -1,0 +1,73 @@
+"""`t2i-gcpo pretrain clip`: train `clip-mini`, the scorer of ShapeScenes' pictures and captions, from nothing.
+
+The work folder holds `contrastive/state.pt` (written atomically, so that the same command goes on where it was stopped) and
+`contrastive/log.jsonl`; at the end it holds `clip-mini/` in open_clip's layout, with a model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from t2i_gcpo.shapes import clip_card
+from t2i_gcpo.shapes.clip_mini import ClipShape, build, save
+from t2i_gcpo.shapes.contrastive import ClipSettings, ClipTrainer
+from t2i_gcpo.shapes.pretrain import Stage
+from t2i_gcpo.shapes.retrieval import CANDIDATES, ROUNDS
+
+
+def pretrain(work: Path, settings: ClipSettings, shape: ClipShape, *, every: int = 10) -> Path:
+    """The folder of the trained model; training goes on from the work folder if there is something."""
+    trainer = ClipTrainer(settings, build(shape, settings.seed))
+    stage = Stage(work / "contrastive", "CLIP", settings.steps, settings)
+    stage.resume(trainer)
+    report = stage.on_step(trainer, every=every)
+    while trainer.step_number < settings.steps:
+        metrics = trainer.step()
+        report(trainer.step_number, metrics)
+    folder = work / "clip-mini"
+    save(trainer.finished(), shape, folder)
+    return folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train the model, or go on with it, and write the checkpoint; exit status 1 where its retrieval is below the bound."""
+    parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain clip", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/pretrain_clip"), help="work folder (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=ClipSettings.steps, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=ROUNDS,
+        help="new scenes of each test caption in the measurement (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--bound",
+        type=float,
+        default=0.8,
+        help=f"least share of captions that find their picture among {CANDIDATES} (default: %(default)s)",
+    )
+    options = parser.parse_args(argv)
+    if options.steps < 1 or options.rounds < 1:
+        raise ValueError(f"--steps is {options.steps}, --rounds {options.rounds}; both must be at least 1")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    folder = pretrain(options.out, ClipSettings(seed=options.seed, steps=options.steps), ClipShape())
+    found = clip_card.write(folder, options.out, rounds=options.rounds)
+    low, high = found.top1.ci95
+    print(
+        f"text-to-image retrieval among {CANDIDATES} test scenes: top-1 {found.top1.overall:.3f} ({low:.3f} to {high:.3f}, n = {found.top1.n}), "
+        f"the mean over tasks; {found.share:.3f} over all captions alike"
+    )
+    print(f"wrote {folder}; use it with --reward clip --reward.checkpoint {folder}")
+    return int(found.top1.overall < options.bound)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
