@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         output = rewards.load(reward_name)(images, [prompt.text] * args.num, [prompt.metadata] * args.num)
         scored = ScoredRollout(rollout, images, output.scores.float(), output.parts)
         targets = token_advantages(replace(algorithm, normalize_parts=False), rollout, scored.scores, generator=rng)
-        paths = heatmap.save(args.out, "heatmap", scored, targets)
+        paths = heatmap.save(args.out, "heatmap", scored, targets, algorithm=algorithm)
         print(
             f"advantages of {args.algorithm} with the reward {reward_name}; scores {', '.join(f'{s:.3g}' for s in scored.scores.tolist())}"
         )
@@ -56,7 +56,8 @@ def main(argv: list[str]) -> int:
             )
     else:
         scored = ScoredRollout(rollout, images, torch.full((args.num,), torch.nan))
-        paths = heatmap.save(args.out, "heatmap", scored, weights=token_weights(algorithm, rollout, generator=rng))
+        weights = token_weights(algorithm, rollout, generator=rng)
+        paths = heatmap.save(args.out, "heatmap", scored, weights=weights, algorithm=algorithm)
         print(f"token weights of {args.algorithm}, no advantages: {reason}")
     for path in paths:
         print(f"wrote {path}")

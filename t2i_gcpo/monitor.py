@@ -81,6 +81,7 @@ class Pictures:
                 f"step_{record.step:06d}_trained",
                 record.scored.groups(torch.tensor([group])),
                 record.targets.rows(torch.arange(group * size, (group + 1) * size)),
+                algorithm=trainer.algorithm,
             )
 
     def draw(self, trainer: Trainer, step: int) -> None:
@@ -106,7 +107,7 @@ class Pictures:
         )
         if trainer.tracker is not None:
             trainer.tracker.picture(step, "samples", grid)
-        heatmap.save(Path(trainer.output_dir) / "heatmaps", f"step_{step:06d}", scored, targets)
+        heatmap.save(Path(trainer.output_dir) / "heatmaps", f"step_{step:06d}", scored, targets, algorithm=algorithm)
 
 
 def first_with_spread(advantages: Tensor, group_size: int) -> int:

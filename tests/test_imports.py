@@ -38,7 +38,6 @@ FLOORS = [
         "evaluate",
         "tables",
         "heatmap",
-        "heatmap_html",
         "monitor",
         "watch",
         "arguments",
