@@ -146,30 +146,38 @@ class Heatmap:
         """Where the colour scale of a map ends, over all images."""
         return paint.scale_end(self.map(kind)[1], kinds.find(kind))
 
-    def notes(self) -> list[str]:
+    def notes(self, *, labels: bool = True) -> list[str]:
         """What stands below each panel: its label, its score and its advantage, as far as there are any."""
         notes = []
         for b, score in enumerate(self.scores):
-            parts = [] if self.labels is None else [str(self.labels[b])]
+            parts = [str(self.labels[b])] if labels and self.labels is not None else []
             if self.sequence_advantages is not None:
                 parts.append("failed" if np.isnan(score) else f"score {score:.3g}")
                 parts.append(f"A = {self.sequence_advantages[b]:+.2f}")
             notes.append("   ".join(parts))
         return notes
 
-    def draw(self, kind: str | None = None, *, columns: int = 2, end: float | None = None) -> Image.Image:
-        """The panel of all images: each beside itself under one map (None: the first of `maps`). end: of the scale (None: `Heatmap.end`)."""
+    def draw(self, kind: str | None = None, *, columns: int | None = None, end: float | None = None) -> Image.Image:
+        """The panel of all images, each and itself under one map (None: the first of `maps`), on one scale.
+
+        columns: images side by side (None: 2; of labelled images, which are drawn as a strip of columns, 8). end: of the scale (None: `end`).
+        """
         name, values = self.map(kind)
+        strip = self.labels is not None
+        title = self.title(name)
+        if strip and len(texts := set(self.prompts.tolist())) == 1:
+            title = f"“{texts.pop()}”: {title}"
         return paint.render(
             self.images,
             values,
             self.grid,
             kind=kinds.find(name),
-            title=self.title(name),
-            captions=self.prompts.tolist(),
-            notes=self.notes(),
+            title=title,
+            captions=self.prompts.tolist() if self.labels is None else self.labels.tolist(),
+            notes=self.notes(labels=not strip),
             end=end,
-            columns=columns,
+            columns=columns or (8 if strip else 2),
+            stacked=strip,
         )
 
     # -- parts, and the file -------------------------------------------------------------------------------------------
@@ -182,14 +190,45 @@ class Heatmap:
         }
         return replace(self, **changes, stats={name: value[index] for name, value in self.stats.items()})
 
+    @staticmethod
+    def cat(items: Sequence[Heatmap]) -> Heatmap:
+        """The images of several heatmaps of one grid, one after the other. What not all of them have is left out; a recipe that differs, too.
+
+        ValueError: no heatmaps, or grids or pictures of different sizes.
+        """
+        sizes = sorted({(*item.grid, *item.images.shape[1:]) for item in items})
+        if len(sizes) != 1:
+            raise ValueError(
+                f"heatmaps of {len(sizes)} sizes cannot stand side by side: {sizes}; give some of one size"
+            )
+
+        def join(values: list[Any]) -> np.ndarray | None:
+            return None if any(value is None for value in values) else np.concatenate(values)
+
+        arrays = {f.name for item in items for f in fields(item) if isinstance(getattr(item, f.name), np.ndarray)}
+        recipes = {item.recipe for item in items}
+        return replace(
+            items[0],
+            **{name: join([getattr(item, name) for item in items]) for name in arrays},
+            stats={
+                name: np.concatenate([item.stats[name] for item in items])
+                for name in items[0].stats
+                if all(name in item.stats for item in items)
+            },
+            recipe=recipes.pop() if len(recipes) == 1 else None,
+        )
+
     def save(self, path: str | Path) -> Path:
-        """Write the npz that `load` reads. What there is not is left out."""
+        """Write the npz that `load` reads; a reader sees the whole file or none. What there is not is left out."""
         arrays: dict[str, Any] = {k: v for k, v in vars(self).items() if v is not None and k not in ("stats", "recipe")}
         arrays |= {f"stats/{name}": value for name, value in self.stats.items()}
         if self.recipe is not None:
             arrays["recipe"] = np.array(self.recipe.dumps())
-        np.savez_compressed(path, **arrays)
-        return Path(path)
+        path = Path(path)
+        aside = path.with_name(f".tmp_{path.name}")
+        with aside.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        return aside.replace(path)
 
     @staticmethod
     def load(path: str | Path) -> Heatmap:

@@ -27,7 +27,7 @@ def save(
     token_advantages: TokenAdvantages | None = None,
     *,
     rows: Sequence[int] | Tensor | None = None,
-    columns: int = 2,
+    columns: int | None = None,
     **more: Any,
 ) -> list[Path]:
     """Write `name`.png, `name`.npz and `name`.html into `out_dir`; returns their paths.
@@ -40,7 +40,9 @@ def save(
     return write(heatmap, out_dir, name, columns=columns)
 
 
-def write(heatmap: Heatmap, out_dir: str | Path, name: str, *, kind: str | None = None, columns: int = 2) -> list[Path]:
+def write(
+    heatmap: Heatmap, out_dir: str | Path, name: str, *, kind: str | None = None, columns: int | None = None
+) -> list[Path]:
     """`name`.png of one map (None: the first), `name`.npz and `name`.html of all; returns their paths."""
     folder = Path(out_dir)
     picture = heatmap.draw(kind, columns=columns)

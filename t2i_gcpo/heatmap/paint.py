@@ -95,8 +95,9 @@ def render(
     notes: Sequence[str] | None = None,
     end: float | None = None,
     columns: int = 2,
+    stacked: bool = False,
 ) -> Image.Image:
-    """Each image [B, 3, H, W] uint8 beside itself under its values [B, T], all on one printed scale.
+    """Each image [B, 3, H, W] uint8 beside itself (stacked: above itself) under its values [B, T], all on one printed scale.
 
     kind: decides the colours, and the title where none is given. notes stand below a panel. end: of the scale (None: `scale_end` of the
     values). ValueError: shapes that do not fit.
@@ -112,7 +113,8 @@ def render(
     cells = rearrange(values, "b (h w) -> b h w", h=grid[0])
     factor = enlargement(images.shape[-1])
     width, height = images.shape[-1] * factor, images.shape[-2] * factor
-    panel = 2 * width + GAP // 2
+    aside, below = (0, height + GAP // 2) if stacked else (width + GAP // 2, 0)  # where the map stands from the picture
+    panel = width + aside
 
     columns = max(1, min(columns, len(images)))
     lines = -(-len(images) // columns)
@@ -120,7 +122,7 @@ def render(
     head = wrap(kind.title if title is None else title, total - 2 * MARGIN, size=15)
     wrapped = [wrap(caption, panel) for caption in captions]
     caption_height = LINE * min(CAPTION_LINES, max(map(len, wrapped)))
-    step = caption_height + height + LINE + GAP
+    step = caption_height + height + below + LINE + GAP
     canvas = Image.new("RGB", (total, 2 * MARGIN + LINE * (len(head) + 2) + 6 + lines * step), "white")
     draw = ImageDraw.Draw(canvas)
     y = text_lines(draw, (MARGIN, MARGIN), head, size=15)
@@ -131,8 +133,8 @@ def render(
         top += caption_height
         over = paint(enlarged(images[b], factor), cells[b], signed=kind.signed, end=end)
         canvas.paste(picture(images[b], factor), (left, top))
-        canvas.paste(Image.fromarray(over), (left + width + GAP // 2, top))
-        text_lines(draw, (left, top + height + 2), wrap(notes[b], panel, most=1), color=FAINT)
+        canvas.paste(Image.fromarray(over), (left + aside, top + below))
+        text_lines(draw, (left, top + below + height + 2), wrap(notes[b], panel, most=1), color=FAINT)
     return canvas
 
 

@@ -33,7 +33,7 @@ def reweigh(heatmap: Heatmap, *, seed: int = 0, **choices: Any) -> Heatmap:
         raise ValueError(
             f"unknown choice {', '.join(sorted(set(choices) - set(vars(Recipe()))))}; allowed: {', '.join(vars(Recipe()))}"
         ) from None
-    weights = token_weights(recipe.algorithm(), _rollout(heatmap), generator=torch.Generator().manual_seed(seed))
+    weights = token_weights(recipe.algorithm(), as_rollout(heatmap), generator=torch.Generator().manual_seed(seed))
     new = weights.numpy().astype(np.float32)
     if heatmap.sequence_advantages is None:
         return replace(heatmap, weights=new, recipe=recipe)
@@ -109,8 +109,8 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _rollout(heatmap: Heatmap) -> Rollout:
-    """What the weights are made from, as the algorithms read it."""
+def as_rollout(heatmap: Heatmap) -> Rollout:
+    """The images as a rollout, each a prompt of its own: what the algorithms make weights from."""
     negative = heatmap.logprob_negative
     return Rollout(
         tokens=torch.from_numpy(heatmap.tokens),
