@@ -95,6 +95,7 @@ def test_the_order_uncovers_tokens_one_by_one() -> None:
     # 40 x 40 pixels a cell, in the picture and below the map, where grey stays grey. The first frame hides 15 of 16 cells.
     counts = [veiled(frame) - veiled(frames[-1]) for frame in frames]
     assert counts == [2 * 40 * 40 * hidden for hidden in range(15, -1, -1)]
+    assert veiled(frames[-1]) < 40 * 40  # no cell is left, at most pixels of letters
     masked = replace(one, commit_step=one.commit_step // 8)  # two steps of eight tokens
     assert len(over_order(masked)) == 2
 
