@@ -29,6 +29,7 @@ FLOORS = [
         "plans",
         "variety",
         "unmasking",
+        "localisation",
         *MATHS,
     },
     {"algorithms", "generators", "prompts", "optim", "checkpoint"},
