@@ -37,6 +37,7 @@ FLOORS = [
     {
         "trainer",
         "evaluate",
+        "credit_evaluation",
         "tables",
         "heatmap",
         "monitor",
