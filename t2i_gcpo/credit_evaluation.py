@@ -150,7 +150,7 @@ class CreditObserver:
                 "pointing": estimated(localisation.pointing, draws, target),
                 "auroc_begins": estimated(localisation.auroc, draws, begins),
             }
-            shares = {
+            shares: dict[str, Estimates] = {
                 normalization: estimated(
                     localisation.share, [weights(name, draw, rollout, normalization) for draw in draws], target
                 )
@@ -220,7 +220,7 @@ def weights(name: str, values: Tensor, rollout: Rollout, normalization: credit.N
 
 
 def _to_cpu(rollout: Rollout) -> Rollout:
-    tensors = {name: value.cpu() for name, value in vars(rollout).items() if isinstance(value, Tensor)}
+    tensors: dict[str, Any] = {name: value.cpu() for name, value in vars(rollout).items() if isinstance(value, Tensor)}
     return replace(rollout, **tensors, stats={name: value.cpu() for name, value in rollout.stats.items()})
 
 

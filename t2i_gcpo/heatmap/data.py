@@ -207,9 +207,10 @@ class Heatmap:
 
         arrays = {f.name for item in items for f in fields(item) if isinstance(getattr(item, f.name), np.ndarray)}
         recipes = {item.recipe for item in items}
+        joined: dict[str, Any] = {name: join([getattr(item, name) for item in items]) for name in arrays}
         return replace(
             items[0],
-            **{name: join([getattr(item, name) for item in items]) for name in arrays},
+            **joined,
             stats={
                 name: np.concatenate([item.stats[name] for item in items])
                 for name in items[0].stats
