@@ -131,6 +131,36 @@ def test_the_weights_are_those_of_training() -> None:
         credit_values(replace(one, logprob_negative=None))
 
 
+def test_every_number_is_that_of_the_pure_functions() -> None:
+    images, target = scenes()
+    rng = torch.Generator().manual_seed(0)
+    noise = [torch.rand(target.shape, generator=rng) for _ in range(4)]
+    one = rollout(PROMPTS, positive=-1 - noise[0], negative=-1 - noise[1], entropy=noise[2], exact_kl=noise[3])
+    observer = CreditObserver(ShapesDetector())
+    observer(one, images)
+    result, values = observer.result(seed=5), credit_values(one, seed=5)
+    order = np.arange(144)
+    begins = np.stack(
+        [
+            localisation.first_cells([localisation.cells(found.mask, GRID) for found in objects], order)  # type: ignore[arg-type]
+            for objects in ShapesDetector()(images)
+        ]
+    )
+    tasks = np.array([prompt.task for prompt in PROMPTS])
+
+    def overall(each: np.ndarray) -> float:
+        return float(np.mean([each[tasks == name].mean() for name in set(tasks)]))
+
+    entropy = localisation.auroc(values["entropy"][0].numpy(), target)
+    for name, draws in values.items():
+        measures = result.find(name).measures
+        auroc = np.mean([localisation.auroc(draw.numpy(), target) for draw in draws], axis=0)
+        assert measures["auroc"].overall == pytest.approx(overall(auroc))
+        assert measures["auroc_less_entropy"].overall == pytest.approx(overall(auroc - entropy), abs=1e-9)
+        started = np.mean([localisation.auroc(draw.numpy(), begins) for draw in draws], axis=0)
+        assert measures["auroc_begins"].overall == pytest.approx(overall(started))
+
+
 def test_batches_change_nothing() -> None:
     images, target = scenes()
     negative = -1 - torch.rand(target.shape, generator=torch.Generator().manual_seed(0))
