@@ -121,7 +121,7 @@ class CreditObserver:
         self._rollouts.append(_to_cpu(rollout.rows(torch.arange(rollout.batch))))
 
     def result(self, *, seed: int = 0, **about: Any) -> CreditResult:
-        """seed: of the controls. about: what the file says of the evaluation. ValueError: nothing was watched, or no object found."""
+        """seed: of the evaluation, and of the controls' noise. about: what else the file says of it. ValueError: nothing was watched, or no object found."""
         if not any(self._objects):
             raise ValueError(
                 f"none of the {len(self._objects)} images holds an object that its prompt names, so there is nothing to compare credit with"
@@ -163,7 +163,7 @@ class CreditObserver:
             int((~there).sum()),
             float(target[there].mean()),
             float(begins[there].mean()),
-            about,
+            {**about, "seed": seed},
         )
 
 

@@ -206,7 +206,7 @@ def test_which_objects_a_prompt_names() -> None:
 def test_the_file_and_the_tables_hold_every_map(tmp_path: Path) -> None:
     result, _ = perfect()
     data = json.loads(result.save(tmp_path / "a" / "credit.json").read_text())
-    assert data["checkpoint"] == "x" and set(data["measures"]) == set(MEASURES)
+    assert (data["checkpoint"], data["seed"]) == ("x", 1) and set(data["measures"]) == set(MEASURES)
     assert len(data["maps"]) == 11 and all(len(m["share_of_weights"]) == 4 for m in data["maps"])
     kl = next(m for m in data["maps"] if m["map"] == "kl")
     assert kl["auroc"] == {"mean": 1, "ci95": [1, 1], "by_task": {"two_object": 1, "colors": 1}, "n": len(PROMPTS)}
