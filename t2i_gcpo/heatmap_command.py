@@ -36,8 +36,10 @@ def main(argv: list[str]) -> int:
     if args.checkpoint is None and (choices := _choices(args)):
         heatmap = reweigh(heatmap, seed=args.seed, **choices)
     names = list(dict.fromkeys(args.map or [heatmap.map()[0]]))
-    for name in names:
-        heatmap.map(name)  # all are known before anything is written
+    for name in names:  # all are known before anything is written
+        if not heatmap.map(name)[1].any():
+            why = "the images of each group scored alike; " if name == "advantage" else ""
+            print(f"every value of the map {name} is 0: {why}look at another, such as --map weight contrast")
     paths = write(heatmap, args.out, "heatmap", kind=names[0], columns=args.columns)
     for name in names[1:]:
         paths.append(args.out / f"{name}.png")
@@ -87,8 +89,6 @@ def sampled(args: argparse.Namespace) -> Heatmap:
     targets = token_advantages(replace(algorithm, normalize_parts=False), rollout, scored.scores, generator=rng)
     scores = ", ".join(f"{score:.3g}" for score in scored.scores.tolist())
     print(f"advantages of {args.algorithm} with the reward {reward_name}; scores {scores}")
-    if not targets.sequence_advantages.any():
-        print("the images scored alike, so every advantage is 0: look at another map, or try another --seed or --num")
     return Heatmap.of(scored, targets, algorithm=algorithm, logprob_reference=reference)
 
 

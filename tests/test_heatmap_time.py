@@ -41,7 +41,7 @@ def test_one_prompt_over_the_steps_of_a_run(tmp_path: Path) -> None:
     assert heatmap.over_steps(tmp_path).prompts.tolist() == ["a photo of a star"] * 3
     # All steps stand on one scale, that of all.
     assert found.end("weight") == pytest.approx(np.percentile(found.weights, 98))
-    assert found.notes()[1].startswith("step 20   score 0.5")
+    assert found.notes()[1].startswith("step 20, score 0.5")
     picture = found.draw("weight")
     assert picture.width > picture.height / 2 and found.draw("weight", columns=1).height > picture.height
     assert len(over_images(found)) == 3
@@ -168,6 +168,9 @@ def test_the_command_redraws_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert written == {
         str(out / name) for name in ("heatmap.png", "heatmap.npz", "heatmap.html", "kl.png", "heatmap.gif")
     }
+    alike = replace(drawn(), advantages=np.zeros((6, 16), np.float32)).save(tmp_path / "alike.npz")
+    assert heatmap_command.main(["--npz", str(alike), "--out", str(out)]) == 0
+    assert "every value of the map advantage is 0: the images of each group scored alike" in capsys.readouterr().out
     # As it was saved, where nothing else is asked for.
     assert heatmap_command.main(["--npz", str(path), "--out", str(out)]) == 0
     np.testing.assert_array_equal(heatmap.load(out / "heatmap.npz").weights, drawn().weights)

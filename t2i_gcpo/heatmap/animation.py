@@ -36,7 +36,7 @@ def over_order(heatmap: Heatmap, kind: str | None = None, *, columns: int = 2) -
                 kind=kinds.find(name),
                 title=heatmap.title(name),
                 captions=heatmap.prompts.tolist(),
-                notes=[f"step {step} of {last}   {note}" for note in heatmap.notes()],
+                notes=[", ".join(filter(None, (f"step {step} of {last}", note))) for note in heatmap.notes()],
                 end=end,
                 columns=columns,
             )

@@ -22,6 +22,8 @@ from t2i_gcpo.heatmap import kinds, paint
 from t2i_gcpo.heatmap.recipe import Recipe
 from t2i_gcpo.records import ScoredRollout
 
+STRIP = 8
+"""Labelled images side by side, at most; more stand in lines of equal length."""
 DIVERGENCES: tuple[credit.Divergence, ...] = get_args(credit.Divergence)
 
 
@@ -154,13 +156,13 @@ class Heatmap:
             if self.sequence_advantages is not None:
                 parts.append("failed" if np.isnan(score) else f"score {score:.3g}")
                 parts.append(f"A = {self.sequence_advantages[b]:+.2f}")
-            notes.append("   ".join(parts))
+            notes.append(", ".join(parts))
         return notes
 
     def draw(self, kind: str | None = None, *, columns: int | None = None, end: float | None = None) -> Image.Image:
         """The panel of all images, each and itself under one map (None: the first of `maps`), on one scale.
 
-        columns: images side by side (None: 2; of labelled images, which are drawn as a strip of columns, 8). end: of the scale (None: `end`).
+        columns: images side by side (None: 2; of labelled images, which are drawn as strips, 8 at most). end: of the scale (None: `end`).
         """
         name, values = self.map(kind)
         strip = self.labels is not None
@@ -176,7 +178,7 @@ class Heatmap:
             captions=self.prompts.tolist() if self.labels is None else self.labels.tolist(),
             notes=self.notes(labels=not strip),
             end=end,
-            columns=columns or (8 if strip else 2),
+            columns=columns or (-(-len(self) // -(-len(self) // STRIP)) if strip else 2),
             stacked=strip,
         )
 

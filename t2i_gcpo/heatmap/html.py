@@ -63,6 +63,9 @@ def payload(heatmap: Heatmap, *, first: str | None = None) -> dict[str, Any]:
                 "step": heatmap.commit_step[b].tolist(),
                 "logprob_positive": _numbers(heatmap.logprob_positive[b]),
                 "logprob_negative": None if heatmap.logprob_negative is None else _numbers(heatmap.logprob_negative[b]),
+                "logprob_reference": None
+                if heatmap.logprob_reference is None
+                else _numbers(heatmap.logprob_reference[b]),
             }
             for b, note in enumerate(heatmap.notes())
         ],
@@ -180,8 +183,9 @@ function hover(image, over, event) {
   const lines = [["index", t], ["row, column", `${row}, ${column}`], ["token", image.tokens[t]], ["step", image.step[t]],
     ["log p(· | prompt)", show(image.logprob_positive[t])]];
   if (image.logprob_negative) lines.push(["log p(· | negative)", show(image.logprob_negative[t])]);
+  if (image.logprob_reference) lines.push(["log p(· | reference)", show(image.logprob_reference[t])]);
   for (const other of data.maps) if (other.kind !== "order") lines.push([other.kind, show(image.maps[other.kind][t])]);
-  tip.textContent = lines.map(([name, value]) => name.padEnd(20) + value).join("\\n");
+  tip.textContent = lines.map(([name, value]) => name.padEnd(23) + value).join("\\n");
   tip.style.display = "block";
   tip.style.left = `${Math.min(event.clientX + 16, innerWidth - tip.offsetWidth - 8)}px`;
   tip.style.top = `${Math.min(event.clientY + 16, innerHeight - tip.offsetHeight - 8)}px`;
