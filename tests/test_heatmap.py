@@ -22,7 +22,7 @@ from t2i_gcpo.algorithms import TokenAdvantages, resolve, token_advantages
 from t2i_gcpo.heatmap import Heatmap
 from t2i_gcpo.heatmap.html import page, payload
 from t2i_gcpo.heatmap.kinds import KINDS
-from t2i_gcpo.heatmap.paint import colormap, paint, render, scale_end
+from t2i_gcpo.heatmap.paint import colormap, paint, render, scale_end, scale_words
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
 
 GREY = np.full((3, 8, 8), 128, dtype=np.uint8)
@@ -76,6 +76,13 @@ def test_the_scale_is_the_98th_percentile_over_all_panels() -> None:
     assert scale_end(values) == pytest.approx(float(np.percentile(np.abs(values), 98))) and scale_end(values) < 2
     assert scale_end(np.zeros(5)) == 1.0 and scale_end(np.array([np.nan, 3.0])) == 3.0
     assert scale_end(np.concatenate([np.zeros(999), [5.0]])) == 5.0
+    # What lies beyond the end is clipped, so that the largest is named.
+    assert "(the largest is 100)" in scale_words(values, KINDS["kl"]) and "opacity" in scale_words(
+        values, KINDS["advantage"]
+    )
+    assert scale_words(-values, KINDS["kl"], given=True) == "one scale for all panels"
+    assert scale_words(values, KINDS["order"]).endswith("to the largest value")
+    assert scale_words(np.array([0.0, np.nan]), KINDS["kl"]) == "all values are 0"
 
     # The same values look paler beside a panel with larger ones, unless the scale is given.
     images, small = np.full((2, 3, 8, 8), 128, dtype=np.uint8), np.ones((2, 4), dtype=np.float32)

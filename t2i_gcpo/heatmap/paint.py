@@ -40,8 +40,11 @@ def scale_words(values: np.ndarray, kind: Kind, *, given: bool = False) -> str:
     if not np.nan_to_num(values).any():
         return "all values are 0"
     words = "one scale for all panels"
-    if not given:
-        words += ", to the largest value" if kind.whole else f", to the {PERCENTILE}th percentile of |value|"
+    if not given and kind.whole:
+        words += ", to the largest value"
+    elif not given:
+        magnitude = np.abs(values[np.isfinite(values)])
+        words += f", to the {PERCENTILE}th percentile of |value| (the largest is {magnitude.max(initial=0.0):.3g})"
     return words + ("; opacity grows with |value|" if kind.signed else "")
 
 
