@@ -15,9 +15,14 @@ from t2i_gcpo.records import Sampling, Unmasking
 from t2i_gcpo.unmasking import ORDERS, SCHEDULES
 
 
-def add_generator_options(parser: argparse.ArgumentParser) -> None:
+def add_generator_options(parser: argparse.ArgumentParser, *, checkpoint: Any = None) -> None:
+    """checkpoint: a group of alternatives that --checkpoint is one of; without it, it is required."""
+    help = "embedded name, folder (a run's checkpoints/step_N included) or hub name"
+    if checkpoint is None:
+        parser.add_argument("--checkpoint", required=True, help=help)
+    else:
+        checkpoint.add_argument("--checkpoint", help=help)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="embedded name, folder (a run's checkpoints/step_N included) or hub name")
     add("--revision", help="branch, tag or commit on the hub")
     add("--batch", type=int, default=64, help="images at once; the images do not depend on it (default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")

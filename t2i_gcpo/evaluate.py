@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from rewards.base import Reward, check
 from t2i_gcpo import prompts as prompt_files
 from t2i_gcpo.generators.base import ImageGenerator, chunks
-from t2i_gcpo.records import Prompt, Sampling, Unmasking
+from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
 from t2i_gcpo.statistics import Estimates, Interval, estimate
 
 
@@ -177,20 +177,23 @@ def evaluate(
     source: str = "",
     reward_name: str = "",
     held_out: Mapping[str, Reward] | None = None,
+    observe: Callable[[Rollout, Tensor], None] | None = None,
 ) -> EvalResult:
     """Sample `images_per_prompt` images for each row of `prompts`, score them.
 
     prompts: a prompt may come more than once (see `spread`); its images then have noise of their own, and count as one cluster in the
     intervals. sampling: guidance, temperature and truncation; its group size, seed, contrast and stats are replaced. batch: images at once;
     the result does not depend on it. checkpoint, source, reward_name: names for eval.json. held_out: name -> a scorer that judges the same
-    images besides. ValueError: no prompts, a batch or a number of
-    images below 1, a reward that returns the wrong number of scores.
+    images besides. observe: called with each batch's rollout and images; with it the sampling's contrast and stats are kept, and the
+    images are the same. ValueError: no prompts, a batch or a number of images below 1, a reward that returns the wrong number of scores.
     """
     if not prompts:
         raise ValueError("there are no prompts to evaluate on")
     if batch < 1 or images_per_prompt < 1:
         raise ValueError(f"batch is {batch}, images_per_prompt {images_per_prompt}; both must be at least 1")
-    sampling = replace(sampling, group_size=images_per_prompt, seed=seed, contrast=False, stats=())
+    sampling = replace(sampling, group_size=images_per_prompt, seed=seed)
+    if observe is None:
+        sampling = replace(sampling, contrast=False, stats=())
     rows: list[ScoredImage] = []
     kept: list[Tensor] = []
     others: dict[str, list[float]] = {name: [] for name in held_out or {}}
@@ -201,6 +204,8 @@ def evaluate(
             chosen = [prompts[index] for index in part]
             rollout = generator.sample(chosen, sampling, first_prompt_index=part[0])
             images = generator.decode(rollout.tokens)
+            if observe is not None:
+                observe(rollout, images)
             owners = [(index, image) for index in part for image in range(images_per_prompt)]
             texts = [prompts[index].text for index, _ in owners]
             metadata = [prompts[index].metadata for index, _ in owners]

@@ -6,11 +6,13 @@ import argparse
 from pathlib import Path
 
 import rewards
+from rewards.geneval.detectors import load as load_detector
 from t2i_gcpo import pictures
 from t2i_gcpo import prompts as prompt_files
 from t2i_gcpo.command_options import add_generator_options, add_sampling_options, load_generator, sampling
+from t2i_gcpo.credit_evaluation import NEEDED_STATS, CreditObserver
 from t2i_gcpo.evaluate import EvalResult, evaluate, pick, spread
-from t2i_gcpo.tables import print_evaluation
+from t2i_gcpo.tables import print_credit, print_evaluation
 
 
 def main(argv: list[str]) -> int:
@@ -18,13 +20,15 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     prompts = spread(prompt_files.read(args.prompts), args.limit)
     reward = rewards.load(args.reward)
-    results = {}
+    results, measured = {}, {}
     for name in dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]):
+        observer = CreditObserver(load_detector("shapes")) if args.credit else None
+        drawn = sampling(args, stats=NEEDED_STATS) if args.credit else sampling(args)
         results[name] = evaluate(
             load_generator(args, name),
             prompts,
             reward,
-            sampling=sampling(args),
+            sampling=drawn,
             batch=args.batch,
             seed=args.seed,
             progress=True,
@@ -32,12 +36,19 @@ def main(argv: list[str]) -> int:
             checkpoint=name,
             source=args.prompts,
             reward_name=args.reward,
+            observe=observer,
         )
+        if observer is not None:
+            about = {"checkpoint": name, "prompts": args.prompts, "limit": args.limit, "seed": args.seed}
+            measured[name] = observer.result(**about, guidance=args.guidance, temperature=args.temperature)
     ours, other = results[args.checkpoint], results.get(args.against)
     print_evaluation(ours, other)
     written = [ours.save(args.out / "eval.json"), *_pictures(ours, other, args.out, args.pictures)]
     if other is not None:
         written.append(other.save(args.out / "eval_against.json"))
+    for name, result in measured.items():
+        print_credit(result)
+        written.append(result.save(args.out / ("credit.json" if name == args.checkpoint else "credit_against.json")))
     for path in written:
         print(f"wrote {path}")
     return 0
@@ -59,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         help="images, the tasks in equal parts, prompts repeated where a task has too few; 0: each prompt once",
+    )
+    add(
+        "--credit",
+        action="store_true",
+        help="also measure where credit lies: every credit rule and its controls against the objects' cells, on ShapeScenes; writes credit.json",
     )
     add("--pictures", type=int, default=24, help="images in the sample grid (default: %(default)s)")
     return parser

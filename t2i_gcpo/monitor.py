@@ -19,8 +19,8 @@ from rewards.base import Reward
 from t2i_gcpo import heatmap, pictures
 from t2i_gcpo.algorithms import token_advantages
 from t2i_gcpo.evaluate import evaluate
-from t2i_gcpo.generators.base import Negative
-from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.generators.base import Negative, in_chunks
+from t2i_gcpo.records import Prompt, Rollout, Sampling
 from t2i_gcpo.rollout import collect
 
 if TYPE_CHECKING:
@@ -76,11 +76,14 @@ class Pictures:
             # The tensor itself, not another computation of it.
             size = record.scored.rollout.sampling.group_size
             group = first_with_spread(record.targets.sequence_advantages, size)
+            scored = record.scored.groups(torch.tensor([group]))
             heatmap.save(
                 Path(trainer.output_dir) / "heatmaps",
                 f"step_{record.step:06d}_trained",
-                record.scored.groups(torch.tensor([group])),
+                scored,
                 record.targets.rows(torch.arange(group * size, (group + 1) * size)),
+                algorithm=trainer.algorithm,
+                logprob_reference=reference_logprobs(trainer, scored.rollout),
             )
 
     def draw(self, trainer: Trainer, step: int) -> None:
@@ -88,7 +91,7 @@ class Pictures:
         assert not isinstance(trainer.algorithm, str)
         group = self.sampling.group_size
         algorithm = replace(trainer.algorithm, group_size=group, entropy_reward_coef=0.0, normalize_parts=False)
-        stats = tuple(sorted({*self.sampling.stats, *algorithm.needed_stats, "entropy"}))
+        stats = ("entropy", "exact_kl", "js")  # all that another rule of credit could ask of the file
         scored = collect(
             trainer.generator,
             self.reward,
@@ -106,7 +109,25 @@ class Pictures:
         )
         if trainer.tracker is not None:
             trainer.tracker.picture(step, "samples", grid)
-        heatmap.save(Path(trainer.output_dir) / "heatmaps", f"step_{step:06d}", scored, targets)
+        heatmap.save(
+            Path(trainer.output_dir) / "heatmaps",
+            f"step_{step:06d}",
+            scored,
+            targets,
+            algorithm=algorithm,
+            logprob_reference=reference_logprobs(trainer, scored.rollout),
+        )
+
+
+@torch.no_grad()
+def reference_logprobs(trainer: Trainer, rollout: Rollout) -> Tensor:
+    """[B, T] nats: the rollout's tokens in the reference model, raw, under their prompts."""
+    with trainer.generator.reference():
+        return in_chunks(
+            lambda index: trainer.generator.token_logprobs(rollout.rows(index)),
+            torch.arange(rollout.batch),
+            trainer.micro_batch,
+        )
 
 
 def first_with_spread(advantages: Tensor, group_size: int) -> int:

@@ -138,9 +138,9 @@ def to_picture(image: Tensor, scale: int | None = None) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def enlargement(width: int) -> int:
-    """The whole number that brings a width nearest to PICTURE_WIDTH, at least 1."""
-    return max(1, round(PICTURE_WIDTH / width))
+def enlargement(width: int, wanted: int | None = None) -> int:
+    """The whole number that brings a width nearest to `wanted` (None: PICTURE_WIDTH), at least 1."""
+    return max(1, round((PICTURE_WIDTH if wanted is None else wanted) / width))
 
 
 @lru_cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from t2i_gcpo.statistics import Estimates, Interval
 
 if TYPE_CHECKING:
+    from t2i_gcpo.credit_evaluation import CreditResult
     from t2i_gcpo.evaluate import EvalResult
 
 OVERALL = "overall"
@@ -59,6 +60,38 @@ def print_evaluation(result: EvalResult, other: EvalResult | None = None) -> Non
     failed = result.failed + (0 if other is None else other.failed)
     lines = [NOTE, *([PAIRED_NOTE] if other is not None else [])]
     print_note("; ".join(lines) + (f"; {failed} images failed to be scored and are left out" if failed else ""))
+
+
+def credit_rows(result: CreditResult) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one a map: how well its order finds the objects."""
+    header = ["map", "AUROC", "less entropy's", "pointing game", "AUROC, begins"]
+    signed = "auroc_less_entropy"
+    return header, [
+        [m.name, *(with_interval(e.overall, e.ci95, signed=name == signed) for name, e in m.measures.items())]
+        for m in result.maps
+    ]
+
+
+def credit_share_rows(result: CreditResult) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one a map: the share of its weights on the objects, by normalisation."""
+    return ["map", *result.maps[0].shares], [
+        [m.name, *(with_interval(e.overall, e.ci95) for e in m.shares.values())] for m in result.maps
+    ]
+
+
+def print_credit(result: CreditResult) -> None:
+    print_table(*credit_rows(result), title="Where credit lies: against the cells of the objects that the prompt names")
+    print_table(
+        *credit_share_rows(result), title="How much of it: share of the weights on those cells, by normalisation"
+    )
+    print_note(
+        f"{result.images} images, {result.left_out} without such an object left out; such objects fill {result.object_cells:.1%} of the cells, "
+        f"begin in {result.begin_cells:.1%}; the mean over the tasks; in brackets: 95 % bootstrap interval, clustered by prompt"
+    )
+    print_note(
+        "AUROC and pointing game see the order of the values alone, so that all normalisations tie; what they change is how much credit lies "
+        "there. AUROC, begins: against the cell of each object that was sampled first"
+    )
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:

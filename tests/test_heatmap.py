@@ -19,8 +19,10 @@ from PIL import Image
 
 from t2i_gcpo import generators, heatmap, heatmap_command
 from t2i_gcpo.algorithms import TokenAdvantages, resolve, token_advantages
-from t2i_gcpo.heatmap import Heatmap, colormap, overlay, render, scale_end
-from t2i_gcpo.heatmap_html import page, payload
+from t2i_gcpo.heatmap import Heatmap
+from t2i_gcpo.heatmap.html import page, payload
+from t2i_gcpo.heatmap.kinds import KINDS
+from t2i_gcpo.heatmap.paint import colormap, paint, render, scale_end, scale_words
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
 
 GREY = np.full((3, 8, 8), 128, dtype=np.uint8)
@@ -39,21 +41,21 @@ def scored(prompt: str = "a photo of a star") -> tuple[ScoredRollout, TokenAdvan
 
 def test_positive_is_red_negative_is_blue_and_zero_shows_the_picture() -> None:
     cells = np.array([[2.0, -2.0], [0.0, np.nan]])
-    drawn = overlay(GREY, cells, signed=True, end=2.0).astype(int)
+    drawn = paint(GREY, cells, signed=True, end=2.0).astype(int)
     red, blue = drawn[0, 0], drawn[0, -1]
     assert red[0] > red[2] + 50 and blue[2] > blue[0] + 50
     assert (drawn[4:] == 128).all()
     np.testing.assert_array_equal(
         red, np.rint(0.15 * 128 + 0.85 * colormap(True)[255])
     )  # worked out: opacity 0.85 at the end
-    half = overlay(GREY, np.full((1, 1), 1.0), signed=True, end=2.0)[0, 0]
+    half = paint(GREY, np.full((1, 1), 1.0), signed=True, end=2.0)[0, 0]
     np.testing.assert_array_equal(half, np.rint((1 - 0.425) * 128 + 0.425 * colormap(True)[191]))
-    assert (overlay(GREY, cells * 10, signed=True, end=2.0)[0, 0] == red).all()  # clipped
+    assert (paint(GREY, cells * 10, signed=True, end=2.0)[0, 0] == red).all()  # clipped
 
 
 def test_a_cell_is_a_token_and_rows_are_rows() -> None:
     cells = np.arange(8.0).reshape(2, 4)
-    drawn = overlay(GREY, cells, signed=False, end=7.0)
+    drawn = paint(GREY, cells, signed=False, end=7.0)
     for row in range(8):
         for column in range(8):
             expected = np.rint(0.35 * 128 + 0.65 * colormap(False)[round(cells[row // 4, column // 2] / 7 * 255)])
@@ -63,7 +65,7 @@ def test_a_cell_is_a_token_and_rows_are_rows() -> None:
 def test_the_picture_below_loses_its_colour() -> None:
     image = np.zeros((3, 4, 4), dtype=np.uint8)
     image[0] = 200
-    drawn = overlay(image, np.zeros((1, 1)), signed=True, end=1.0)[0, 0]
+    drawn = paint(image, np.zeros((1, 1)), signed=True, end=1.0)[0, 0]
     np.testing.assert_array_equal(
         drawn, np.rint([0.25 * 200 + 0.75 * 0.299 * 200, 0.75 * 0.299 * 200, 0.75 * 0.299 * 200])
     )
@@ -74,21 +76,28 @@ def test_the_scale_is_the_98th_percentile_over_all_panels() -> None:
     assert scale_end(values) == pytest.approx(float(np.percentile(np.abs(values), 98))) and scale_end(values) < 2
     assert scale_end(np.zeros(5)) == 1.0 and scale_end(np.array([np.nan, 3.0])) == 3.0
     assert scale_end(np.concatenate([np.zeros(999), [5.0]])) == 5.0
+    # What lies beyond the end is clipped, so that the largest is named.
+    assert "(the largest is 100)" in scale_words(values, KINDS["kl"]) and "opacity" in scale_words(
+        values, KINDS["advantage"]
+    )
+    assert scale_words(-values, KINDS["kl"], given=True) == "one scale for all panels"
+    assert scale_words(values, KINDS["order"]).endswith("to the largest value")
+    assert scale_words(np.array([0.0, np.nan]), KINDS["kl"]) == "all values are 0"
 
     # The same values look paler beside a panel with larger ones, unless the scale is given.
-    images, small = torch.full((2, 3, 8, 8), 128, dtype=torch.uint8), torch.ones(2, 4)
-    large = torch.cat([small[:1], 4 * small[:1]])
+    images, small = np.full((2, 3, 8, 8), 128, dtype=np.uint8), np.ones((2, 4), dtype=np.float32)
+    large = np.concatenate([small[:1], 4 * small[:1]])
 
-    def first_cell(values: torch.Tensor, vmax: float | None = None) -> tuple[int, ...]:
+    def first_cell(values: np.ndarray, end: float | None = None) -> tuple[int, ...]:
         drawn = np.asarray(
-            render(images, values, (2, 2), kind="advantage", captions=["", ""], columns=2, vmax=vmax)
+            render(images, values, (2, 2), kind=KINDS["advantage"], captions=["", ""], columns=2, end=end)
         ).astype(int)
         tinted = np.argwhere(drawn[90:, :, 0] - drawn[90:, :, 2] > 5)  # red cells, below title and bar
         y, x = tinted[0]
         return tuple(drawn[90 + y, x])
 
     assert first_cell(small) != first_cell(large)
-    assert first_cell(small, vmax=4.0) == first_cell(large)
+    assert first_cell(small, end=4.0) == first_cell(large)
 
 
 def test_what_is_drawn_is_the_saved_tensor(tmp_path: Path) -> None:
@@ -102,13 +111,15 @@ def test_what_is_drawn_is_the_saved_tensor(tmp_path: Path) -> None:
         loaded.maps()["contrast"], (result.rollout.logprob_positive - result.rollout.logprob_negative).numpy()
     )
     assert loaded.prompts.tolist() == ["a photo of a star"] * 3 + ["b"] * 3 and loaded.grid == (4, 4)
-    assert list(loaded.maps()) == ["advantage", "weight", "contrast", "entropy"]
+    assert list(loaded.maps()) == (
+        ["advantage", "weight", "contrast", "kl", "abs", "js", "information_gain", "entropy", "surprisal", "order"]
+    )
     np.testing.assert_array_equal(np.asarray(loaded.draw()), np.asarray(Image.open(paths[0])))
     # Not computed again from scores and weights: another tensor gives another picture.
     changed = replace(advantages, advantages=advantages.advantages.flip(-1))
     assert heatmap.save(tmp_path, "flipped", result, changed)[0].read_bytes() != paths[0].read_bytes()
-    with pytest.raises(ValueError, match="no map 'js'"):
-        loaded.draw("js")
+    with pytest.raises(ValueError, match="no map 'exact_kl' here; allowed: advantage, weight"):
+        loaded.draw("exact_kl")
 
 
 def test_some_rows_keep_their_prompts(tmp_path: Path) -> None:
@@ -118,6 +129,7 @@ def test_some_rows_keep_their_prompts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.advantages, advantages.advantages[[4, 0]].numpy())  # type: ignore[arg-type]
     np.testing.assert_array_equal(loaded.images, result.images[[4, 0]].numpy())
     np.testing.assert_array_equal(loaded.scores, [0.5, 1.0])
+    np.testing.assert_array_equal(loaded.stats["entropy"], result.rollout.stats["entropy"][[4, 0]].numpy())
 
 
 def test_without_scores_the_weights_are_drawn(tmp_path: Path) -> None:
@@ -130,12 +142,10 @@ def test_without_scores_the_weights_are_drawn(tmp_path: Path) -> None:
 
 
 def test_wrong_shapes_and_kinds_are_refused() -> None:
-    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="'heat'; allowed: advantage"):
-        render(images, torch.zeros(1, 4), (2, 2), kind="heat", captions=["a"])
-    for values, captions in ((torch.zeros(1, 5), ["a"]), (torch.zeros(2, 4), ["a"]), (torch.zeros(1, 4), [])):
+    images = np.zeros((1, 3, 8, 8), dtype=np.uint8)
+    for values, captions in ((np.zeros((1, 5)), ["a"]), (np.zeros((2, 4)), ["a"]), (np.zeros((1, 4)), [])):
         with pytest.raises(ValueError, match="expected"):
-            render(images, values, (2, 2), kind="weight", captions=captions)
+            render(images, values, (2, 2), kind=KINDS["weight"], captions=captions)
 
 
 def test_the_page_holds_every_number_and_asks_nothing_of_the_network() -> None:

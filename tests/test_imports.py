@@ -29,6 +29,7 @@ FLOORS = [
         "plans",
         "variety",
         "unmasking",
+        "localisation",
         *MATHS,
     },
     {"algorithms", "generators", "prompts", "optim", "checkpoint"},
@@ -36,9 +37,9 @@ FLOORS = [
     {
         "trainer",
         "evaluate",
+        "credit_evaluation",
         "tables",
         "heatmap",
-        "heatmap_html",
         "monitor",
         "watch",
         "arguments",

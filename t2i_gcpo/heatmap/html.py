@@ -11,14 +11,15 @@ import html
 import io
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from einops import rearrange
 from PIL import Image
 
-if TYPE_CHECKING:
-    from t2i_gcpo.heatmap import Heatmap
+from t2i_gcpo.heatmap.data import Heatmap
+from t2i_gcpo.heatmap.kinds import KINDS
+from t2i_gcpo.heatmap.paint import OPACITY, UNSIGNED_OPACITY, colormap, scale_end, scale_words
 
 DIGITS = 5
 """Significant digits of the numbers in the page."""
@@ -26,25 +27,29 @@ WIDTH = 256
 """Pixels that a picture is shown at, about."""
 
 
-def page(heatmap: Heatmap, *, title: str) -> str:
-    """The whole page as text."""
-    text = json.dumps(payload(heatmap), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+def page(heatmap: Heatmap, *, title: str, first: str | None = None) -> str:
+    """The whole page as text; `first` is the map that is shown first."""
+    text = json.dumps(payload(heatmap, first=first), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # "</script>" in a prompt must not end the script.
     return _PAGE.replace("__TITLE__", html.escape(title)).replace("__DATA__", text.replace("<", "\\u003c"))
 
 
-def payload(heatmap: Heatmap) -> dict[str, Any]:
+def payload(heatmap: Heatmap, *, first: str | None = None) -> dict[str, Any]:
     """What the page's script reads: plain values, null for what is not finite."""
-    from t2i_gcpo.heatmap import KINDS, OPACITY, PERCENTILE, UNSIGNED_OPACITY, colormap, scale_end
-
     maps = heatmap.maps()
     return {
         "grid": list(heatmap.grid),
-        "percentile": PERCENTILE,
+        "first": heatmap.map(first)[0],
         "colors": {"signed": colormap(True).tolist(), "unsigned": colormap(False).tolist()},
         "opacity": {"signed": OPACITY, "unsigned": UNSIGNED_OPACITY},
         "maps": [
-            {"kind": kind, "title": KINDS[kind].title, "signed": KINDS[kind].signed, "end": _numbers(scale_end(values))}
+            {
+                "kind": kind,
+                "title": heatmap.title(kind),
+                "scale": scale_words(values, KINDS[kind]),
+                "signed": KINDS[kind].signed,
+                "end": _numbers(scale_end(values, KINDS[kind])),
+            }
             for kind, values in maps.items()
         ],
         "width": WIDTH,
@@ -58,6 +63,9 @@ def payload(heatmap: Heatmap) -> dict[str, Any]:
                 "step": heatmap.commit_step[b].tolist(),
                 "logprob_positive": _numbers(heatmap.logprob_positive[b]),
                 "logprob_negative": None if heatmap.logprob_negative is None else _numbers(heatmap.logprob_negative[b]),
+                "logprob_reference": None
+                if heatmap.logprob_reference is None
+                else _numbers(heatmap.logprob_reference[b]),
             }
             for b, note in enumerate(heatmap.notes())
         ],
@@ -117,7 +125,7 @@ figure { margin: 0; } figcaption { max-width: 540px; min-height: 1.5em; }
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id), [rows, columns] = data.grid;
 const last = data.images.reduce((most, image) => Math.max(most, ...image.step), 0);
-let map = data.maps[0];
+let map = data.maps.find(one => one.kind === data.first);
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const share = value => clamp(value / map.end, map.signed ? -1 : 0, 1);
 const color = s => data.colors[map.signed ? "signed" : "unsigned"][Math.round(map.signed ? (s + 1) * 127.5 : s * 255)];
@@ -158,7 +166,7 @@ function choose(kind) {
   map = data.maps.find(other => other.kind === kind);
   $("opacity").value = 100 * data.opacity[map.signed ? "signed" : "unsigned"];
   $("what").textContent = map.title;
-  $("how").textContent = `one scale for all images, to the ${data.percentile}th percentile of |value|` + (map.signed ? "; opacity grows with |value|" : "");
+  $("how").textContent = map.scale;
   $("low").textContent = map.signed ? `−${map.end}` : "0";
   $("high").textContent = (map.signed ? "+" : "") + map.end;
   const context = $("bar").querySelector("canvas").getContext("2d"), pixels = context.createImageData(256, 1);
@@ -175,8 +183,9 @@ function hover(image, over, event) {
   const lines = [["index", t], ["row, column", `${row}, ${column}`], ["token", image.tokens[t]], ["step", image.step[t]],
     ["log p(· | prompt)", show(image.logprob_positive[t])]];
   if (image.logprob_negative) lines.push(["log p(· | negative)", show(image.logprob_negative[t])]);
-  for (const other of data.maps) lines.push([other.kind, show(image.maps[other.kind][t])]);
-  tip.textContent = lines.map(([name, value]) => name.padEnd(20) + value).join("\\n");
+  if (image.logprob_reference) lines.push(["log p(· | reference)", show(image.logprob_reference[t])]);
+  for (const other of data.maps) if (other.kind !== "order") lines.push([other.kind, show(image.maps[other.kind][t])]);
+  tip.textContent = lines.map(([name, value]) => name.padEnd(23) + value).join("\\n");
   tip.style.display = "block";
   tip.style.left = `${Math.min(event.clientX + 16, innerWidth - tip.offsetWidth - 8)}px`;
   tip.style.top = `${Math.min(event.clientY + 16, innerHeight - tip.offsetHeight - 8)}px`;
@@ -196,6 +205,7 @@ for (const { kind } of data.maps) $("map").add(new Option(kind, kind));
 $("map").onchange = () => choose($("map").value);
 $("opacity").oninput = $("step").oninput = draw;
 $("step").max = $("step").value = last;
+$("map").value = map.kind;
 choose(map.kind);
 </script></body></html>
 """

@@ -1,0 +1,255 @@
+"""`Heatmap`: all that the pictures are drawn from, as numpy arrays, to and from npz.
+
+B images, T = rows * columns tokens in raster order, H, W pixels. Nothing here computes an advantage: what is drawn is what the loss used.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from t2i_gcpo import credit, losses
+from t2i_gcpo.algorithms import STATS, Algorithm, TokenAdvantages
+from t2i_gcpo.heatmap import kinds, paint
+from t2i_gcpo.heatmap.recipe import Recipe
+from t2i_gcpo.records import ScoredRollout
+
+STRIP = 8
+"""Labelled images side by side, at most; more stand in lines of equal length."""
+DIVERGENCES: tuple[credit.Divergence, ...] = get_args(credit.Divergence)
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """B images with their tokens' numbers. What is None was not there."""
+
+    images: np.ndarray
+    """[B, 3, H, W] uint8."""
+    tokens: np.ndarray
+    """[B, T] int64."""
+    commit_step: np.ndarray
+    """[B, T] int64, when each token was sampled."""
+    logprob_positive: np.ndarray
+    """[B, T] fp32, nats; so are the next two."""
+    logprob_negative: np.ndarray | None
+    logprob_behaviour: np.ndarray
+    weights: np.ndarray
+    """[B, T] fp32."""
+    advantages: np.ndarray | None
+    """[B, T] fp32; None where nothing was scored."""
+    sequence_advantages: np.ndarray | None
+    """[B] fp32."""
+    scores: np.ndarray
+    """[B] fp32, NaN = failed, or not scored."""
+    prompts: np.ndarray
+    """[B] text."""
+    grid: tuple[int, int]
+    stats: dict[str, np.ndarray] = field(default_factory=dict)
+    """Name -> [B, T] fp32, those of the rollout."""
+    logprob_reference: np.ndarray | None = None
+    """[B, T] fp32, nats: of the same tokens under the prompt in the reference model, raw."""
+    negative_prompts: np.ndarray | None = None
+    """[B] text that the prompt is contrasted with; None is the null prompt of guidance."""
+    labels: np.ndarray | None = None
+    """[B] text that tells the images apart, such as the training step."""
+    recipe: Recipe | None = None
+    """How the weights were made; None where that is not known."""
+
+    @staticmethod
+    def of(
+        scored: ScoredRollout,
+        token_advantages: TokenAdvantages | None = None,
+        *,
+        weights: Tensor | None = None,
+        algorithm: Algorithm | None = None,
+        logprob_reference: Tensor | None = None,
+    ) -> Heatmap:
+        """From a rollout and what the loss made of it; without a reward from `weights` [B, T] alone.
+
+        algorithm: what made the weights. logprob_reference [B, T]: the reference model's raw log-probs of the tokens under the prompts.
+        ValueError: neither token advantages nor weights are given.
+        """
+        if token_advantages is not None:
+            weights = token_advantages.weights
+        if weights is None:
+            raise ValueError("there is nothing to draw: pass token advantages, or token weights")
+        r, group = scored.rollout, scored.rollout.sampling.group_size
+        return Heatmap(
+            images=to_array(scored.images),
+            tokens=to_array(r.tokens),
+            commit_step=to_array(r.commit_step),
+            logprob_positive=to_array(r.logprob_positive),
+            logprob_negative=None if r.logprob_negative is None else to_array(r.logprob_negative),
+            logprob_behaviour=to_array(r.logprob_behaviour),
+            weights=to_array(weights),
+            advantages=None if token_advantages is None else to_array(token_advantages.advantages),
+            sequence_advantages=None if token_advantages is None else to_array(token_advantages.sequence_advantages),
+            scores=to_array(scored.scores),
+            prompts=np.array([r.prompts[b // group].text for b in range(r.batch)], dtype=str),
+            grid=r.grid,
+            stats={name: to_array(value) for name, value in r.stats.items()},
+            logprob_reference=None if logprob_reference is None else to_array(logprob_reference),
+            negative_prompts=None
+            if r.negative_prompts is None
+            else np.array([r.negative_prompts[b // group] for b in range(r.batch)], dtype=str),
+            recipe=None if algorithm is None else Recipe.of(algorithm),
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    # -- the maps ------------------------------------------------------------------------------------------------------
+
+    def maps(self) -> dict[str, np.ndarray]:
+        """Kind -> [B, T], those that there are; the first is the one to show."""
+        found: dict[str, np.ndarray | None] = {"advantage": self.advantages, "weight": self.weights}
+        positive = torch.from_numpy(self.logprob_positive)
+        if self.logprob_negative is not None:
+            found["contrast"] = self.logprob_positive - self.logprob_negative
+            negative = torch.from_numpy(self.logprob_negative)
+            found |= {name: credit.divergence(positive, negative, name).numpy() for name in DIVERGENCES}
+        found |= {name: self.stats.get(stat) for name, (stat, _) in STATS.items()}
+        if self.logprob_reference is not None:
+            found["kl_reference"] = losses.kl(positive, torch.from_numpy(self.logprob_reference), "k3").numpy()
+        found |= {"entropy": self.stats.get("entropy"), "surprisal": -self.logprob_positive}
+        found["order"] = self.commit_step.astype(np.float32)
+        return {kind: values for kind in kinds.KINDS if (values := found.get(kind)) is not None}
+
+    def map(self, kind: str | None = None) -> tuple[str, np.ndarray]:
+        """A map's name and values [B, T]; None is the first of `maps`. ValueError: there is none of that name."""
+        maps = self.maps()
+        name = next(iter(maps)) if kind is None else kind
+        kinds.find(name, maps)
+        return name, maps[name]
+
+    def title(self, kind: str) -> str:
+        """What a picture of this map shows, with the recipe of the weights and the negative prompt where it depends on them."""
+        title = kinds.find(kind).title
+        weighs = kind in ("advantage", "weight")
+        if weighs and self.recipe is not None:
+            title += f" ({self.recipe.words()})"
+        contrasts = kind in ("contrast", *DIVERGENCES, *STATS) or (
+            weighs and (self.recipe is None or self.recipe.credit in ("contrast", "shuffled"))
+        )
+        against = set() if self.negative_prompts is None else set(self.negative_prompts.tolist())
+        if contrasts and against:
+            title += f"; negative prompt: “{against.pop()}”" if len(against) == 1 else "; own negative prompts"
+        return title
+
+    def end(self, kind: str) -> float:
+        """Where the colour scale of a map ends, over all images."""
+        return paint.scale_end(self.map(kind)[1], kinds.find(kind))
+
+    def notes(self, *, labels: bool = True) -> list[str]:
+        """What stands below each panel: its label, its score and its advantage, as far as there are any."""
+        notes = []
+        for b, score in enumerate(self.scores):
+            parts = [str(self.labels[b])] if labels and self.labels is not None else []
+            if self.sequence_advantages is not None:
+                parts.append("failed" if np.isnan(score) else f"score {score:.3g}")
+                parts.append(f"A = {self.sequence_advantages[b]:+.2f}")
+            notes.append(", ".join(parts))
+        return notes
+
+    def draw(self, kind: str | None = None, *, columns: int | None = None, end: float | None = None) -> Image.Image:
+        """The panel of all images, each and itself under one map (None: the first of `maps`), on one scale.
+
+        columns: images side by side (None: 2; of labelled images, which are drawn as strips, 8 at most). end: of the scale (None: `end`).
+        """
+        name, values = self.map(kind)
+        strip = self.labels is not None
+        title = self.title(name)
+        if strip and len(texts := set(self.prompts.tolist())) == 1:
+            title = f"“{texts.pop()}”: {title}"
+        return paint.render(
+            self.images,
+            values,
+            self.grid,
+            kind=kinds.find(name),
+            title=title,
+            captions=self.prompts.tolist() if self.labels is None else self.labels.tolist(),
+            notes=self.notes(labels=not strip),
+            end=end,
+            columns=columns or (-(-len(self) // -(-len(self) // STRIP)) if strip else 2),
+            stacked=strip,
+        )
+
+    # -- parts, and the file -------------------------------------------------------------------------------------------
+
+    def rows(self, index: Sequence[int] | np.ndarray) -> Heatmap:
+        """Some images, in the order of `index`."""
+        index = np.asarray(index, dtype=np.int64)
+        changes: dict[str, Any] = {
+            f.name: value[index] for f in fields(self) if isinstance(value := getattr(self, f.name), np.ndarray)
+        }
+        return replace(self, **changes, stats={name: value[index] for name, value in self.stats.items()})
+
+    @staticmethod
+    def cat(items: Sequence[Heatmap]) -> Heatmap:
+        """The images of several heatmaps of one grid, one after the other. What not all of them have is left out; a recipe that differs, too.
+
+        ValueError: no heatmaps, or grids or pictures of different sizes.
+        """
+        sizes = sorted({(*item.grid, *item.images.shape[1:]) for item in items})
+        if len(sizes) != 1:
+            raise ValueError(
+                f"heatmaps of {len(sizes)} sizes cannot stand side by side: {sizes}; give some of one size"
+            )
+
+        def join(values: list[Any]) -> np.ndarray | None:
+            return None if any(value is None for value in values) else np.concatenate(values)
+
+        arrays = {f.name for item in items for f in fields(item) if isinstance(getattr(item, f.name), np.ndarray)}
+        recipes = {item.recipe for item in items}
+        joined: dict[str, Any] = {name: join([getattr(item, name) for item in items]) for name in arrays}
+        return replace(
+            items[0],
+            **joined,
+            stats={
+                name: np.concatenate([item.stats[name] for item in items])
+                for name in items[0].stats
+                if all(name in item.stats for item in items)
+            },
+            recipe=recipes.pop() if len(recipes) == 1 else None,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the npz that `load` reads; a reader sees the whole file or none. What there is not is left out."""
+        arrays: dict[str, Any] = {k: v for k, v in vars(self).items() if v is not None and k not in ("stats", "recipe")}
+        arrays |= {f"stats/{name}": value for name, value in self.stats.items()}
+        if self.recipe is not None:
+            arrays["recipe"] = np.array(self.recipe.dumps())
+        path = Path(path)
+        aside = path.with_name(f".tmp_{path.name}")
+        with aside.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        return aside.replace(path)
+
+    @staticmethod
+    def load(path: str | Path) -> Heatmap:
+        """ValueError for a file that `save` did not write."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                data: dict[str, Any] = dict(file)
+            stats = {name.removeprefix("stats/"): data.pop(name) for name in list(data) if name.startswith("stats/")}
+            optional = dict.fromkeys(("logprob_negative", "advantages", "sequence_advantages"))
+            rows, columns = (int(side) for side in data.pop("grid"))
+            recipe = Recipe.loads(str(data.pop("recipe"))) if "recipe" in data else None
+            return Heatmap(**{**optional, **data}, grid=(rows, columns), stats=stats, recipe=recipe)
+        except FileNotFoundError:
+            raise ValueError(f"there is no file {path}; name a heatmap .npz of t2i-gcpo heatmap or of a run") from None
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is not a heatmap that t2i-gcpo wrote: {error}") from error
+
+
+def to_array(values: Tensor) -> np.ndarray:
+    values = values.detach().cpu()
+    return (values.float() if values.is_floating_point() else values).numpy()

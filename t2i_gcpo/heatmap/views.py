@@ -1,0 +1,125 @@
+"""What an inspector asks of a heatmap: one picture under one map, the numbers of one cell, the weights by another rule. No model is run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+
+from t2i_gcpo.algorithms import token_weights
+from t2i_gcpo.heatmap import paint
+from t2i_gcpo.heatmap.data import Heatmap
+from t2i_gcpo.heatmap.kinds import KINDS
+from t2i_gcpo.heatmap.recipe import Recipe
+from t2i_gcpo.pictures import enlargement
+from t2i_gcpo.records import Prompt, Rollout, Sampling
+
+
+def reweigh(heatmap: Heatmap, *, seed: int = 0, **choices: Any) -> Heatmap:
+    """The same images with weights by another rule, from the saved log-probs; and with them `A_b * w[b, t]`, where there are advantages.
+
+    choices: fields of `Recipe` (credit, divergence, normalization, top, mass, floor); those not given stay as they were, or GCPO's where that
+    is not known. `credit="uniform"` is GRPO's flat map. seed: what the controls (random, shuffled) are drawn from. An image whose reward
+    failed keeps weight 0. ValueError: an unknown choice, or one that needs a log-prob or statistic that was not saved.
+    """
+    try:
+        recipe = replace(heatmap.recipe or Recipe(), **choices)
+    except TypeError:
+        raise ValueError(
+            f"unknown choice {', '.join(sorted(set(choices) - set(vars(Recipe()))))}; allowed: {', '.join(vars(Recipe()))}"
+        ) from None
+    weights = token_weights(recipe.algorithm(), as_rollout(heatmap), generator=torch.Generator().manual_seed(seed))
+    new = weights.numpy().astype(np.float32)
+    if heatmap.sequence_advantages is None:
+        return replace(heatmap, weights=new, recipe=recipe)
+    new[np.isnan(heatmap.scores)] = 0.0
+    return replace(heatmap, weights=new, recipe=recipe, advantages=heatmap.sequence_advantages[:, None] * new)
+
+
+def overlay(
+    heatmap: Heatmap,
+    kind: str | None = None,
+    index: int = 0,
+    *,
+    end: float | None = None,
+    opacity: float | None = None,
+    up_to: int | None = None,
+    width: int | None = None,
+) -> Image.Image:
+    """Image `index` under one map (None: the first of `maps`), enlarged by a whole number to about `width` pixels.
+
+    end: of the colour scale (None: the one that all images of the heatmap share); pass another's `end` to compare on one scale. opacity: in
+    [0, 1]. up_to: cells of later sampling steps stay bare. ValueError: no such map or image.
+    """
+    name, values = heatmap.map(kind)
+    _check_index(heatmap, index)
+    if opacity is not None and not 0 <= opacity <= 1:
+        raise ValueError(f"opacity is {opacity}; it must be in [0, 1]")
+    cells = values[index].astype(np.float64)
+    if up_to is not None:
+        cells = np.where(heatmap.commit_step[index] <= up_to, cells, np.nan)
+    factor = enlargement(heatmap.images.shape[-1], width)
+    painted = paint.paint(
+        paint.enlarged(heatmap.images[index], factor),
+        rearrange(cells, "(h w) -> h w", h=heatmap.grid[0]),
+        signed=KINDS[name].signed,
+        end=heatmap.end(name) if end is None else end,
+        opacity=opacity,
+    )
+    return Image.fromarray(painted)
+
+
+def cell(heatmap: Heatmap, index: int, row: int, column: int) -> dict[str, Any]:
+    """The numbers of one token of image `index`: where it is, which token, its log-probs, and its value in every map.
+
+    Plain ints and floats; None for what is not finite. The names of the maps are those of KINDS. ValueError: outside the grid.
+    """
+    _check_index(heatmap, index)
+    rows, columns = heatmap.grid
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise ValueError(
+            f"cell ({row}, {column}) is outside the {rows} x {columns} grid; rows and columns count from 0"
+        )
+    t = row * columns + column
+    found: dict[str, Any] = {
+        "index": t,
+        "row": row,
+        "column": column,
+        "token": int(heatmap.tokens[index, t]),
+        "step": int(heatmap.commit_step[index, t]),
+    }
+    for name in ("logprob_positive", "logprob_negative", "logprob_behaviour", "logprob_reference"):
+        values = getattr(heatmap, name)
+        if values is not None:
+            found[name] = _number(values[index, t])
+    return found | {name: _number(values[index, t]) for name, values in heatmap.maps().items()}
+
+
+def _check_index(heatmap: Heatmap, index: int) -> None:
+    if not 0 <= index < len(heatmap):
+        raise ValueError(f"there is no image {index}; the heatmap holds {len(heatmap)}, counted from 0")
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def as_rollout(heatmap: Heatmap) -> Rollout:
+    """The images as a rollout, each a prompt of its own: what the algorithms make weights from."""
+    negative = heatmap.logprob_negative
+    return Rollout(
+        tokens=torch.from_numpy(heatmap.tokens),
+        logprob_positive=torch.from_numpy(heatmap.logprob_positive),
+        logprob_negative=None if negative is None else torch.from_numpy(negative),
+        logprob_behaviour=torch.from_numpy(heatmap.logprob_behaviour),
+        commit_step=torch.from_numpy(heatmap.commit_step),
+        prompts=tuple(Prompt(text) for text in heatmap.prompts.tolist()),
+        grid=heatmap.grid,
+        sampling=Sampling(),
+        stats={name: torch.from_numpy(values) for name, values in heatmap.stats.items()},
+    )
