@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "serve a scorer over HTTP, for training runs that score elsewhere",
     ),
     "heatmap": ("t2i_gcpo.heatmap_command:main", "draw the credit of each token over an image"),
+    "export": ("t2i_gcpo.export_command:main", "save what training changed as a small delta to its base checkpoint"),
     "compare": ("t2i_gcpo.compare:main", "curves, a table and a report of several runs"),
     "study": ("t2i_gcpo.study:main", "train several arms with several seeds, pooled in one table"),
     "bench": ("t2i_gcpo.bench:main", "measure speed and memory"),
