@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "heatmap": ("t2i_gcpo.heatmap_command:main", "draw the credit of each token over an image"),
     "export": ("t2i_gcpo.export_command:main", "save what training changed as a small delta to its base checkpoint"),
     "compare": ("t2i_gcpo.compare:main", "curves, a table and a report of several runs"),
+    "demo": ("t2i_gcpo.demo:main", "compare, inspect and train in the browser"),
     "study": ("t2i_gcpo.study:main", "train several arms with several seeds, pooled in one table"),
     "bench": ("t2i_gcpo.bench:main", "measure speed and memory"),
     "prompts": ("t2i_gcpo.prompts:main", "write the embedded prompts or their vocabulary to a file"),
