@@ -8,11 +8,18 @@ from setuptools import find_packages, setup
 REWARDS = ["rapidocr>=3.0", "onnxruntime>=1.17", "rapidfuzz>=3.0"]
 
 EXTRAS = {
-    "demo": ["gradio>=6.0"],
     "rewards": REWARDS,
     "text": ["trl>=1.0", "accelerate>=1.0", "datasets>=3.0"],
     "tracking": ["wandb>=0.18", "trackio>=0.2"],
-    "dev": ["pytest>=8.0", "pytest-timeout>=2.3", "ruff>=0.8", "mypy>=1.13", "types-PyYAML", *REWARDS],
+    "dev": [
+        "pytest>=8.0",
+        "pytest-timeout>=2.3",
+        "ruff>=0.8",
+        "mypy>=1.13",
+        "types-PyYAML",
+        "playwright>=1.40",
+        *REWARDS,
+    ],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
 
@@ -44,6 +51,7 @@ setup(
         "rich>=13.0",
         "matplotlib>=3.8",
         "tensorboard>=2.16",
+        "gradio>=6.0",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["t2i-gcpo = t2i_gcpo.cli:main"]},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,22 @@ class Trainer:
 
         An error (of the reward, of a callback, a loss that stays non-finite) ends the run with a saved checkpoint.
         """
+        rounds = self.iterate()
+        with on_interrupt(self._interrupt):
+            for _ in rounds:
+                pass
+
+    def iterate(self) -> Iterator[StepRecord]:
+        """As `train`, a step at a time: hands out each step's record when it is logged. Ctrl-C is the caller's affair.
+
+        After `stop(reason)` the next round saves the present step and ends. A loop that is left in its middle saves nothing more.
+        """
+        self._stop_reason, self.interrupted = None, False
+        return self._rounds()
+
+    def _rounds(self) -> Iterator[StepRecord]:
         if self.tracker is not None:
-            self._run(self.tracker)
+            yield from self._run(self.tracker)
             return
         if not self._begun:
             check_unused(self.output_dir)
@@ -212,23 +226,24 @@ class Trainer:
             self.output_dir, steps=self.steps, start_step=self.step_number, config=self.config, progress=True
         ) as self.tracker:
             try:
-                self._run(self.tracker)
+                yield from self._run(self.tracker)
             finally:
                 self.tracker = None
 
-    def _run(self, tracker: Tracker) -> None:
-        self._begun, self._stop_reason, self.interrupted = True, None, False
+    def _run(self, tracker: Tracker) -> Iterator[StepRecord]:
+        self._begun = True
         checkpoints.clean(self.output_dir)
-        with on_interrupt(lambda: self._interrupt(tracker)):
-            while self.step_number < self.steps and self._stop_reason is None:
-                before = self._position()
-                try:
-                    self._finish(self.step(), tracker)
-                except Exception as error:
-                    self._rescue(error, before, tracker)
-                    raise
-            if self._stop_reason and self._saved_step != self.step_number:
-                self.save()
+        while self.step_number < self.steps and self._stop_reason is None:
+            before = self._position()
+            try:
+                record = self.step()
+                self._finish(record, tracker)
+            except Exception as error:
+                self._rescue(error, before, tracker)
+                raise
+            yield record
+        if self._stop_reason and self._saved_step != self.step_number:
+            self.save()
         if self._stop_reason:
             tracker.say(
                 f"stopped after step {self.step_number} of {self.steps}: {self._stop_reason}. {self._how_to_go_on()}"
@@ -266,10 +281,11 @@ class Trainer:
         """Why the last `train` ended before `steps`, or None."""
         return self._stop_reason
 
-    def _interrupt(self, tracker: Tracker) -> None:
+    def _interrupt(self) -> None:
         self.interrupted = True
         self.stop("interrupted (Ctrl-C)")
-        tracker.say("Ctrl-C: the step is finished and saved first; press it again to stop at once")
+        if self.tracker is not None:
+            self.tracker.say("Ctrl-C: the step is finished and saved first; press it again to stop at once")
 
     def _rescue(self, error: Exception, before: dict[str, Any], tracker: Tracker) -> None:
         """Save what was trained before an error ends the run."""

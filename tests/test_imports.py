@@ -48,7 +48,8 @@ FLOORS = [
     },
     {"run_folder", "curves", "pages", "phases", "report"},
     {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"}
-    | {"study", "study_file", "study_results", "serve_command", "score_command", "picture_files"},
+    | {"study", "study_file", "study_results", "serve_command", "score_command", "picture_files"}
+    | {"export_command", "demo"},
 ]
 #: The embedded world: its prompts lie below `prompts`, its pre-training above the generators.
 APART = {"shapes", "__init__"}

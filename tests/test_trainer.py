@@ -476,6 +476,21 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "checkpoints" / "best.json").read_text()) == {"step": 2, "score": 0.9}
 
 
+def test_steps_one_at_a_time_are_the_run(tmp_path: Path) -> None:
+    """Two runs side by side, a step of each in turn, end where each alone does; `stop` between two steps saves and ends."""
+    alone, here, other = (trainer(tmp_path / name, steps=3, seed=seed) for name, seed in (("a", 5), ("b", 5), ("c", 6)))
+    alone.train()
+    seen = [(one.step, two.step) for one, two in zip(here.iterate(), other.iterate(), strict=True)]
+    assert seen == [(1, 1), (2, 2), (3, 3)]
+    assert same(weights(here.generator), weights(alone.generator))  # type: ignore[arg-type]
+    assert not same(weights(other.generator), weights(alone.generator))  # type: ignore[arg-type]
+    run = trainer(tmp_path / "d", steps=9)
+    for record in run.iterate():
+        if record.step == 2:
+            run.stop("enough")
+    assert run.step_number == 2 and run.stopped == "enough" and steps(tmp_path / "d") == ["step_000002"]
+
+
 def test_a_callback_may_stop_the_run(tmp_path: Path) -> None:
     run = trainer(tmp_path, steps=5, callbacks=[lambda run, record: run.stop("enough")])
     run.train()

@@ -32,7 +32,7 @@ def load(
 ) -> ImageGenerator:
     """The generator in an embedded checkpoint ("janus-mini"), a local folder, or a repository of the Hugging Face hub.
 
-    A folder may hold a whole model or a LoRA adapter (then its base is loaded as well). `dtype` is a torch dtype or its name
+    A folder may hold a whole model, or a LoRA adapter or a delta (then its base is loaded as well). `dtype` is a torch dtype or its name
     ("float32", "bfloat16"). `options` go to the adapter's class (e.g. `max_batch`, `compile`).
     ValueError: no checkpoint under that name, or no adapter for its model type.
     """

@@ -20,6 +20,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from t2i_gcpo.generators import deltas
 from t2i_gcpo.generators.amused_parts import AmusedParts, TextEncoder, Texts, logits
 from t2i_gcpo.generators.base import (
     DISTRIBUTIONS,
@@ -111,6 +112,8 @@ class Amused:
         cls, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, **options: Any
     ) -> Amused:
         generator = cls(AmusedParts.load(checkpoint.folder, dtype).to(device), base=checkpoint, **options)
+        if checkpoint.delta is not None:
+            deltas.apply(generator.policy, checkpoint.delta, checkpoint.folder)
         if checkpoint.adapter is not None:
             generator.weights.load_lora(checkpoint.adapter, device)
         return generator

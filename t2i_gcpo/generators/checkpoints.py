@@ -1,17 +1,21 @@
-"""Where a checkpoint is: an embedded one, a local folder (whole model or LoRA adapter), or a repository of the hub."""
+"""Where a checkpoint is: an embedded one, a local folder (whole model, LoRA adapter or delta), or a repository of the hub."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rewards import weights
+from t2i_gcpo.generators import deltas
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 #: The checkpoints that ship with the package, by name: `assets/<name>`.
 EMBEDDED: tuple[str, ...] = ("janus-mini", "amused-mini")
+
+#: What training made of them, by algorithm: `assets/tuned/<algorithm>`, a delta each, loaded as "janus-mini-<algorithm>".
+TUNED: tuple[str, ...] = ("grpo", "dapo", "gcpo")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,14 @@ class Checkpoint:
     revision: str | None = None
     adapter: Path | None = None
     """The folder of a LoRA adapter to put on the model."""
+    delta: Path | None = None
+    """The folder of a delta (`deltas.py`) to add to the model's policy."""
+
+
+def tuned() -> dict[str, Path]:
+    """Name -> folder of the tuned checkpoints that ship with the package, those that there are."""
+    folders = {f"janus-mini-{algorithm}": ASSETS / "tuned" / algorithm for algorithm in TUNED}
+    return {name: folder for name, folder in folders.items() if (folder / deltas.ABOUT).is_file()}
 
 
 def locate(name: str, *, revision: str | None = None) -> Checkpoint:
@@ -34,12 +46,16 @@ def locate(name: str, *, revision: str | None = None) -> Checkpoint:
         raise ValueError(
             f"the embedded checkpoint {name!r} is not in {ASSETS}: the installation is incomplete; install t2i-gcpo again"
         )
+    if name in tuned():
+        return _delta(tuned()[name], name)
     folder = ASSETS / name if name in EMBEDDED else Path(name).expanduser().absolute()
     if not folder.is_dir():
         folder = _from_hub(name, revision)
         return Checkpoint(name=name, folder=folder, model_type=_model_type(folder), revision=revision)
     if (folder / "adapter_config.json").is_file():
         return _adapter(folder)
+    if (folder / deltas.ABOUT).is_file():
+        return _delta(folder, str(folder))
     return Checkpoint(name=name if name in EMBEDDED else str(folder), folder=folder, model_type=_model_type(folder))
 
 
@@ -55,7 +71,25 @@ def _adapter(folder: Path) -> Checkpoint:
         found = locate(base, revision=config.get("revision"))
     except ValueError as error:
         raise ValueError(f"the base model of the LoRA adapter in {folder}: {error}") from error
-    return Checkpoint(found.name, found.folder, found.model_type, found.revision, adapter=folder)
+    if found.adapter is not None:
+        raise ValueError(
+            f"the base of the LoRA adapter in {folder} is itself an adapter ({found.adapter}); merge that one first"
+        )
+    return replace(found, adapter=folder)
+
+
+def _delta(folder: Path, name: str) -> Checkpoint:
+    """A delta's folder names its base, a whole model, which is looked up in turn. It stays findable under its own `name`."""
+    about = deltas.read_about(folder)
+    try:
+        found = locate(about["base"], revision=about.get("revision"))
+    except ValueError as error:
+        raise ValueError(f"the base model of the delta in {folder}: {error}") from error
+    if found.adapter is not None or found.delta is not None:
+        raise ValueError(
+            f"the base of the delta in {folder} is no whole model but an adapter or delta: {about['base']}"
+        )
+    return replace(found, name=name, delta=folder)
 
 
 def _model_type(folder: Path) -> str:
@@ -65,8 +99,8 @@ def _model_type(folder: Path) -> str:
             value = str(json.loads((folder / file).read_text(encoding="utf-8")).get(key, ""))
             return value.removesuffix("Pipeline").lower()
     raise ValueError(
-        f"{folder} holds no checkpoint: expected a config.json (transformers), model_index.json (diffusers) or "
-        f"adapter_config.json (LoRA) in it; found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
+        f"{folder} holds no checkpoint: expected a config.json (transformers), model_index.json (diffusers), "
+        f"adapter_config.json (LoRA) or {deltas.ABOUT} in it; found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
     )
 
 
@@ -74,4 +108,4 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         return weights.folder(name, revision=revision, what="checkpoint")
     except ValueError as error:
-        raise ValueError(f"{error} (nor is it an embedded checkpoint: {', '.join(EMBEDDED)})") from error
+        raise ValueError(f"{error} (nor is it an embedded checkpoint: {', '.join([*EMBEDDED, *tuned()])})") from error

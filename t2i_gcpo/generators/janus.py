@@ -17,6 +17,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from rewards.torchvision_mend import mend
+from t2i_gcpo.generators import deltas
 from t2i_gcpo.generators.base import (
     Distribution,
     Negative,
@@ -126,6 +127,8 @@ class Janus:
         )
         processor = JanusProcessor.from_pretrained(checkpoint.folder, local_files_only=True)
         generator = cls(model.to(device), processor, base=checkpoint, **options)
+        if checkpoint.delta is not None:
+            deltas.apply(generator.policy, checkpoint.delta, checkpoint.folder)
         if checkpoint.adapter is not None:
             generator.weights.load_lora(checkpoint.adapter, device)
         return generator

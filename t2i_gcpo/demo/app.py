@@ -1,0 +1,27 @@
+"""The page: four tabs over one desk."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from t2i_gcpo.demo import compare, inspect_tab, live, runs
+from t2i_gcpo.demo.desk import Desk
+
+TITLE = "t2i_gcpo: GRPO, DAPO and GCPO on image tokens"
+#: Seconds: how often files of the page that nobody looks at are removed, and how old they must be.
+CLEANING = (3600, 24 * 3600)
+
+
+def build(desk: Desk) -> gr.Blocks:
+    """The app. Sessions share the desk's checkpoints and nothing else: what one person sees is in `gr.State`."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as app:
+        gr.Markdown(f"## {TITLE}")
+        with gr.Tab("Compare"):
+            compare.tab(desk)
+        with gr.Tab("Inspect"):
+            inspect_tab.tab(desk)
+        with gr.Tab("Train live"):
+            live.tab(desk)
+        with gr.Tab("Runs"):
+            runs.tab(desk)
+    return app.queue(default_concurrency_limit=4, max_size=64)

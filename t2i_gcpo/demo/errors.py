@@ -1,0 +1,42 @@
+"""A person's mistake becomes a sentence on the page; a defect keeps its traceback in the terminal."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+#: What the library raises for mistakes and for what the machine lacks; everything else is a defect.
+SPOKEN = (ValueError, OSError, ImportError, FloatingPointError)
+
+
+def spoken(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The event handler with errors that the page can show; the handler may be a generator."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def rounds(*args: Any, **kwargs: Any) -> Any:
+            with _sentences():
+                yield from function(*args, **kwargs)
+
+        return rounds
+
+    @functools.wraps(function)
+    def once(*args: Any, **kwargs: Any) -> Any:
+        with _sentences():
+            return function(*args, **kwargs)
+
+    return once
+
+
+@contextmanager
+def _sentences() -> Any:
+    try:
+        yield
+    except SPOKEN as error:
+        text = str(error)
+        raise gr.Error(text[:1].upper() + text[1:], print_exception=False) from error

@@ -1,0 +1,116 @@
+"""Tuned weights as a small folder: the difference to a base checkpoint, of the trained parameters alone.
+
+    DIR/delta.safetensors    parameter of the policy -> tuned - base, float16; parameters that did not move are left out
+    DIR/delta.json           the base's name and the size and SHA-256 of its weight files, and where the tuned weights come from
+
+`generators.load` takes such a folder as it takes a LoRA adapter: it loads the base and adds the difference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WEIGHTS, ABOUT = "delta.safetensors", "delta.json"
+DTYPE = torch.float16
+#: Larger weight files are told apart by their size alone.
+HASHED_BYTES = 64 * 2**20
+
+
+def difference(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
+    """Parameter -> tuned - base in float16, on the CPU, where it is not all 0 (after rounding). fp32 parameters are subtracted as such.
+
+    ValueError: the modules have other parameters or shapes, or a difference that float16 cannot hold (not finite, beyond 65504).
+    """
+    before, after = dict(base.named_parameters()), dict(tuned.named_parameters())
+    shapes = [{name: tuple(p.shape) for name, p in side.items()} for side in (before, after)]
+    if shapes[0] != shapes[1]:
+        unlike = sorted(
+            name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
+        )
+        raise ValueError(
+            f"the two checkpoints are not of one model: {len(unlike)} parameters differ in name or shape, e.g. {unlike[0]}; "
+            "name the checkpoint that the training started from"
+        )
+    found = {}
+    for name, parameter in after.items():
+        exact = parameter.detach().cpu().float() - before[name].detach().cpu().float()
+        rounded = exact.to(DTYPE)
+        if not bool(rounded.isfinite().all()):
+            raise ValueError(
+                f"the difference of {name} does not fit float16: its largest magnitude is {float(exact.abs().max()):g}"
+            )
+        if bool(rounded.any()):
+            found[name] = rounded.contiguous()
+    return found
+
+
+@torch.no_grad()
+def add(module: nn.Module, delta: Mapping[str, Tensor]) -> None:
+    """Add a difference to the parameters of `module`, in fp32. ValueError: it has a parameter that the module lacks, or of another shape."""
+    parameters = dict(module.named_parameters())
+    for name, change in delta.items():
+        if name not in parameters or parameters[name].shape != change.shape:
+            there = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise ValueError(
+                f"the delta changes {name} {tuple(change.shape)}, but the base has {there}; it is of another model"
+            )
+        parameter = parameters[name]
+        parameter.copy_(parameter.float() + change.to(parameter.device).float())
+
+
+def save(
+    folder: str | Path, delta: Mapping[str, Tensor], *, base: str, base_folder: Path, about: Mapping[str, Any]
+) -> Path:
+    """Write a delta. base: the name that finds the base again; base_folder: where its weight files are; about: what delta.json says besides."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(delta), folder / WEIGHTS)
+    text = json.dumps({"base": base, "base_files": fingerprint(base_folder), **about}, indent=1, ensure_ascii=False)
+    (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """delta.json. ValueError where it is damaged or names no base."""
+    path = Path(folder) / ABOUT
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(about, dict) or not about.get("base"):
+        raise ValueError(f"{path} names no base checkpoint (key base)")
+    return about
+
+
+def apply(module: nn.Module, folder: Path, base_folder: Path) -> None:
+    """Add the delta in `folder` to the policy of its base. ValueError: the base's weight files are not those that it was made against."""
+    from safetensors.torch import load_file
+
+    wanted, there = read_about(folder).get("base_files", {}), fingerprint(base_folder)
+    if wanted != there:
+        raise ValueError(
+            f"the delta in {folder} was made against other weights than those in {base_folder}: "
+            "make it anew with t2i-gcpo export, against the present base"
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"the delta in {folder} is not whole: there is no {WEIGHTS}")
+    add(module, load_file(folder / WEIGHTS))
+
+
+def fingerprint(folder: Path) -> dict[str, dict[str, Any]]:
+    """Weight file -> its bytes, and its SHA-256 up to 64 MiB."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        size = path.stat().st_size
+        hashed = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if size <= HASHED_BYTES else {}
+        found[path.relative_to(folder).as_posix()] = {"bytes": size, **hashed}
+    return found

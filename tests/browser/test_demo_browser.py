@@ -1,0 +1,268 @@
+"""`t2i-gcpo demo` as a person meets it: the command, then each tab in a headless Chromium."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from t2i_gcpo import generators
+from t2i_gcpo.demo import free_port
+from t2i_gcpo.generators import deltas
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+TEXT = "a photo of a star above a circle"
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """janus-mini with a little noise on its weights: another checkpoint, which draws other images."""
+    base: Any = generators.load("janus-mini")
+    rng = torch.Generator().manual_seed(0)
+    noise = {
+        name: (0.02 * p.detach().std() * torch.randn(p.shape, generator=rng)).half()
+        for name, p in base.policy.named_parameters()
+        if p.ndim > 1
+    }
+    folder = tmp_path_factory.mktemp("tuned")
+    return deltas.save(folder, noise, base="janus-mini", base_folder=base.base.folder, about={})
+
+
+@pytest.fixture(scope="module")
+def demo(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a running demo, of two checkpoints; its runs go to a folder of their own."""
+    command = [sys.executable, "-m", "t2i_gcpo.cli", "demo", "--port", str(free_port("127.0.0.1", 18860))]
+    command += ["--checkpoint", "base=janus-mini", "--checkpoint", f"tuned={tuned}"]
+    command += ["--runs", str(tmp_path_factory.mktemp("runs"))]
+    start = time.monotonic()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    ) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found, line
+        print(f"ready after {time.monotonic() - start:.1f} s")
+        yield found[0]
+        server.terminate()
+
+
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def panel(page: Any) -> Any:
+    return page.get_by_role("tabpanel").filter(visible=True)
+
+
+def status(page: Any, name: str) -> Any:
+    return page.locator(f"#t2i-status-{name}")
+
+
+def says(page: Any, name: str, text: str | re.Pattern[str]) -> None:
+    from playwright.sync_api import expect
+
+    expect(status(page, name)).to_contain_text(text, timeout=120_000)
+
+
+def toast(page: Any, text: str) -> None:
+    """An error is shown, as a sentence, and is closed."""
+    from playwright.sync_api import expect
+
+    found = page.get_by_test_id("toast-body")
+    expect(found).to_contain_text(text, timeout=120_000)
+    page.get_by_test_id("toast-close").click()
+    expect(found).to_have_count(0)
+
+
+def pictures(page: Any) -> list[str]:
+    return [picture.get_attribute("src") for picture in panel(page).locator(".t2i-pixels .gallery-item img").all()]
+
+
+def test_compare(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
+    page = new_page(demo)
+    start = time.monotonic()
+    page.get_by_role("button", name="Generate").click()
+    panel(page).locator(".t2i-pixels .gallery-item img").first.wait_for()
+    print(f"first images after {time.monotonic() - start:.1f} s")
+    says(page, "compare", "done.")
+    assert len(pictures(page)) == 8
+    assert panel(page).get_by_text("star above circle").count() == 2  # a clause's row below each gallery
+    panel(page).locator(".t2i-pixels .gallery-item").nth(2).click()
+    page.get_by_text("base | tuned, image 3 of 4").wait_for()
+    page.screenshot(path=shots / "compare.png", full_page=True)
+
+
+def test_blind_vote(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
+    page = new_page(demo)
+    page.get_by_label("Blind").check()
+    page.get_by_role("button", name="Generate").click()
+    says(page, "compare", "hidden until you have voted")
+    labels = panel(page).locator(".t2i-pixels [data-testid=block-label]")
+    assert [text.strip() for text in labels.all_inner_texts()[:2]] == ["A", "B"]
+    assert panel(page).locator(".t2i-table").count() == 0
+    page.get_by_role("button", name="Vote").click()
+    toast(page, "Choose A, B or")
+    page.screenshot(path=shots / "blind.png", full_page=True)
+    page.get_by_role("radio", name="B", exact=True).check()
+    page.get_by_role("button", name="Vote").click()
+    says(page, "compare", "You voted for B")
+    shown = [text.strip() for text in labels.all_inner_texts()[:2]]
+    assert sorted(text[3:] for text in shown) == ["base", "tuned"] and shown[0][:3] == "A: "
+    winner = shown[1][3:]
+    row = panel(page).get_by_role("row").filter(has_text=re.compile(f"^{winner}"))
+    assert row.get_by_role("cell").all_inner_texts() == [winner, "1", "1"]
+
+
+def test_bad_prompts(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
+    page = new_page(demo)
+    for text, sentence in (
+        ("", "The prompt is empty"),
+        ("a photo of a dog", "does not know 'dog'"),
+        ("x" * 201, "at most 200"),
+    ):
+        panel(page).get_by_label("Prompt").fill(text)
+        page.get_by_role("button", name="Generate").click()
+        toast(page, sentence)
+    ask(page, "a photo of a cat")
+    page.get_by_test_id("toast-text").wait_for()
+    page.screenshot(path=shots / "bad_prompt.png")
+    toast(page, "does not know 'cat'")
+
+
+def ask(page: Any, text: str) -> None:
+    """Ask the tab Inspect for a group."""
+    from playwright.sync_api import expect
+
+    tab(page, "Inspect")
+    prompt = panel(page).get_by_label("Prompt", exact=True)
+    expect(prompt).to_have_value(TEXT)  # the tab's fields are there
+    prompt.fill(text)
+    page.get_by_role("button", name="Sample a group").click()
+
+
+def sample(page: Any, text: str = TEXT) -> None:
+    ask(page, text)
+    says(page, "inspect", f"“{text}” by base")
+
+
+def choose(page: Any, label: str, option: str) -> None:
+    panel(page).get_by_label(label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def click_cell(page: Any, row: int, column: int) -> None:
+    """Click a cell of the 12 x 12 map."""
+    picture = page.locator("#t2i-gcpo img")
+    box = picture.bounding_box()
+    picture.click(position={"x": box["width"] * (column + 0.5) / 12, "y": box["height"] * (row + 0.5) / 12})
+    panel(page).get_by_text(f"token {12 * row + column}: row {row}, column {column}").wait_for()
+
+
+def test_inspect(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
+    page = new_page(demo)
+    sample(page)
+    panel(page).locator("#t2i-group .gallery-item").nth(1).click()
+    page.get_by_text("GCPO, image 2").wait_for()
+    start = time.monotonic()
+    click_cell(page, 3, 7)
+    print(f"numbers of a cell after {time.monotonic() - start:.2f} s")
+    page.screenshot(path=shots / "inspect.png", full_page=True)
+    start = time.monotonic()
+    choose(page, "Divergence", "exact_kl")
+    panel(page).get_by_text("contrast exact_kl, normalised by rank").wait_for()
+    print(f"another divergence after {time.monotonic() - start:.2f} s")
+    choose(page, "Normalisation", "softmax")
+    panel(page).get_by_text("contrast exact_kl, normalised by softmax").wait_for()
+    choose(page, "Map", "entropy")
+    panel(page).get_by_text("entropy of the token's distribution").wait_for()
+    assert not page.locator("#t2i-grpo").is_visible()
+    choose(page, "Map", "weight")
+    page.get_by_role("radio", name="the prompt without a part").check()
+    panel(page).get_by_text("negative prompt: “a photo of a circle”").wait_for()
+    page.get_by_role("radio", name="a negative prompt").check()
+    page.get_by_role("button", name="Contrast", exact=True).click()
+    toast(page, "The negative prompt is empty")
+    panel(page).get_by_role("textbox", name="Negative prompt").fill("a photo of a blue star above a circle")
+    page.get_by_role("button", name="Contrast", exact=True).click()
+    panel(page).get_by_text("negative prompt: “a photo of a blue star above a circle”").wait_for()
+    page.get_by_role("button", name="Export this picture").click()
+    files = panel(page).locator(".file-preview")
+    for ending in ("png", "npz", "html"):
+        files.get_by_text(ending).first.wait_for()
+    page.screenshot(path=shots / "inspect_part.png", full_page=True)
+
+
+def set_slider(page: Any, label: str, value: int) -> None:
+    panel(page).get_by_label(f"number input for {label}").fill(str(value))
+    panel(page).get_by_label(f"number input for {label}").press("Enter")
+
+
+def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
+    page = new_page(demo)
+    tab(page, "Train live")
+    for label, value in (("Steps", 40), ("Prompts a step", 1), ("Images a prompt", 2)):
+        set_slider(page, label, value)
+    page.get_by_role("button", name="Train", exact=True).click()
+    says(page, "live", "step 3 of 40")
+    page.screenshot(path=shots / "live.png", full_page=True)
+    page.get_by_role("button", name="Stop").click()
+    says(page, "live", re.compile(r"Stopped after \d+ of 40 steps"))
+    assert len(pictures_of(page)) >= 4
+    page.screenshot(path=shots / "live_stopped.png", full_page=True)
+    tab(page, "Runs")
+    page.get_by_role("button", name="Look again").click()
+    box = panel(page).get_by_label("Run folders")
+    for name in ("grpo", "gcpo"):
+        box.click()
+        page.get_by_role("option", name=re.compile(f"{name}$")).click()
+    says(page, "runs", re.compile(r"grpo.*of 40 steps.*gcpo|gcpo.*of 40 steps.*grpo"))
+    page.keyboard.press("Escape")
+    panel(page).get_by_text(re.compile(r"gcpo, step [1-9]")).wait_for()
+    set_slider(page, "Step", 0)
+    panel(page).get_by_text("gcpo, step 0").wait_for()
+    choose(page, "Pictures", "heatmap, fixed prompts")
+    panel(page).get_by_text(re.compile(r"gcpo, step [1-9]")).wait_for()
+    page.screenshot(path=shots / "runs.png", full_page=True)
+    box.fill("/no/such/run")
+    box.press("Enter")
+    toast(page, "is no folder")
+
+
+def pictures_of(page: Any) -> list[str]:
+    return [picture.get_attribute("src") for picture in panel(page).locator(".gallery-item img").all()]
+
+
+def test_two_people_at_once(demo: str, new_page: Callable[..., Any]) -> None:
+    one, two = new_page(demo), new_page(demo)
+    for page, text in ((one, "a photo of a heart"), (two, "a photo of two rings")):
+        ask(page, text)
+    says(one, "inspect", "“a photo of a heart” by base")
+    says(two, "inspect", "“a photo of two rings” by base")
+    click_cell(one, 1, 1)
+    choose(two, "Divergence", "js")
+    panel(two).get_by_text("contrast js").first.wait_for()
+    click_cell(two, 5, 5)
+    assert panel(one).get_by_text("contrast kl").count() and not panel(one).get_by_text("contrast js").count()
+    assert panel(one).get_by_text("token 13:").count() and not panel(one).get_by_text("token 65:").count()
+
+
+def test_a_phone(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
+    page = new_page(demo, width=390, height=844)
+    page.get_by_role("button", name="Generate").click()
+    says(page, "compare", "done.")
+    page.get_by_text("base | tuned, image 1 of 4").wait_for()
+    page.screenshot(path=shots / "phone_compare.png", full_page=True)
+    sample(page)
+    click_cell(page, 2, 2)
+    page.screenshot(path=shots / "phone_inspect.png", full_page=True)
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390

@@ -1,0 +1,57 @@
+"""Reading ShapeScenes' prompts back, and taking them apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from t2i_gcpo.shapes.grammar import parts, understand
+from t2i_gcpo.shapes.prompts import SPLITS, split
+
+
+def test_every_embedded_prompt_is_understood_as_itself() -> None:
+    for name in SPLITS:
+        for prompt in split(name):
+            assert understand(prompt.text) == prompt
+
+
+def test_what_no_split_holds_is_understood_too() -> None:
+    found = understand("  A red circle and a blue star. ")
+    assert found is not None and found.text == "a photo of a red circle and a blue star"
+    assert found.metadata["include"] == [
+        {"class": "circle", "count": 1, "color": "red"},
+        {"class": "star", "count": 1, "color": "blue"},
+    ]
+    mixed = understand("a red circle above a star")
+    assert mixed is not None and mixed.task == "position"
+    assert mixed.metadata["include"][1] == {"class": "circle", "count": 1, "color": "red", "position": ["above", 0]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a photo of",
+        "a dog",
+        "red circle",
+        "five circles",
+        "two circle",
+        "a circle and",
+        "a circle a star",
+        "a circle near a star",
+    ],
+)
+def test_other_texts_are_not(text: str) -> None:
+    assert understand(text) is None
+
+
+def test_parts_of_a_prompt() -> None:
+    assert parts("a photo of a red circle and a blue star") == {
+        "a red circle": "a photo of a blue star",
+        "a blue star": "a photo of a red circle",
+    }
+    assert parts("a cat left of a dog and two birds") == {
+        "a cat": "a dog and two birds",
+        "a dog": "a cat and two birds",
+        "two birds": "a cat left of a dog",
+    }
+    assert parts("a photo of a circle") == {}
