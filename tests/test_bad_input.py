@@ -186,8 +186,9 @@ def model(run: Path, step: int = 4) -> str:
 
 
 def test_an_unknown_reward(refused: Refused, workplace: Path) -> None:
-    assert "unknown reward 'beauty'; available: aesthetic, clip, composite, geneval, hps, remote" in refused(
-        "--reward.name", "beauty"
+    assert (
+        "unknown reward 'beauty'; available: aesthetic, clip, composite, geneval, git_vqa, grounding_dino, hps, image_reward, ocr,"
+        in refused("--reward.name", "beauty")
     )
     assert "has no callable 'nothing'" in refused("--reward.name", f"{workplace / 'rewards.py'}:nothing")
 
