@@ -17,7 +17,7 @@ import numpy as np
 from rewards.geneval import judge
 from rewards.vocabulary import CLASSES, COLORS, NUMBERS, PLURALS, RELATIONS
 from t2i_gcpo.records import Prompt
-from t2i_gcpo.shapes.prompts import split
+from t2i_gcpo.shapes.prompts import INVERSE, split
 from t2i_gcpo.shapes.scene import Scene
 
 #: The kinds of words that a caption is judged by -> the words of that kind.
@@ -46,6 +46,22 @@ def changed_word(first: str, second: str) -> str | None:
     if len(pairs) != 1 or KIND_OF.get(pairs[0][0]) != KIND_OF.get(pairs[0][1]):
         return None
     return KIND_OF.get(pairs[0][0])
+
+
+def mirrored(prompt: Prompt) -> str | None:
+    """The caption with the same words that says the opposite: the inverse relation, or the two colours in each other's place; else None."""
+    clauses = prompt.metadata["include"]
+    relation = next((clause["position"][0] for clause in clauses if clause.get("position")), None)
+    if relation is not None:
+        return prompt.text.replace(f" {relation} ", f" {INVERSE[relation]} ")
+    colors = [clause["color"] for clause in clauses if "color" in clause]
+    if len(colors) != 2:
+        return None
+    other = dict(zip(colors, reversed(colors), strict=True))
+    found = [other.get(word, word) for word in prompt.text.split()]
+    for place in (k for k, word in enumerate(found) if word in other):
+        found[place - 1] = "an" if found[place][0] in "aeiou" else "a"
+    return " ".join(found)
 
 
 @lru_cache(maxsize=2)

@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 #: Held-out class pairs and triples, of 28 and 112: a seventh to a fifth each.
 _PAIRS_HELD_OUT = {"test": 6, "val": 4}
 _TRIPLES_HELD_OUT = {"test": 20, "val": 12}
-_INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 Triple = tuple[str, str, str]
 
@@ -62,7 +62,7 @@ def pair_split() -> dict[str, set[frozenset[str]]]:
 def same_triple(triple: Triple) -> Triple:
     """The one name of a triple and its mirror: ("a", "b", "right of") is ("b", "a", "left of")."""
     first, second, relation = triple
-    return triple if relation in ("left of", "above") else (second, first, _INVERSE[relation])
+    return triple if relation in ("left of", "above") else (second, first, INVERSE[relation])
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rewards.open_clip_encoder import OpenClipEncoder
 from t2i_gcpo.records import Prompt
-from t2i_gcpo.shapes.captions import KINDS, changed_word, neighbours, shows
+from t2i_gcpo.shapes.captions import KINDS, changed_word, mirrored, neighbours, shows
 from t2i_gcpo.shapes.prompts import SPLITS, split
 from t2i_gcpo.shapes.scene import Scene, sample_scene
 from t2i_gcpo.statistics import Estimates, estimate
@@ -34,13 +34,16 @@ class Retrieval:
     words: Estimates
     """Share of captions with one wrong word that are less similar to the picture than its own; the "tasks" are the kinds of words."""
 
+    mirrors: Estimates
+    """Share of pictures whose own caption scores higher than the one that says the opposite with the same words, per task; chance is a half."""
+
     @property
     def share(self) -> float:
         """Of all captions alike, whatever their task."""
         return sum(value * self.top1.n_by_task[task] for task, value in self.top1.by_task.items()) / self.top1.n
 
     def to_json(self) -> dict[str, Any]:
-        return {"top1": _numbers(self.top1), "words": _numbers(self.words)}
+        return {"top1": _numbers(self.top1), "words": _numbers(self.words), "mirrors": _numbers(self.mirrors)}
 
 
 def measure(
@@ -64,6 +67,7 @@ def measure(
     texts = encoder.texts([prompt.text for prompt in prompts])
     top1: list[tuple[float, str, str]] = []
     words: list[tuple[float, str, str]] = []
+    mirrors: list[tuple[float, str, str]] = []
     for _ in range(rounds):
         scenes = [sample_scene(prompt.metadata, rng) for prompt in (*prompts, *reserve)]
         pictures = render(scenes)
@@ -71,7 +75,12 @@ def measure(
         hits = retrieve(texts @ features.T, shows(scenes, prompts), candidates, rng)
         top1 += [(float(hit), p.text, p.task) for hit, p in zip(hits, prompts, strict=True)]
         words += _wrong_words(encoder, prompts, scenes[: len(prompts)], features[: len(prompts)])
-    return Retrieval(*(estimate(*zip(*rows, strict=True), seed=seed) for rows in (top1, words)))
+        for prompt, own, feature in zip(prompts, texts, features[: len(prompts)], strict=True):
+            opposite = mirrored(prompt)
+            if opposite is not None:
+                higher = own @ feature > encoder.texts([opposite])[0] @ feature
+                mirrors.append((float(higher), prompt.text, prompt.task))
+    return Retrieval(*(estimate(*zip(*rows, strict=True), seed=seed) for rows in (top1, words, mirrors)))
 
 
 def retrieve(similarity: Tensor, truth: np.ndarray, candidates: int, rng: random.Random) -> list[bool]:
