@@ -73,9 +73,11 @@ def tab(desk: Desk) -> None:
     def on_sample(prompt: str, name: str, seed: float, num: float, guidance: float) -> Iterator[list[Any]]:
         asked = desk.judge.prompt(bounds.prompt_text(prompt))
         count = bounds.whole(num, "The number of images", 1, bounds.IMAGES)
+        generator = desk.models.get(name)
+        generator.check_prompts([asked])  # before the status says that it is sampled
         yield [gr.skip(), f"Sampling “{asked.text}” …", *[gr.skip()] * (len(sampled) - 2)]
         found = inspection.sample(
-            desk.models.get(name),
+            generator,
             name,
             desk.judge,
             asked,
