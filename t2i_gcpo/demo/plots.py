@@ -26,7 +26,8 @@ def frame(runs: Mapping[str, Run], metric: str) -> pandas.DataFrame:
     rows = [
         (step, value, label) for label, run in runs.items() for step, value in zip(*series(run, metric), strict=True)
     ]
-    return pandas.DataFrame(rows, columns=["step", "value", "run"])
+    # With types of its own an empty frame is numbers as well: a plot that began with text keeps a scale for text.
+    return pandas.DataFrame(rows, columns=["step", "value", "run"]).astype({"step": "int64", "value": "float64"})
 
 
 def metrics(runs: Iterable[Run]) -> list[str]:
