@@ -31,13 +31,18 @@ def check_prompts(images: Tensor, prompts: Sequence[str], name: str) -> None:
         raise ValueError(f"reward {name!r} got {len(images)} images and {len(prompts)} prompts; one prompt an image")
 
 
+def check_batch_size(batch_size: int, whose: str) -> None:
+    """ValueError below 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size of {whose} is {batch_size}; it must be at least 1")
+
+
 def in_batches(function: Callable[..., Tensor], *rows: Sequence[Any] | Tensor, batch_size: int, name: str) -> Tensor:
     """`function` over at most `batch_size` rows at a time, its results joined along the rows.
 
     ValueError: batch_size below 1, or a batch that does not fit in memory (says which size to try).
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size of reward {name!r} is {batch_size}; it must be at least 1")
+    check_batch_size(batch_size, f"reward {name!r}")
     results = []
     for start in range(0, len(rows[0]), batch_size):
         part = [row[start : start + batch_size] for row in rows]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rewards import t2i_r1
 from rewards.base import RewardOutput
-from rewards.batches import check_images, check_prompts, room
+from rewards.batches import check_batch_size, check_images, check_prompts, room
 from rewards.found_objects import Found, present, scorer
 from rewards.tokens import TextReader
 from rewards.transformers_model import load_image_processor, load_model
@@ -53,8 +53,7 @@ class GroundingDinoReward:
         dtype: str = "float32",
         batch_size: int = 8,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size of reward 'grounding_dino' is {batch_size}; it must be at least 1")
+        check_batch_size(batch_size, "reward 'grounding_dino'")
         if not 0 <= box_threshold < 1:
             raise ValueError(f"box_threshold of reward 'grounding_dino' is {box_threshold}; it must be in [0, 1)")
         self.model, folder = load_model(

@@ -12,7 +12,6 @@ and removed by `clean`.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -24,12 +23,11 @@ from typing import Any
 
 import torch
 
+from t2i_gcpo.files import describe
 from t2i_gcpo.nested import flatten
 
 FOLDER = "checkpoints"
 STATE, MANIFEST, BEST = "trainer.pt", "manifest.json", "best.json"
-#: Larger files are checked by size alone: hashing 13 GB at every start would take longer than it is worth.
-HASHED_BYTES = 64 * 2**20
 
 #: Options that a resumed run may change, by dotted name or group; everything else decides what is trained on what.
 MAY_CHANGE = (
@@ -52,7 +50,7 @@ def save(run_dir: str | Path, step: int, *, state: Mapping[str, Any], save_model
         aside.mkdir()
         save_model(aside)
         torch.save(dict(state), aside / STATE)
-        files = {str(path.relative_to(aside)): _describe(path) for path in _files(aside)}
+        files = {str(path.relative_to(aside)): describe(path) for path in _files(aside)}
         (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
         for path in (*_files(aside), *(p for p in aside.rglob("*") if p.is_dir()), aside):
             _sync(path)
@@ -96,7 +94,7 @@ def flaw(path: str | Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if "sha256" in expected and _describe(file) != expected:
+        if "sha256" in expected and describe(file) != expected:
             return f"{name} is damaged (SHA-256 differs)"
     return None
 
@@ -185,15 +183,6 @@ def _steps(run_dir: str | Path) -> list[Path]:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    return (
-        {"bytes": size}
-        if size > HASHED_BYTES
-        else {"bytes": size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    )
 
 
 def _remove(path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from rewards.geneval.detectors import Detector
 from rewards.geneval.rules import SCORE_THRESHOLD, Detection
 from t2i_gcpo import credit, localisation
-from t2i_gcpo.algorithms import STATS, resolve, token_weights
+from t2i_gcpo.algorithms import ALL_STATS, STATS, resolve, token_weights
 from t2i_gcpo.records import Prompt, Rollout
 from t2i_gcpo.statistics import Estimates, estimate
 
@@ -29,8 +29,6 @@ DIVERGENCES: tuple[str, ...] = (*ESTIMATED, *STATS)
 NORMALIZATIONS: tuple[credit.Normalization, ...] = get_args(credit.Normalization)
 DRAWS = 20
 """Of each control that is drawn at random; its numbers are their mean, so that one draw's luck is no result."""
-#: What the rollouts must have in `Rollout.stats`.
-NEEDED_STATS = ("entropy", *(stat for stat, _ in STATS.values()))
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -194,10 +192,10 @@ def credit_values(rollout: Rollout, *, seed: int = 0) -> dict[str, list[Tensor]]
     shuffled is the divergence kl at other places. ValueError: a log-prob or statistic that the rollout lacks.
     """
     negative = rollout.logprob_negative
-    lacking = [name for name in NEEDED_STATS if name not in rollout.stats]
+    lacking = [name for name in ALL_STATS if name not in rollout.stats]
     if negative is None or lacking:
         raise ValueError(
-            f"the rollout lacks {', '.join(lacking) or 'contrast'}; sample with contrast and the stats {NEEDED_STATS}"
+            f"the rollout lacks {', '.join(lacking) or 'contrast'}; sample with contrast and the stats {ALL_STATS}"
         )
     positive = rollout.logprob_positive
     values = {name: [credit.divergence(positive, negative, name)] for name in ESTIMATED}

@@ -9,8 +9,9 @@ import rewards
 from rewards.geneval.detectors import load as load_detector
 from t2i_gcpo import pictures
 from t2i_gcpo import prompts as prompt_files
+from t2i_gcpo.algorithms import ALL_STATS
 from t2i_gcpo.command_options import add_generator_options, add_sampling_options, load_generator, sampling
-from t2i_gcpo.credit_evaluation import NEEDED_STATS, CreditObserver
+from t2i_gcpo.credit_evaluation import CreditObserver
 from t2i_gcpo.evaluate import EvalResult, evaluate, pick, spread
 from t2i_gcpo.tables import print_credit, print_evaluation
 
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     results, measured = {}, {}
     for name in dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]):
         observer = CreditObserver(load_detector("shapes")) if args.credit else None
-        drawn = sampling(args, stats=NEEDED_STATS) if args.credit else sampling(args)
+        drawn = sampling(args, stats=ALL_STATS) if args.credit else sampling(args)
         results[name] = evaluate(
             load_generator(args, name),
             prompts,

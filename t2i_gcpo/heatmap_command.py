@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 
-from t2i_gcpo.algorithms import TABLE, resolve, token_advantages, token_weights
+from t2i_gcpo.algorithms import ALL_STATS, TABLE, resolve, token_advantages, token_weights
 from t2i_gcpo.command_options import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe, load, over_steps, reweigh, without
 from t2i_gcpo.heatmap.animation import over_images, over_order, write_gif
 from t2i_gcpo.heatmap.files import write
 from t2i_gcpo.records import Prompt, Rollout, ScoredRollout
-
-#: Everything that an npz needs for any redrawing; free where guidance has both branches anyway.
-STATS = ("entropy", "exact_kl", "js")
 
 
 def main(argv: list[str]) -> int:
@@ -73,7 +70,7 @@ def sampled(args: argparse.Namespace) -> Heatmap:
             f"algorithm {args.algorithm} weighs all tokens alike, and {reason}: there is nothing to draw; choose gcpo"
         )
     generator = load_generator(args)
-    drawn = sampling(args, group_size=args.num, contrast=True, stats=STATS)
+    drawn = sampling(args, group_size=args.num, contrast=True, stats=ALL_STATS)
     rollout = generator.sample([prompt], drawn, negative_prompts=negative)
     with torch.no_grad():
         images = generator.decode(rollout.tokens).cpu()

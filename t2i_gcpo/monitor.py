@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rewards.base import Reward
 from t2i_gcpo import heatmap, pictures
-from t2i_gcpo.algorithms import token_advantages
+from t2i_gcpo.algorithms import ALL_STATS, token_advantages
 from t2i_gcpo.evaluate import evaluate
 from t2i_gcpo.generators.base import Negative, in_chunks
 from t2i_gcpo.records import Prompt, Rollout, Sampling
@@ -91,12 +91,11 @@ class Pictures:
         assert not isinstance(trainer.algorithm, str)
         group = self.sampling.group_size
         algorithm = replace(trainer.algorithm, group_size=group, entropy_reward_coef=0.0, normalize_parts=False)
-        stats = ("entropy", "exact_kl", "js")  # all that another rule of credit could ask of the file
         scored = collect(
             trainer.generator,
             self.reward,
             self.prompts,
-            replace(self.sampling, stats=stats),
+            replace(self.sampling, stats=ALL_STATS),
             negative_prompts=self.negative_prompt,
         )
         rng = torch.Generator().manual_seed(self.sampling.seed)

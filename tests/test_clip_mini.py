@@ -32,7 +32,6 @@ from t2i_gcpo.shapes.retrieval import measure, render, retrieve
 from t2i_gcpo.shapes.scene import Scene, SceneObject, sample_scene
 
 mend()
-pytest.importorskip("open_clip")
 
 SHAPE = ClipShape(features=8, width=8, text_layers=1, text_width=8, text_heads=1)
 SETTINGS = ClipSettings(steps=4, families=2, family=3, misses=1, warmup=2, bfloat16=False)

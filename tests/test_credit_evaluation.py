@@ -18,10 +18,10 @@ from rewards import RewardOutput
 from rewards.geneval import Detection
 from rewards.geneval.detectors.shapes import ShapesDetector
 from t2i_gcpo import credit, evaluate_command, generators, localisation
+from t2i_gcpo.algorithms import ALL_STATS
 from t2i_gcpo.credit_evaluation import (
     DRAWS,
     MEASURES,
-    NEEDED_STATS,
     CreditObserver,
     CreditResult,
     credit_values,
@@ -59,7 +59,7 @@ def rollout(prompts: list[Prompt], **values: Tensor) -> Rollout:
         prompts=tuple(prompts),
         grid=GRID,
         sampling=Sampling(),
-        stats={name: values.get(name, zeros) for name in NEEDED_STATS},
+        stats={name: values.get(name, zeros) for name in ALL_STATS},
     )
 
 

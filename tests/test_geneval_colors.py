@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from typing import Any
 
@@ -19,7 +20,7 @@ from rewards.geneval.colors import COLOR_NAMES, ClipColors, crop
 from rewards.geneval.reward import GenEvalReward
 from rewards.geneval.rules import colorless
 
-open_clip = pytest.importorskip("open_clip")
+open_clip = importlib.import_module("open_clip")
 
 SIZE = 16
 TINY = {

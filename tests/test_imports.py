@@ -21,6 +21,7 @@ FLOORS = [
     {
         "records",
         "nested",
+        "files",
         "pictures",
         "clock",
         "precision",

@@ -111,7 +111,10 @@ class GenEvalReward:
         ]
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
-        verdicts = self.verdicts(images, prompts, metadata)
+        return self.output(self.verdicts(images, prompts, metadata), metadata)
+
+    def output(self, verdicts: Sequence[Verdict], metadata: Sequence[Mapping[str, Any]]) -> RewardOutput:
+        """The scores and parts of B verdicts, for whoever wants both and detects once."""
         strict = torch.tensor([float(verdict.correct) for verdict in verdicts])
         clauses = torch.tensor([sum(verdict.clauses) / len(verdict.clauses) for verdict in verdicts])
         parts = {"strict": strict, "clauses": clauses}

@@ -7,13 +7,14 @@ re-scores the same tokens once.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image, ImageDraw
 
 from t2i_gcpo import heatmap
-from t2i_gcpo.algorithms import STATS, Algorithm, resolve, token_advantages, token_weights
+from t2i_gcpo.algorithms import ALL_STATS, STATS, Algorithm, resolve, token_advantages, token_weights
+from t2i_gcpo.credit import Normalization
 from t2i_gcpo.demo import page
 from t2i_gcpo.demo.judge import Judge, Judged
 from t2i_gcpo.generators.base import ImageGenerator
@@ -21,7 +22,7 @@ from t2i_gcpo.heatmap.data import DIVERGENCES
 from t2i_gcpo.heatmap.kinds import KINDS
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
 
-NORMALIZATIONS = ("rank", "softmax", "minmax", "none")
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 #: Maps that an algorithm's rule decides; all others are of the tokens alone.
 RULED = ("advantage", "weight")
 
@@ -75,7 +76,7 @@ def sample(
 ) -> Inspection:
     """Sample a group and spread its credit by GCPO, contrasted with the null prompt."""
     generator.check_prompts([prompt])
-    sampling = Sampling(group_size=num, guidance=guidance, seed=seed, stats=("entropy", "exact_kl", "js"))
+    sampling = Sampling(group_size=num, guidance=guidance, seed=seed, stats=ALL_STATS)
     rollout = generator.sample([prompt], sampling)
     with torch.no_grad():
         images = generator.decode(rollout.tokens).cpu()

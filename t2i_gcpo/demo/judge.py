@@ -73,11 +73,15 @@ class Judge:
             )
             return Judged(torch.full((count,), torch.nan), why_not=reason)
         texts, metadata = [prompt.text] * count, [prompt.metadata] * count
-        scores = check(self.reward(images, texts, metadata), count, self.name, texts, failure="mark").scores.cpu()
-        if not isinstance(self.reward, GenEvalReward):
-            return Judged(scores)
-        verdicts = self.reward.verdicts(images, texts, metadata)
-        return Judged(scores, verdicts, tuple(clause_words(prompt.metadata)))
+        verdicts: list[Verdict] | None = None
+        clauses: tuple[str, ...] = ()
+        if isinstance(self.reward, GenEvalReward):
+            verdicts, clauses = self.reward.verdicts(images, texts, metadata), tuple(clause_words(prompt.metadata))
+            output = self.reward.output(verdicts, metadata)
+        else:
+            output = self.reward(images, texts, metadata)
+        scores = check(output, count, self.name, texts, failure="mark").scores.cpu()
+        return Judged(scores, verdicts, clauses)
 
 
 def clause_words(metadata: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2i_gcpo.files import describe
+
 WEIGHTS, ABOUT = "delta.safetensors", "delta.json"
 DTYPE = torch.float16
-#: Larger weight files are told apart by their size alone.
-HASHED_BYTES = 64 * 2**20
 
 
 def difference(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
@@ -108,9 +107,4 @@ def apply(module: nn.Module, folder: Path, base_folder: Path) -> None:
 
 def fingerprint(folder: Path) -> dict[str, dict[str, Any]]:
     """Weight file -> its bytes, and its SHA-256 up to 64 MiB."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*.safetensors")):
-        size = path.stat().st_size
-        hashed = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if size <= HASHED_BYTES else {}
-        found[path.relative_to(folder).as_posix()] = {"bytes": size, **hashed}
-    return found
+    return {path.relative_to(folder).as_posix(): describe(path) for path in sorted(folder.rglob("*.safetensors"))}

@@ -20,7 +20,7 @@ from t2i_gcpo.records import Prompt
 from t2i_gcpo.shapes.amused_mini import TEXT_LENGTH, tokenizer
 from t2i_gcpo.shapes.captions import family, shows
 from t2i_gcpo.shapes.language import draw_prompts
-from t2i_gcpo.shapes.optimisation import Optimisation, OptimisationSettings
+from t2i_gcpo.shapes.optimisation import Optimisation
 from t2i_gcpo.shapes.scene import sample_scene
 
 SPLIT = ("train",)
@@ -111,9 +111,7 @@ class ClipTrainer:
         model.visual.to(memory_format=torch.channels_last)  # half the time of its convolutions on a CPU
         self.optimisation = Optimisation(
             model,
-            OptimisationSettings(
-                settings.steps, settings.lr, settings.muon_lr, settings.warmup, settings.weight_decay, settings.ema
-            ),
+            settings,
             lambda name, _: "resblocks" in name,
         )
         self.rng = random.Random(settings.seed)

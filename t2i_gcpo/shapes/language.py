@@ -24,7 +24,7 @@ from rewards.vocabulary import CLASSES, PLURALS
 from t2i_gcpo.generators.janus_sampler import can_compile
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.shapes.janus_mini import LanguageModelShape
-from t2i_gcpo.shapes.optimisation import Optimisation, OptimisationSettings
+from t2i_gcpo.shapes.optimisation import Optimisation
 from t2i_gcpo.shapes.prompts import TASKS, split
 from t2i_gcpo.shapes.scene import sample_scene
 from t2i_gcpo.shapes.vq import nearest, patches
@@ -161,9 +161,7 @@ class LanguageTrainer:
         ).train()
         self.optimisation = Optimisation(
             self.modules,
-            OptimisationSettings(
-                settings.steps, settings.lr, settings.muon_lr, settings.warmup, settings.weight_decay, settings.ema
-            ),
+            settings,
             lambda name, _: "embed" not in name and "vision_head" not in name,
         )
         self.rng = random.Random(settings.seed)

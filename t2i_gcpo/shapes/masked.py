@@ -22,7 +22,7 @@ from t2i_gcpo.generators.amused_parts import AmusedParts, Texts, logits
 from t2i_gcpo.generators.janus_sampler import can_compile
 from t2i_gcpo.shapes.amused_mini import TEXT_LENGTH
 from t2i_gcpo.shapes.language import VALIDATION_SCENES, draw_pairs, draw_prompts, encode_scenes
-from t2i_gcpo.shapes.optimisation import Optimisation, OptimisationSettings
+from t2i_gcpo.shapes.optimisation import Optimisation
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class MaskedTrainer:
         self.modules = nn.ModuleDict({"transformer": parts.transformer, "text_encoder": parts.text_encoder}).train()
         self.optimisation = Optimisation(
             self.modules,
-            OptimisationSettings(
-                settings.steps, settings.lr, settings.muon_lr, settings.warmup, settings.weight_decay, settings.ema
-            ),
+            settings,
             lambda name, _: "embed" not in name or "cond_embed" in name,
         )
         self.rng = random.Random(settings.seed)

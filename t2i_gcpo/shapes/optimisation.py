@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class OptimisationSettings:
-    """Learning rates start low over `warmup` steps and fall to a fiftieth."""
+class OptimisationSettings(Protocol):
+    """What a trainer's settings say of it. Learning rates start low over `warmup` steps and fall to a fiftieth."""
 
-    steps: int
-    lr: float
-    """Of AdamW: embeddings, heads and all vectors."""
-    muon_lr: float
-    """Of Muon: the hidden matrices."""
-    warmup: int
-    weight_decay: float
-    ema: float
-    """Decay of the average of the weights."""
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def lr(self) -> float:
+        """Of AdamW: embeddings, heads and all vectors."""
+        ...
+
+    @property
+    def muon_lr(self) -> float:
+        """Of Muon: the hidden matrices."""
+        ...
+
+    @property
+    def warmup(self) -> int: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def ema(self) -> float:
+        """Decay of the average of the weights."""
+        ...
 
 
 class Optimisation:

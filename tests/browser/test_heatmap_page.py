@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from t2i_gcpo.heatmap.files import write
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 #: Name in the pointer's box -> name in `heatmap.cell`.
 NAMES = {
     "token": "token",
@@ -37,23 +34,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Heatmap, Path]:
 
 
 @pytest.fixture(scope="module")
-def page(saved: tuple[Heatmap, Path]) -> Iterator[Any]:
+def page(chromium: Any, saved: tuple[Heatmap, Path]) -> Iterator[Any]:
     """The page, opened from the disk; at the end, nothing was asked of a network and no script failed."""
-    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install playwright)")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium here (Debian: apt-get install chromium)")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        opened = browser.new_page(viewport={"width": 1280, "height": 1000})
-        opened.set_default_timeout(60_000)
-        asked: list[str] = []
-        errors: list[str] = []
-        opened.on("request", lambda request: asked.append(request.url))
-        opened.on("pageerror", lambda error: errors.append(str(error)))
-        opened.goto(saved[1].as_uri())
-        yield opened
-        browser.close()
+    opened = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    opened.set_default_timeout(60_000)
+    asked: list[str] = []
+    errors: list[str] = []
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(saved[1].as_uri())
+    yield opened
+    opened.close()
     assert not errors
     assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
 
@@ -88,7 +79,9 @@ def pixel(page: Any, index: int, t: int) -> list[int]:
     return page.evaluate(script, [index, t])
 
 
-def test_the_map_the_opacity_and_the_step_change_what_is_drawn(page: Any, saved: tuple[Heatmap, Path]) -> None:
+def test_the_map_the_opacity_and_the_step_change_what_is_drawn(
+    page: Any, saved: tuple[Heatmap, Path], shots: Path
+) -> None:
     from t2i_gcpo.heatmap.paint import colormap
 
     one = saved[0]
@@ -109,7 +102,5 @@ def test_the_map_the_opacity_and_the_step_change_what_is_drawn(page: Any, saved:
     page.locator("#play").click()
     page.wait_for_function("document.getElementById('step').value === document.getElementById('step').max")
     assert pixel(page, 0, 15)[3] > 0
-    if folder := os.environ.get("T2I_GCPO_SCREENSHOTS"):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        pointed_at(page, 0, 1, 2, one.grid)
-        page.screenshot(path=str(Path(folder) / "heatmap_page.png"))
+    pointed_at(page, 0, 1, 2, one.grid)
+    page.screenshot(path=str(shots / "heatmap_page.png"))

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.batches import check_images, room
+from rewards.batches import check_batch_size, check_images, room
 from rewards.geneval.coco import COCO_CLASSES
 from rewards.geneval.rules import SCORE_THRESHOLD, Detection
 from rewards.transformers_model import load_image_processor, load_model
@@ -57,8 +57,7 @@ class Mask2FormerDetector:
         dtype: str = "float32",
         batch_size: int = 8,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size of detector 'mask2former' is {batch_size}; it must be at least 1")
+        check_batch_size(batch_size, "detector 'mask2former'")
         if not 0 <= score_threshold < 1:
             raise ValueError(f"score_threshold of detector 'mask2former' is {score_threshold}; it must be in [0, 1)")
         self.model, folder = load_model(
