@@ -19,10 +19,10 @@ from t2i_gcpo.losses import LossOutput
 from t2i_gcpo.records import Rollout
 
 STATS = {"exact_kl": ("exact_kl", 2.0), "js_full": ("js", 8.0)}
-ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()))
-"""The statistics of a rollout that any rule of credit may ask for; free where guidance has both branches anyway."""
 """Full-vocabulary divergence -> its name in `Rollout.stats`, and c where it is d^2 / c for a small contrast d (its
 floor)."""
+ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()))
+"""The statistics of a rollout that any rule of credit may ask for; free where guidance has both branches anyway."""
 
 
 @dataclass(frozen=True)

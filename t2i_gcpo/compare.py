@@ -36,15 +36,19 @@ EXPLAINED = (
 
 def main(argv: list[str]) -> int:
     """`t2i-gcpo compare`: writes curves.png, table.json, table.md and report.html of several runs, and prints the table."""
-    parser = argparse.ArgumentParser(prog="t2i-gcpo compare", description=main.__doc__)
-    parser.add_argument("--runs", required=True, nargs="+", type=Path, help="output folders of t2i-gcpo train")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write to")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     grouped = groups([read(path) for path in args.runs])
     args.out.mkdir(parents=True, exist_ok=True)
     for path in write(grouped, args.out):
         print(f"wrote {path}")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo compare", description=main.__doc__)
+    parser.add_argument("--runs", required=True, nargs="+", type=Path, help="output folders of t2i-gcpo train")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write to")
+    return parser
 
 
 def write(grouped: Mapping[str, Sequence[Run]], out: Path) -> list[Path]:

@@ -162,7 +162,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 def main(argv: list[str]) -> int:
     """`t2i-gcpo doctor`: exit status 0 where everything needed is there, 1 where something will not run."""
-    argparse.ArgumentParser(prog="t2i-gcpo doctor", description=__doc__).parse_args(argv)
+    parser().parse_args(argv)
     failed = 0
     for check in CHECKS:
         for finding in check():
@@ -176,3 +176,7 @@ def main(argv: list[str]) -> int:
         else f"{failed} problem{'s' if failed > 1 else ''} to mend, see above."
     )
     return int(failed > 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog="t2i-gcpo doctor", description=__doc__)

@@ -18,7 +18,7 @@ from t2i_gcpo.tables import print_credit, print_evaluation
 
 def main(argv: list[str]) -> int:
     """`t2i-gcpo eval`: score a checkpoint on held-out prompts, per task, with 95 % intervals; writes eval.json and sample grids."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     prompts = spread(prompt_files.read(args.prompts), args.limit)
     reward = rewards.load(args.reward)
     results, measured = {}, {}
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo eval", description=main.__doc__)
     add_generator_options(parser)
     add_sampling_options(parser)

@@ -19,7 +19,7 @@ from t2i_gcpo.tracking import CONFIG, METRICS
 def main(argv: list[str]) -> int:
     """Write the difference of a tuned checkpoint to the one that its training started from: OUT/delta.safetensors (float16) and OUT/delta.json
     (the base, the run's options, seed, step and scores)."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     base, tuned = locate(args.against), generators.load(args.checkpoint)
     if base.adapter is not None or base.delta is not None:
         raise ValueError(f"--against is {args.against}, an adapter or delta; name a whole model, e.g. janus-mini")
@@ -86,7 +86,7 @@ def provenance(path: str | Path) -> dict[str, Any]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo export", description=main.__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, help="the tuned checkpoint, e.g. runs/x/checkpoints/step_000120")

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     images (with a reward the advantages are drawn, else the token weights alone); --npz redraws a saved heatmap and runs no model; --run shows
     one prompt and noise at every step that a run drew.
     """
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if args.npz is not None:
         heatmap = load(args.npz)
     elif args.run is not None:
@@ -129,7 +129,7 @@ def _reward(args: argparse.Namespace, prompt: Prompt) -> tuple[str | None, str]:
     return args.reward or "geneval", ""
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo heatmap", description=main.__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     add_generator_options(parser, checkpoint=source)

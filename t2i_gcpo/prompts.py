@@ -218,11 +218,7 @@ class PromptSampler:
 
 def main(argv: list[str]) -> int:
     """`t2i-gcpo prompts SOURCE --out FILE`: a split as GenEval json lines, or the vocabulary as one word a line."""
-    parser = argparse.ArgumentParser(prog="t2i-gcpo prompts", description=main.__doc__)
-    parser.add_argument("source", help="shapes:train, shapes:val, shapes:test, shapes:vocabulary, or a prompt file")
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
-    parser.add_argument("--limit", type=int, default=0, help="prompts to write, the tasks in equal parts; 0 writes all")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     if args.source == f"{SHAPES}vocabulary":
         from t2i_gcpo.shapes.prompts import vocabulary
 
@@ -234,3 +230,11 @@ def main(argv: list[str]) -> int:
     args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {len(lines)} {what} to {args.out}")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo prompts", description=main.__doc__)
+    parser.add_argument("source", help="shapes:train, shapes:val, shapes:test, shapes:vocabulary, or a prompt file")
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--limit", type=int, default=0, help="prompts to write, the tasks in equal parts; 0 writes all")
+    return parser

@@ -15,7 +15,7 @@ from t2i_gcpo.records import Prompt
 
 def main(argv: list[str]) -> int:
     """Sample images: OUT/000_00.png (prompt, image), OUT/grid.png and OUT/samples.json."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     prompts = [Prompt(text) for text in args.prompt] if args.prompt else limit(read(args.prompts), args.limit)
     drawn = sampling(args, group_size=args.num, contrast=False, stats=())
     generator = load_generator(args)
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo sample", description=main.__doc__)
     add_generator_options(parser)
     add_sampling_options(parser)

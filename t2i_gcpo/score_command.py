@@ -29,11 +29,10 @@ NOTE = "mean over the images that have a value; in brackets: 95 % bootstrap inte
 
 def main(argv: list[str]) -> int:
     """Score a folder of images, or the samples of a run, with any scorer or mixture; prints a table, writes JSON with a row an image."""
-    parser = _parser()
     if {"-h", "--help"} & set(argv):
-        parser.parse_args(["--help"])
+        parser().parse_args(["--help"])
     options, rest = take_reward(argv)
-    args = parser.parse_args(rest)
+    args = parser().parse_args(rest)
     if args.batch < 1:
         raise ValueError(f"--batch is {args.batch}; it must be at least 1")
     if args.out.is_dir():
@@ -154,7 +153,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo score", description=main.__doc__)
     add = parser.add_argument
     add_reward_option(parser)

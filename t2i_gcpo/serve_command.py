@@ -20,11 +20,10 @@ PULSE = 0.5
 
 def main(argv: list[str]) -> int:
     """Serve a scorer over HTTP until Ctrl-C or SIGTERM: requests that are there are finished first."""
-    parser = _parser()
     if {"-h", "--help"} & set(argv):
-        parser.parse_args(["--help"])
+        parser().parse_args(["--help"])
     options, rest = take_reward(argv)
-    args = parser.parse_args(rest)
+    args = parser().parse_args(rest)
     token = args.token if args.token is not None else os.environ.get(TOKEN_VARIABLE) or None
     limits = Limits(
         body=args.max_body_mib * 2**20, images=args.max_images, pixels=args.max_pixels, prompt=args.max_prompt
@@ -56,7 +55,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo serve-rewards", description=main.__doc__)
     add, limits = parser.add_argument, Limits()
     add_reward_option(parser)

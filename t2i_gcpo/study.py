@@ -60,16 +60,7 @@ KILL_SECONDS = 10.0
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="t2i-gcpo study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", type=Path, help="the study, a YAML as above")
-    parser.add_argument("--out", type=Path, help="folder to write to, instead of the file's `out`")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="trials at once, which share the cores (default: %(default)s)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the trials and their commands, and run nothing")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     if args.jobs < 1:
         raise ValueError(f"--jobs is {args.jobs}; it must be at least 1")
     study = read(args.file, args.out)
@@ -96,6 +87,19 @@ def main(argv: list[str]) -> int:
     for path in written:
         tqdm.write(f"wrote {path}")
     return 130 if interrupted else int(bool(results.failed()))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="t2i-gcpo study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="the study, a YAML as above")
+    parser.add_argument("--out", type=Path, help="folder to write to, instead of the file's `out`")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trials at once, which share the cores (default: %(default)s)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the trials and their commands, and run nothing")
+    return parser
 
 
 def command(trial: Trial, *, resume: bool) -> list[str]:

@@ -65,19 +65,8 @@ def main(argv: Sequence[str]) -> int:
         close = difflib.get_close_matches(name, BENCHMARKS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"there is no benchmark {name!r}{hint} Benchmarks: {names}")
-    path, text = BENCHMARKS[name]
-    module = importlib.import_module(path)
-    parser = argparse.ArgumentParser(
-        prog=f"t2i-gcpo bench {name}", description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    module.add_arguments(parser)
-    parser.add_argument(
-        "--threads", type=positive, default=None, help="threads of torch on the CPU; None: torch's choice"
-    )
-    parser.add_argument("--device", default="cpu", help="device of both sides, e.g. cuda")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random inputs")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
-    options = parser.parse_args(rest)
+    module = importlib.import_module(BENCHMARKS[name][0])
+    options = parser(name).parse_args(rest)
     if getattr(options, "pairs", 2) < 2:
         raise ValueError(f"--pairs is {options.pairs}; a spread needs at least 2")
     out: Path | None = options.out
@@ -109,3 +98,19 @@ def main(argv: Sequence[str]) -> int:
         write_atomically(out, numbers + "\n")
         console.print(f"wrote {out}", highlight=False, soft_wrap=True)
     return 0
+
+
+def parser(name: str) -> argparse.ArgumentParser:
+    """Of one benchmark: its own options, and those that all have."""
+    path, text = BENCHMARKS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"t2i-gcpo bench {name}", description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    importlib.import_module(path).add_arguments(parser)
+    parser.add_argument(
+        "--threads", type=positive, default=None, help="threads of torch on the CPU; None: torch's choice"
+    )
+    parser.add_argument("--device", default="cpu", help="device of both sides, e.g. cuda")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random inputs")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    return parser

@@ -16,7 +16,7 @@ TRIES = 20
 
 def main(argv: list[str]) -> int:
     """Serve the demo on this machine until Ctrl-C. No request leaves it."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
         import gradio
@@ -88,7 +88,7 @@ def free_port(host: str, first: int) -> int:
     raise ValueError(f"no port from {first} to {last} is free on {host} ({reason}); name another with --port")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo demo", description=main.__doc__)
     add = parser.add_argument
     add(

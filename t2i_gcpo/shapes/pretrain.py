@@ -106,11 +106,7 @@ def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape,
 
 def main(argv: list[str] | None = None) -> int:
     """Train both stages, or go on with them, and write the checkpoint."""
-    parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain janus", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="work folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of both stages (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     mend()  # transformers imports torchvision
@@ -129,6 +125,14 @@ def main(argv: list[str] | None = None) -> int:
     print(f"shapes:test {result.overall:.3f} ({low:.3f} to {high:.3f}, n = {result.n})")
     print(f"wrote {folder}; use it with --checkpoint {folder}")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain janus", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="work folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of both stages (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    return parser
 
 
 if __name__ == "__main__":

@@ -34,6 +34,23 @@ def pretrain(work: Path, settings: ClipSettings, shape: ClipShape, *, every: int
 
 def main(argv: list[str] | None = None) -> int:
     """Train the model, or go on with it, and write the checkpoint; exit status 1 where its retrieval is below the bound."""
+    options = parser().parse_args(argv)
+    if options.steps < 1 or options.rounds < 1:
+        raise ValueError(f"--steps is {options.steps}, --rounds {options.rounds}; both must be at least 1")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    folder = pretrain(options.out, ClipSettings(seed=options.seed, steps=options.steps), ClipShape())
+    found = clip_card.write(folder, options.out, rounds=options.rounds)
+    low, high = found.top1.ci95
+    print(
+        f"text-to-image retrieval among {CANDIDATES} test scenes: top-1 {found.top1.overall:.3f} ({low:.3f} to {high:.3f}, n = {found.top1.n}), "
+        f"the mean over tasks; {found.share:.3f} over all captions alike"
+    )
+    print(f"wrote {folder}; use it with --reward clip --reward.checkpoint {folder}")
+    return int(found.top1.overall < options.bound)
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain clip", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("runs/pretrain_clip"), help="work folder (default: %(default)s)"
@@ -53,20 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         default=0.8,
         help=f"least share of captions that find their picture among {CANDIDATES} (default: %(default)s)",
     )
-    options = parser.parse_args(argv)
-    if options.steps < 1 or options.rounds < 1:
-        raise ValueError(f"--steps is {options.steps}, --rounds {options.rounds}; both must be at least 1")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    folder = pretrain(options.out, ClipSettings(seed=options.seed, steps=options.steps), ClipShape())
-    found = clip_card.write(folder, options.out, rounds=options.rounds)
-    low, high = found.top1.ci95
-    print(
-        f"text-to-image retrieval among {CANDIDATES} test scenes: top-1 {found.top1.overall:.3f} ({low:.3f} to {high:.3f}, n = {found.top1.n}), "
-        f"the mean over tasks; {found.share:.3f} over all captions alike"
-    )
-    print(f"wrote {folder}; use it with --reward clip --reward.checkpoint {folder}")
-    return int(found.top1.overall < options.bound)
+    return parser
 
 
 if __name__ == "__main__":

@@ -42,14 +42,7 @@ def pretrain(work: Path, settings: MaskedSettings, *, every: int = 20, validate_
 
 def main(argv: list[str] | None = None) -> int:
     """Train the masked transformer, or go on with it, and write the checkpoint."""
-    parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain amused", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/pretrain_amused"), help="work folder (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=MaskedSettings.steps, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     parts = pretrain(options.out, MaskedSettings(seed=options.seed, steps=options.steps))
@@ -58,6 +51,17 @@ def main(argv: list[str] | None = None) -> int:
     parts.save(folder)
     print(f"wrote {folder}; use it with --checkpoint {folder}")
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain amused", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/pretrain_amused"), help="work folder (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=MaskedSettings.steps, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    return parser
 
 
 if __name__ == "__main__":

@@ -94,16 +94,7 @@ def through_vq(generator: Janus) -> Callable[[Tensor], Tensor]:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table; exit status 1 where a task falls below its bound."""
-    parser = argparse.ArgumentParser(prog="t2i-gcpo verdicts", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=2000, help="scenes in all (default: %(default)s)")
-    parser.add_argument("--checkpoint", default="janus-mini", help='whose VQ model; "none" checks rendered scenes only')
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--rendered-bound", type=float, default=0.99, help="least share of right verdicts on rendered scenes"
-    )
-    parser.add_argument("--decoded-bound", type=float, default=0.95, help="the same after encoding and decoding")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     if options.scenes < 2 * len(TASKS):
         raise ValueError(
             f"--scenes is {options.scenes}; at least {2 * len(TASKS)} give each task a true and a false scene"
@@ -133,3 +124,16 @@ def main(argv: list[str] | None = None) -> int:
     if low:
         print_note("below the bound: " + ", ".join(low))
     return int(bool(low))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo verdicts", description=__doc__)
+    parser.add_argument("--scenes", type=int, default=2000, help="scenes in all (default: %(default)s)")
+    parser.add_argument("--checkpoint", default="janus-mini", help='whose VQ model; "none" checks rendered scenes only')
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--rendered-bound", type=float, default=0.99, help="least share of right verdicts on rendered scenes"
+    )
+    parser.add_argument("--decoded-bound", type=float, default=0.95, help="the same after encoding and decoding")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser
