@@ -51,6 +51,7 @@ FLOORS = [
     {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"}
     | {"study", "study_file", "study_results", "serve_command", "score_command", "picture_files"}
     | {"export_command", "demo"},
+    {"reference"},
 ]
 #: The embedded world: its prompts lie below `prompts`, its pre-training above the generators.
 APART = {"shapes", "__init__"}
