@@ -1,0 +1,35 @@
+"""The pages of the documentation, and the code blocks in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# file: (\S+)\n")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in a language; "" for those without one."""
+    return [code for name, code in BLOCK.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+def files(page: Path) -> dict[str, str]:
+    """Name -> text of the blocks that begin with `# file: NAME`: what a reader saves under that name."""
+    return {found[1]: code for code in blocks(page, "python") if (found := FILE.match(code))}
+
+
+def run(page: Path, folder: Path) -> int:
+    """Save the page's files in `folder` and run its other blocks of Python in one namespace, in their order; returns how many.
+
+    The working directory and the import path are the caller's affair.
+    """
+    for name, code in files(page).items():
+        (folder / name).write_text(code, encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "example"}
+    others = [code for code in blocks(page, "python") if not FILE.match(code)]
+    for number, code in enumerate(others, start=1):
+        exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)
+    return len(others)
