@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := t2i_gcpo rewards
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format clean
+.PHONY: help install quickstart test test-slow lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ format: install ## rewrite in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+docs: install ## build the documentation: site/index.html
+	$(BIN)/python -m t2i_gcpo.reference docs/configuration.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+clean: ## remove .venv, caches and site/; runs/ stays
+	rm -rf .venv site build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find $(SOURCES) tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,10 +7,14 @@ from setuptools import find_packages, setup
 #: What the `ocr` reward reads with.
 REWARDS = ["rapidocr>=3.0", "onnxruntime>=1.17", "rapidfuzz>=3.0"]
 
+#: What `make docs` builds the site with.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"]
+
 EXTRAS = {
     "rewards": REWARDS,
     "text": ["trl>=1.0", "accelerate>=1.0", "datasets>=3.0"],
     "tracking": ["wandb>=0.18", "trackio>=0.2"],
+    "docs": DOCS,
     "dev": [
         "pytest>=8.0",
         "pytest-timeout>=2.3",
@@ -18,6 +22,7 @@ EXTRAS = {
         "mypy>=1.13",
         "types-PyYAML",
         "playwright>=1.40",
+        *DOCS,
         *REWARDS,
     ],
 }

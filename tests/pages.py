@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# file: (\S+)\n")
 
@@ -14,6 +15,11 @@ FILE = re.compile(r"# file: (\S+)\n")
 def blocks(page: Path, language: str) -> list[str]:
     """The code blocks of a page in a language; "" for those without one."""
     return [code for name, code in BLOCK.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+def prose(page: Path) -> str:
+    """The page without its code blocks."""
+    return BLOCK.sub("", page.read_text(encoding="utf-8"))
 
 
 def files(page: Path) -> dict[str, str]:

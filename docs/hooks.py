@@ -1,0 +1,92 @@
+"""What the site needs beyond mkdocs: the files of the repository that pages link to, and a nav of the pages that there are.
+
+A page links to a file outside docs/ as GitHub shows it, `../rewards/base.py`. In the site that file stands at `repository/rewards/base.py`,
+and the link is turned there. A Markdown file (README.md, a model card) becomes a page, and its own links are turned alike.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+DOCS, OUTSIDE = "docs/", "repository/"
+LINK = re.compile(r"\]\(([^()#:\s]+)(#[^()\s]*)?\)")
+#: Fenced code, in which nothing is a link.
+FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+
+
+def on_config(config: Any) -> None:
+    """Leave out entries of the nav that may be missing and are."""
+    absent = {uri for uri in config.extra["if_there"] if not (ROOT / in_repository(uri)).is_file()}
+    config.nav = _without(config.nav, absent)
+
+
+def on_files(files: Files, config: Any) -> None:
+    """Add what the nav and the pages name outside docs/, and what those pages name in turn."""
+    pages = [file.src_uri for file in files.documentation_pages()]
+    pages += [uri for uri in _uris(config.nav) if uri.startswith(OUTSIDE)]
+    seen = set()
+    while pages:
+        uri = pages.pop()
+        if uri in seen or not (ROOT / in_repository(uri)).is_file():
+            continue
+        seen.add(uri)
+        if uri.startswith(OUTSIDE):
+            files.append(File.generated(config, uri, abs_src_path=str(ROOT / in_repository(uri))))
+        if uri.endswith(".md"):
+            text = "".join(FENCE.split((ROOT / in_repository(uri)).read_text(encoding="utf-8"))[::2])
+            named = (target(uri, link[1]) for link in LINK.finditer(text))
+            pages += [name for name in named if name and name.startswith(OUTSIDE)]
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Turn the links of a page to where the files stand in the site."""
+    uri = page.file.src_uri
+
+    def turned(link: re.Match[str]) -> str:
+        there = target(uri, link[1])
+        return f"]({posixpath.relpath(there, posixpath.dirname(uri) or '.')}{link[2] or ''})" if there else link[0]
+
+    parts = FENCE.split(markdown)
+    parts[::2] = [LINK.sub(turned, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def in_repository(uri: str) -> str:
+    """Where the file of a page of the site stands in the repository."""
+    return uri.removeprefix(OUTSIDE) if uri.startswith(OUTSIDE) else DOCS + uri
+
+
+def target(uri: str, link: str) -> str | None:
+    """Where a link of the page `uri` leads in the site; None where it leads to no file of the repository."""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(in_repository(uri)), link))
+    if path.startswith("../") or not (ROOT / path).is_file():
+        return None
+    return path.removeprefix(DOCS) if path.startswith(DOCS) else OUTSIDE + path
+
+
+def _without(nav: list[Any], absent: set[str]) -> list[Any]:
+    kept = []
+    for entry in nav:
+        if isinstance(entry, dict):
+            ((title, value),) = entry.items()
+            entry = {title: _without(value, absent)} if isinstance(value, list) else entry
+            value = value if isinstance(value, str) else None
+        else:
+            value = entry
+        if value not in absent:
+            kept.append(entry)
+    return kept
+
+
+def _uris(nav: list[Any]) -> list[str]:
+    found = []
+    for entry in nav:
+        value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        found += _uris(value) if isinstance(value, list) else [value]
+    return found
