@@ -43,24 +43,38 @@ def test_it_builds_and_needs_no_network(build: Build) -> None:
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with two pages, and the nav's entry of a third that may be missing."""
+    root = tmp_path / "checkout"
+    (root / "docs" / "results").mkdir(parents=True)
+    for name in ("docs/hooks.py", "docs/site.css"):
+        shutil.copy(ROOT / name, root / name)
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    nav = "nav: [index.md, repository/README.md, {More: [method.md, policies.md]}]\n\n"
+    (root / "mkdocs.yml").write_text(re.sub(r"^nav:\n.*?^\n", nav, config, flags=re.M | re.S), encoding="utf-8")
+    (root / "README.md").write_text("# Start\n\n[method](docs/method.md#method), [policies](docs/index.md)\n")
+    (root / "docs" / "method.md").write_text("# Method\n\n```python\nrows[0](index.md)\n```\n")
+    (root / "docs" / "index.md").write_text("# Home\n\n[method](method.md#method), [start](../README.md)\n")
+    return root
+
+
+def test_files_outside_the_pages_are_brought_in_and_missing_pages_left_out(build: Build, checkout: Path) -> None:
+    site = build(checkout)
+    assert 'href="repository/index.html"' in (site / "index.html").read_text()
+    assert 'href="../method.html#method"' in (site / "repository" / "index.html").read_text()
+    assert "policies" not in (site / "index.html").read_text()
+    (checkout / "docs" / "policies.md").write_text("# Masked generators\n")
+    assert re.search(r'href="policies.html"[^<]*>\s*<span[^>]*>\s*Masked', (build(checkout) / "index.html").read_text())
+
+
 @pytest.mark.parametrize(
     "link",
     ["[no page](none.md)", "[no anchor](method.md#none)", "[no file](../t2i_gcpo/none.py)", "[a folder](results)"],
 )
-def test_a_link_that_leads_nowhere_fails_the_build(link: str, build: Build, tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_fails_the_build(link: str, build: Build, checkout: Path) -> None:
     from mkdocs.exceptions import Abort
 
-    root = tmp_path / "checkout"
-    (root / "docs" / "results").mkdir(parents=True)
-    for name in ("mkdocs.yml", "docs/hooks.py"):
-        shutil.copy(ROOT / name, root / name)
-    config = re.sub(
-        r"^nav:\n.*?^\n", "nav: [index.md, method.md]\n\n", (root / "mkdocs.yml").read_text(), flags=re.M | re.S
-    )
-    (root / "mkdocs.yml").write_text(config)
-    (root / "docs" / "method.md").write_text("# Method\n")
-    (root / "docs" / "index.md").write_text("# Home\n\n[method](method.md#method)\n")
-    build(root)
-    (root / "docs" / "index.md").write_text(f"# Home\n\n{link}\n")
+    (checkout / "docs" / "index.md").write_text(f"# Home\n\n{link}\n")
     with pytest.raises(Abort, match="strict"):
-        build(root)
+        build(checkout)
