@@ -57,6 +57,7 @@ setup(
         "matplotlib>=3.8",
         "tensorboard>=2.16",
         "gradio>=6.0",
+        "altair>=5.5,<6",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["t2i-gcpo = t2i_gcpo.cli:main"]},

@@ -373,6 +373,11 @@ def test_a_live_training_writes_ordinary_runs(desk: Desk) -> None:
         assert load(run.path / "config.yaml").steps == 2
     assert list(plots.frame(runs, "reward/mean").columns) == ["step", "value", "run"]
     assert len(plots.frame(runs, "reward/mean")) == 4 and "reward/mean" in plots.metrics(runs.values())
+    chart = plots.lines(runs, "reward/mean").to_dict()
+    assert (
+        chart["encoding"]["color"]["scale"]["domain"] == ["grpo", "gcpo"]
+        and len(next(iter(chart["datasets"].values()))) == 4
+    )
 
 
 def test_stop_keeps_what_there_is(desk: Desk) -> None:

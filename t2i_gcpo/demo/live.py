@@ -123,7 +123,7 @@ def show(found: Progress, text: str) -> list[Any]:
             there = browse.picture(run, kind, found.steps)
             if there is not None:
                 row.append((there[1], f"{name.upper()} after {there[0]} steps"))
-    return [text, *(plots.filled(runs, metric) for metric in SHOWN), *pictures]
+    return [text, *(plots.lines(runs, metric) for metric in SHOWN), *pictures]
 
 
 def status_line(found: Progress, *, stopping: bool) -> str:

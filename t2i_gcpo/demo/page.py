@@ -33,6 +33,7 @@ CSS = """
 .t2i-panels .gallery-item, .t2i-panels img { height: auto !important; }
 .t2i-pixels .grid-container, .t2i-panels .grid-container { padding-top: 24px !important; }
 .t2i-pixels .grid-wrap, .t2i-panels .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none !important; }
+.gradio-container .vega-embed { width: 100%; }
 @media (max-width: 640px) { .t2i-pixels .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
 #t2i-status-compare, #t2i-status-inspect, #t2i-status-live, #t2i-status-runs { min-height: 28px; }
 """

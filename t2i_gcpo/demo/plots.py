@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
@@ -11,10 +11,13 @@ from t2i_gcpo.curves import COLORS, PANELS, series
 from t2i_gcpo.run_folder import Run
 
 if TYPE_CHECKING:
+    import altair
     import pandas
 
-HEIGHT = 320
-"""Pixels; lower plots are cut off."""
+HEIGHT = 220
+"""Of the axes, in pixels."""
+POINT = 20
+"""Area of a point, in square pixels."""
 #: An algorithm has one colour in all plots.
 _OF = {"grpo": COLORS[0], "gcpo": COLORS[1], "dapo": COLORS[2]}
 
@@ -26,8 +29,7 @@ def frame(runs: Mapping[str, Run], metric: str) -> pandas.DataFrame:
     rows = [
         (step, value, label) for label, run in runs.items() for step, value in zip(*series(run, metric), strict=True)
     ]
-    # With types of its own an empty frame is numbers as well: a plot that began with text keeps a scale for text.
-    return pandas.DataFrame(rows, columns=["step", "value", "run"]).astype({"step": "int64", "value": "float64"})
+    return pandas.DataFrame(rows, columns=["step", "value", "run"])
 
 
 def metrics(runs: Iterable[Run]) -> list[str]:
@@ -44,14 +46,27 @@ def colors(labels: Iterable[str]) -> dict[str, str]:
     return {label: COLORS[k % len(COLORS)] for k, label in enumerate(labels)}
 
 
-def line_plot(title: str = "", *, min_width: int = 280) -> gr.LinePlot:
-    """An empty plot for `filled`."""
-    return gr.LinePlot(
-        x="step", y="value", color="run", title=title, x_title="step", y_title=" ", color_title=" ", height=HEIGHT,
-        min_width=min_width, tooltip="all", buttons=[],
-    )  # fmt: skip
+def line_plot(*, min_width: int = 280) -> gr.Plot:
+    """An empty plot for `lines`."""
+    return gr.Plot(show_label=False, min_width=min_width, buttons=[])
 
 
-def filled(runs: Mapping[str, Run], metric: str) -> Any:
-    """The plot of one metric over the runs, as an update of a `line_plot`."""
-    return gr.update(value=frame(runs, metric), title=PANELS.get(metric, metric), color_map=colors(runs))
+def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:
+    """The plot of one metric over the runs. A chart a time: Gradio's own line plot keeps the categories that it began with."""
+    import altair
+
+    chosen = colors(runs)
+    color = altair.Color("run:N", title=None, scale=altair.Scale(domain=list(chosen), range=list(chosen.values())))
+    free = altair.Scale(zero=False)
+    whole = altair.Axis(grid=False, ticks=False, labelExpr="datum.value % 1 ? '' : datum.label")
+    return (
+        altair.Chart(frame(runs, metric), title=PANELS.get(metric, metric))
+        .mark_line(point={"size": POINT})
+        .encode(
+            x=altair.X("step:Q", scale=free, axis=whole),
+            y=altair.Y("value:Q", title=None, scale=free),
+            color=color.legend(orient="bottom"),
+            tooltip=["run:N", "step:Q", altair.Tooltip("value:Q", format=".4g")],
+        )
+        .properties(width="container", height=HEIGHT, usermeta={"embedOptions": {"renderer": "svg", "actions": False}})
+    )

@@ -101,7 +101,7 @@ def show(runs: dict[str, Run], metric: str, kind: str, step: float | None) -> li
     return [
         status_line(runs),
         gr.update(choices=names or [FIRST_METRIC], value=metric),
-        plots.filled(runs, metric),
+        plots.lines(runs, metric),
         overview(runs),
         gr.update(maximum=max(last, 1), value=at),
         gallery(runs, kind, at),
@@ -133,7 +133,7 @@ def gallery(runs: dict[str, Run], kind: str, step: float) -> list[tuple[Any, str
 
 def on_metric(paths: Sequence[str] | None, metric: str) -> Any:
     runs = opened(paths)
-    return plots.filled(runs, bounds.one_of(metric, "The curve", plots.metrics(runs.values()))) if runs else None
+    return plots.lines(runs, bounds.one_of(metric, "The curve", plots.metrics(runs.values()))) if runs else None
 
 
 def on_step(paths: Sequence[str] | None, kind: str, step: float) -> list[tuple[Any, str]]:

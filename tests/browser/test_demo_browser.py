@@ -214,6 +214,7 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
         set_slider(page, label, value)
     page.get_by_role("button", name="Train", exact=True).click()
     says(page, "live", "step 3 of 40")
+    assert lines_of(page) == [2, 2, 2]  # GRPO and GCPO in each of the three plots
     page.screenshot(path=shots / "live.png", full_page=True)
     page.get_by_role("button", name="Stop").click()
     says(page, "live", re.compile(r"Stopped after \d+ of 40 steps"))
@@ -226,6 +227,7 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
         box.click()
         page.get_by_role("option", name=re.compile(f"{name}$")).click()
     says(page, "runs", re.compile(r"grpo.*of 40 steps.*gcpo|gcpo.*of 40 steps.*grpo"))
+    assert lines_of(page) == [2]
     page.keyboard.press("Escape")
     panel(page).get_by_text(re.compile(r"gcpo, step [1-9]")).wait_for()
     set_slider(page, "Step", 0)
@@ -236,6 +238,19 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
     box.fill("/no/such/run")
     box.press("Enter")
     toast(page, "is no folder")
+
+
+def lines_of(page: Any) -> list[int]:
+    """How many coloured lines of more than one point each of the tab's plots has."""
+    from playwright.sync_api import expect
+
+    plots = panel(page).locator("svg.marks")
+    expect(plots.first).to_be_visible()
+    page.wait_for_timeout(1000)  # a redraw goes on after the data have come
+    return [
+        len({line.get_attribute("stroke") for line in plot.locator(".mark-line path[d*='L']").all()} - {None})
+        for plot in plots.all()
+    ]
 
 
 def pictures_of(page: Any) -> list[str]:
