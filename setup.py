@@ -7,8 +7,12 @@ from setuptools import find_packages, setup
 #: What the `ocr` reward reads with.
 REWARDS = ["rapidocr>=3.0", "onnxruntime>=1.17", "rapidfuzz>=3.0"]
 
+#: What notebooks/ are opened and executed with.
+NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"]
+
 EXTRAS = {
     "rewards": REWARDS,
+    "notebooks": NOTEBOOKS,
     "text": ["trl>=1.0", "accelerate>=1.0", "datasets>=3.0"],
     "tracking": ["wandb>=0.18", "trackio>=0.2"],
     "dev": [
@@ -19,6 +23,7 @@ EXTRAS = {
         "types-PyYAML",
         "playwright>=1.40",
         *REWARDS,
+        *NOTEBOOKS,
     ],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
