@@ -1,11 +1,12 @@
 """Execute the notebooks: notebooks/NAME.py (percent format) -> notebooks/NAME.ipynb, with outputs.
 
-    python notebooks/execute.py                  # all
-    python notebooks/execute.py 02_token_credit  # some
+python notebooks/execute.py                  # all
+python notebooks/execute.py 02_token_credit  # some
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ HERE = Path(__file__).parent
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 TIMEOUT = 1800
 """Of one cell, seconds."""
+QUIET = {"PYTHONWARNINGS": "ignore:IProgress not found"}
+"""tqdm misses ipywidgets, which the notebooks do not need."""
 
 
 def read(source: Path) -> nbformat.NotebookNode:
@@ -45,7 +48,10 @@ def execute(source: Path, folder: Path) -> nbformat.NotebookNode:
         record_timing=False,
         coalesce_streams=True,
     )
-    client.execute()
+    client.execute(env=os.environ | QUIET)
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if "image/png" in output.get("data", {}):
+            output.data.pop("image/jpeg", None)  # PIL's pictures come in both formats
     return notebook
 
 
