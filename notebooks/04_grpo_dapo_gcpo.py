@@ -16,7 +16,6 @@ from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch
 from IPython.display import Markdown, display
 from transformers.utils import logging
 
@@ -66,7 +65,9 @@ studies = {}
 for name in ("quickstart", "tune", "shapes"):
     path = RESULTS / name / "results.json"
     if not path.is_file():
-        print(f"docs/results/{name}/results.json is not there; it is made by: t2i-gcpo study configs/studies/{name}.yaml")
+        print(
+            f"docs/results/{name}/results.json is not there; it is made by: t2i-gcpo study configs/studies/{name}.yaml"
+        )
         continue
     studies[name] = json.loads(path.read_text(encoding="utf-8"))
     done = [row for row in studies[name]["groups"] if row["difference"]]
@@ -75,24 +76,23 @@ for name in ("quickstart", "tune", "shapes"):
 print(studies["tune"]["note"])
 
 # %% [markdown]
-# The gain on the evaluated images, all groups. A dot is a group's mean over its seeds, the line its 95 % interval, small marks are single seeds.
+# The gain on the evaluated images, all groups. A dot is a group's mean over its seeds, the line its 95 % interval, the small marks are single seeds.
 
 # %%
-figure, panels = plt.subplots(1, len(studies), figsize=(4.6 * len(studies), 4.4), layout="constrained")
-for axes, (name, study) in zip(panels, studies.items(), strict=True):
-    done = [row for row in study["groups"] if row["difference"]]
-    for y, row in enumerate(reversed(done)):
-        color = COLOR[row["group"].split("-")[0]]
-        axes.plot(row["difference"]["ci95"], [y, y], color=color, linewidth=2)
-        axes.plot(row["difference"]["overall"], y, "o", color=color)
-        seeds = [t["difference"]["overall"] for t in study["trials"] if t["group"] == row["group"] and t["difference"]]
-        if len(seeds) > 1:
-            axes.plot(seeds, [y - 0.12] * len(seeds), "|", color="black", markersize=7)
-    axes.axvline(0, color="grey", linewidth=0.8)
-    axes.set_yticks(range(len(done)), [row["group"] for row in reversed(done)], fontsize=9)
-    axes.set_ylim(-0.7, len(done) - 0.3)
-    axes.set_title(name, fontsize=11)
-    axes.set_xlabel("GenEval score, after less before", fontsize=9)
+lines = [(name, row) for name, study in studies.items() for row in study["groups"] if row["difference"]][::-1]
+figure, axes = plt.subplots(figsize=(8, 0.27 * len(lines) + 0.8), layout="constrained")
+for y, (name, row) in enumerate(lines):
+    color = COLOR[row["group"].split("-")[0]]
+    axes.plot(row["difference"]["ci95"], [y, y], color=color, linewidth=2)
+    axes.plot(row["difference"]["overall"], y, "o", color=color)
+    own = [
+        t["difference"]["overall"] for t in studies[name]["trials"] if t["group"] == row["group"] and t["difference"]
+    ]
+    if len(own) > 1:
+        axes.plot(own, [y] * len(own), "|", color="black", markersize=9)
+axes.axvline(0, color="grey", linewidth=0.8)
+axes.set_yticks(range(len(lines)), [f"{name}: {row['group']}" for name, row in lines], fontsize=9)
+axes.set_xlabel("GenEval score, after less before")
 plt.show()
 
 # %% [markdown]
@@ -103,15 +103,23 @@ plt.show()
 # %%
 source = "shapes" if "shapes" in studies else "tune"
 arms = {n: row for n in NAMES for row in studies[source]["groups"] if row["group"] in (n, f"{n}-base")}
-trials = {n: [t for t in studies[source]["trials"] if t["group"] == arms[n]["group"] and t["difference"]] for n in NAMES}
+trials = {
+    n: {t["seed"]: t for t in studies[source]["trials"] if t["group"] == row["group"] and t["difference"]}
+    for n, row in arms.items()
+}
 for name, row in arms.items():
     low, high = row["difference"]["ci95"]
     found = "above 0" if low > 0 else "below 0" if high < 0 else "around 0"
-    print(f"{source}, {name}: {row['seeds']} of {row['of']} seeds, {row['images_sampled']:,.0f} images sampled a run; ", end="")
-    print(f"the interval of its gain, {with_interval(row['difference']['overall'], (low, high), signed=True)}, lies {found}")
+    print(
+        f"{source}, {name}: {row['seeds']} of {row['of']} seeds, {row['images_sampled']:,.0f} images sampled a run; ",
+        end="",
+    )
+    print(
+        f"the interval of its gain, {with_interval(row['difference']['overall'], (low, high), signed=True)}, lies {found}"
+    )
 
 # %% [markdown]
-# The gain by task. Tasks differ far more from one another than the arms do, and a task has a sixth of the images, so that its intervals are wide.
+# The gain by task. A task has a sixth of the images, so that its intervals are wide.
 
 # %%
 tasks = list(arms["gcpo"]["difference"]["by_task"])
@@ -136,33 +144,42 @@ plt.show()
 # %%
 archive = RESULTS / source / "trials.tgz"
 if archive.is_file():
-    with tarfile.open(archive) as packed:
-        packed.extractall(".", filter="data")
+    with tarfile.open(archive) as file:
+        file.extractall(".", filter="data")
 else:
     print(f"docs/results/{source}/trials.tgz is not there: differences seed by seed, without intervals")
-folders = [trial["folder"] for n in NAMES for trial in trials[n]]
-runs = {n: [run_folder.read(t["folder"]) for t in trials[n]] for n in NAMES} if all(map(os.path.isdir, folders)) else {}
+seeds = [seed for seed in trials["gcpo"] if all(seed in found for found in trials.values())]
+paths = {n: [Path(trials[n][seed]["folder"]) for seed in seeds] for n in NAMES}
+packed = all(path.is_dir() for found in paths.values() for path in found)
+runs = {n: [run_folder.read(path) for path in found] for n, found in paths.items()} if packed else {}
 
 # %%
 rows, sentences = [], []
 for a, b in combinations(NAMES, 2):
-    overall = [y["after"]["overall"] - x["after"]["overall"] for x, y in zip(trials[a], trials[b], strict=True)]
-    by_seed, interval, n, verdict_ = ", ".join(number(v, signed=True) for v in overall), "–", 0, "no interval, so nothing is said"
+    by_seed = [trials[b][seed]["after"]["overall"] - trials[a][seed]["after"]["overall"] for seed in seeds]
+    interval, n, says = "–", "–", "no interval, so nothing is said"
     if runs:
-        first = runs[a][0].after.rows
-        pairs = [[y.score - x.score for x, y in zip(ra.after.rows, rb.after.rows, strict=True)] for ra, rb in zip(runs[a], runs[b], strict=True)]
-        found = pooled(pairs, [row.text for row in first], [row.task for row in first])
-        interval, n = with_interval(found.overall, found.ci95, signed=True), found.n
+        images = runs[a][0].after.rows
+        values = [
+            [y.score - x.score for x, y in zip(before.after.rows, other.after.rows, strict=True)]
+            for before, other in zip(runs[a], runs[b], strict=True)
+        ]
+        found = pooled(values, [row.text for row in images], [row.task for row in images])
+        interval, n = with_interval(found.overall, found.ci95, signed=True), f"{found.n:,}"
         apart = found.ci95[0] > 0 or found.ci95[1] < 0
-        verdict_ = "the interval does not hold 0" if apart else "the interval holds 0: these runs do not tell the two apart"
-    rows.append([f"{b} less {a}", str(len(overall)), f"{n:,}", interval, by_seed])
-    sentences.append(f"* {b} less {a}: {verdict_}.")
-display(Markdown(markdown(["arms, after training", "seeds", "pairs of images", "difference", "seed by seed"], rows)))
-count = min(map(len, trials.values()))
-chance = 2 * 0.5**count
-sentences.append(f"* With {count} seed{'s' * (count > 1)} an order of two equal arms that is the same in every seed comes up by chance with probability {chance:.2g}.")
-sentences.append(f"* Of {len(rows)} 95 % intervals of nothing, at least one excludes 0 with probability up to {1 - 0.95 ** len(rows):.2f} if they are independent.")
-sentences += ["* One seed: the intervals hold no variance between seeds. No claim about algorithms follows from this table."] * (count == 1)
+        says = "the interval does not hold 0" if apart else "the interval holds 0: these runs do not tell the two apart"
+    rows.append([f"{b} less {a}", str(len(seeds)), n, interval, ", ".join(number(v, signed=True) for v in by_seed)])
+    sentences.append(f"* {b} less {a}: {says}.")
+display(Markdown(markdown(["after training", "seeds", "pairs of images", "difference", "seed by seed"], rows)))
+if len(seeds) == 1:
+    sentences.append("* One seed: the intervals hold no variance between seeds. No claim about algorithms follows.")
+else:
+    share = 2 * 0.5 ** len(seeds)
+    sentences.append(f"* Of two equal arms, one is ahead in all {len(seeds)} seeds with probability {share:.2g}.")
+share = 1 - 0.95 ** len(rows)
+sentences.append(
+    f"* Of {len(rows)} independent 95 % intervals around 0, one or more miss it with probability {share:.2f}."
+)
 display(Markdown("\n".join(sentences)))
 
 # %% [markdown]
@@ -200,9 +217,17 @@ for k, prompt in enumerate(chosen):
     cells = []
     for name, scored in drawn.items():
         words, color = verdict(float(scored.scores[k]), strict=True)
-        cells.append(Cell(to_picture(scored.images[k], scale=1), f"{name.removeprefix('janus-mini').lstrip('-') or 'before'} {words[0]}", color))
+        cells.append(
+            Cell(
+                to_picture(scored.images[k], scale=1),
+                f"{name.removeprefix('janus-mini').lstrip('-') or 'before'} {words[0]}",
+                color,
+            )
+        )
     groups.append((prompt.text, cells))
-display(grid(groups, columns=8, title="janus-mini before training, and after GRPO, DAPO and GCPO: same prompts, same noise"))
+display(
+    grid(groups, columns=8, title="janus-mini before training, and after GRPO, DAPO and GCPO: same prompts, same noise")
+)
 print("right:", ", ".join(f"{n} {int(s.scores.sum())} of {len(chosen)}" for n, s in drawn.items()))
 
 # %%
@@ -217,7 +242,7 @@ rows = [
 display(Markdown(markdown(header, rows)))
 
 # %% [markdown]
-# Twelve images are to look at, not to count. Three runs of one seed stay near one another: much of what the noise decides, such as where the first object stands, is the same in all four columns.
+# Twelve images are to look at, not to count.
 #
 # ## 6. Two steps of each, live
 #
@@ -249,7 +274,11 @@ for name in NAMES:
     )
     records = list(trainer.iterate())
     trainer.tracker.close()
-    rows += [[name, str(r.step), *(number(r.metrics.get(key), digits=3).removesuffix(".000") for key in logged)] for r in records]
+    numbers = [[r.metrics.get(key) for key in logged] for r in records]
+    rows += [
+        [name, str(r.step), *("–" if v is None else f"{v:.3g}" for v in row)]
+        for r, row in zip(records, numbers, strict=True)
+    ]
 display(Markdown(markdown(["algorithm", "step", *logged.values()], rows)))
 
 # %% [markdown]
