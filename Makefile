@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := t2i_gcpo rewards
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format docs clean
+.PHONY: help install quickstart notebooks test test-slow lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ install: .venv/installed ## make .venv here, with pinned versions (constraints.t
 
 quickstart: install ## train the embedded generator for some minutes
 	$(BIN)/t2i-gcpo train --config configs/quickstart.yaml
+
+notebooks: install ## execute notebooks/*.py into .ipynb
+	$(BIN)/python notebooks/execute.py
 
 test: install ## the quick tests
 	$(BIN)/python -m pytest -m 'not slow'

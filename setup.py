@@ -9,9 +9,12 @@ REWARDS = ["rapidocr>=3.0", "onnxruntime>=1.17", "rapidfuzz>=3.0"]
 
 #: What `make docs` builds the site with.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"]
+#: What notebooks/ are opened and executed with.
+NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"]
 
 EXTRAS = {
     "rewards": REWARDS,
+    "notebooks": NOTEBOOKS,
     "text": ["trl>=1.0", "accelerate>=1.0", "datasets>=3.0"],
     "tracking": ["wandb>=0.18", "trackio>=0.2"],
     "docs": DOCS,
@@ -24,6 +27,7 @@ EXTRAS = {
         "playwright>=1.40",
         *DOCS,
         *REWARDS,
+        *NOTEBOOKS,
     ],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})
