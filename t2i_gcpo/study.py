@@ -12,6 +12,7 @@ FILE.yaml:
     grid:                             # option -> values, all combinations in each arm; optional
       optim.lr: [5.0e-5, 1.0e-4]
       distribution: [guided, conditional]
+    against: grpo                     # arm, or list of arms, that the others are compared with after training, seed by seed; optional
 
 A trial is an arm at a point of the grid with a seed: a `t2i-gcpo train` of its own, in OUT/trials/ARM-KEY=VALUE/seed_S, its output in OUT/logs/.
 The same command again goes on where the study stopped: finished trials are skipped, unfinished ones resumed, failed ones tried again.
@@ -46,7 +47,8 @@ from t2i_gcpo.evaluate import EvalResult
 from t2i_gcpo.interrupt import on_interrupt
 from t2i_gcpo.nested import flatten
 from t2i_gcpo.study_file import Study, Trial, read
-from t2i_gcpo.study_results import Outcome, Results
+from t2i_gcpo.study_results import Results
+from t2i_gcpo.study_rows import Outcome
 from t2i_gcpo.tables import number, with_interval
 from t2i_gcpo.tracking import CONFIG, METRICS, check_unused, read_metrics
 

@@ -20,7 +20,7 @@ import yaml
 from t2i_gcpo.arguments import Loader, argument, parse
 from t2i_gcpo.config import TrainConfig
 
-KEYS = ("out", "config", "seeds", "options", "arms", "grid")
+KEYS = ("out", "config", "seeds", "options", "arms", "grid", "against")
 #: What the study gives each trial itself.
 OWN = ("seed", "output_dir", "evaluate.seed", "config", "resume", "print_config")
 #: A trial's output is a log, where a progress bar is noise; a study may switch it on again.
@@ -64,6 +64,8 @@ class Study:
     """As the file has it."""
     out: Path
     trials: tuple[Trial, ...]
+    baselines: tuple[str, ...] = ()
+    """Arms that the others are compared with, at the same point of the grid."""
 
     @property
     def groups(self) -> dict[str, list[Trial]]:
@@ -112,7 +114,7 @@ def read(path: str | Path, out: str | Path | None = None) -> Study:
             for layer in (DEFAULTS, common, own, point):
                 arguments += _arguments(path, layer)
             trials += [_trial(path, arm, group, {**common, **own, **point}, arguments, s, folder) for s in seeds]
-    study = Study(path, content, folder, tuple(trials))
+    study = Study(path, content, folder, tuple(trials), _baselines(path, content))
     _check_distinct(study)
     return study
 
@@ -168,6 +170,18 @@ def _arms(path: Path, content: dict[str, Any]) -> dict[str, tuple[Path | None, d
         config = options.pop("config", content.get("config"))
         found[name] = (None if config is None else _base(path, where, config), _dotted(options, where))
     return found
+
+
+def _baselines(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
+    against = content.get("against", [])
+    names = against if isinstance(against, list) else [against]
+    if len(content["arms"]) < 2 and names:
+        raise ValueError(f"{path}: against is {against!r}, and there is no other arm to compare with it")
+    if any(name not in [*content["arms"]] for name in names) or len({*map(str, names)}) < len(names):
+        raise ValueError(
+            f"{path}: against is {against!r}; give an arm, or a list of different ones, of {', '.join(content['arms'])}"
+        )
+    return tuple(names)
 
 
 def _base(path: Path, where: str, config: Any) -> Path:

@@ -1,30 +1,27 @@
-"""What a study found: a row a trial, a row a group pooled over its seeds; results.json and table.md."""
+"""What a study found, collected trial by trial: results.json, table.md and the tables on the terminal."""
 
 from __future__ import annotations
 
 import json
 import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from t2i_gcpo.checkpoint import write_atomically
-from t2i_gcpo.evaluate import EvalResult
 from t2i_gcpo.run_folder import Run
-from t2i_gcpo.statistics import Estimates, pooled
 from t2i_gcpo.study_file import Study, Trial
+from t2i_gcpo.study_rows import LAST_STEPS, Outcome, against_row, group_row, trial_row
 from t2i_gcpo.tables import PAIRED_NOTE, markdown, number, print_note, print_table, with_interval
 
-Status = Literal["pending", "done", "failed", "interrupted"]
-
-#: Metrics in the table are means over this many logged steps at the end of a run.
-LAST_STEPS = 10
-METRICS = ("kl", "entropy", "diversity")
 COLUMNS = [
     "group", "seeds", "images", "before", "after", "difference", "lowest seed", "KL", "entropy", "diversity", "sampled",
     "min a run",
 ]  # fmt: skip
+AGAINST_COLUMNS = ["group", "against", "seeds", "images", "theirs", "its own", "difference", "lowest seed"]
+AGAINST_NOTE = (
+    "After training, group against group: the same seeds, test prompts and noise, compared image by image; positive where the group's score is above "
+    "that of the one it stands against; intervals as above"
+)
 FAILED_COLUMNS = ["failed trial", "exit status", "last line of its log"]
 NOTE = (
     "before, after, difference: mean over the tasks, then over the seeds; in brackets: 95 % bootstrap interval over seeds and prompts; "
@@ -33,18 +30,6 @@ NOTE = (
     "sampling discarded included; min a run: training steps, without the evaluations"
 )
 ONE_SEED_NOTE = "of one seed, the interval is over prompts alone: it holds no variance between seeds"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How far a trial is."""
-
-    status: Status = "pending"
-    run: Run | None = None
-    """Of a trial that is done."""
-    exit_status: int | None = None
-    last_line: str = ""
-    """Of the log of a trial that failed."""
 
 
 class Results:
@@ -69,7 +54,22 @@ class Results:
             "note": self.note(),
             "trials": [*self._trials.values()],
             "groups": [*self._groups.values()],
+            "against": self.against(),
         }
+
+    def against(self) -> list[dict[str, Any]]:
+        """Groups compared with the study's baselines after training, over the seeds that both have done."""
+        return [
+            against_row(group, members, baseline, others, self.outcomes)
+            for group, members in self.study.groups.items()
+            for baseline, others in self._baselines(members[0])
+        ]
+
+    def _baselines(self, trial: Trial) -> list[tuple[str, list[Trial]]]:
+        """The groups of the study's baselines at the trial's point of the grid, but for its own."""
+        point = trial.group.removeprefix(trial.arm)
+        names = [f"{arm}{point}" for arm in self.study.baselines if arm != trial.arm]
+        return [(name, self.study.groups[name]) for name in names]
 
     def finished(self) -> dict[str, list[Run]]:
         """Group -> the runs that are done; groups without any are left out."""
@@ -102,6 +102,11 @@ class Results:
             markdown(COLUMNS, table(self._groups.values())),
             self.note() + "\n",
             *self._by_task(),
+            *(
+                [AGAINST_NOTE + "\n", markdown(AGAINST_COLUMNS, against_table(self.against()))]
+                if self.against()
+                else []
+            ),
         ]
         if self.failed():
             parts.append(markdown(FAILED_COLUMNS, self.failed()))
@@ -124,99 +129,11 @@ class Results:
         """The tables on the terminal."""
         print_table(COLUMNS, table(self._groups.values()))
         print_note(self.note())
+        if self.against():
+            print_table(AGAINST_COLUMNS, against_table(self.against()))
+            print_note(AGAINST_NOTE)
         if self.failed():
             print_table(FAILED_COLUMNS, self.failed())
-
-
-def trial_row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    """What results.json says of a trial; null where there is nothing, as for a trial that is not done."""
-    run = outcome.run
-    difference, reason = (None, "") if run is None else run.difference()
-    first, last = (None, None) if run is None else _ends(run)
-    return {
-        "name": trial.name,
-        "arm": trial.arm,
-        "group": trial.group,
-        "options": trial.options,
-        "seed": trial.seed,
-        "folder": str(trial.folder),
-        "log": str(trial.log),
-        "status": outcome.status,
-        "exit_status": outcome.exit_status,
-        "last_line": outcome.last_line or None,
-        "steps": run and run.step,
-        "images_sampled": run and run.last("images_sampled"),
-        "seconds": run and run.seconds(),
-        "before": run and run.before and estimates(run.before.estimates),
-        "after": run and run.after and estimates(run.after.estimates),
-        "difference": difference and estimates(difference),
-        "no_difference": reason or None,
-        **{name: None if run is None else _at_the_end(run, name) for name in METRICS},
-        "reward_first_tenth": first,
-        "reward_last_tenth": last,
-    }
-
-
-def group_row(group: str, members: Sequence[Trial], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """What results.json says of a group: its finished seeds, pooled."""
-    done = [(trial, run) for trial in members if (run := outcomes[trial.name].run) is not None]
-    runs = [run for _, run in done]
-    before, after, difference, reason = pool(runs)
-    lowest = None
-    if difference is not None:
-        found = [(run.difference()[0], trial.seed) for trial, run in done]
-        overall, seed = min((e.overall, seed) for e, seed in found if e is not None)
-        lowest = {"seed": seed, "difference": _finite(overall)}
-    return {
-        "group": group,
-        "arm": members[0].arm,
-        "options": members[0].options,
-        "seeds": len(runs),
-        "of": len(members),
-        "images": difference and difference.n,
-        "before": before and estimates(before),
-        "after": after and estimates(after),
-        "difference": difference and estimates(difference),
-        "no_difference": reason or None,
-        "lowest_seed": lowest,
-        **{name: _mean([_at_the_end(run, name) for run in runs]) for name in METRICS},
-        "seconds": _mean([run.seconds() for run in runs]),
-        "images_sampled": _mean([run.last("images_sampled") for run in runs]),
-    }
-
-
-def pool(runs: Sequence[Run]) -> tuple[Estimates | None, Estimates | None, Estimates | None, str]:
-    """Scores before, after and their paired difference, pooled over runs; or None of them and why."""
-    if not runs:
-        return None, None, None, "no seed is done"
-    pairs: list[tuple[EvalResult, EvalResult]] = []
-    for run in runs:
-        difference, reason = run.difference()
-        if difference is None or run.before is None or run.after is None:
-            return None, None, None, f"{run.path}: {reason}"
-        pairs.append((run.before, run.after))
-    rows = pairs[0][0].rows
-    clusters, tasks = [row.text for row in rows], [row.task for row in rows]
-    if any(
-        [(row.text, row.task) for row in before.rows] != [*zip(clusters, tasks, strict=True)] for before, _ in pairs
-    ):
-        return None, None, None, "the seeds have different test prompts"
-    scores = [[[row.score for row in result.rows] for result in pair] for pair in pairs]
-    before, after = (pooled([pair[k] for pair in scores], clusters, tasks) for k in (0, 1))
-    differences = [[b - a for a, b in zip(*pair, strict=True)] for pair in scores]
-    return before, after, pooled(differences, clusters, tasks), ""
-
-
-def estimates(found: Estimates) -> dict[str, Any]:
-    """Plain values for JSON; null for what there is not."""
-    return {
-        "overall": _finite(found.overall),
-        "ci95": [_finite(bound) for bound in found.ci95],
-        "n": found.n,
-        "by_task": {task: _finite(value) for task, value in found.by_task.items()},
-        "by_task_ci95": {task: [_finite(bound) for bound in pair] for task, pair in found.by_task_ci95.items()},
-        "n_by_task": found.n_by_task,
-    }
 
 
 def table(groups: Any) -> list[list[str]]:
@@ -240,6 +157,23 @@ def table(groups: Any) -> list[list[str]]:
     ]
 
 
+def against_table(rows: Any) -> list[list[str]]:
+    """Rows of text below AGAINST_COLUMNS."""
+    return [
+        [
+            row["group"],
+            row["against"],
+            str(row["seeds"]) if row["seeds"] == row["of"] else f"{row['seeds']} of {row['of']}",
+            "–" if row["images"] is None else f"{row['images']:,}",
+            number(row["theirs"] and row["theirs"]["overall"]),
+            number(row["own"] and row["own"]["overall"]),
+            _interval_cell(row["difference"]),
+            "–" if row["lowest_seed"] is None else number(row["lowest_seed"]["difference"], signed=True),
+        ]
+        for row in rows
+    ]
+
+
 def _interval_cell(found: Mapping[str, Any] | None, task: str | None = None) -> str:
     """A difference, overall or of a task, with its interval."""
     value, pair = (None, (None, None))
@@ -250,24 +184,3 @@ def _interval_cell(found: Mapping[str, Any] | None, task: str | None = None) -> 
         return number(None)
     low, high = (math.nan if bound is None else bound for bound in pair)
     return with_interval(value, (low, high), signed=True)
-
-
-def _at_the_end(run: Run, name: str) -> float | None:
-    """Mean of a metric over the last LAST_STEPS logged steps, where it was logged."""
-    return _mean([row.get(name) for row in run.metrics[-LAST_STEPS:]])
-
-
-def _ends(run: Run) -> tuple[float | None, float | None]:
-    """The rollouts' mean reward over the first and the last tenth of the logged steps."""
-    tenth = math.ceil(len(run.metrics) / 10)
-    first, last = run.metrics[:tenth], run.metrics[len(run.metrics) - tenth :]
-    return _mean([row.get("reward/mean") for row in first]), _mean([row.get("reward/mean") for row in last])
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return statistics.fmean(found) if found else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

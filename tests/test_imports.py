@@ -49,7 +49,7 @@ FLOORS = [
     },
     {"run_folder", "curves", "pages", "phases", "report"},
     {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"}
-    | {"study", "study_file", "study_results", "serve_command", "score_command", "picture_files"}
+    | {"study", "study_file", "study_rows", "study_results", "serve_command", "score_command", "picture_files"}
     | {"export_command", "demo"},
     {"reference"},
 ]

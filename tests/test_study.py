@@ -122,6 +122,9 @@ def test_where_the_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("arms:", "grid: {steps: [5]}\narms:", "steps is in grid and in options"),
         ("seeds", "config: [x]\nseeds", "config is .*; it must be a path"),
         ("arms:", "arms: [", "is not a YAML file"),
+        ("arms:", "against: dapo\narms:", "against is 'dapo'; give an arm, or a list of different ones, of grpo, gcpo"),
+        ("arms:", "against: [grpo, grpo]\narms:", "a list of different ones"),
+        ("arms:", "against: [[grpo]]\narms:", "give an arm"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_refused_before_anything_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -316,6 +319,39 @@ def test_the_lowest_seed_is_the_smallest_difference(tmp_path: Path, trainer: Tra
     _, data = start(tmp_path)
     assert data["groups"][1]["lowest_seed"] == {"seed": 1, "difference": 0.5}
     assert data["groups"][1]["difference"]["ci95"] == [0.5, 1.0]  # one of two seeds is drawn
+
+
+def test_groups_against_a_baseline(tmp_path: Path, trainer: Trainer) -> None:
+    trainer.after = {
+        "grpo/seed_0": [1, 1, 0, 0, 1, 0],  # x 0.5, y 0.5: 0.5
+        "gcpo/seed_0": [1, 1, 1, 1, 1, 0],  # x 1, y 0.5: 0.75
+        "grpo/seed_1": [0, 0, 0, 0, 1, 1],  # x 0, y 1: 0.5
+        "gcpo/seed_1": [0, 0, 1, 0, 1, 1],  # x 0.25, y 1: 0.625
+    }
+    status, data = start(tmp_path, text=TWO_ARMS + "against: grpo\n")
+    assert status == 0
+    (row,) = data["against"]  # not of the baseline with itself
+    assert (row["group"], row["against"], row["seeds"], row["of"], row["images"]) == ("gcpo", "grpo", 2, 2, 12)
+    assert (row["theirs"]["overall"], row["own"]["overall"]) == (0.5, 0.6875)
+    assert row["difference"]["overall"] == 0.1875 and row["difference"]["by_task"] == {"x": 0.375, "y": 0}
+    assert row["lowest_seed"] == {"seed": 1, "difference": 0.125}
+    # Paired: scores that differ from prompt to prompt in both groups alike do not widen it.
+    assert 0 <= row["difference"]["ci95"][0] < 0.1875 < row["difference"]["ci95"][1] <= 0.5
+    assert "| gcpo | grpo | 2 | 12 | 0.500 | 0.688 | +0.188 [" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_groups_are_compared_at_the_same_point_and_seed(tmp_path: Path, trainer: Trainer) -> None:
+    trainer.behaviour = {"gcpo-optim.lr=0.001/seed_1": "fail"}
+    trainer.after = {"grpo-optim.lr=0.001/seed_1": [0.0] * 6, "gcpo-optim.lr=0.002/seed_0": [0.5] * 6}
+    text = TWO_ARMS + "grid: {optim.lr: [0.001, 0.002]}\nagainst: [grpo]\n"
+    status, data = start(tmp_path, text=text)
+    assert status == 1
+    found = [(row["group"], row["against"], row["seeds"], row["difference"]["overall"]) for row in data["against"]]
+    assert found == [
+        ("gcpo-optim.lr=0.001", "grpo-optim.lr=0.001", 1, 0),
+        ("gcpo-optim.lr=0.002", "grpo-optim.lr=0.002", 2, -0.25),
+    ]
+    assert "| 1 of 2 | 6 |" in (tmp_path / "out" / "table.md").read_text()
 
 
 def test_of_one_seed_the_table_says_what_the_interval_lacks(tmp_path: Path, trainer: Trainer) -> None:
