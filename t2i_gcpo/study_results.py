@@ -66,10 +66,10 @@ class Results:
         ]
 
     def _baselines(self, trial: Trial) -> list[tuple[str, list[Trial]]]:
-        """The groups of the study's baselines at the trial's point of the grid, but for its own."""
-        point = trial.group.removeprefix(trial.arm)
-        names = [f"{arm}{point}" for arm in self.study.baselines if arm != trial.arm]
-        return [(name, self.study.groups[name]) for name in names]
+        """The groups of the study's baselines at the trial's point of the grid; of two baselines the second stands against the first."""
+        point, arms = trial.group.removeprefix(trial.arm), self.study.baselines
+        arms = arms[: arms.index(trial.arm)] if trial.arm in arms else arms
+        return [(f"{arm}{point}", self.study.groups[f"{arm}{point}"]) for arm in arms]
 
     def finished(self) -> dict[str, list[Run]]:
         """Group -> the runs that are done; groups without any are left out."""

@@ -340,6 +340,16 @@ def test_groups_against_a_baseline(tmp_path: Path, trainer: Trainer) -> None:
     assert "| gcpo | grpo | 2 | 12 | 0.500 | 0.688 | +0.188 [" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_two_baselines_are_compared_once(tmp_path: Path, trainer: Trainer) -> None:
+    text = TWO_ARMS + "  dapo: {algorithm.name: dapo}\nagainst: [dapo, grpo]\n"
+    _, data = start(tmp_path, text=text)
+    assert [(row["group"], row["against"]) for row in data["against"]] == [
+        ("grpo", "dapo"),
+        ("gcpo", "dapo"),
+        ("gcpo", "grpo"),
+    ]
+
+
 def test_groups_are_compared_at_the_same_point_and_seed(tmp_path: Path, trainer: Trainer) -> None:
     trainer.behaviour = {"gcpo-optim.lr=0.001/seed_1": "fail"}
     trainer.after = {"grpo-optim.lr=0.001/seed_1": [0.0] * 6, "gcpo-optim.lr=0.002/seed_0": [0.5] * 6}
