@@ -1,0 +1,217 @@
+# %% [markdown]
+# # GRPO, DAPO and GCPO: what was compared, and what it says
+#
+# Three algorithms, one trainer: an algorithm is a row of choices. This notebook shows where the rows differ, loads the committed studies (with intervals, seeds and budgets), and draws the same prompts with the same noise by four checkpoints: the base and the
+# three that were tuned from it with equal budgets. Every number below comes from a file of the repository or is computed here.
+
+# %%
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Markdown, display
+from transformers.utils import logging
+
+import rewards
+import t2i_gcpo
+from t2i_gcpo import generators, pictures, study_results, tables
+from t2i_gcpo.algorithms import TABLE
+from t2i_gcpo.curves import COLORS
+from t2i_gcpo.evaluate import evaluate, paired_difference, pick, spread
+from t2i_gcpo.prompts import read
+from t2i_gcpo.records import Sampling
+
+logging.disable_progress_bar()
+plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
+ROOT = Path(t2i_gcpo.__file__).parents[1]
+RESULTS = ROOT / "docs/results"
+ALGORITHMS = ("grpo", "dapo", "gcpo")
+COLOR = dict(zip(ALGORITHMS, COLORS, strict=False))
+
+# %% [markdown]
+# ## Where the rows differ
+#
+# All options of the table in `t2i_gcpo/algorithms.py` in which the three are not alike:
+
+# %%
+choices = {name: asdict(TABLE[name]) for name in ALGORITHMS}
+differ = [option for option in choices["gcpo"] if len({str(row[option]) for row in choices.values()}) > 1]
+rows = [[option, *(str(choices[name][option]) for name in ALGORITHMS)] for option in differ if option != "name"]
+Markdown(tables.markdown(["option", *ALGORITHMS], rows))
+
+# %% [markdown]
+# * **GCPO** (2605.29198) differs from GRPO (2402.03300) by the credit, $A_{b,t} = A_b\,w_{b,t}$ instead of $A_{b,t} = A_b$, and by a KL term that is weighed by token. [02_token_credit](02_token_credit.ipynb) has the formulas.
+# * **DAPO** (2503.14476): an image has a fixed number of tokens. With one update a rollout, a ratio of 1 is never clipped, and the mean over tokens is the mean of the images' means. What is left is that it has no KL term and draws more prompts
+#   until every group has reward spread. It throws images away, so that a fair comparison has equal numbers of *sampled* images, not of steps.
+
+# %% [markdown]
+# ## Three seeds on the test prompts
+#
+# `t2i-gcpo study configs/studies/shapes.yaml` trains the three with three seeds each, and scores `shapes:test` before and after.
+
+
+# %%
+def load(name):
+    path = RESULTS / name / "results.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def show(name, study):
+    print(f"docs/results/{name}/results.json, from {study['machine']['cores']} cores ({study['machine']['cpu']})")
+    display(Markdown(tables.markdown(study_results.COLUMNS, study_results.table(study["groups"]))))
+    print(study["note"])
+
+
+shapes = load("shapes")
+if shapes is None:
+    print("docs/results/shapes/results.json is not there: the three algorithms have not been compared over seeds.")
+else:
+    show("shapes", shapes)
+
+# %% [markdown]
+# Where the file is there, left: the difference between after and before, with its 95 % interval over seeds and prompts, and each seed's own difference as a ring. Right: the same by task.
+
+# %%
+groups = [row for row in (shapes or {"groups": []})["groups"] if row["difference"] is not None]
+if groups:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 3], layout="constrained")
+    for k, row in enumerate(groups):
+        found, color = row["difference"], COLOR.get(row["group"], COLORS[3 + k])
+        low, high = found["ci95"]
+        left.errorbar(k, found["overall"], [[found["overall"] - low], [high - found["overall"]]], fmt="s", color=color)
+        seeds = [t["difference"]["overall"] for t in shapes["trials"] if t["group"] == row["group"] and t["difference"]]
+        left.scatter([k + 0.18] * len(seeds), seeds, facecolors="none", edgecolors=color, s=22)
+        names = list(found["by_task"])
+        means = np.array([found["by_task"][task] for task in names])
+        bounds = np.array([found["by_task_ci95"][task] for task in names])
+        at = np.arange(len(names)) + 0.18 * (k - (len(groups) - 1) / 2)
+        right.errorbar(at, means, np.abs(bounds.T - means), fmt="s", color=color, label=row["group"])
+    left.set_xticks(range(len(groups)), [row["group"] for row in groups])
+    right.set_xticks(range(len(names)), names)
+    for axis in (left, right):
+        axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    left.set(title="after less before", xlim=(-0.5, len(groups) - 0.3))
+    right.set(title="by task")
+    right.legend(frameon=False)
+    plt.show()
+else:
+    print("nothing to draw")
+
+# %% [markdown]
+# The rows share prompts and seeds, so the intervals of two rows are *not* an interval of their difference. What the file does allow is to subtract seed by seed: two algorithms with one seed started from the same weights and were scored on the same prompts and noise.
+
+# %%
+if groups:
+    after = {(t["group"], t["seed"]): t["after"]["overall"] for t in shapes["trials"] if t["after"]}
+    seeds = sorted({seed for _, seed in after})
+    pairs = [("gcpo", "grpo"), ("dapo", "grpo"), ("gcpo", "dapo")]
+    rows = []
+    for a, b in pairs:
+        each = [after[a, seed] - after[b, seed] for seed in seeds if (a, seed) in after and (b, seed) in after]
+        spread_of = f"{min(each):+.3f} to {max(each):+.3f}" if each else "–"
+        rows.append(
+            [f"{a} less {b}", str(len(each)), tables.number(np.mean(each) if each else None, signed=True), spread_of]
+        )
+    display(Markdown(tables.markdown(["after, seed by seed", "seeds", "mean", "range over the seeds"], rows)))
+    print("Where the range holds 0, the seeds do not agree on the sign. So few seeds give no interval worth the name.")
+else:
+    print("nothing to subtract")
+
+# %% [markdown]
+# ## The quickstart: GCPO alone
+#
+# 60 steps, three seeds. It says what this much training gains, and nothing about the other two.
+
+# %%
+show("quickstart", load("quickstart"))
+
+# %% [markdown]
+# ## Tuning: one seed a setting, on the validation prompts
+#
+# The same settings for each algorithm, one factor at a time, about equal numbers of sampled images. The file holds those that have been run.
+
+# %%
+tune = load("tune")
+done = [row for row in tune["groups"] if row["difference"] is not None]
+show("tune", tune | {"groups": done})
+
+# %%
+settings = list(dict.fromkeys(row["group"].split("-", 1)[1] for row in done))
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, width_ratios=[3, 2], layout="constrained")
+for k, name in enumerate(ALGORITHMS):
+    mine = [row for row in done if row["group"].startswith(f"{name}-")]
+    means = np.array([row["difference"]["overall"] for row in mine])
+    errors = np.abs(np.array([row["difference"]["ci95"] for row in mine]).T - means)
+    at = [settings.index(row["group"].split("-", 1)[1]) + 0.18 * (k - 1) for row in mine]
+    left.errorbar(at, means, errors, fmt="s", color=COLOR[name], label=name)
+    right.errorbar([row["kl"] for row in mine], means, errors, fmt="s", color=COLOR[name])
+left.set_xticks(range(len(settings)), settings)
+left.set(ylabel="after less before", title="one seed each, 95 % intervals over prompts alone")
+right.set(xscale="log", xlabel="KL to the reference, nats a token", title="what the gain cost")
+for axis in (left, right):
+    axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
+left.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# Rows like these can show what breaks (rollouts without guidance; a learning rate at which the KL runs away), not which of two neighbours is better: their intervals overlap, hold no variance between seeds, and the best of many rows is flattered by having been
+# picked. [docs/results.md](../docs/results.md) goes through them.
+
+# %% [markdown]
+# ## The same prompt and noise, four checkpoints
+#
+# `t2i_gcpo/assets/tuned` holds what training changed: one run of each algorithm with the settings `base` of the tuning study, seed 0. Its README has their budgets and scores. They are evaluated here on 60 test prompts, an image each, with the same noise.
+
+# %%
+places = {"base": "janus-mini"} | {name: Path(t2i_gcpo.__file__).parent / "assets/tuned" / name for name in ALGORITHMS}
+for name in ALGORITHMS:
+    about = json.loads((places[name] / "delta.json").read_text())
+    print(f"{name}: seed {about['seed']}, {about['step']} steps, {about['images_sampled']:,.0f} images sampled")
+prompts, geneval = spread(read("shapes:test"), 60), rewards.load("geneval")
+guided = Sampling(guidance=2.0)
+results = {}
+for name, place in places.items():
+    generator = generators.load(place, compile=False)
+    results[name] = evaluate(generator, prompts, geneval, sampling=guided, seed=0, checkpoint=name, keep_images=True)
+
+# %%
+chosen = pick(results["base"], 12)  # two a task, evenly spread; not by their score
+cells = [
+    (prompts[k].text, [
+        pictures.Cell(pictures.to_picture(found.images[k], 1), f"{name} {mark[0]}", color)
+        for name, found in results.items()
+        for mark, color in [pictures.verdict(found.rows[k].score, strict=True)]
+    ])
+    for k in chosen
+]  # fmt: skip
+pictures.grid(cells, columns=8)
+
+# %% [markdown]
+# The noise is the same, so that layouts are often alike. The scores of all 60, and the difference from the base image by image:
+
+# %%
+rows = []
+for name, found in results.items():
+    against = paired_difference(results["base"], found)
+    cell = "" if name == "base" else tables.with_interval(against.overall, against.ci95, signed=True)
+    same = sum(a.score == b.score for a, b in zip(results["base"].rows, found.rows, strict=True))
+    rows.append([name, str(found.n), tables.with_interval(found.overall, found.ci95), cell, f"{same} of {found.n}"])
+display(Markdown(tables.markdown(["checkpoint", "images", "score", "less the base's", "verdict as the base's"], rows)))
+print(tables.NOTE)
+for a, b in (("gcpo", "grpo"), ("dapo", "grpo"), ("gcpo", "dapo")):
+    between = paired_difference(results[b], results[a])
+    low, high = between.ci95
+    print(
+        f"{a} less {b}: {tables.with_interval(between.overall, between.ci95, signed=True)}; the interval {'holds' if low <= 0 <= high else 'does not hold'} 0"
+    )
+
+# %% [markdown]
+# ## What can be said, and what cannot
+#
+# * These intervals are over *prompts*. The three checkpoints are one run each; another seed gives other weights. A difference between two of them is a statement about these two files, not about two algorithms.
+# * A claim about algorithms takes several seeds of each, tuned alike on prompts that the final comparison does not use, at equal sampled images, with an interval over seeds. Of three seeds such an interval holds the truth three times in four
+#   where the runs differ far more than the noise of the images explains ([docs/studies.md](../docs/studies.md)).
+# * Whether *where* GCPO puts its credit matters takes its controls besides: `gcpo_shuffled` (the same weights at other places), `gcpo_random`, and `gcpo_entropy`, which needs no second prompt. They are rows of the same table.
+# * All of it is about one small generator on rendered scenes, whose tokens follow in raster order. It is a test bed, and no evidence about a model of another size.
