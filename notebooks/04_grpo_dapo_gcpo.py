@@ -6,6 +6,8 @@
 
 # %%
 import json
+import tarfile
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,12 +18,15 @@ from transformers.utils import logging
 
 import rewards
 import t2i_gcpo
-from t2i_gcpo import generators, pictures, study_results, tables
+from t2i_gcpo import Schedule, Trainer, generators, pictures, study_results, tables
 from t2i_gcpo.algorithms import TABLE
 from t2i_gcpo.curves import COLORS
-from t2i_gcpo.evaluate import evaluate, paired_difference, pick, spread
+from t2i_gcpo.evaluate import EvalResult, evaluate, paired_difference, pick, spread
 from t2i_gcpo.prompts import read
 from t2i_gcpo.records import Sampling
+from t2i_gcpo.run_folder import AFTER
+from t2i_gcpo.statistics import pooled
+from t2i_gcpo.tracking import Tracker
 
 logging.disable_progress_bar()
 plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
@@ -115,9 +120,40 @@ if groups:
             [f"{a} less {b}", str(len(each)), tables.number(np.mean(each) if each else None, signed=True), spread_of]
         )
     display(Markdown(tables.markdown(["after, seed by seed", "seeds", "mean", "range over the seeds"], rows)))
-    print("Where the range holds 0, the seeds do not agree on the sign. So few seeds give no interval worth the name.")
+    print("Where the range holds 0, the seeds do not agree on the sign.")
 else:
     print("nothing to subtract")
+
+# %% [markdown]
+# Where the evaluations of a study's runs are in the repository too (`trials.tgz`), one arm less another can be taken image by image, under the same prompt and noise. The interval is over prompts and, with several seeds, over the seeds (`statistics.pooled`). Of the
+# tuning study these are the arms `base`: one seed, the validation prompts.
+
+# %%
+folder = tempfile.TemporaryDirectory()
+rows = []
+for name, arm in (("shapes", "{}"), ("tune", "{}-base")):
+    archive = RESULTS / name / "trials.tgz"
+    if load(name) is None or not archive.is_file():
+        print(f"docs/results/{name}/trials.tgz is not there")
+        continue
+    with tarfile.open(archive) as file:
+        file.extractall(folder.name, filter="data")
+    done = [trial for trial in load(name)["trials"] if trial["after"]]
+    last = {(t["group"], t["seed"]): EvalResult.load(Path(folder.name, t["folder"], AFTER)) for t in done}
+    for a, b in (("gcpo", "grpo"), ("dapo", "grpo"), ("gcpo", "dapo")):
+        first, second = ({seed: e for (group, seed), e in last.items() if group == arm.format(x)} for x in (a, b))
+        seeds = sorted(first.keys() & second.keys())
+        images = first[seeds[0]].rows
+        each = [[x.score - y.score for x, y in zip(first[seed].rows, second[seed].rows, strict=True)] for seed in seeds]
+        found = pooled(each, [image.text for image in images], [image.task for image in images])
+        low, high = found.ci95
+        holds = "holds 0: not told apart" if low <= 0 <= high else "does not hold 0"
+        cell = tables.with_interval(found.overall, found.ci95, signed=True)
+        rows.append([f"{name}: {a} less {b}", str(len(seeds)), f"{found.n:,}", cell, holds])
+display(Markdown(tables.markdown(["after training", "seeds", "pairs of images", "difference", "its interval"], rows)))
+print("Of one seed, the interval holds no variance between seeds, and no claim about algorithms follows from it.")
+luck = 1 - 0.95**3
+print(f"Of three independent 95 % intervals around 0, at least one misses it by chance with probability {luck:.2f}.")
 
 # %% [markdown]
 # ## The quickstart: GCPO alone
@@ -206,6 +242,34 @@ for a, b in (("gcpo", "grpo"), ("dapo", "grpo"), ("gcpo", "dapo")):
     print(
         f"{a} less {b}: {tables.with_interval(between.overall, between.ci95, signed=True)}; the interval {'holds' if low <= 0 <= high else 'does not hold'} 0"
     )
+
+# %% [markdown]
+# ## Two steps of each, live
+#
+# Two steps teach nothing. They show what each algorithm *does*: the images that DAPO samples and the groups it discards, the share of its tokens on which GCPO puts the credit. A dash: the algorithm has no such term.
+
+# %%
+logged = {
+    "images_sampled": "images sampled",
+    "groups/discarded": "groups discarded",
+    "groups/informative": "share of groups with spread",
+    "reward/mean": "mean reward",
+    "credit/effective_tokens": "effective share of tokens",
+    "credit/top_share": "credit of the top 40 %",
+    "kl_loss": "KL term",
+    "grad_norm": "gradient norm",
+}
+rows = []
+for name in ALGORITHMS:
+    generator, run = generators.load("janus-mini", compile=False), Path(folder.name, name)
+    options = {"algorithm": name, "steps": 2, "prompts_per_step": 3, "optim": Schedule(warmup_steps=0)}
+    with Tracker(run, steps=2) as tracker:
+        trainer = Trainer(generator, geneval, "shapes:train", run, tracker=tracker, **options)
+        for record in trainer.iterate():
+            values = [record.metrics.get(key) for key in logged]
+            rows.append([name, str(record.step), *("–" if value is None else f"{value:.3g}" for value in values)])
+folder.cleanup()
+Markdown(tables.markdown(["algorithm", "step", *logged.values()], rows))
 
 # %% [markdown]
 # ## What can be said, and what cannot
