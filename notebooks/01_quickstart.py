@@ -1,192 +1,194 @@
 # %% [markdown]
-# # Quickstart: a generator, a score, a few steps of GCPO
+# # Quickstart: sample, score, train, evaluate
 #
-# On a laptop, without a GPU and without a model hub: sample from the embedded generator, score its images by GenEval's rules, train a few steps, look at the run folder, and evaluate on prompts
-# that were not trained on. The training here is a tiny part of `make quickstart`; what the whole of it gains is read from the committed results at the end.
+# Everything here runs offline on two CPU cores, in about two minutes: the generator `janus-mini`, the prompts (*ShapeScenes*, rendered scenes of coloured shapes) and the scorer (GenEval's rules) are in the package. The training is far too short to learn much;
+# it shows the parts. What a whole run gains is read from committed results at the end.
 
 # %%
+import io
 import json
 import os
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import torch
 from IPython.display import Image, Markdown, display
 from transformers.utils import logging
 
 import rewards
 import t2i_gcpo
-from t2i_gcpo import Sampling, curves, generators, prompts, report, run_folder, train_command
+from t2i_gcpo import curves, generators, run_folder, study_results, tables, train_command
 from t2i_gcpo.arguments import parse
-from t2i_gcpo.pictures import before_after, sample_grid
-from t2i_gcpo.rollout import collect
-from t2i_gcpo.study_results import COLUMNS, table
-from t2i_gcpo.tables import NOTE, PAIRED_NOTE, evaluation_rows, markdown, with_interval
+from t2i_gcpo.pictures import sample_grid
+from t2i_gcpo.prompts import by_task, limit, read
+from t2i_gcpo.records import Sampling
+from t2i_gcpo.rollout import score
 
 logging.disable_progress_bar()
-plt.rcParams["figure.dpi"] = 80
 ROOT = Path(t2i_gcpo.__file__).parents[1]
-os.chdir(tempfile.mkdtemp())  # what this notebook writes goes there
+folder = tempfile.TemporaryDirectory()
+os.chdir(folder.name)  # the run is written there
 
 # %% [markdown]
-# ## 1. The generator
+# ## Sample
 #
-# `janus-mini` is a `JanusForConditionalGeneration` of transformers, small enough to lie in the package, and loaded by the adapter that loads Janus-Pro. It draws an image as a grid of tokens,
-# one after the other, each an entry of a codebook that stands for a square of 8 × 8 pixels.
+# The prompts have GenEval's six tasks and are split by *combination*: a pair of class and colour, or of two classes and a relation, that the test split holds is in no training prompt.
 
 # %%
-generator = generators.load("janus-mini")
-size = sum(parameter.numel() for parameter in generator.trainable_parameters())
-rows, columns = generator.grid
+splits = {name: read(f"shapes:{name}") for name in ("train", "val", "test")}
+tasks = {name: {task: len(found) for task, found in by_task(prompts).items()} for name, prompts in splits.items()}
+rows = [[task, *(f"{tasks[name][task]:,}" for name in splits)] for task in tasks["train"]]
+Markdown(tables.markdown(["prompts of task", *splits], rows))
+
+# %% [markdown]
+# `generators.load` takes the name of an embedded checkpoint, a folder (a run's `checkpoints/step_N` too) or a repository of the Hugging Face hub. Sampling uses classifier-free guidance, here with scale 2. Each image's noise depends on the
+# seed, the prompt's place in the list and the image's number only.
+
+# %%
+generator = generators.load("janus-mini", compile=False)
+prompts = limit(splits["val"], 6)
+rollout = generator.sample(prompts, Sampling(group_size=4, guidance=2.0, seed=0))
 print(
-    f"a grid of {rows} x {columns} tokens, {generator.codebook_size} codes, {size / 1e6:.1f} million trainable parameters"
+    f"{rollout.batch} images of {generator.grid[0]} x {generator.grid[1]} tokens, codebook of {generator.codebook_size}"
 )
+print(f"parameters that are trained: {sum(p.numel() for p in generator.trainable_parameters()):,}")
 
 # %% [markdown]
-# ## 2. Samples, with and without guidance
+# ## Score
 #
-# Classifier-free guidance mixes the logits with the prompt, $c$, and without it, $u$, to $u + g\,(c - u)$; $g = 1$ is no guidance. The prompts come from the test split of ShapeScenes, one of
-# each of GenEval's six tasks. Each has its metadata: what has to be in the picture.
+# GenEval's rules: a detector finds the objects, and the image is right when every clause of the prompt's row holds. What fails is said in words.
 
 # %%
-chosen = prompts.limit(prompts.read("shapes:test"), 6)
-for prompt in chosen:
-    print(f"{prompt.task:14} {prompt.text:42} {json.dumps(prompt.metadata['include'])}")
-
-# %%
-reward = rewards.load("geneval")
-plain, guided = (collect(generator, reward, chosen, Sampling(guidance=g, seed=0)) for g in (1.0, 2.0))
-before_after(
-    plain.images,
-    guided.images,
-    [prompt.text for prompt in chosen],
-    scores_before=plain.scores,
-    scores_after=guided.scores,
-    labels=("g = 1", "g = 2"),
-    pairs=3,
-    scale=1,
-    title="Same prompts and noise, without guidance and with guidance 2",
-)
+geneval = rewards.load("geneval")
+scored = score(generator, geneval, rollout)
+texts = [prompt.text for prompt in prompts for _ in range(4)]
+display(sample_grid(scored.images, texts, columns=8, scores=scored.scores, scale=1))
+metadata = [prompt.metadata for prompt in prompts for _ in range(4)]
+for text, verdict in zip(texts, geneval.verdicts(scored.images, texts, metadata), strict=True):
+    if not verdict.correct:
+        print(f"{text}: {verdict.reason.replace(chr(10), '; ')}")
 
 # %% [markdown]
-# ## 3. The score
+# ## Train
 #
-# GenEval's rules judge what a detector finds in a picture: classes, numbers, colours, positions. In ShapeScenes the detector reads the pictures exactly. A verdict says which of the prompt's
-# clauses hold, and why one does not.
-
-# %%
-group = collect(generator, reward, chosen[4:], Sampling(guidance=2.0, group_size=8, seed=0))
-texts = [prompt.text for prompt in chosen[4:] for _ in range(8)]
-display(sample_grid(group.images, texts, columns=8, scores=group.scores, scale=1))
-metadata = [prompt.metadata for prompt in chosen[4:] for _ in range(8)]
-verdicts = reward.verdicts(group.images, texts, metadata)
-wrong = [[texts[k], str(k % 8), v.reason] for k, v in enumerate(verdicts) if not v.correct]
-display(Markdown(markdown(["prompt", "image", "why it is wrong"], wrong[:6])))
-
-# %% [markdown]
-# Images of one prompt differ in their score. That is all that GRPO and its relatives learn from: what did the better ones of a group do?
-#
-# ## 4. A few steps of GCPO
-#
-# The options are those of `configs/quickstart.yaml`, on a tiny budget. In a terminal this is `t2i-gcpo train --config configs/quickstart.yaml --steps 6 ...`. It evaluates the test prompts before
-# and after, with the same prompts and the same noise.
+# The same function that `t2i-gcpo train` calls. A config file holds what differs from the defaults, and further options override it. `configs/quickstart.yaml` is GCPO with 60 steps of 6 prompts with 16 images each; here the budget
+# is cut to 6 steps of 4 prompts with 8 images. The test prompts are scored before and after, with the same noise.
 
 # %%
 options = {
-    "output-dir": "runs/notebook",
+    "output-dir": "first",
     "steps": 6,
     "prompts-per-step": 4,
     "algorithm.group-size": 8,
-    "optim.warmup-steps": 2,
-    "evaluate.test-limit": 60,
-    "evaluate.limit": 24,
-    "evaluate.every": 3,
-    "pictures.every": 6,
     "generator.compile": "off",
-    "logging.tensorboard": False,
+    "optim.warmup-steps": 2,
+    "evaluate.test-limit": 48,
+    "evaluate.every": 3,
+    "evaluate.limit": 24,
+    "pictures.every": 3,
     "logging.progress": False,
+    "logging.tensorboard": False,
 }
-arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-command = parse(["--config", str(ROOT / "configs" / "quickstart.yaml"), *arguments])
-trainer = train_command.run(command.settings)
+arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+settings = parse(["--config", str(ROOT / "configs/quickstart.yaml"), *arguments]).settings
+trainer = train_command.run(settings)
 
 # %% [markdown]
-# ## 5. The run folder
-
-# %%
-folder = Path("runs/notebook")
-for path in sorted(folder.iterdir()):
-    inside = f"  {len(list(path.rglob('*.*')))} files" if path.is_dir() else f"  {path.stat().st_size / 1024:,.0f} KB"
-    print(f"{path.name + '/' * path.is_dir():20}{inside}")
-
-# %% [markdown]
-# `report.html` has all of it on one page that needs no network. Here are its parts. The curves of six steps are short; `credit` and `KL` are explained in
-# [02_token_credit](02_token_credit.ipynb).
-
-# %%
-run = run_folder.read(folder)
-figure = curves.draw({run.algorithm: [run]})
-figure.set_dpi(58)
-figure
-
-# %% [markdown]
-# A group that the last step was trained on, and the very token advantages that its loss used: red tokens are made more likely, blue ones less likely.
-
-# %%
-trained = sorted((folder / "heatmaps").glob("*_trained.npz"))[-1]
-saved = t2i_gcpo.heatmap.load(trained)
-saved.rows(range(4)).draw("advantage")
-
-# %% [markdown]
-# Test prompts before and after, the same noise, picked without a look at the scores:
-
-# %%
-Image(folder / "samples" / report.BEFORE_AFTER, width=700)
-
-# %% [markdown]
-# ## 6. What may be said of it
+# ## The run folder
 #
-# The same images as a table, by task, with 95 % intervals that are clustered by prompt.
+# `config.yaml` has every option, `metrics.jsonl` a line a step, `report.html` all of it on one page that needs no network.
 
 # %%
-display(Markdown(markdown(*evaluation_rows(run.after, run.before, names=("after", "before")))))
-print(f"{NOTE}; {PAIRED_NOTE}")
-difference, _ = run.difference()
+for path in sorted(Path("first").iterdir()):
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    print(f"{path}: {len(files)} files, {sum(file.stat().st_size for file in files) / 1000:,.0f} kB")
+
+# %%
+run = run_folder.read("first")
+picture = io.BytesIO()
+curves.draw({run.algorithm: [run]}).savefig(picture, format="png", dpi=70)
+Image(picture.getvalue())
+
+# %% [markdown]
+# The first group whose images did not all score alike in the last step's rollout, and the advantage that GCPO's loss multiplied each token's ratio with: red is made more likely, blue less. [02_token_credit](02_token_credit.ipynb) computes these maps step by step.
+
+# %%
+trained = run.path / "heatmaps" / f"step_{run.step:06d}_trained.png"
+Image(filename=trained) if trained.is_file() else print("all groups of that step scored alike: nothing was trained on")
+
+# %% [markdown]
+# Test prompts before and after, with the same noise; some of each task, chosen by their place in the list and not by their score:
+
+# %%
+Image(filename=run.path / "samples/before_after.png")
+
+# %% [markdown]
+# ## Evaluate, honestly
+#
+# Before and after, image by image. The interval of the *difference* is what counts; it comes from a bootstrap that resamples the prompts within each task. A task whose images all score alike gets an interval of no
+# width: a bootstrap knows nothing of what it has not seen.
+
+# %%
+difference, reason = run.difference()
+assert difference is not None, reason
 low, high = difference.ci95
-shown = with_interval(difference.overall, difference.ci95, signed=True)
-says = "does not hold 0" if low > 0 or high < 0 else "holds 0: nothing can be said"
-print(f"\n{difference.n} images, {run.step} steps, one seed. The difference is {shown}: its interval {says}.")
+display(Markdown(tables.markdown(*tables.evaluation_rows(run.after, run.before, names=("after", "before")))))
+print(tables.NOTE)
+print(
+    f"\nn = {difference.n} images, one seed: {tables.with_interval(difference.overall, difference.ci95, signed=True)}"
+)
+print("The interval holds 0." if low <= 0 <= high else "The interval does not hold 0. It is still one seed.")
+print(f"A mean over {difference.n // len(difference.by_task)} images a task cannot show more than a large effect.")
 
 # %% [markdown]
-# Sixty images and one seed are few: the interval is as wide as the gain that a whole training brings. So look at the runs that were made for it.
-#
-# ## 7. The committed results
-#
-# Three seeds of the whole quickstart, 600 test images each before and after. The file is what `t2i-gcpo study configs/studies/quickstart.yaml` wrote.
+# The trained generator is in the last checkpoint, and is loaded by its folder.
 
 # %%
-study = json.loads((ROOT / "docs" / "results" / "quickstart" / "results.json").read_text(encoding="utf-8"))
-display(Markdown(markdown(COLUMNS, table(study["groups"]))))
-(row,) = study["groups"]
-gain = row["difference"]
-tasks = [
-    [task, with_interval(value, gain["by_task_ci95"][task], signed=True), str(gain["n_by_task"][task])]
-    for task, value in gain["by_task"].items()
-]
-display(Markdown(markdown(["task", "difference", "pairs of images"], tasks)))
-print(study["note"])
-width, here = gain["ci95"][1] - gain["ci95"][0], high - low
-print(
-    f"\nThe interval is {width:.3f} wide with {row['seeds']} seeds and {gain['n']:,} images; above it is {here:.3f} wide."
-)
+checkpoint = sorted(Path("first/checkpoints").glob("step_*"))[-1]
+again = generators.load(checkpoint, compile=False)
+same = Sampling(group_size=2, guidance=2.0, seed=0)
+assert torch.equal(again.sample(prompts[:1], same).tokens, trainer.generator.sample(prompts[:1], same).tokens)
+print(f"{checkpoint}: the same tokens as the generator in memory")
 
 # %% [markdown]
-# ![curves of the three runs](../docs/results/quickstart/curves.png)
+# ## What a whole run gains
 #
-# ## Where to go on
+# `t2i-gcpo study configs/studies/quickstart.yaml` trains the whole config with several seeds and scores 600 test images a seed before and after. This is its file, `docs/results/quickstart/results.json`.
+
+# %%
+results = json.loads((ROOT / "docs/results/quickstart/results.json").read_text())
+display(Markdown(tables.markdown(study_results.COLUMNS, study_results.table(results["groups"]))))
+print(results["note"])
+print(f"\ntrained on {results['machine']['cores']} cores ({results['machine']['cpu']})")
+
+# %%
+group = results["groups"][0]
+parts = [
+    ("before", group["before"], False),
+    ("after", group["after"], False),
+    ("difference", group["difference"], True),
+]
+rows = [
+    [
+        task,
+        *(tables.with_interval(e["by_task"][task], e["by_task_ci95"][task], signed=signed) for _, e, signed in parts),
+    ]
+    for task in group["after"]["by_task"]
+]
+Markdown(tables.markdown(["task", *(name for name, _, _ in parts)], rows))
+
+# %% [markdown]
+# Tasks whose interval of the difference holds 0 have not been shown to gain. [docs/results.md](../docs/results.md) discusses the results, [04_grpo_dapo_gcpo](04_grpo_dapo_gcpo.ipynb) compares the algorithms.
 #
-# * `make quickstart` is the whole run; `t2i-gcpo train --help` lists every option.
-# * [02_token_credit](02_token_credit.ipynb): why GCPO weighs some tokens more, step by step.
-# * [03_rewards](03_rewards.ipynb): the scorers, mixing them, writing one.
-# * [04_grpo_dapo_gcpo](04_grpo_dapo_gcpo.ipynb): the algorithms side by side.
-# * [docs/results.md](../docs/results.md): what was measured, and what did not work.
+# On the command line, this notebook is
+#
+# ```bash
+# t2i-gcpo sample --checkpoint janus-mini --prompt "a photo of a red circle and a blue star" --num 4 --out out/samples
+# t2i-gcpo train --config configs/quickstart.yaml
+# t2i-gcpo eval --checkpoint runs/quickstart/checkpoints/step_000060 --against janus-mini --prompts shapes:test --limit 120 --out out/eval
+# t2i-gcpo study configs/studies/quickstart.yaml --jobs 2
+# ```
+
+# %%
+os.chdir(ROOT)
+folder.cleanup()

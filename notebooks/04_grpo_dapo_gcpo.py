@@ -1,252 +1,252 @@
 # %% [markdown]
-# # GRPO, DAPO and GCPO side by side
+# # GRPO, DAPO and GCPO: what was compared, and what it says
 #
-# What differs between the three, what the committed studies measured, what follows from it and what does not. Every number below is read from a file of this
-# repository or computed here; no sentence about who did better is typed by hand.
-#
-# The maths of GCPO is in [02_token_credit](02_token_credit.ipynb), how the intervals are made in [docs/studies.md](../docs/studies.md).
+# Three algorithms, one trainer: an algorithm is a row of choices. This notebook shows where the rows differ, loads the committed studies (with intervals, seeds and budgets), and draws the same prompts with the same noise by four checkpoints: the base and the
+# three that were tuned from it with equal budgets. Every number below comes from a file of the repository or is computed here.
 
 # %%
 import json
-import os
 import tarfile
 import tempfile
-from dataclasses import fields
-from itertools import combinations
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 from IPython.display import Markdown, display
 from transformers.utils import logging
 
 import rewards
 import t2i_gcpo
-from t2i_gcpo import Sampling, Schedule, Trainer, curves, generators, prompts, run_folder
-from t2i_gcpo.algorithms import TABLE, Algorithm
-from t2i_gcpo.pictures import Cell, grid, to_picture, verdict
-from t2i_gcpo.rollout import collect
+from t2i_gcpo import Schedule, Trainer, generators, pictures, study_results, tables
+from t2i_gcpo.algorithms import TABLE
+from t2i_gcpo.curves import COLORS
+from t2i_gcpo.evaluate import EvalResult, evaluate, paired_difference, pick, spread
+from t2i_gcpo.prompts import read
+from t2i_gcpo.records import Sampling
+from t2i_gcpo.run_folder import AFTER
 from t2i_gcpo.statistics import pooled
-from t2i_gcpo.study_results import COLUMNS, table
-from t2i_gcpo.tables import markdown, number, with_interval
 from t2i_gcpo.tracking import Tracker
 
 logging.disable_progress_bar()
-plt.rcParams.update({"figure.dpi": 80, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})
 ROOT = Path(t2i_gcpo.__file__).parents[1]
-RESULTS = ROOT / "docs" / "results"
-NAMES = ("grpo", "dapo", "gcpo")
-COLOR = dict(zip(NAMES, curves.COLORS, strict=False))
-os.chdir(tempfile.mkdtemp())  # what this notebook writes goes there
-
+RESULTS = ROOT / "docs/results"
+ALGORITHMS = ("grpo", "dapo", "gcpo")
+COLOR = dict(zip(ALGORITHMS, COLORS, strict=False))
 
 # %% [markdown]
-# ## 1. Three rows of one table
+# ## Where the rows differ
 #
-# An algorithm is a row of `t2i_gcpo.algorithms.TABLE`. These are the choices in which the three rows are not alike; all others are the same.
+# All options of the table in `t2i_gcpo/algorithms.py` in which the three are not alike:
 
 # %%
-differ = [f.name for f in fields(Algorithm) if f.name != "name" and len({getattr(TABLE[n], f.name) for n in NAMES}) > 1]
-display(Markdown(markdown(["choice", *NAMES], [[f, *(str(getattr(TABLE[n], f)) for n in NAMES)] for f in differ])))
+choices = {name: asdict(TABLE[name]) for name in ALGORITHMS}
+differ = [option for option in choices["gcpo"] if len({str(row[option]) for row in choices.values()}) > 1]
+rows = [[option, *(str(choices[name][option]) for name in ALGORITHMS)] for option in differ if option != "name"]
+Markdown(tables.markdown(["option", *ALGORITHMS], rows))
 
 # %% [markdown]
-# * **GRPO** ([2402.03300](https://arxiv.org/abs/2402.03300)): an image's advantage is its reward, centred and scaled within its prompt's group; all of its tokens get it.
-# * **DAPO** ([2503.14476](https://arxiv.org/abs/2503.14476)): clips less from above, means over tokens, has no KL term, and draws prompts until every group has reward spread. With one
-#   update a rollout the ratio is 1, nothing is clipped, and with images of one length the two means are equal: what is left is the missing KL term and dynamic sampling.
-# * **GCPO** ([2605.29198](https://arxiv.org/abs/2605.29198)): GRPO, with the advantage spread over the tokens by their contrast between prompt and negative prompt, and the KL term held
-#   looser on those tokens.
+# * **GCPO** (2605.29198) differs from GRPO (2402.03300) by the credit, $A_{b,t} = A_b\,w_{b,t}$ instead of $A_{b,t} = A_b$, and by a KL term that is weighed by token. [02_token_credit](02_token_credit.ipynb) has the formulas.
+# * **DAPO** (2503.14476): an image has a fixed number of tokens. With one update a rollout, a ratio of 1 is never clipped, and the mean over tokens is the mean of the images' means. What is left is that it has no KL term and draws more prompts
+#   until every group has reward spread. It throws images away, so that a fair comparison has equal numbers of *sampled* images, not of steps.
+
+# %% [markdown]
+# ## Three seeds on the test prompts
 #
-# ## 2. The committed studies
-#
-# `quickstart`: GCPO alone, three seeds, test prompts. `tune`: each algorithm at several settings, one seed, *validation* prompts. `shapes`: the three arms at an equal budget of
-# sampled images, three seeds each, test prompts.
+# `t2i-gcpo study configs/studies/shapes.yaml` trains the three with three seeds each, and scores `shapes:test` before and after.
+
 
 # %%
-studies = {}
-for name in ("quickstart", "tune", "shapes"):
+def load(name):
     path = RESULTS / name / "results.json"
-    if not path.is_file():
-        print(
-            f"docs/results/{name}/results.json is not there; it is made by: t2i-gcpo study configs/studies/{name}.yaml"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def show(name, study):
+    print(f"docs/results/{name}/results.json, from {study['machine']['cores']} cores ({study['machine']['cpu']})")
+    display(Markdown(tables.markdown(study_results.COLUMNS, study_results.table(study["groups"]))))
+    print(study["note"])
+
+
+shapes = load("shapes")
+if shapes is None:
+    print("docs/results/shapes/results.json is not there: the three algorithms have not been compared over seeds.")
+else:
+    show("shapes", shapes)
+
+# %% [markdown]
+# Where the file is there, left: the difference between after and before, with its 95 % interval over seeds and prompts, and each seed's own difference as a ring. Right: the same by task.
+
+# %%
+groups = [row for row in (shapes or {"groups": []})["groups"] if row["difference"] is not None]
+if groups:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 3], layout="constrained")
+    for k, row in enumerate(groups):
+        found, color = row["difference"], COLOR.get(row["group"], COLORS[3 + k])
+        low, high = found["ci95"]
+        left.errorbar(k, found["overall"], [[found["overall"] - low], [high - found["overall"]]], fmt="s", color=color)
+        seeds = [t["difference"]["overall"] for t in shapes["trials"] if t["group"] == row["group"] and t["difference"]]
+        left.scatter([k + 0.18] * len(seeds), seeds, facecolors="none", edgecolors=color, s=22)
+        names = list(found["by_task"])
+        means = np.array([found["by_task"][task] for task in names])
+        bounds = np.array([found["by_task_ci95"][task] for task in names])
+        at = np.arange(len(names)) + 0.18 * (k - (len(groups) - 1) / 2)
+        right.errorbar(at, means, np.abs(bounds.T - means), fmt="s", color=color, label=row["group"])
+    left.set_xticks(range(len(groups)), [row["group"] for row in groups])
+    right.set_xticks(range(len(names)), names)
+    for axis in (left, right):
+        axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    left.set(title="after less before", xlim=(-0.5, len(groups) - 0.3))
+    right.set(title="by task")
+    right.legend(frameon=False)
+    plt.show()
+else:
+    print("nothing to draw")
+
+# %% [markdown]
+# The rows share prompts and seeds, so the intervals of two rows are *not* an interval of their difference. What the file does allow is to subtract seed by seed: two algorithms with one seed started from the same weights and were scored on the same prompts and noise.
+
+# %%
+if groups:
+    after = {(t["group"], t["seed"]): t["after"]["overall"] for t in shapes["trials"] if t["after"]}
+    seeds = sorted({seed for _, seed in after})
+    pairs = [("gcpo", "grpo"), ("dapo", "grpo"), ("gcpo", "dapo")]
+    rows = []
+    for a, b in pairs:
+        each = [after[a, seed] - after[b, seed] for seed in seeds if (a, seed) in after and (b, seed) in after]
+        spread_of = f"{min(each):+.3f} to {max(each):+.3f}" if each else "–"
+        rows.append(
+            [f"{a} less {b}", str(len(each)), tables.number(np.mean(each) if each else None, signed=True), spread_of]
         )
+    display(Markdown(tables.markdown(["after, seed by seed", "seeds", "mean", "range over the seeds"], rows)))
+    print("Where the range holds 0, the seeds do not agree on the sign.")
+else:
+    print("nothing to subtract")
+
+# %% [markdown]
+# Where the evaluations of a study's runs are in the repository too (`trials.tgz`), one arm less another can be taken image by image, under the same prompt and noise. The interval is over prompts and, with several seeds, over the seeds (`statistics.pooled`). Of the
+# tuning study these are the arms `base`: one seed, the validation prompts.
+
+# %%
+folder = tempfile.TemporaryDirectory()
+rows = []
+for name, arm in (("shapes", "{}"), ("tune", "{}-base")):
+    archive = RESULTS / name / "trials.tgz"
+    if load(name) is None or not archive.is_file():
+        print(f"docs/results/{name}/trials.tgz is not there")
         continue
-    studies[name] = json.loads(path.read_text(encoding="utf-8"))
-    done = [row for row in studies[name]["groups"] if row["difference"]]
-    command = f"`t2i-gcpo study configs/studies/{name}.yaml`, in docs/results/{name}"
-    display(Markdown(f"**{name}** ({command})\n\n{markdown(COLUMNS, table(done))}"))
-print(studies["tune"]["note"])
-
-# %% [markdown]
-# The gain on the evaluated images, all groups. A dot is a group's mean over its seeds, the line its 95 % interval, the small marks are single seeds.
-
-# %%
-lines = [(name, row) for name, study in studies.items() for row in study["groups"] if row["difference"]][::-1]
-figure, axes = plt.subplots(figsize=(8, 0.27 * len(lines) + 0.8), layout="constrained")
-for y, (name, row) in enumerate(lines):
-    color = COLOR[row["group"].split("-")[0]]
-    axes.plot(row["difference"]["ci95"], [y, y], color=color, linewidth=2)
-    axes.plot(row["difference"]["overall"], y, "o", color=color)
-    own = [
-        t["difference"]["overall"] for t in studies[name]["trials"] if t["group"] == row["group"] and t["difference"]
-    ]
-    if len(own) > 1:
-        axes.plot(own, [y] * len(own), "|", color="black", markersize=9)
-axes.axvline(0, color="grey", linewidth=0.8)
-axes.set_yticks(range(len(lines)), [f"{name}: {row['group']}" for name, row in lines], fontsize=9)
-axes.set_xlabel("GenEval score, after less before")
-plt.show()
-
-# %% [markdown]
-# ## 3. The three arms
-#
-# What follows rests on `shapes` where it is there, else on the `base` arms of `tune`, which have one seed and the validation prompts.
-
-# %%
-source = "shapes" if "shapes" in studies else "tune"
-arms = {n: row for n in NAMES for row in studies[source]["groups"] if row["group"] in (n, f"{n}-base")}
-trials = {
-    n: {t["seed"]: t for t in studies[source]["trials"] if t["group"] == row["group"] and t["difference"]}
-    for n, row in arms.items()
-}
-for name, row in arms.items():
-    low, high = row["difference"]["ci95"]
-    found = "above 0" if low > 0 else "below 0" if high < 0 else "around 0"
-    print(
-        f"{source}, {name}: {row['seeds']} of {row['of']} seeds, {row['images_sampled']:,.0f} images sampled a run; ",
-        end="",
-    )
-    print(
-        f"the interval of its gain, {with_interval(row['difference']['overall'], (low, high), signed=True)}, lies {found}"
-    )
-
-# %% [markdown]
-# The gain by task. A task has a sixth of the images, so that its intervals are wide.
-
-# %%
-tasks = list(arms["gcpo"]["difference"]["by_task"])
-figure, axes = plt.subplots(figsize=(9, 3.4), layout="constrained")
-for k, (name, row) in enumerate(arms.items()):
-    for x, task in enumerate(tasks):
-        at, color = x + 0.22 * (k - 1), COLOR[name]
-        axes.plot([at, at], row["difference"]["by_task_ci95"][task], color=color, linewidth=2)
-        axes.plot(at, row["difference"]["by_task"][task], "o", color=color, label=name if x == 0 else None)
-axes.axhline(0, color="grey", linewidth=0.8)
-axes.set_xticks(range(len(tasks)), tasks)
-axes.set_ylabel("after less before")
-axes.legend(frameon=False, ncols=3, loc="upper right")
-plt.show()
-
-# %% [markdown]
-# ## 4. Is one arm better than another?
-#
-# Two rows' intervals that overlap, or do not, are no test: both arms share prompts and noise. The runs of one seed were evaluated on the same prompts with the same noise, so that
-# **arm less arm can be taken image by image**. The interval resamples prompts, and with several seeds the seeds too.
-
-# %%
-archive = RESULTS / source / "trials.tgz"
-if archive.is_file():
     with tarfile.open(archive) as file:
-        file.extractall(".", filter="data")
-else:
-    print(f"docs/results/{source}/trials.tgz is not there: differences seed by seed, without intervals")
-seeds = [seed for seed in trials["gcpo"] if all(seed in found for found in trials.values())]
-paths = {n: [Path(trials[n][seed]["folder"]) for seed in seeds] for n in NAMES}
-packed = all(path.is_dir() for found in paths.values() for path in found)
-runs = {n: [run_folder.read(path) for path in found] for n, found in paths.items()} if packed else {}
-
-# %%
-rows, sentences = [], []
-for a, b in combinations(NAMES, 2):
-    by_seed = [trials[b][seed]["after"]["overall"] - trials[a][seed]["after"]["overall"] for seed in seeds]
-    interval, n, says = "–", "–", "no interval, so nothing is said"
-    if runs:
-        images = runs[a][0].after.rows
-        values = [
-            [y.score - x.score for x, y in zip(before.after.rows, other.after.rows, strict=True)]
-            for before, other in zip(runs[a], runs[b], strict=True)
-        ]
-        found = pooled(values, [row.text for row in images], [row.task for row in images])
-        interval, n = with_interval(found.overall, found.ci95, signed=True), f"{found.n:,}"
-        apart = found.ci95[0] > 0 or found.ci95[1] < 0
-        says = "the interval does not hold 0" if apart else "the interval holds 0: these runs do not tell the two apart"
-    rows.append([f"{b} less {a}", str(len(seeds)), n, interval, ", ".join(number(v, signed=True) for v in by_seed)])
-    sentences.append(f"* {b} less {a}: {says}.")
-display(Markdown(markdown(["after training", "seeds", "pairs of images", "difference", "seed by seed"], rows)))
-if len(seeds) == 1:
-    sentences.append("* One seed: the intervals hold no variance between seeds. No claim about algorithms follows.")
-else:
-    share = 2 * 0.5 ** len(seeds)
-    sentences.append(f"* Of two equal arms, one is ahead in all {len(seeds)} seeds with probability {share:.2g}.")
-share = 1 - 0.95 ** len(rows)
-sentences.append(
-    f"* Of {len(rows)} independent 95 % intervals around 0, one or more miss it with probability {share:.2f}."
-)
-display(Markdown("\n".join(sentences)))
+        file.extractall(folder.name, filter="data")
+    done = [trial for trial in load(name)["trials"] if trial["after"]]
+    last = {(t["group"], t["seed"]): EvalResult.load(Path(folder.name, t["folder"], AFTER)) for t in done}
+    for a, b in (("gcpo", "grpo"), ("dapo", "grpo"), ("gcpo", "dapo")):
+        first, second = ({seed: e for (group, seed), e in last.items() if group == arm.format(x)} for x in (a, b))
+        seeds = sorted(first.keys() & second.keys())
+        images = first[seeds[0]].rows
+        each = [[x.score - y.score for x, y in zip(first[seed].rows, second[seed].rows, strict=True)] for seed in seeds]
+        found = pooled(each, [image.text for image in images], [image.task for image in images])
+        low, high = found.ci95
+        holds = "holds 0: not told apart" if low <= 0 <= high else "does not hold 0"
+        cell = tables.with_interval(found.overall, found.ci95, signed=True)
+        rows.append([f"{name}: {a} less {b}", str(len(seeds)), f"{found.n:,}", cell, holds])
+display(Markdown(tables.markdown(["after training", "seeds", "pairs of images", "difference", "its interval"], rows)))
+print("Of one seed, the interval holds no variance between seeds, and no claim about algorithms follows from it.")
+luck = 1 - 0.95**3
+print(f"Of three independent 95 % intervals around 0, at least one misses it by chance with probability {luck:.2f}.")
 
 # %% [markdown]
-# The curves of these runs over the images sampled, discarded ones included: the fair axis, as DAPO samples more images a step.
+# ## The quickstart: GCPO alone
+#
+# 60 steps, three seeds. It says what this much training gains, and nothing about the other two.
 
 # %%
-if runs:
-    figure = curves.draw({n: runs[n] for n in NAMES}, x="images_sampled")
-    figure.set_dpi(62)
-    display(figure)
+show("quickstart", load("quickstart"))
 
 # %% [markdown]
-# **What this cannot say**, whatever the table holds:
+# ## Tuning: one seed a setting, on the validation prompts
 #
-# * It is one small generator on rendered scenes. A larger model, other rewards or longer runs may order the arms otherwise.
-# * Each arm ran with the same options. An arm that wants another learning rate is at a disadvantage, and `tune` has tried only a few, with one seed.
-# * An interval from three seeds cannot leave the range of these seeds; where seeds differ more than images do, it holds the truth three times in four, not 19 times in 20
-#   ([docs/studies.md](../docs/studies.md)).
-# * Whether it matters *where* GCPO puts its credit takes the controls (`gcpo_random`, `gcpo_shuffled`), which are not among these arms.
-#
-# ## 5. The same prompts and noise under four sets of weights
-#
-# `t2i_gcpo/assets/tuned` holds what the `base` arms of `tune` changed in the weights. One image each of twelve held-out prompts, two a task, taken without a look at their scores.
+# The same settings for each algorithm, one factor at a time, about equal numbers of sampled images. The file holds those that have been run.
 
 # %%
-chosen = prompts.limit(prompts.read("shapes:test"), 12)
-sampling = Sampling(guidance=2.0, seed=0, contrast=False, stats=())
-reward = rewards.load("geneval")
-drawn = {}
-for name in ("janus-mini", *generators.checkpoints.tuned()):
-    drawn[name] = collect(generators.load(name, compile=False), reward, chosen, sampling)
-
-groups = []
-for k, prompt in enumerate(chosen):
-    cells = []
-    for name, scored in drawn.items():
-        words, color = verdict(float(scored.scores[k]), strict=True)
-        cells.append(
-            Cell(
-                to_picture(scored.images[k], scale=1),
-                f"{name.removeprefix('janus-mini').lstrip('-') or 'before'} {words[0]}",
-                color,
-            )
-        )
-    groups.append((prompt.text, cells))
-display(
-    grid(groups, columns=8, title="janus-mini before training, and after GRPO, DAPO and GCPO: same prompts, same noise")
-)
-print("right:", ", ".join(f"{n} {int(s.scores.sum())} of {len(chosen)}" for n, s in drawn.items()))
+tune = load("tune")
+done = [row for row in tune["groups"] if row["difference"] is not None]
+show("tune", tune | {"groups": done})
 
 # %%
-tuned = {n: json.loads((folder / "delta.json").read_text()) for n, folder in generators.checkpoints.tuned().items()}
-header = ["weights", "steps", "images sampled", "seed", "prompts", "n", "before", "after"]
-rows = [
-    [n, str(d["step"]), f"{d['images_sampled']:,.0f}", str(d["seed"]), after["prompts"], str(after["n"])]
-    + [with_interval(score["overall"], score["ci95"]) for score in (d["scores"]["test_before"], after)]
-    for n, d in tuned.items()
-    for after in [d["scores"]["test_after"]]
-]
-display(Markdown(markdown(header, rows)))
+settings = list(dict.fromkeys(row["group"].split("-", 1)[1] for row in done))
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, width_ratios=[3, 2], layout="constrained")
+for k, name in enumerate(ALGORITHMS):
+    mine = [row for row in done if row["group"].startswith(f"{name}-")]
+    means = np.array([row["difference"]["overall"] for row in mine])
+    errors = np.abs(np.array([row["difference"]["ci95"] for row in mine]).T - means)
+    at = [settings.index(row["group"].split("-", 1)[1]) + 0.18 * (k - 1) for row in mine]
+    left.errorbar(at, means, errors, fmt="s", color=COLOR[name], label=name)
+    right.errorbar([row["kl"] for row in mine], means, errors, fmt="s", color=COLOR[name])
+left.set_xticks(range(len(settings)), settings)
+left.set(ylabel="after less before", title="one seed each, 95 % intervals over prompts alone")
+right.set(xscale="log", xlabel="KL to the reference, nats a token", title="what the gain cost")
+for axis in (left, right):
+    axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
+left.legend(frameon=False)
+plt.show()
 
 # %% [markdown]
-# Twelve images are to look at, not to count.
+# Rows like these can show what breaks (rollouts without guidance; a learning rate at which the KL runs away), not which of two neighbours is better: their intervals overlap, hold no variance between seeds, and the best of many rows is flattered by having been
+# picked. [docs/results.md](../docs/results.md) goes through them.
+
+# %% [markdown]
+# ## The same prompt and noise, four checkpoints
 #
-# ## 6. Two steps of each, live
+# `t2i_gcpo/assets/tuned` holds what training changed: one run of each algorithm with the settings `base` of the tuning study, seed 0. Its README has their budgets and scores. They are evaluated here on 60 test prompts, an image each, with the same noise.
+
+# %%
+places = {"base": "janus-mini"} | {name: Path(t2i_gcpo.__file__).parent / "assets/tuned" / name for name in ALGORITHMS}
+for name in ALGORITHMS:
+    about = json.loads((places[name] / "delta.json").read_text())
+    print(f"{name}: seed {about['seed']}, {about['step']} steps, {about['images_sampled']:,.0f} images sampled")
+prompts, geneval = spread(read("shapes:test"), 60), rewards.load("geneval")
+guided = Sampling(guidance=2.0)
+results = {}
+for name, place in places.items():
+    generator = generators.load(place, compile=False)
+    results[name] = evaluate(generator, prompts, geneval, sampling=guided, seed=0, checkpoint=name, keep_images=True)
+
+# %%
+chosen = pick(results["base"], 12)  # two a task, evenly spread; not by their score
+cells = [
+    (prompts[k].text, [
+        pictures.Cell(pictures.to_picture(found.images[k], 1), f"{name} {mark[0]}", color)
+        for name, found in results.items()
+        for mark, color in [pictures.verdict(found.rows[k].score, strict=True)]
+    ])
+    for k in chosen
+]  # fmt: skip
+pictures.grid(cells, columns=8)
+
+# %% [markdown]
+# The noise is the same, so that layouts are often alike. The scores of all 60, and the difference from the base image by image:
+
+# %%
+rows = []
+for name, found in results.items():
+    against = paired_difference(results["base"], found)
+    cell = "" if name == "base" else tables.with_interval(against.overall, against.ci95, signed=True)
+    same = sum(a.score == b.score for a, b in zip(results["base"].rows, found.rows, strict=True))
+    rows.append([name, str(found.n), tables.with_interval(found.overall, found.ci95), cell, f"{same} of {found.n}"])
+display(Markdown(tables.markdown(["checkpoint", "images", "score", "less the base's", "verdict as the base's"], rows)))
+print(tables.NOTE)
+for a, b in (("gcpo", "grpo"), ("dapo", "grpo"), ("gcpo", "dapo")):
+    between = paired_difference(results[b], results[a])
+    low, high = between.ci95
+    print(
+        f"{a} less {b}: {tables.with_interval(between.overall, between.ci95, signed=True)}; the interval {'holds' if low <= 0 <= high else 'does not hold'} 0"
+    )
+
+# %% [markdown]
+# ## Two steps of each, live
 #
-# What the log says of the first steps. Two steps teach nothing; look at what each algorithm *does*: DAPO's sampled and discarded groups, GCPO's share of tokens that carry the credit.
+# Two steps teach nothing. They show what each algorithm *does*: the images that DAPO samples and the groups it discards, the share of its tokens on which GCPO puts the credit. A dash: the algorithm has no such term.
 
 # %%
 logged = {
@@ -256,33 +256,26 @@ logged = {
     "reward/mean": "mean reward",
     "credit/effective_tokens": "effective share of tokens",
     "credit/top_share": "credit of the top 40 %",
-    "kl_loss": "KL term in the loss",
+    "kl_loss": "KL term",
     "grad_norm": "gradient norm",
 }
 rows = []
-for name in NAMES:
-    trainer = Trainer(
-        generators.load("janus-mini", compile=False),
-        rewards.load("geneval"),
-        "shapes:train",
-        f"runs/{name}",
-        algorithm=name,
-        steps=2,
-        prompts_per_step=3,
-        optim=Schedule(warmup_steps=0),
-        tracker=Tracker(f"runs/{name}", steps=2),
-    )
-    records = list(trainer.iterate())
-    trainer.tracker.close()
-    numbers = [[r.metrics.get(key) for key in logged] for r in records]
-    rows += [
-        [name, str(r.step), *("–" if v is None else f"{v:.3g}" for v in row)]
-        for r, row in zip(records, numbers, strict=True)
-    ]
-display(Markdown(markdown(["algorithm", "step", *logged.values()], rows)))
+for name in ALGORITHMS:
+    generator, run = generators.load("janus-mini", compile=False), Path(folder.name, name)
+    options = {"algorithm": name, "steps": 2, "prompts_per_step": 3, "optim": Schedule(warmup_steps=0)}
+    with Tracker(run, steps=2) as tracker:
+        trainer = Trainer(generator, geneval, "shapes:train", run, tracker=tracker, **options)
+        for record in trainer.iterate():
+            values = [record.metrics.get(key) for key in logged]
+            rows.append([name, str(record.step), *("–" if value is None else f"{value:.3g}" for value in values)])
+folder.cleanup()
+Markdown(tables.markdown(["algorithm", "step", *logged.values()], rows))
 
 # %% [markdown]
-# Credit is uniform under GRPO and DAPO: every token counts, and the top 40 % of them carry 40 %. Under GCPO the same 40 % carry about 80 %. A dash is a term that the algorithm does not
-# have. The KL term of a first step is 0, as nothing has moved yet.
+# ## What can be said, and what cannot
 #
-# To run the comparison itself: `t2i-gcpo study configs/studies/shapes.yaml`.
+# * These intervals are over *prompts*. The three checkpoints are one run each; another seed gives other weights. A difference between two of them is a statement about these two files, not about two algorithms.
+# * A claim about algorithms takes several seeds of each, tuned alike on prompts that the final comparison does not use, at equal sampled images, with an interval over seeds. Of three seeds such an interval holds the truth three times in four
+#   where the runs differ far more than the noise of the images explains ([docs/studies.md](../docs/studies.md)).
+# * Whether *where* GCPO puts its credit matters takes its controls besides: `gcpo_shuffled` (the same weights at other places), `gcpo_random`, and `gcpo_entropy`, which needs no second prompt. They are rows of the same table.
+# * All of it is about one small generator on rendered scenes, whose tokens follow in raster order. It is a test bed, and no evidence about a model of another size.
