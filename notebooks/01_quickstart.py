@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Quickstart: sample, score, train, evaluate
 #
-# Everything here runs offline on two CPU cores, in about two minutes: the generator `janus-mini`, the prompts (*ShapeScenes*, rendered scenes of coloured shapes) and the scorer (GenEval's rules) are in the package. The training is far too short to learn much;
+# Everything here runs offline on two CPU cores, in a few minutes: the generator `janus-mini`, the prompts (*ShapeScenes*, rendered scenes of coloured shapes) and the scorer (GenEval's rules) are in the package. The training is far too short to learn much;
 # it shows the parts. What a whole run gains is read from committed results at the end.
 
 # %%
