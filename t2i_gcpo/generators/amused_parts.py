@@ -21,6 +21,9 @@ from rewards.torchvision_mend import mend
 #: Micro-conditions behind the image's width and height: the crop's corner and the aesthetic score (2401.01808, section 3).
 CROP_AND_SCORE = (0.0, 0.0, 6.0)
 
+NULL = ""
+"""The null prompt's text, as in the published pipeline."""
+
 #: Texts encoded at once.
 TEXT_BATCH = 64
 
@@ -119,6 +122,10 @@ class TextEncoder:
         limit = int(parts.text_encoder.config.max_position_embeddings)
         self.length = min(int(parts.tokenizer.model_max_length), limit)
         self.cache = TextCache(self._features, batch_size=TEXT_BATCH, name="amused text encoder")
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.text_encoder.device
 
     def __call__(self, texts: Sequence[str]) -> Texts:
         """ValueError for a text that is too long, or has words that the tokenizer does not know."""
