@@ -3,8 +3,8 @@
 P prompts, G images a prompt, B = P * G rows with row = p * G + g, T = rows * columns tokens, N sampling steps, V codebook, H, W pixels.
 Only the transformer is trained; the text encoder and VQ model are frozen.
 
-Each token's log-probs are taken in the state in which it was committed: so it has one under the prompt and one under the negative prompt,
-like a token of an autoregressive generator.
+`token_logprobs` are taken in the state in which a token was committed: so it has one under the prompt and one under the negative prompt,
+like a token of an autoregressive generator. What is trained may be another row of `masked_policies.POLICIES`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from t2i_gcpo.generators.amused_scorer import StateScorer
 from t2i_gcpo.generators.base import (
     Distribution,
     Negative,
+    TrainingScores,
     as_negatives,
     as_prompts,
     check_tokens,
@@ -36,6 +37,7 @@ from t2i_gcpo.generators.base import (
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
 from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
 from t2i_gcpo.generators.policy import PolicyWeights
+from t2i_gcpo.masked_policies import passes, resolve
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 #: The attention projections and feed-forward layers of a `UVit2DModel`.
@@ -56,6 +58,8 @@ class Amused:
     """See `generators.base.ImageGenerator` for the methods' contracts; how tokens are unmasked stands in `Sampling.unmasking`."""
 
     kind = "amused"
+    masked = True
+    """Takes the options `masked_policy`, `masked_passes` and `fold_passes`."""
 
     def __init__(
         self,
@@ -66,13 +70,20 @@ class Amused:
         compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = True,
         decode_dtype: DecodeDtype = "auto",
+        masked_policy: str = "commit_step",
+        masked_passes: int = 0,
+        fold_passes: bool = False,
     ) -> None:
         """
         max_batch: rows sampled or decoded at once (None: all); images do not depend on it beyond rounding.
         compile: accepted as other generators do; this one's steps are not compiled.
-        gradient_checkpointing: keep the activations of one sampling step at a time in the backward pass, and compute those of the others
-            again. Off: the activations of all N steps exist at once.
+        gradient_checkpointing: keep the activations of one forward pass at a time in the backward pass, and compute those of the others
+            again. Off: the activations of all passes, one a sampling step, exist at once.
         decode_dtype: precision of the image decoder; see `decoding`.
+        masked_policy: a row of `masked_policies.POLICIES`: whose log-probs `training_scores` gives.
+        masked_passes: forward passes of an update; see `masked_policies.passes`. 0: as many as the policy says.
+        fold_passes: score all passes in one batch, whose activations then exist at once.
+        ValueError: an unknown policy.
         """
         check_decode_dtype(decode_dtype)
         self.decode_dtype = decode_dtype
@@ -82,8 +93,17 @@ class Amused:
         self.codebook_size = int(parts.transformer.config.codebook_size)
         self.weights = PolicyWeights(parts, "transformer")
         self.texts = TextEncoder(parts)
-        self.sampler = StepSampler(parts, self.texts)
-        self.scorer = StateScorer(parts, self.texts, self.weights, gradient_checkpointing=gradient_checkpointing)
+        self.masked_policy, self.masked_passes = resolve(masked_policy), masked_passes
+        self.sampler = StepSampler(parts, self.texts, with_gain=self.masked_policy.name == "key_steps")
+        self.scorer = StateScorer(
+            parts,
+            self.texts,
+            self.weights,
+            masked_policy=self.masked_policy,
+            masked_passes=masked_passes,
+            gradient_checkpointing=gradient_checkpointing,
+            fold_passes=fold_passes,
+        )
 
     # -- loading and saving --------------------------------------------------------------------------------------------
 
@@ -180,11 +200,14 @@ class Amused:
 
         The null prompt's branch runs if guidance is not 1 or a stat needs it, and `logprob_negative` is then free. A negative
         text costs N forward passes without gradient, or a third branch if a stat needs it.
-        ValueError: more steps than tokens.
+        ValueError: more steps than tokens, or a plan of unmasking that the masked policy does not go with.
         """
         prompts = as_prompts(prompts)
         negatives = as_negatives(negative_prompts, len(prompts))
         sampling = seeded(sampling, rng)
+        passes(
+            self.masked_policy, self.masked_passes, sampling.unmasking.steps, sampling.unmasking.order
+        )  # or a ValueError
         rows = [(prompt, image) for prompt in range(len(prompts)) for image in range(sampling.group_size)]
         with self._eval_mode() as policy:
             drawn, commits = zip(
@@ -235,6 +258,15 @@ class Amused:
         """
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         return self.scorer.token_logprobs(rollout, prompt, distribution)
+
+    def training_scores(self, rollout: Rollout, *, distribution: Distribution = "conditional") -> TrainingScores:
+        """What an update trains: the log-probs that the masked policy makes of `rollout`, and each token's factor in the loss.
+
+        The passes drawn depend on the rollout's seed alone: the old, the reference's and the new log-probs are of the same states.
+        ValueError: a rollout or plan of unmasking that the policy does not go with.
+        """
+        check_tokens(rollout.tokens, self.grid, self.codebook_size)
+        return self.scorer.training_scores(rollout, distribution)
 
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:

@@ -12,7 +12,9 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.amused_parts import NULL, AmusedParts, TextEncoder, Texts, logits
+from t2i_gcpo.generators.amused_scorer import STEP_GAIN
 from t2i_gcpo.generators.drawing import Branches, Drawn, choose
+from t2i_gcpo.masked_policies import step_gain
 from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.sampling import row_noise
 from t2i_gcpo.unmasking import annealed, newly_committed, state, still_masked
@@ -21,8 +23,9 @@ from t2i_gcpo.unmasking import annealed, newly_committed, state, still_masked
 class StepSampler:
     """Draws rows of tokens, with what is recorded of them."""
 
-    def __init__(self, parts: AmusedParts, texts: TextEncoder) -> None:
-        self.parts, self.texts = parts, texts
+    def __init__(self, parts: AmusedParts, texts: TextEncoder, *, with_gain: bool = False) -> None:
+        """with_gain: record `step_gain`, that of a token's step, from the candidates of all steps, which are kept until then."""
+        self.parts, self.texts, self.with_gain = parts, texts, with_gain
 
     def draw(
         self,
@@ -46,11 +49,14 @@ class StepSampler:
         tokens = torch.zeros(len(rows), length, dtype=torch.long, device=device)
         commit = torch.full_like(tokens, plan.steps)
         records: dict[str, Tensor] = {}
+        predictions: list[Tensor] = []
         for step in range(plan.steps):
             folded = repeat(state(tokens, commit, step, self.parts.mask_token), "r t -> (m r) t", m=branches.count)
             found = logits(policy, folded, texts, self.parts.grid, self.parts.pixels)
             found = rearrange(found, "(m r) t v -> m r t v", m=branches.count)
             candidate, record = choose(found, noise[step, 0], sampling, branches)
+            if self.with_gain:
+                predictions.append(torch.where(commit == plan.steps, candidate, tokens))
             new = newly_committed(
                 record["behaviour"],
                 commit == plan.steps,
@@ -61,6 +67,9 @@ class StepSampler:
             )
             tokens, commit = torch.where(new, candidate, tokens), torch.where(new, step, commit)
             records = {name: torch.where(new, value, records.get(name, value)) for name, value in record.items()}
+        if self.with_gain:
+            gain = step_gain(torch.stack(predictions), self.parts.vqvae.quantize.embedding.weight)
+            records[STEP_GAIN] = gain.gather(1, commit)
         return Drawn(tokens, records), commit
 
     def _branches(self, texts: list[str], negatives: list[str] | None, sampling: Sampling) -> tuple[Texts, Branches]:
