@@ -210,7 +210,7 @@ def log_remainder(logits: Tensor, least: Tensor, floor: float) -> Tensor:
     most confident, and then no code may be less likely than `least`.
     """
     logprob = logits.float().log_softmax(dim=-1)
-    below = logprob.masked_fill(logprob >= least.detach().unsqueeze(-1), -torch.inf)
+    below = logprob.masked_fill(logprob >= least.unsqueeze(-1), -torch.inf)
     # An empty set's logsumexp is -inf with a NaN gradient: give it one harmless entry first.
     empty = below.isneginf().all(dim=-1, keepdim=True)
     total = torch.where(empty, torch.zeros_like(below), below).logsumexp(dim=-1)

@@ -254,6 +254,7 @@ def test_the_trainer_trains_every_policy(name: str, tmp_path: Path) -> None:
     assert ratios[0] == pytest.approx(1.0, abs=1e-4) and ratios[1] != pytest.approx(1.0, abs=1e-4)
     assert training.distance(before, training.weights(policy)) > 1e-3  # type: ignore[arg-type]
     assert records[0].metrics["kl"] > 0
+    assert "logprob_drift" not in records[0].metrics, "sampling recorded other log-probs than those trained"
 
 
 def test_factors_reach_the_loss_and_the_metrics(tmp_path: Path) -> None:
