@@ -61,7 +61,7 @@ class GeneratorConfig:
     lora_alpha: float = 32.0
     """LoRA's scale: the adapters' output is multiplied by alpha / rank."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time. Masked generators then hold those of one sampling step at a time."""
     max_batch: int = 64
     """Rows sampled or decoded in one forward pass; images do not depend on it."""
     masked_policy: Literal["commit_step", "transition", "transition_remask", "remask", "key_steps"] = "commit_step"

@@ -16,6 +16,7 @@ from test_amused import PROMPTS, all_trajectories, as_rollout, close, sampling
 from torch import Tensor
 
 from t2i_gcpo import build, generators
+from t2i_gcpo.bench.measure import peak_bytes
 from t2i_gcpo.config import GeneratorConfig
 from t2i_gcpo.generators.amused import Amused
 from t2i_gcpo.generators.base import training_scores
@@ -216,6 +217,23 @@ def test_random_steps_have_the_full_gradient_on_average(name: str) -> None:
     assert not same(parts[0], whole, 1e-2), "any two steps would do"
 
 
+@pytest.mark.parametrize(("checkpointing", "most", "least"), [(True, 1.3, 0.0), (False, 20.0, 5.0)])
+def test_activations_of_one_pass_at_a_time(checkpointing: bool, most: float, least: float) -> None:
+    """Peak bytes of a forward and backward pass at 12 steps against 1 step; without checkpointing all 12 are held."""
+    policy = tiny_amused.generator(gradient_checkpointing=checkpointing)
+    peaks = []
+    for steps in (1, 12):
+        rollout = policy.sample(PROMPTS, sampling(group_size=8, unmasking=Unmasking(steps=steps)))
+
+        def side(rollout: Rollout = rollout) -> object:
+            scores = policy.training_scores(rollout).logprob.sum()
+            return torch.autograd.grad(scores, policy.trainable_parameters(), allow_unused=True)
+
+        side()
+        peaks.append(peak_bytes(side, torch.device("cpu")))
+    assert least < peaks[1] / peaks[0] < most
+
+
 # -- training --------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +312,8 @@ def test_mistakes_are_named(made: dict[str, Amused], tmp_path: Path) -> None:
         made["key_steps"].training_scores(plain)
     with pytest.raises(ValueError, match="masked_passes is -1; it must be at least 0"):
         GeneratorConfig(masked_passes=-1)
+    with pytest.raises(ValueError, match="fold_passes holds the activations of all passes at once.*set one of the two"):
+        tiny_amused.generator(fold_passes=True, gradient_checkpointing=True)
     janus = tiny.checkpoint(tmp_path / "janus")
     with pytest.raises(
         ValueError, match=r"generator.masked_policy: for masked generators, and .* is a janus checkpoint"

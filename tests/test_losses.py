@@ -133,6 +133,7 @@ def test_masked_tokens_may_be_anything() -> None:
 def test_factors_of_tokens(reduction: Any) -> None:
     """Each token's loss is multiplied; denominators stay; the metrics are of the tokens that have a factor."""
     new, old, advantages, mask = make_batch()
+    new[0, 0] = old[0, 0] + 1.0  # the largest ratio of all is not counted
     scale = torch.tensor([0.0, 2.0, 0.5]).repeat(6, 3)
     output = losses.policy_loss(
         new.requires_grad_(), old, advantages, mask=mask, scale=scale, reduction=reduction, clip_low=0.2, clip_high=0.28

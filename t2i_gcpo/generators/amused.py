@@ -83,8 +83,12 @@ class Amused:
         masked_policy: a row of `masked_policies.POLICIES`: whose log-probs `training_scores` gives.
         masked_passes: forward passes of an update; see `masked_policies.passes`. 0: as many as the policy says.
         fold_passes: score all passes in one batch, whose activations then exist at once.
-        ValueError: an unknown policy.
+        ValueError: an unknown policy, or both gradient_checkpointing and fold_passes.
         """
+        if fold_passes and gradient_checkpointing:
+            raise ValueError(
+                "fold_passes holds the activations of all passes at once, and gradient_checkpointing those of one; set one of the two"
+            )
         check_decode_dtype(decode_dtype)
         self.decode_dtype = decode_dtype
         self.parts = parts.eval()
