@@ -34,13 +34,20 @@ class AmusedParts(nn.Module):
     def __init__(self, transformer: Any, vqvae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> None:
         """A `UVit2DModel`, a `VQModel`, a `CLIPTextModelWithProjection`, its tokenizer, an `AmusedScheduler`.
 
-        ValueError where the VQ model's codebook is not the transformer's, or the mask's token is one of its codes.
+        ValueError where the VQ model's codebook is not the transformer's, its image size is no multiple of its factor, or the mask's token is
+        one of the codes.
         """
         super().__init__()
         codes, entries = int(transformer.config.codebook_size), int(vqvae.config.num_vq_embeddings)
         if codes != entries:
             raise ValueError(
                 f"the transformer draws from {codes} codes, but the VQ model's codebook has {entries}; the two do not belong together"
+            )
+        factor, size = 2 ** (len(vqvae.config.block_out_channels) - 1), int(vqvae.config.sample_size)
+        if size % factor:
+            raise ValueError(
+                f"the VQ model's image size (sample_size) is {size} pixels, which is no multiple of the {factor} pixels of a token; "
+                f"{size - size % factor} or {size - size % factor + factor} would be"
             )
         mask_token = int(scheduler.config.mask_token_id)
         if not codes <= mask_token < int(transformer.config.vocab_size):
@@ -50,7 +57,7 @@ class AmusedParts(nn.Module):
             )
         self.transformer, self.vqvae, self.text_encoder = transformer, vqvae, text_encoder
         self.tokenizer, self.scheduler = tokenizer, scheduler
-        self.mask_token = mask_token
+        self.mask_token, self.factor = mask_token, factor
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> AmusedParts:
@@ -92,8 +99,7 @@ class AmusedParts(nn.Module):
     @property
     def pixels(self) -> tuple[int, int]:
         """Height and width of the images."""
-        factor = 2 ** (len(self.vqvae.config.block_out_channels) - 1)
-        return self.grid[0] * factor, self.grid[1] * factor
+        return self.grid[0] * self.factor, self.grid[1] * self.factor
 
 
 @dataclass(frozen=True)
