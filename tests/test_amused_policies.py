@@ -217,6 +217,21 @@ def test_random_steps_have_the_full_gradient_on_average(name: str) -> None:
     assert not same(parts[0], whole, 1e-2), "any two steps would do"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_training_raises_what_it_rewards(name: str) -> None:
+    policy = tiny_amused.generator(masked_policy=name)
+    rollout = policy.sample(PROMPTS, sampling(group_size=1))
+
+    def objective() -> Tensor:
+        found, scale = policy.training_scores(rollout, distribution="guided")
+        return (found if scale is None else found * scale).mean()
+
+    before = objective()
+    before.neg().backward()
+    torch.optim.SGD(policy.trainable_parameters(), lr=1e-4).step()
+    assert float(objective().detach()) > float(before.detach())
+
+
 @pytest.mark.parametrize(("checkpointing", "most", "least"), [(True, 1.3, 0.0), (False, 20.0, 5.0)])
 def test_activations_of_one_pass_at_a_time(checkpointing: bool, most: float, least: float) -> None:
     """Peak bytes of a forward and backward pass at 12 steps against 1 step; without checkpointing all 12 are held."""

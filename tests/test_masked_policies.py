@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -37,6 +39,15 @@ def test_the_option_names_the_rows() -> None:
         ValueError, match="'commit' is unknown; allowed: commit_step, transition, transition_remask, remask, key_steps"
     ):
         resolve("commit")
+
+
+def test_the_page_has_a_row_a_policy() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "policies.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|", page, re.MULTILINE)
+    assert [name for name, _, _ in rows] == list(POLICIES)
+    for name, paper, exact in rows:
+        assert paper.strip() == POLICIES[name].paper
+        assert (exact.strip() == "no") == (POLICIES[name].exact == "no")
 
 
 def test_how_many_passes_an_update_has() -> None:
