@@ -279,10 +279,12 @@ def loss(
     targets: TokenAdvantages,
     *,
     logprob_reference: Tensor | None = None,
+    scale: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> LossOutput:
     """Clipped policy loss plus the KL term, for some rows: log-probs [b, T], `targets` of the same rows.
 
+    scale [b, T]: factor of each token's loss and KL (None: 1 for all); a token of scale 0 is in no metric.
     `denominator`: that of the whole batch (`loss_denominator`) when these rows are a micro-batch; the gradients then
     add up to the whole batch's. Metrics: those of `losses.policy_loss`, `policy_loss`, and with a reference `kl_loss`
     (with factor), `kl_k1`, `kl_k3` (unweighted means). A reference may be passed for these metrics alone. ValueError:
@@ -293,6 +295,7 @@ def loss(
         logprob_old,
         targets.advantages,
         mask=targets.mask,
+        scale=scale,
         clip_low=algorithm.clip_low,
         clip_high=algorithm.clip_high,
         reduction=algorithm.reduction,
@@ -305,13 +308,16 @@ def loss(
                 f"algorithm {algorithm.name!r} has a KL term: pass logprob_reference, or set kl_estimator to none"
             )
         return LossOutput(total, metrics)
+    counted = targets.mask if scale is None else targets.mask & (scale > 0)
     for estimator in ("k1", "k3"):
         values = losses.kl(logprob.detach(), logprob_reference, estimator)
-        metrics[f"kl_{estimator}"] = losses.reduce(values, targets.mask, "token")
+        metrics[f"kl_{estimator}"] = losses.reduce(values, counted, "token")
     if algorithm.kl_estimator != "none" and algorithm.kl_coef > 0:
         values = losses.kl(logprob, logprob_reference, algorithm.kl_estimator)
         if algorithm.kl_weighting:
             values = values * losses.kl_weights(targets.weights)
+        if scale is not None:
+            values = values * scale
         term = algorithm.kl_coef * losses.reduce(values, targets.mask, algorithm.reduction, denominator)
         total, metrics = total + term, metrics | {"kl_loss": term.detach()}
     return LossOutput(total, metrics)

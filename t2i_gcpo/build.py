@@ -32,6 +32,9 @@ def generator(options: GeneratorConfig, *, seed: int = 0) -> ImageGenerator:
     """Load the checkpoint, with LoRA adapters where a rank is given; `seed` is of their initial values."""
     from t2i_gcpo import generators
 
+    # Only what was asked for, so that a generator that has no such option refuses it.
+    masked = {name: getattr(options, name) for name in generators.MASKED_OPTIONS
+              if getattr(options, name) != getattr(GeneratorConfig(), name)}  # fmt: skip
     loaded = generators.load(
         options.checkpoint,
         device=pick_device(options.device),
@@ -41,6 +44,7 @@ def generator(options: GeneratorConfig, *, seed: int = 0) -> ImageGenerator:
         compile=COMPILE[options.compile],
         gradient_checkpointing=options.gradient_checkpointing,
         decode_dtype=options.decode_dtype,
+        **masked,
     )
     if options.lora_rank:
         loaded.add_lora(rank=options.lora_rank, alpha=options.lora_alpha, seed=seed)

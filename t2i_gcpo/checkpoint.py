@@ -32,7 +32,7 @@ STATE, MANIFEST, BEST = "trainer.pt", "manifest.json", "best.json"
 #: Options that a resumed run may change, by dotted name or group; everything else decides what is trained on what.
 MAY_CHANGE = (
     "output_dir", "steps", "checkpoint", "logging", "evaluate", "pictures", "kl_stop", "max_nonfinite", "micro_batch",
-    "generator.device", "generator.compile", "generator.max_batch", "generator.gradient_checkpointing",
+    "generator.device", "generator.compile", "generator.max_batch", "generator.gradient_checkpointing", "generator.fold_passes",
     "prompts.validation", "prompts.test", "reward.url", "reward.timeout", "reward.retries",
 )  # fmt: skip
 

@@ -61,14 +61,21 @@ class GeneratorConfig:
     lora_alpha: float = 32.0
     """LoRA's scale: the adapters' output is multiplied by alpha / rank."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time. Masked generators then hold those of one sampling step at a time."""
     max_batch: int = 64
     """Rows sampled or decoded in one forward pass; images do not depend on it."""
+    masked_policy: Literal["commit_step", "transition", "transition_remask", "remask", "key_steps"] = "commit_step"
+    """Masked generators: which probability of an image is trained. docs/policies.md says what is exact and what a surrogate."""
+    masked_passes: int = 0
+    """Masked generators: forward passes of an update, fewer than the sampling steps for less work; 0 takes as many as the policy says."""
+    fold_passes: bool = False
+    """Masked generators: score all passes in one batch, for speed on a GPU; the activations of all of them exist at once."""
 
     def __post_init__(self) -> None:
         _at_least(0, "generator.", lora_rank=self.lora_rank)
         _above_zero("generator.", lora_alpha=self.lora_alpha)
         _at_least(1, "generator.", max_batch=self.max_batch)
+        _at_least(0, "generator.", masked_passes=self.masked_passes)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ def policy_loss(
     advantages: Tensor,
     *,
     mask: Tensor | None = None,
+    scale: Tensor | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     reduction: Reduction = "token",
@@ -74,8 +75,9 @@ def policy_loss(
     A)`.
 
     logprob [B, T] with gradient, logprob_old [B, T]; ratio = exp(logprob - logprob_old). advantages [B, T], or [B]
-    for one a row. mask [B, T] bool (None: all valid). `reduction` and `denominator` as in `reduce`; different bounds
-    are DAPO's "clip higher". Metrics: `clip_fraction_low` / `_high` (share of tokens whose gradient the lower / upper
+    for one a row. mask [B, T] bool (None: all valid). scale [B, T]: factors of the tokens' losses (None: 1); a token of
+    scale 0 is in no metric. `reduction` and `denominator` as in `reduce`; different bounds are DAPO's "clip higher".
+    Metrics: `clip_fraction_low` / `_high` (share of tokens whose gradient the lower / upper
     bound took away), `ratio_mean`, `ratio_max`, and KL(old || new) by `kl_old_k1`, `kl_old_k3`. ValueError: shapes or
     bounds that do not fit.
     """
@@ -96,18 +98,19 @@ def policy_loss(
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = -torch.minimum(ratio * advantages, clipped * advantages)
-    loss = reduce(surrogate, mask, reduction, denominator)
+    loss = reduce(surrogate if scale is None else surrogate * scale, mask, reduction, denominator)
+    counted = mask if scale is None else mask & (scale > 0)
     with torch.no_grad():
-        tokens = mask.sum().clamp(min=1)
+        tokens = counted.sum().clamp(min=1)
 
         def mean(values: Tensor) -> Tensor:
-            return torch.where(mask, values, 0.0).sum() / tokens
+            return torch.where(counted, values, 0.0).sum() / tokens
 
         metrics = {
             "clip_fraction_low": mean(((ratio < 1 - clip_low) & (advantages < 0)).float()),
             "clip_fraction_high": mean(((ratio > 1 + clip_high) & (advantages > 0)).float()),
             "ratio_mean": mean(ratio),
-            "ratio_max": torch.where(mask, ratio, 0.0).amax(),
+            "ratio_max": torch.where(counted, ratio, 0.0).amax(),
             "kl_old_k1": mean(-log_ratio),
             "kl_old_k3": mean(torch.expm1(log_ratio) - log_ratio),
         }

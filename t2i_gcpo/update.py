@@ -14,7 +14,7 @@ from torch import Tensor
 
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, loss, loss_denominator
 from t2i_gcpo.clock import Clock
-from t2i_gcpo.generators.base import Distribution, ImageGenerator
+from t2i_gcpo.generators.base import Distribution, ImageGenerator, training_scores
 from t2i_gcpo.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, scheduler
 from t2i_gcpo.precision import MasterWeights
 from t2i_gcpo.records import Rollout
@@ -116,7 +116,7 @@ class Updater:
         part = part.to(reference.device)
         rows, part_targets = rollout.rows(part), targets.rows(part)
         with clock.phase("forward"):
-            logprob = self.generator.token_logprobs(rows, distribution=self.distribution)
+            logprob, scale = training_scores(self.generator, rows, self.distribution)
             fresh = logprob.detach()
             output = loss(
                 self.algorithm,
@@ -124,15 +124,17 @@ class Updater:
                 fresh if old is None else old[part],
                 part_targets,
                 logprob_reference=reference[part],
+                scale=scale,
                 denominator=denominator,
             )
         with clock.phase("backward"):
             if all_finite(output.loss.detach()):
                 output.loss.backward()
                 self.weights.collect()
-        metrics = {**output.metrics, "loss": output.loss.detach(), "_tokens": part_targets.mask.sum()}
+        counted = part_targets.mask if scale is None else part_targets.mask & (scale > 0)
+        metrics = {**output.metrics, "loss": output.loss.detach(), "_tokens": counted.sum()}
         metrics["kl"] = metrics.pop("kl_k3")
-        if old is None:
+        if old is None and scale is None:
             metrics["logprob_drift"] = (fresh - self._recorded(rows)).abs().mean()
         return metrics
 
@@ -146,7 +148,7 @@ class Updater:
     def _scored(self, rollout: Rollout, index: Tensor, *, reference: bool = False) -> Tensor:
         """[b, T] log-probs of the rows `index` under the policy as it is now, or the reference model."""
         with self.generator.reference() if reference else nullcontext():
-            parts = [self.generator.token_logprobs(rollout.rows(part), distribution=self.distribution)
+            parts = [training_scores(self.generator, rollout.rows(part), self.distribution).logprob
                      for part in index.split(self.micro_batch)]  # fmt: skip
         return torch.cat(parts)
 
@@ -159,7 +161,11 @@ class Updater:
             return None, {}
         everything = torch.arange(rollout.batch)
         probe, recorded = everything[: self.micro_batch], self._recorded(rollout)
-        drift = float((self._scored(rollout, probe) - recorded[: len(probe)]).abs().mean())
+        with torch.no_grad():
+            found, scale = training_scores(self.generator, rollout.rows(probe), self.distribution)
+        if scale is not None:  # sampling did not record what is trained
+            return self._scored(rollout, everything), {}
+        drift = float((found - recorded[: len(probe)]).abs().mean())
         old = recorded if drift <= DRIFT_TOLERANCE else self._scored(rollout, everything)
         return old, {"logprob_drift": drift}
 

@@ -299,6 +299,25 @@ def test_loss_is_policy_loss_plus_weighted_kl() -> None:
     torch.testing.assert_close(unweighted.loss, policy + 0.5 * (torch.expm1(d) - d).mean())
 
 
+def test_factors_of_tokens_reach_both_terms_and_no_metric() -> None:
+    new, old, reference = make_logprobs()
+    algorithm = row("gcpo", kl_coef=0.5)
+    targets = make_targets(algorithm)
+    scale = torch.ones_like(new)
+    scale[:, ::2] = 0.0
+    scale[:, 1::2] = 3.0
+    output = loss(algorithm, new, old, targets, logprob_reference=reference, scale=scale)
+    values = losses.kl(new, reference, "k3")
+    expected = 0.5 * (values * losses.kl_weights(targets.weights) * scale).mean()
+    assert output.metrics["kl_loss"].item() == pytest.approx(expected.item(), abs=1e-6)
+    assert output.metrics["kl_k3"].item() == pytest.approx(values[:, 1::2].mean().item(), abs=1e-6)
+    policy = losses.policy_loss(new, old, targets.advantages * scale, mask=targets.mask, reduction="sequence")
+    assert output.metrics["policy_loss"].item() == pytest.approx(policy.loss.item(), abs=1e-6)
+    ones = loss(algorithm, new, old, targets, logprob_reference=reference, scale=torch.ones_like(new))
+    plain = loss(algorithm, new, old, targets, logprob_reference=reference)
+    assert ones.loss.item() == plain.loss.item()
+
+
 def test_clip_bounds_and_reduction_come_from_the_row() -> None:
     new, old, _ = make_logprobs()
     algorithm = row("dapo", clip_low=0.05, clip_high=0.4)

@@ -314,6 +314,13 @@ def test_mistakes_are_named(shared: Amused, tmp_path: Path) -> None:
         AmusedParts(right.transformer, wrong.vqvae, right.text_encoder, right.tokenizer, right.scheduler)
     with pytest.raises(ValueError, match="mask_token_id of the scheduler is 16"):
         AmusedParts(right.transformer, right.vqvae, right.text_encoder, right.tokenizer, wrong.scheduler)
+    odd = tiny_amused.parts()
+    odd.vqvae.register_to_config(sample_size=9)
+    with pytest.raises(
+        ValueError,
+        match="image size .sample_size. is 9 pixels, which is no multiple of the 2 pixels of a token; 8 or 10",
+    ):
+        AmusedParts(odd.transformer, odd.vqvae, odd.text_encoder, odd.tokenizer, odd.scheduler)
     (tmp_path / "model_index.json").write_text('{"_class_name": "AmusedPipeline"}')
     with pytest.raises(ValueError, match="has no transformer, vqvae, text_encoder, tokenizer, scheduler/"):
         generators.load(str(tmp_path))

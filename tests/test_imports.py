@@ -30,6 +30,7 @@ FLOORS = [
         "plans",
         "variety",
         "unmasking",
+        "masked_policies",
         "localisation",
         *MATHS,
     },

@@ -129,6 +129,27 @@ def test_masked_tokens_may_be_anything() -> None:
         torch.testing.assert_close(got.metrics[name], value)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_factors_of_tokens(reduction: Any) -> None:
+    """Each token's loss is multiplied; denominators stay; the metrics are of the tokens that have a factor."""
+    new, old, advantages, mask = make_batch()
+    new[0, 0] = old[0, 0] + 1.0  # the largest ratio of all is not counted
+    scale = torch.tensor([0.0, 2.0, 0.5]).repeat(6, 3)
+    output = losses.policy_loss(
+        new.requires_grad_(), old, advantages, mask=mask, scale=scale, reduction=reduction, clip_low=0.2, clip_high=0.28
+    )
+    # A factor is as good as a larger advantage.
+    assert output.loss.item() == pytest.approx(
+        slow_loss(new.detach(), old, advantages * scale, mask, 0.2, 0.28, reduction), abs=1e-6
+    )
+    (gradient,) = torch.autograd.grad(output.loss, new)
+    assert not bool(gradient[scale == 0].any()) and bool(gradient[scale > 0].any())
+    counted = mask & (scale > 0)
+    ratio = (new - old).exp()[counted]
+    assert output.metrics["ratio_mean"].item() == pytest.approx(ratio.mean().item(), abs=1e-6)
+    assert output.metrics["ratio_max"].item() == pytest.approx(ratio.max().item(), abs=1e-6)
+
+
 def test_one_advantage_a_row_is_the_same_for_all_its_tokens() -> None:
     new, old, advantages, mask = make_batch()
     row = advantages[:, 0]

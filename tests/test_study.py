@@ -19,6 +19,7 @@ import tiny
 from t2i_gcpo import cli, study
 from t2i_gcpo.arguments import dump
 from t2i_gcpo.evaluate import EvalResult, ScoredImage
+from t2i_gcpo.masked_policies import POLICIES
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.run_folder import read as read_run
 from t2i_gcpo.study_file import Trial, read
@@ -150,6 +151,17 @@ def test_the_study_in_the_repository() -> None:
     found = read(root / "configs" / "studies" / "quickstart.yaml")
     assert [trial.name for trial in found.trials] == ["gcpo/seed_0", "gcpo/seed_1", "gcpo/seed_2"]
     assert all(t.settings.evaluate.test_limit == 600 and t.settings.steps == 60 for t in found.trials)
+
+
+def test_the_masked_studies_have_an_arm_a_policy() -> None:
+    folder = Path(__file__).parent.parent / "configs" / "studies"
+    found = read(folder / "masked_policies.yaml")
+    arms = {trial.name.split("/")[0]: trial.settings.generator.masked_policy for trial in found.trials}
+    assert arms == {name: name for name in POLICIES} and len(found.trials) == 15
+    masked = read(folder / "masked.yaml")
+    assert [trial.name for trial in masked.trials] == ["gcpo/seed_0", "gcpo/seed_1", "gcpo/seed_2"]
+    for trial in (*found.trials, *masked.trials):
+        assert trial.settings.generator.checkpoint == "amused-mini" and trial.settings.algorithm.name == "gcpo"
 
 
 def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

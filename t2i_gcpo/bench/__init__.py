@@ -15,7 +15,10 @@ from pathlib import Path
 
 #: Name -> (module, one line of help).
 BENCHMARKS: dict[str, tuple[str, str]] = {
-    "rollout": ("t2i_gcpo.bench.rollout", "sampling speed against transformers' generate, images/s"),
+    "rollout": (
+        "t2i_gcpo.bench.rollout",
+        "sampling speed against transformers' generate or diffusers' pipeline, images/s",
+    ),
     "step": ("t2i_gcpo.bench.step", "what a GCPO update costs over a GRPO update on the same rollout"),
     "credit": ("t2i_gcpo.bench.credit", "token weights of a whole batch against one image at a time"),
     "logprob": ("t2i_gcpo.bench.logprob", "memory and time of token log-probs against a full log-softmax"),

@@ -237,7 +237,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "t2i_gcpo": t2i_gcpo.__version__, "torch": torch.__version__}
-    for package in ("transformers", "numpy"):
+    for package in ("transformers", "diffusers", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

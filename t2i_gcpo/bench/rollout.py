@@ -1,4 +1,5 @@
-"""Sampling with guidance: images per second of `generator.sample` against transformers' own `generate`.
+"""Sampling with guidance: images per second of `generator.sample` against transformers' own `generate` (of a masked generator, against
+diffusers' pipeline: `rollout_masked.py`).
 
 The same model, prompts, guidance and number of images on both sides, no truncation. Ours also keeps what training needs (both log-probs,
 the behaviour log-prob, the entropy); `generate` keeps the tokens alone. P prompts, G images a prompt, B = P * G rows, T tokens.
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from t2i_gcpo import generators
 from t2i_gcpo import prompts as prompt_files
-from t2i_gcpo.bench import positive
+from t2i_gcpo.bench import positive, rollout_masked
 from t2i_gcpo.bench.measure import Report, interleave, speed_up, warm_up
 from t2i_gcpo.evaluate import spread
+from t2i_gcpo.generators.amused import Amused
 from t2i_gcpo.generators.janus import Janus
 from t2i_gcpo.generators.janus_sampler import can_compile
 from t2i_gcpo.records import Prompt, Rollout, Sampling
@@ -35,13 +37,16 @@ STANDARD_ERRORS = 5.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", default="janus-mini", help="a Janus checkpoint: embedded name, folder or hub repository"
+        "--checkpoint",
+        default="janus-mini",
+        help="a Janus or aMUSEd checkpoint: embedded name, folder or hub repository",
     )
     parser.add_argument("--pairs", type=positive, default=7, help="rounds that are measured")
     parser.add_argument("--prompts", default="shapes:val", help="prompt file, or shapes:train|val|test")
     parser.add_argument("--num-prompts", type=positive, default=8, help="prompts of a batch")
     parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt")
     parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale, above 1")
+    parser.add_argument("--steps", type=positive, default=12, help="sampling steps of a masked checkpoint")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                         help="measure our compiled sampler; None: where torch can compile")  # fmt: skip
 
@@ -66,15 +71,18 @@ def generate(generator: Janus, prompts: list[Prompt], sampling: Sampling) -> Ten
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """ValueError: no Janus checkpoint, no guidance, compilation asked for where there is no compiler. RuntimeError: the sides differ."""
+    """ValueError: a checkpoint without a baseline, no guidance, compilation where it cannot be. RuntimeError: the sides differ."""
     if options.guidance <= 1:
-        raise ValueError(
-            f"--guidance is {options.guidance}; transformers' generate samples images with guidance above 1 only"
-        )
+        raise ValueError(f"--guidance is {options.guidance}; the baselines sample with guidance above 1 only")
     device = torch.device(options.device)
     generator = generators.load(options.checkpoint, device=device, compile=options.compile is True)
+    if isinstance(generator, Amused):
+        prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
+        return rollout_masked.measure(options, console, generator, prompts)
     if not isinstance(generator, Janus):
-        raise ValueError(f"{options.checkpoint} is a {generator.kind} checkpoint; the baseline exists for janus only")
+        raise ValueError(
+            f"{options.checkpoint} is a {generator.kind} checkpoint; there are baselines for janus and amused"
+        )
     compiled = can_compile(device) if options.compile is None else options.compile
     prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed)

@@ -16,6 +16,9 @@ ADAPTERS: dict[str, str] = {
     "janus": "t2i_gcpo.generators.janus:Janus",
 }
 
+#: Options of masked generators alone.
+MASKED_OPTIONS: tuple[str, ...] = ("masked_policy", "masked_passes", "fold_passes")
+
 #: model_type of checkpoints in a layout that transformers does not read -> what to load instead.
 ADVICE: dict[str, str] = {
     "multi_modality": "Janus in its authors' own layout; load the conversion, e.g. deepseek-community/Janus-Pro-1B",
@@ -34,7 +37,7 @@ def load(
 
     A folder may hold a whole model, or a LoRA adapter or a delta (then its base is loaded as well). `dtype` is a torch dtype or its name
     ("float32", "bfloat16"). `options` go to the adapter's class (e.g. `max_batch`, `compile`).
-    ValueError: no checkpoint under that name, or no adapter for its model type.
+    ValueError: no checkpoint under that name, no adapter for its model type, or an option that is not for that.
     """
     checkpoint = locate(str(name_or_path), revision=revision)
     target = ADAPTERS.get(checkpoint.model_type)
@@ -46,6 +49,12 @@ def load(
         )
     module, name = target.split(":")
     adapter = getattr(importlib.import_module(module), name)
+    foreign = [option for option in MASKED_OPTIONS if option in options]
+    if foreign and not getattr(adapter, "masked", False):
+        raise ValueError(
+            f"{', '.join(f'generator.{option}' for option in foreign)}: for masked generators, and {name_or_path} is a "
+            f"{checkpoint.model_type} checkpoint, which draws its tokens one after the other; leave the option out"
+        )
     return adapter.from_checkpoint(checkpoint, device=torch.device(device), dtype=as_dtype(dtype), **options)
 
 

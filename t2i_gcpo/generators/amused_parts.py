@@ -21,6 +21,9 @@ from rewards.torchvision_mend import mend
 #: Micro-conditions behind the image's width and height: the crop's corner and the aesthetic score (2401.01808, section 3).
 CROP_AND_SCORE = (0.0, 0.0, 6.0)
 
+NULL = ""
+"""The null prompt's text, as in the published pipeline."""
+
 #: Texts encoded at once.
 TEXT_BATCH = 64
 
@@ -31,13 +34,20 @@ class AmusedParts(nn.Module):
     def __init__(self, transformer: Any, vqvae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> None:
         """A `UVit2DModel`, a `VQModel`, a `CLIPTextModelWithProjection`, its tokenizer, an `AmusedScheduler`.
 
-        ValueError where the VQ model's codebook is not the transformer's, or the mask's token is one of its codes.
+        ValueError where the VQ model's codebook is not the transformer's, its image size is no multiple of its factor, or the mask's token is
+        one of the codes.
         """
         super().__init__()
         codes, entries = int(transformer.config.codebook_size), int(vqvae.config.num_vq_embeddings)
         if codes != entries:
             raise ValueError(
                 f"the transformer draws from {codes} codes, but the VQ model's codebook has {entries}; the two do not belong together"
+            )
+        factor, size = 2 ** (len(vqvae.config.block_out_channels) - 1), int(vqvae.config.sample_size)
+        if size % factor:
+            raise ValueError(
+                f"the VQ model's image size (sample_size) is {size} pixels, which is no multiple of the {factor} pixels of a token; "
+                f"{size - size % factor} or {size - size % factor + factor} would be"
             )
         mask_token = int(scheduler.config.mask_token_id)
         if not codes <= mask_token < int(transformer.config.vocab_size):
@@ -47,7 +57,7 @@ class AmusedParts(nn.Module):
             )
         self.transformer, self.vqvae, self.text_encoder = transformer, vqvae, text_encoder
         self.tokenizer, self.scheduler = tokenizer, scheduler
-        self.mask_token = mask_token
+        self.mask_token, self.factor = mask_token, factor
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype) -> AmusedParts:
@@ -89,8 +99,7 @@ class AmusedParts(nn.Module):
     @property
     def pixels(self) -> tuple[int, int]:
         """Height and width of the images."""
-        factor = 2 ** (len(self.vqvae.config.block_out_channels) - 1)
-        return self.grid[0] * factor, self.grid[1] * factor
+        return self.grid[0] * self.factor, self.grid[1] * self.factor
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,10 @@ class TextEncoder:
         limit = int(parts.text_encoder.config.max_position_embeddings)
         self.length = min(int(parts.tokenizer.model_max_length), limit)
         self.cache = TextCache(self._features, batch_size=TEXT_BATCH, name="amused text encoder")
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.text_encoder.device
 
     def __call__(self, texts: Sequence[str]) -> Texts:
         """ValueError for a text that is too long, or has words that the tokenizer does not know."""

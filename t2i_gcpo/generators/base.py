@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,24 @@ class ImageGenerator(Protocol):
     def save(self, path: str | Path) -> None:
         """Write a folder that `generators.load` accepts."""
         ...
+
+
+class TrainingScores(NamedTuple):
+    """What an update trains."""
+
+    logprob: Tensor
+    """[B, T] fp32, nats, differentiable in the policy's weights."""
+    scale: Tensor | None = None
+    """[B, T] fp32, the factor of each token's loss, 0 for a token without a log-prob; None: 1 for all."""
+
+
+def training_scores(generator: ImageGenerator, rollout: Rollout, distribution: Distribution) -> TrainingScores:
+    """The log-prob of each token; or, of a generator with a method `training_scores(rollout, distribution=...)`, what that gives."""
+    own = getattr(generator, "training_scores", None)
+    if own is None:
+        return TrainingScores(generator.token_logprobs(rollout, distribution=distribution))
+    found: TrainingScores = own(rollout, distribution=distribution)
+    return found
 
 
 def as_prompts(prompts: Sequence[Prompt | str]) -> tuple[Prompt, ...]:

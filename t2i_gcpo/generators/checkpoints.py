@@ -11,8 +11,8 @@ from t2i_gcpo.generators import deltas
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
-#: The checkpoints that ship with the package, by name: `assets/<name>`.
-EMBEDDED: tuple[str, ...] = ("janus-mini", "amused-mini")
+#: The checkpoints that ship with the package, by name: `assets/<name>`; and the command that trains each from nothing.
+EMBEDDED: dict[str, str] = {"janus-mini": "t2i-gcpo pretrain janus", "amused-mini": "t2i-gcpo pretrain amused"}
 
 #: What training made of them, by algorithm: `assets/tuned/<algorithm>`, a delta each, loaded as "janus-mini-<algorithm>".
 TUNED: tuple[str, ...] = ("grpo", "dapo", "gcpo")
@@ -44,7 +44,8 @@ def locate(name: str, *, revision: str | None = None) -> Checkpoint:
     """Find `name`: embedded names first, then local folders, then the hub. ValueError says what was looked for, and where."""
     if name in EMBEDDED and not (ASSETS / name).is_dir():
         raise ValueError(
-            f"the embedded checkpoint {name!r} is not in {ASSETS}: the installation is incomplete; install t2i-gcpo again"
+            f"the embedded checkpoint {name!r} is not in {ASSETS}: the installation is incomplete; install t2i-gcpo again, or "
+            f"train it with `{EMBEDDED[name]}` and give the folder that this writes"
         )
     if name in tuned():
         return _delta(tuned()[name], name)

@@ -70,6 +70,32 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
             shutil.copyfile(work / stage / name, training / f"{stage}_{name}")
     draw_curves(work).savefig(training / "curves.png", dpi=110)
     generator: Any = load(str(folder))
+    result = score(generator, training, "janus-mini", images=images)
+    model = generator.model
+    vq_settings = VQSettings(**json.loads((training / "vq_settings.json").read_text()))
+
+    def millions(module: Any) -> float:
+        return sum(p.numel() for p in module.parameters()) / 1e6
+
+    text = CARD.format(
+        parameters=millions(model),
+        language=millions(model.model.language_model),
+        vq=millions(model.model.vqmodel),
+        grid=generator.grid[0],
+        codebook=generator.codebook_size,
+        guidance=GUIDANCE,
+        seed=SEED,
+        n=result.n,
+        table=table(result),
+        agreement=encoder_agreement(model.model.vqmodel, vq_settings, AGREEMENT_SCENES),
+        agreement_scenes=AGREEMENT_SCENES,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return result
+
+
+def score(generator: Any, training: Path, name: str, *, images: int) -> EvalResult:
+    """GenEval's verdict on `images` prompts of shapes:test, written to eval.json; and the first ones of each task drawn, as samples.png."""
     from rewards.geneval.reward import GenEvalReward
 
     reward, sampling = GenEvalReward(), Sampling(guidance=GUIDANCE)
@@ -86,36 +112,21 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
     grid.save(training / "samples.png")
     result = evaluate(
         generator, spread(split("test"), images), reward, sampling=sampling, seed=SEED, progress=True,
-        checkpoint="janus-mini", source="shapes:test", reward_name="geneval",
+        checkpoint=name, source="shapes:test", reward_name="geneval",
     )  # fmt: skip
     result.save(training / "eval.json")
+    return result
+
+
+def table(result: EvalResult) -> str:
+    """Rows of Markdown: score and interval of each task, and overall."""
     rows = {
         **{task: (result.by_task[task], result.by_task_ci95[task]) for task in TASKS},
         "overall": (result.overall, result.ci95),
     }
-    model = generator.model
-    vq_settings = VQSettings(**json.loads((training / "vq_settings.json").read_text()))
-
-    def millions(module: Any) -> float:
-        return sum(p.numel() for p in module.parameters()) / 1e6
-
-    text = CARD.format(
-        parameters=millions(model),
-        language=millions(model.model.language_model),
-        vq=millions(model.model.vqmodel),
-        grid=generator.grid[0],
-        codebook=generator.codebook_size,
-        guidance=GUIDANCE,
-        seed=SEED,
-        n=result.n,
-        table="\n".join(
-            f"| {name} | {score:.3f} | {low:.3f} to {high:.3f} |" for name, (score, (low, high)) in rows.items()
-        ),
-        agreement=encoder_agreement(model.model.vqmodel, vq_settings, AGREEMENT_SCENES),
-        agreement_scenes=AGREEMENT_SCENES,
+    return "\n".join(
+        f"| {name} | {score:.3f} | {low:.3f} to {high:.3f} |" for name, (score, (low, high)) in rows.items()
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    return result
 
 
 def draw_curves(work: Path) -> Any:

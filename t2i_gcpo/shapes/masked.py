@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from t2i_gcpo.generators.amused import NULL
-from t2i_gcpo.generators.amused_parts import AmusedParts, Texts, logits
+from t2i_gcpo.generators.amused_parts import NULL, AmusedParts, Texts, logits
 from t2i_gcpo.generators.janus_sampler import can_compile
 from t2i_gcpo.shapes.amused_mini import TEXT_LENGTH
 from t2i_gcpo.shapes.language import VALIDATION_SCENES, draw_pairs, draw_prompts, encode_scenes

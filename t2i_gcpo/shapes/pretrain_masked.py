@@ -1,7 +1,7 @@
 """`t2i-gcpo pretrain amused`: train `amused-mini` from nothing but janus-mini's VQ model.
 
 The work folder holds `masked/state.pt` (written atomically, so that the same command goes on where it was stopped) and `masked/log.jsonl`; at
-the end it holds `amused-mini/` in diffusers' layout.
+the end it holds `amused-mini/` in diffusers' layout, with a model card.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from t2i_gcpo import generators
 from t2i_gcpo.generators.amused_parts import AmusedParts
 from t2i_gcpo.generators.janus import Janus
+from t2i_gcpo.shapes import masked_card
 from t2i_gcpo.shapes.amused_mini import MaskedModelShape, build_amused
 from t2i_gcpo.shapes.masked import MaskedSettings, MaskedTrainer
 from t2i_gcpo.shapes.pretrain import Stage
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     folder = options.out / "amused-mini"
     folder.mkdir(parents=True, exist_ok=True)
     parts.save(folder)
+    result = masked_card.write(folder, options.out)
+    low, high = result.ci95
+    print(f"shapes:test {result.overall:.3f} ({low:.3f} to {high:.3f}, n = {result.n})")
     print(f"wrote {folder}; use it with --checkpoint {folder}")
     return 0
 

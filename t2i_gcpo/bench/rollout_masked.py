@@ -1,0 +1,150 @@
+"""Sampling of a masked generator: images per second of `generator.sample` against the loop of diffusers' own pipeline.
+
+The same model, prompts, steps, guidance and batch on both sides, both eager, the texts encoded before. Ours also keeps what training needs
+(both log-probs, the behaviour log-prob, the entropy, the commit steps); the pipeline keeps the tokens. P prompts, G images a prompt,
+B = P * G rows, T tokens, N steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from einops import rearrange
+from rich.console import Console
+from torch import Tensor
+
+from t2i_gcpo.bench.measure import Report, Side, interleave, speed_up, warm_up
+from t2i_gcpo.generators.amused import Amused
+from t2i_gcpo.generators.amused_parts import NULL, Texts
+from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
+
+BASELINE = "diffusers' AmusedPipeline"
+SCORE_ROWS = 16
+"""Rows that are scored at once by the check."""
+STANDARD_ERRORS = 5.0
+"""How far the mean log-probs of two samples of one distribution may lie apart: once in a million runs they lie farther."""
+
+
+class Pipeline:
+    """The baseline, with its texts encoded. ValueError: a plan of unmasking that AmusedScheduler does not have."""
+
+    def __init__(self, generator: Amused, prompts: list[Prompt], sampling: Sampling) -> None:
+        from diffusers.pipelines.deprecated.amused.pipeline_amused import AmusedPipeline
+
+        parts = generator.parts
+        if (parts.scheduler.config.masking_schedule, "confidence") != (
+            sampling.unmasking.schedule,
+            sampling.unmasking.order,
+        ):
+            raise ValueError(
+                f"the checkpoint's scheduler has the schedule {parts.scheduler.config.masking_schedule!r} and the order by confidence; "
+                f"the plan here is {sampling.unmasking.schedule!r}, {sampling.unmasking.order!r}"
+            )  # fmt: skip
+        self.run = AmusedPipeline(parts.vqvae, parts.tokenizer, parts.text_encoder, parts.transformer, parts.scheduler)
+        self.run.set_progress_bar_config(disable=True)
+        self.sampling, self.mask_token, self.device = sampling, parts.mask_token, generator.device
+        rows = [prompt.text for prompt in prompts for _ in range(sampling.group_size)]
+        self.texts: Texts = generator.texts(rows)
+        self.null: Texts = generator.texts([NULL] * len(rows))
+
+    def __call__(self, watch: Any = None) -> Tensor:
+        """Tokens [B, T]. `watch(step, timestep, latents)` is called after each step."""
+        first, last = self.sampling.unmasking.temperature, 0.0
+        found = self.run(
+            prompt_embeds=self.texts.pooled,
+            encoder_hidden_states=self.texts.hidden,
+            negative_prompt_embeds=self.null.pooled,
+            negative_encoder_hidden_states=self.null.hidden,
+            num_inference_steps=self.sampling.unmasking.steps,
+            guidance_scale=self.sampling.guidance,
+            temperature=(first, last),
+            generator=torch.Generator(self.device).manual_seed(self.sampling.seed),
+            output_type="latent",
+            return_dict=False,
+            callback=watch,
+        )[0]
+        return rearrange(found, "b h w -> b (h w)")
+
+    def rollout(self, like: Rollout) -> Rollout:
+        """Its tokens and the steps that committed them, as a rollout to be scored."""
+        commit = torch.full_like(like.commit_step, self.sampling.unmasking.steps)
+
+        def watch(step: int, timestep: Any, latents: Tensor) -> None:
+            known = latents.flatten(1) != self.mask_token
+            commit[known & (commit == self.sampling.unmasking.steps)] = step
+
+        return replace(like, tokens=self(watch), commit_step=commit)
+
+
+def measure(options: argparse.Namespace, console: Console, generator: Amused, prompts: list[Prompt]) -> Report:
+    """ValueError: compilation asked for, or a batch without spread. RuntimeError: the sides sample from different distributions."""
+    if options.compile:
+        raise ValueError("--compile: the steps of a masked generator are not compiled; leave it out")
+    device = torch.device(options.device)
+    plan = Unmasking(steps=options.steps)
+    sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed, unmasking=plan)
+    batch = len(prompts) * options.group_size
+    if batch < 2:
+        raise ValueError(
+            "a batch of one image has no spread to compare samples by; raise --num-prompts or --group-size"
+        )
+    baseline = Pipeline(generator, prompts, sampling)
+    rows, columns = generator.grid
+    tokens = torch.randint(  # decoding costs the same for both
+        generator.codebook_size, (batch, rows * columns), generator=torch.Generator().manual_seed(options.seed)
+    ).to(device)
+    sides: dict[str, Side] = {
+        "eager": lambda: generator.sample(prompts, sampling),
+        "baseline": baseline,
+        "decode": lambda: generator.decode(tokens),
+    }
+    warmup = warm_up(sides, device, console)
+    ours = generator.sample(prompts, sampling)
+    check(generator, ours, baseline.rollout(ours))
+    console.print("checked: same distribution when sampling", highlight=False)
+    times = interleave(sides, options.pairs, device)
+    decoded = {name: [a + b for a, b in zip(spent, times["decode"], strict=True)] for name, spent in times.items()}
+    lines = tuple(
+        speed_up(name, spent["eager"], spent["baseline"], work=batch, unit="images/s", seed=options.seed)
+        for name, spent in (("eager", times), ("with_decode", decoded))
+    )
+    settings = {
+        "checkpoint": options.checkpoint,
+        "prompts": options.prompts,
+        "num_prompts": len(prompts),
+        "group_size": options.group_size,
+        "images": batch,
+        "tokens": tokens.shape[1],
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "dtype": str(generator.dtype),
+        "compiled": False,
+        "seed": options.seed,
+    }
+    return Report("rollout", lines, BASELINE, warmup, device, settings)
+
+
+def check(generator: Amused, ours: Rollout, theirs: Rollout) -> None:
+    """RuntimeError unless both rollouts' mean log-probs are those of samples of one distribution, each token in the state that committed it.
+
+    Another guidance, temperature, schedule or confidence moves the mean.
+    """
+    mine, other = (_scored(generator, rollout).mean(dim=1) for rollout in (ours, theirs))
+    difference = float(mine.mean() - other.mean())
+    error = math.sqrt(float(mine.var()) / len(mine) + float(other.var()) / len(other))
+    if not abs(difference) <= STANDARD_ERRORS * error:
+        raise RuntimeError(
+            f"our tokens and the baseline's are not samples of one distribution: their mean log-probs are "
+            f"{float(mine.mean()):.3f} and {float(other.mean()):.3f} nats, {abs(difference) / max(error, 1e-12):.1f} standard errors apart"
+        )
+
+
+@torch.no_grad()
+def _scored(generator: Amused, rollout: Rollout) -> Tensor:
+    """[B, T] log-probs of a rollout's tokens under its sampling options."""
+    parts = torch.arange(rollout.batch).split(SCORE_ROWS)
+    return torch.cat([generator.token_logprobs(rollout.rows(part), distribution="guided") for part in parts])

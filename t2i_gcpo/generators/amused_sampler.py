@@ -1,0 +1,87 @@
+"""aMUSEd's sampling loop: candidates for every masked token, the best of them committed, step by step.
+
+R rows, T tokens, N steps, V codebook, M branches folded in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from t2i_gcpo.generators.amused_parts import NULL, AmusedParts, TextEncoder, Texts, logits
+from t2i_gcpo.generators.amused_scorer import STEP_GAIN
+from t2i_gcpo.generators.drawing import Branches, Drawn, choose
+from t2i_gcpo.masked_policies import step_gain
+from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.sampling import row_noise
+from t2i_gcpo.unmasking import annealed, newly_committed, state, still_masked
+
+
+class StepSampler:
+    """Draws rows of tokens, with what is recorded of them."""
+
+    def __init__(self, parts: AmusedParts, texts: TextEncoder, *, with_gain: bool = False) -> None:
+        """with_gain: record `step_gain`, that of a token's step, from the candidates of all steps, which are kept until then."""
+        self.parts, self.texts, self.with_gain = parts, texts, with_gain
+
+    def draw(
+        self,
+        policy: nn.Module,
+        prompts: Sequence[Prompt],
+        negatives: Sequence[str] | None,
+        sampling: Sampling,
+        rows: Sequence[tuple[int, int]],
+        first_prompt_index: int,
+    ) -> tuple[Drawn, Tensor]:
+        """Tokens, records and commit steps [R, T] of the rows (prompt, image). ValueError: more steps than tokens."""
+        plan, device = sampling.unmasking, self.texts.device
+        length = self.parts.grid[0] * self.parts.grid[1]
+        counts = (length, *still_masked(plan.steps, length, plan.schedule))
+        texts, branches = self._branches(
+            [prompts[p].text for p, _ in rows], negatives and [negatives[p] for p, _ in rows], sampling
+        )
+        indices = [(first_prompt_index + p, g) for p, g in rows]
+        noise = row_noise(sampling.seed, indices, 2 * plan.steps * length, device=device)
+        noise = rearrange(noise, "r (n two t) -> n two r t", n=plan.steps, two=2)
+        tokens = torch.zeros(len(rows), length, dtype=torch.long, device=device)
+        commit = torch.full_like(tokens, plan.steps)
+        records: dict[str, Tensor] = {}
+        predictions: list[Tensor] = []
+        for step in range(plan.steps):
+            folded = repeat(state(tokens, commit, step, self.parts.mask_token), "r t -> (m r) t", m=branches.count)
+            found = logits(policy, folded, texts, self.parts.grid, self.parts.pixels)
+            found = rearrange(found, "(m r) t v -> m r t v", m=branches.count)
+            candidate, record = choose(found, noise[step, 0], sampling, branches)
+            if self.with_gain:
+                predictions.append(torch.where(commit == plan.steps, candidate, tokens))
+            new = newly_committed(
+                record["behaviour"],
+                commit == plan.steps,
+                counts[step] - counts[step + 1],
+                noise[step, 1],
+                order=plan.order,
+                temperature=annealed(step, plan.steps, (plan.temperature, 0.0)),
+            )
+            tokens, commit = torch.where(new, candidate, tokens), torch.where(new, step, commit)
+            records = {name: torch.where(new, value, records.get(name, value)) for name, value in record.items()}
+        if self.with_gain:
+            gain = step_gain(torch.stack(predictions), self.parts.vqvae.quantize.embedding.weight)
+            records[STEP_GAIN] = gain.gather(1, commit)
+        return Drawn(tokens, records), commit
+
+    def _branches(self, texts: list[str], negatives: list[str] | None, sampling: Sampling) -> tuple[Texts, Branches]:
+        """The folded branches' texts [M R], and which is which."""
+        divergences = bool({"exact_kl", "js"} & set(sampling.stats))
+        parts, null, contrast = [self.texts(texts)], None, None
+        if sampling.guidance != 1 or (divergences and negatives is None):
+            null = len(parts)
+            parts.append(self.texts([NULL] * len(texts)))
+        if divergences and negatives is not None:
+            contrast = len(parts)
+            parts.append(self.texts(negatives))
+        elif negatives is None:
+            contrast = null
+        return parts[0].cat(*parts[1:]), Branches(null=null, contrast=contrast, count=len(parts))

@@ -1,0 +1,106 @@
+"""The model card of `amused-mini`: the curve of its training, an unpicked sample grid, and its scores, from files and from the model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from t2i_gcpo.evaluate import EvalResult
+from t2i_gcpo.generators import load
+from t2i_gcpo.records import Sampling
+from t2i_gcpo.shapes.card import GUIDANCE, SEED, score, table
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# amused-mini
+
+A masked generator in the folder layout of diffusers' `AmusedPipeline`, for ShapeScenes, the embedded world of t2i_gcpo: {height} × {width} pixels,
+{rows} × {columns} tokens, a codebook of {codebook}. Its transformer (`UVit2DModel`) has {transformer:.1f} million parameters, its text encoder
+{text:.1f}, its VQ model {vq:.1f}. Transformer and text encoder were trained from nothing by `t2i-gcpo pretrain amused`; the VQ model is that of
+janus-mini, in diffusers' form. `training/` has the settings, the log and the curve. It knows the words of
+`t2i-gcpo prompts shapes:vocabulary`, and no others.
+
+## Score
+
+GenEval's verdict on `shapes:test` (combinations that were never trained on), {steps_of_sampling} sampling steps, guidance {guidance}, seed {seed},
+n = {n} images; the intervals are 95 %, clustered by prompt.
+
+| task | score | 95 % interval |
+|---|---|---|
+{table}
+
+```bash
+t2i-gcpo eval --checkpoint amused-mini --prompts shapes:test --limit {n} --guidance {guidance} --seed {seed} --out out/base
+```
+
+## Samples
+
+The first four prompts of each task in `shapes:test`, two images each, seed {seed}, not picked. Green: the verdict is "correct".
+
+![samples](training/samples.png)
+
+## Training
+
+![curve](training/curve.png)
+
+```bash
+t2i-gcpo pretrain amused --out runs/pretrain_amused --seed {training_seed} --steps {steps}
+```
+"""
+
+
+def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
+    """Write `README.md` and `training/` into the checkpoint `folder`, from the log in `work`; returns the score."""
+    training = folder / "training"
+    training.mkdir(parents=True, exist_ok=True)
+    for name in ("log.jsonl", "settings.json"):
+        shutil.copyfile(work / "masked" / name, training / name)
+    draw_curve(training / "log.jsonl").savefig(training / "curve.png", dpi=110)
+    generator: Any = load(str(folder))
+    result = score(generator, training, "amused-mini", images=images)
+    settings = json.loads((training / "settings.json").read_text(encoding="utf-8"))
+    parts = generator.parts
+
+    def millions(module: Any) -> float:
+        return sum(p.numel() for p in module.parameters()) / 1e6
+
+    text = CARD.format(
+        height=parts.pixels[0],
+        width=parts.pixels[1],
+        rows=generator.grid[0],
+        columns=generator.grid[1],
+        codebook=generator.codebook_size,
+        transformer=millions(parts.transformer),
+        text=millions(parts.text_encoder),
+        vq=millions(parts.vqvae),
+        steps_of_sampling=Sampling().unmasking.steps,
+        guidance=GUIDANCE,
+        seed=SEED,
+        n=result.n,
+        table=table(result),
+        training_seed=settings["seed"],
+        steps=settings["steps"],
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return result
+
+
+def draw_curve(log: Path) -> Any:
+    """A matplotlib figure: the loss of training batches, and of masked scenes of prompts never trained on."""
+    from matplotlib.figure import Figure
+
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    checked = [row for row in rows if "validation_loss" in row]
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], label="training")
+    axes.plot([r["step"] for r in checked], [r["validation_loss"] for r in checked], "o-", label="validation prompts")
+    axes.set(title="masked transformer", xlabel="step", ylabel="nats a masked token", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure

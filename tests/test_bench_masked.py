@@ -1,0 +1,88 @@
+"""The benchmarks on a masked generator: they run, and refuse a baseline that does something else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_amused
+import torch
+
+from t2i_gcpo import cli
+from t2i_gcpo.bench import rollout_masked
+from t2i_gcpo.records import Prompt, Sampling, Unmasking
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("bench")
+    tiny_amused.checkpoint(folder / "tiny")
+    (folder / "prompts.txt").write_text("a red circle\ntwo blue star left of a green square\n", encoding="utf-8")
+    chosen = ["--checkpoint", str(folder / "tiny"), "--prompts", str(folder / "prompts.txt")]
+    return [*chosen, "--num-prompts", "2", "--group-size", "4", "--pairs", "2"]
+
+
+def test_sampling_against_the_pipeline_writes_its_numbers(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "rollout.json"
+    assert cli.main(["bench", "rollout", *options, "--steps", "3", "--out", str(out)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["baseline_is"] == "diffusers' AmusedPipeline" and found["headline"] == "eager"
+    assert found["better"] == "higher" and found["ratio"] > 0 and found["with_decode"]["pairs"] == 2
+    assert (found["settings"]["steps"], found["settings"]["images"], found["settings"]["tokens"]) == (3, 8, 16)
+    assert found["versions"]["diffusers"][0].isdigit()
+
+
+def test_the_cost_of_gcpo_over_grpo_writes_its_numbers(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "step.json"
+    how = ["--micro-batch", "4", "--sample-pairs", "2"]
+    assert cli.main(["bench", "step", *options, *how, "--out", str(out)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["headline"] == "update" and found["ratio"] > 0 and found["sampling"]["pairs"] == 2
+
+
+def test_both_sides_do_the_same_work() -> None:
+    generator = tiny_amused.generator()
+    prompts = [Prompt("a red circle"), Prompt("two blue star")]
+    how = Sampling(group_size=3, guidance=2.0, unmasking=Unmasking(steps=4))
+    ours = generator.sample(prompts, how)
+    calls: list[int] = []
+    forward = generator.parts.transformer.forward
+
+    def counted(states: Any, **more: Any) -> Any:
+        calls.append(len(states))
+        return forward(states, **more)
+
+    generator.parts.transformer.forward = counted
+    theirs = rollout_masked.Pipeline(generator, prompts, how).rollout(ours)
+    assert calls == [12] * 4, "both branches of 6 images, 4 steps"
+    calls.clear()
+    generator.sample(prompts, how)
+    assert calls == [12] * 4
+    generator.parts.transformer.forward = forward
+    for step in range(4):
+        assert torch.equal((theirs.commit_step == step).sum(dim=1), (ours.commit_step == step).sum(dim=1))
+    assert int(theirs.tokens.max()) < 32, "no mask is left"
+    assert not torch.equal(theirs.tokens[0], theirs.tokens[1])
+
+
+def test_a_baseline_that_samples_otherwise_is_refused(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = rollout_masked.Pipeline.__init__
+
+    def other(self: rollout_masked.Pipeline, generator: Any, prompts: list[Prompt], how: Sampling) -> None:
+        original(self, generator, prompts, how)
+        self.null = self.texts  # no guidance at all
+
+    monkeypatch.setattr(rollout_masked.Pipeline, "__init__", other)
+    with pytest.raises(RuntimeError, match="not samples of one distribution"):
+        cli.main(["bench", "rollout", *options, "--steps", "16", "--group-size", "16", "--guidance", "4"])
+
+
+def test_mistakes_are_named(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "rollout", *options, "--compile"]) == 2
+    assert "the steps of a masked generator are not compiled" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match="has the schedule 'cosine' and the order by confidence; the plan here is 'cosine', 'random'"
+    ):
+        rollout_masked.Pipeline(tiny_amused.generator(), [Prompt("a")], Sampling(unmasking=Unmasking(order="random")))  # fmt: skip

@@ -1,0 +1,95 @@
+"""Pre-training of the embedded masked checkpoint: resumed it ends where it would have, and its card tells what the model does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from t2i_gcpo import generators
+from t2i_gcpo.evaluate import EvalResult
+from t2i_gcpo.generators import checkpoints
+from t2i_gcpo.generators.amused import Amused
+from t2i_gcpo.generators.janus import Janus
+from t2i_gcpo.shapes import masked_card
+from t2i_gcpo.shapes.amused_mini import MaskedModelShape, build_amused
+from t2i_gcpo.shapes.masked import MaskedSettings, MaskedTrainer
+from t2i_gcpo.shapes.pretrain import Stage, write_atomically
+from t2i_gcpo.shapes.prompts import TASKS
+from t2i_gcpo.shapes.vq import VQSettings, patch_codes
+
+SHAPE = MaskedModelShape(
+    width=32, layers=1, heads=2, mlp=32, text_width=32, text_layers=1, text_heads=2, micro_conditions=4
+)
+SETTINGS = MaskedSettings(steps=3, batch=2, warmup=2, compile=False)
+
+
+@pytest.fixture(scope="module")
+def vq() -> Any:
+    return Janus.load("janus-mini").model.model.vqmodel
+
+
+@pytest.fixture(autouse=True)
+def few_validation_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t2i_gcpo.shapes.masked.VALIDATION_SCENES", 4)
+
+
+def trainer(vq: Any) -> MaskedTrainer:
+    return MaskedTrainer(SETTINGS, build_amused(SHAPE, vq, 0), patch_codes(VQSettings()))
+
+
+def test_the_masked_model_resumes_bit_for_bit(tmp_path: Path, vq: Any) -> None:
+    straight, first, second = (trainer(vq) for _ in range(3))
+    losses = [straight.step()["loss"] for _ in range(3)]
+    first.step()
+    write_atomically(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
+    assert [second.step()["loss"] for _ in range(2)] == losses[1:]
+    a, b = (t.finished().state_dict() for t in (straight, second))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_card_tells_what_is_in_the_files(tmp_path: Path, vq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = trainer(vq)
+    stage = Stage(tmp_path / "masked", "test", SETTINGS.steps, SETTINGS)
+    report = stage.on_step(trained, every=1)
+    for _ in range(SETTINGS.steps):
+        metrics = trained.step()
+        if trained.step_number == SETTINGS.steps:
+            metrics["validation_loss"] = trained.validation_loss()
+        report(trained.step_number, metrics)
+    folder = tmp_path / "amused-mini"
+    trained.finished().save(folder)
+    result = masked_card.write(folder, tmp_path, images=12)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "96 × 96 pixels" in text and "12 × 12 tokens" in text
+    for name, score in {**result.by_task, "overall": result.overall}.items():
+        assert f"| {name} | {score:.3f} | " in text
+    assert set(result.by_task) == set(TASKS) and result.n == 12
+    assert "--limit 12 --guidance 2.0 --seed 0" in text and "--seed 0 --steps 3" in text
+    training = folder / "training"
+    assert sorted(p.name for p in training.iterdir()) == [
+        "curve.png",
+        "eval.json",
+        "log.jsonl",
+        "samples.png",
+        "settings.json",
+    ]
+    assert EvalResult.load(training / "eval.json").overall == result.overall
+    assert [json.loads(line)["step"] for line in (training / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    # The folder is found by its name where the embedded checkpoints are.
+    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path)
+    found = generators.load("amused-mini")
+    assert isinstance(found, Amused) and found.base is not None and found.base.name == "amused-mini"
+
+
+def test_an_embedded_checkpoint_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "ASSETS", tmp_path)
+    with pytest.raises(
+        ValueError,
+        match="'amused-mini' is not in .*; install t2i-gcpo again, or train it with `t2i-gcpo pretrain amused`",
+    ):
+        generators.load("amused-mini")  # fmt: skip
