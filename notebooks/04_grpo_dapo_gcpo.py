@@ -183,12 +183,12 @@ for k, name in enumerate(ALGORITHMS):
     at = [settings.index(row["group"].split("-", 1)[1]) + 0.18 * (k - 1) for row in mine]
     left.errorbar(at, means, errors, fmt="s", color=COLOR[name], label=name)
     right.errorbar([row["kl"] for row in mine], means, errors, fmt="s", color=COLOR[name])
-left.set_xticks(range(len(settings)), settings)
+left.set_xticks(range(len(settings)), settings, rotation=25, ha="right")
 left.set(ylabel="after less before", title="one seed each, 95 % intervals over prompts alone")
 right.set(xscale="log", xlabel="KL to the reference, nats a token", title="what the gain cost")
 for axis in (left, right):
     axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
-left.legend(frameon=False)
+figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
 plt.show()
 
 # %% [markdown]
