@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := t2i_gcpo rewards
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart notebooks test test-slow lint format docs clean
+.PHONY: help install quickstart notebooks test test-slow test-browser lint format docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: install ## the quick tests
 
 test-slow: install ## the tests that train or compile
 	$(BIN)/python -m pytest -m slow
+
+test-browser: install ## drive the demo and a heatmap's page in Chromium; screenshots/ keeps what was seen
+	T2I_GCPO_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m slow tests/browser
 
 lint: install ## style and types
 	$(BIN)/ruff check .
