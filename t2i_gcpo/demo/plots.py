@@ -58,7 +58,7 @@ def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:
     chosen = colors(runs)
     color = altair.Color("run:N", title=None, scale=altair.Scale(domain=list(chosen), range=list(chosen.values())))
     free = altair.Scale(zero=False)
-    whole = altair.Axis(grid=False, ticks=False, labelExpr="datum.value % 1 ? '' : datum.label")
+    whole = altair.Axis(grid=False, ticks=False, labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")
     return (
         altair.Chart(frame(runs, metric), title=PANELS.get(metric, metric))
         .mark_line(point={"size": POINT})
