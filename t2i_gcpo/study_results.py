@@ -40,11 +40,13 @@ class Results:
         self.outcomes = {trial.name: Outcome() for trial in study.trials}
         self._trials = {trial.name: trial_row(trial, Outcome()) for trial in study.trials}
         self._groups = {group: group_row(group, members, self.outcomes) for group, members in study.groups.items()}
+        self._against = self._beside()
 
     def record(self, trial: Trial, outcome: Outcome) -> None:
         self.outcomes[trial.name] = outcome
         self._trials[trial.name] = trial_row(trial, outcome)
         self._groups[trial.group] = group_row(trial.group, self.study.groups[trial.group], self.outcomes)
+        self._against = self._beside()
 
     def to_json(self) -> dict[str, Any]:
         study = {"file": str(self.study.file), "content": self.study.content}
@@ -54,22 +56,22 @@ class Results:
             "note": self.note(),
             "trials": [*self._trials.values()],
             "groups": [*self._groups.values()],
-            "against": self.against(),
+            "against": self._against,
         }
 
-    def against(self) -> list[dict[str, Any]]:
+    def _beside(self) -> list[dict[str, Any]]:
         """Groups compared with the study's baselines after training, over the seeds that both have done."""
+        groups = self.study.groups
         return [
-            against_row(group, members, baseline, others, self.outcomes)
-            for group, members in self.study.groups.items()
-            for baseline, others in self._baselines(members[0])
+            against_row(group, members, baseline, groups[baseline], self.outcomes)
+            for group, members in groups.items()
+            for baseline in self._baselines(members[0])
         ]
 
-    def _baselines(self, trial: Trial) -> list[tuple[str, list[Trial]]]:
+    def _baselines(self, trial: Trial) -> list[str]:
         """The groups of the study's baselines at the trial's point of the grid; of two baselines the second stands against the first."""
         point, arms = trial.group.removeprefix(trial.arm), self.study.baselines
-        arms = arms[: arms.index(trial.arm)] if trial.arm in arms else arms
-        return [(f"{arm}{point}", self.study.groups[f"{arm}{point}"]) for arm in arms]
+        return [f"{arm}{point}" for arm in (arms[: arms.index(trial.arm)] if trial.arm in arms else arms)]
 
     def finished(self) -> dict[str, list[Run]]:
         """Group -> the runs that are done; groups without any are left out."""
@@ -102,12 +104,9 @@ class Results:
             markdown(COLUMNS, table(self._groups.values())),
             self.note() + "\n",
             *self._by_task(),
-            *(
-                [AGAINST_NOTE + "\n", markdown(AGAINST_COLUMNS, against_table(self.against()))]
-                if self.against()
-                else []
-            ),
         ]
+        if self._against:
+            parts += [AGAINST_NOTE + "\n", markdown(AGAINST_COLUMNS, against_table(self._against))]
         if self.failed():
             parts.append(markdown(FAILED_COLUMNS, self.failed()))
         write_atomically(out / "table.md", "\n".join(parts))
@@ -129,8 +128,8 @@ class Results:
         """The tables on the terminal."""
         print_table(COLUMNS, table(self._groups.values()))
         print_note(self.note())
-        if self.against():
-            print_table(AGAINST_COLUMNS, against_table(self.against()))
+        if self._against:
+            print_table(AGAINST_COLUMNS, against_table(self._against))
             print_note(AGAINST_NOTE)
         if self.failed():
             print_table(FAILED_COLUMNS, self.failed())
@@ -141,12 +140,7 @@ def table(groups: Any) -> list[list[str]]:
     return [
         [
             row["group"],
-            str(row["seeds"]) if row["seeds"] == row["of"] else f"{row['seeds']} of {row['of']}",
-            "–" if row["images"] is None else f"{row['images']:,}",
-            number(row["before"] and row["before"]["overall"]),
-            number(row["after"] and row["after"]["overall"]),
-            _interval_cell(row["difference"]),
-            "–" if row["lowest_seed"] is None else number(row["lowest_seed"]["difference"], signed=True),
+            *_pooled_cells(row, "before", "after"),
             number(row["kl"], digits=4),
             number(row["entropy"]),
             number(row["diversity"]),
@@ -159,18 +153,18 @@ def table(groups: Any) -> list[list[str]]:
 
 def against_table(rows: Any) -> list[list[str]]:
     """Rows of text below AGAINST_COLUMNS."""
+    return [[row["group"], row["against"], *_pooled_cells(row, "theirs", "own")] for row in rows]
+
+
+def _pooled_cells(row: Mapping[str, Any], first: str, second: str) -> list[str]:
+    """Seeds, images, both scores, their difference, the lowest seed's."""
     return [
-        [
-            row["group"],
-            row["against"],
-            str(row["seeds"]) if row["seeds"] == row["of"] else f"{row['seeds']} of {row['of']}",
-            "–" if row["images"] is None else f"{row['images']:,}",
-            number(row["theirs"] and row["theirs"]["overall"]),
-            number(row["own"] and row["own"]["overall"]),
-            _interval_cell(row["difference"]),
-            "–" if row["lowest_seed"] is None else number(row["lowest_seed"]["difference"], signed=True),
-        ]
-        for row in rows
+        str(row["seeds"]) if row["seeds"] == row["of"] else f"{row['seeds']} of {row['of']}",
+        "–" if row["images"] is None else f"{row['images']:,}",
+        number(row[first] and row[first]["overall"]),
+        number(row[second] and row[second]["overall"]),
+        _interval_cell(row["difference"]),
+        "–" if row["lowest_seed"] is None else number(row["lowest_seed"]["difference"], signed=True),
     ]
 
 

@@ -63,26 +63,22 @@ def trial_row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
 
 def group_row(group: str, members: Sequence[Trial], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """What results.json says of a group: its finished seeds, pooled."""
-    done = [(trial, run) for trial in members if (run := outcomes[trial.name].run) is not None]
-    runs = [run for _, run in done]
-    before, after, difference, reason = pool(runs)
-    lowest = None
-    if difference is not None:
-        found = [(run.difference()[0], trial.seed) for trial, run in done]
-        overall, seed = min((e.overall, seed) for e, seed in found if e is not None)
-        lowest = {"seed": seed, "difference": _finite(overall)}
+    done = {trial.seed: run for trial in members if (run := outcomes[trial.name].run) is not None}
+    runs = [*done.values()]
+    pairs, each, reason = {}, {}, ""
+    for seed, run in done.items():
+        difference, why = run.difference()
+        if difference is None or run.before is None or run.after is None:
+            reason = reason or f"{run.path}: {why}"
+        else:
+            pairs[seed], each[seed] = (run.before, run.after), difference.overall
     return {
         "group": group,
         "arm": members[0].arm,
         "options": members[0].options,
         "seeds": len(runs),
         "of": len(members),
-        "images": difference and difference.n,
-        "before": before and estimates(before),
-        "after": after and estimates(after),
-        "difference": difference and estimates(difference),
-        "no_difference": reason or None,
-        "lowest_seed": lowest,
+        **_pooled(("before", "after"), pairs, each, reason),
         **{name: _mean([_at_the_end(run, name) for run in runs]) for name in METRICS},
         "seconds": _mean([run.seconds() for run in runs]),
         "images_sampled": _mean([run.last("images_sampled") for run in runs]),
@@ -99,56 +95,46 @@ def against_row(
         for trial in members
         if (own := outcomes[trial.name].run) and (other := theirs.get(trial.seed)) and other.after and own.after
     }
-    row: dict[str, Any] = {"group": group, "against": baseline, "seeds": len(pairs), "of": len(members)}
+    each, reason = {}, ""
     try:
-        first, second, difference, reason = (
-            pool_pairs([*pairs.values()]) if pairs else (None, None, None, "no seed is done")
-        )
+        each = {seed: paired_difference(*pair).overall for seed, pair in pairs.items()}
     except ValueError as error:
-        first, second, difference, reason = None, None, None, str(error)
-    lowest = None
-    if difference is not None:
-        overall, seed = min((paired_difference(*pair).overall, seed) for seed, pair in pairs.items())
-        lowest = {"seed": seed, "difference": _finite(overall)}
+        reason = str(error)
+    row = {"group": group, "against": baseline, "seeds": len(pairs), "of": len(members)}
+    return {**row, **_pooled(("theirs", "own"), pairs, each, reason)}
+
+
+def _pooled(
+    names: tuple[str, str],
+    pairs: Mapping[int, tuple[EvalResult, EvalResult]],
+    each: Mapping[int, float],
+    reason: str,
+) -> dict[str, Any]:
+    """Scores of the first and the second of each seed's pair, under `names`, and their paired difference, pooled over the seeds.
+
+    `each`: the seeds' own differences. `reason`: why there is nothing to pool, or "".
+    """
+    first = second = difference = lowest = None
+    if not pairs:
+        reason = reason or "no seed is done"
+    if not reason and len({tuple((row.text, row.task) for row in one.rows) for one, _ in pairs.values()}) > 1:
+        reason = "the seeds have different test prompts"
+    if not reason:
+        rows = next(iter(pairs.values()))[0].rows
+        clusters, tasks = [row.text for row in rows], [row.task for row in rows]
+        scores = [[[row.score for row in result.rows] for result in pair] for pair in pairs.values()]
+        first, second = (pooled([pair[k] for pair in scores], clusters, tasks) for k in (0, 1))
+        difference = pooled([[b - a for a, b in zip(*pair, strict=True)] for pair in scores], clusters, tasks)
+        seed = min(each, key=lambda seed: (each[seed], seed))
+        lowest = {"seed": seed, "difference": _finite(each[seed])}
     return {
-        **row,
         "images": difference and difference.n,
-        "theirs": first and estimates(first),
-        "own": second and estimates(second),
+        names[0]: first and estimates(first),
+        names[1]: second and estimates(second),
         "difference": difference and estimates(difference),
         "no_difference": reason or None,
         "lowest_seed": lowest,
     }
-
-
-def pool(runs: Sequence[Run]) -> tuple[Estimates | None, Estimates | None, Estimates | None, str]:
-    """Scores before, after and their paired difference, pooled over runs; or None of them and why."""
-    if not runs:
-        return None, None, None, "no seed is done"
-    pairs: list[tuple[EvalResult, EvalResult]] = []
-    for run in runs:
-        difference, reason = run.difference()
-        if difference is None or run.before is None or run.after is None:
-            return None, None, None, f"{run.path}: {reason}"
-        pairs.append((run.before, run.after))
-    return pool_pairs(pairs)
-
-
-def pool_pairs(
-    pairs: Sequence[tuple[EvalResult, EvalResult]],
-) -> tuple[Estimates | None, Estimates | None, Estimates | None, str]:
-    """Scores of the first and the second of each pair and their paired difference, pooled over the pairs (a seed each); or None of them and why.
-    ValueError where a pair does not have the same prompts and noise."""
-    for first, second in pairs:
-        paired_difference(first, second)
-    rows = pairs[0][0].rows
-    clusters, tasks = [row.text for row in rows], [row.task for row in rows]
-    if any([(row.text, row.task) for row in first.rows] != [*zip(clusters, tasks, strict=True)] for first, _ in pairs):
-        return None, None, None, "the seeds have different test prompts"
-    scores = [[[row.score for row in result.rows] for result in pair] for pair in pairs]
-    before, after = (pooled([pair[k] for pair in scores], clusters, tasks) for k in (0, 1))
-    differences = [[b - a for a, b in zip(*pair, strict=True)] for pair in scores]
-    return before, after, pooled(differences, clusters, tasks), ""
 
 
 def estimates(found: Estimates) -> dict[str, Any]:
