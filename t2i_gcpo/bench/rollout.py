@@ -20,6 +20,7 @@ from t2i_gcpo import generators
 from t2i_gcpo import prompts as prompt_files
 from t2i_gcpo.bench import positive, rollout_masked
 from t2i_gcpo.bench.measure import Report, interleave, speed_up, warm_up
+from t2i_gcpo.bench.sides import any_tokens, batch_size, check_distribution, scored, settings
 from t2i_gcpo.evaluate import spread
 from t2i_gcpo.generators.amused import Amused
 from t2i_gcpo.generators.janus import Janus
@@ -27,12 +28,8 @@ from t2i_gcpo.generators.janus_sampler import can_compile
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 BASELINE = "transformers' generate"
-SCORE_ROWS = 16
-"""Rows that are scored at once by the checks."""
 TIE = 1e-3
 """Logits of a greedy step that are this near one another, in nats, may come out in either order (fp32, guided)."""
-STANDARD_ERRORS = 5.0
-"""How far the mean log-probs of two samples of one distribution may lie apart: once in a million runs they lie farther."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,21 +73,16 @@ def run(options: argparse.Namespace, console: Console) -> Report:
         raise ValueError(f"--guidance is {options.guidance}; the baselines sample with guidance above 1 only")
     device = torch.device(options.device)
     generator = generators.load(options.checkpoint, device=device, compile=options.compile is True)
-    if isinstance(generator, Amused):
-        prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
-        return rollout_masked.measure(options, console, generator, prompts)
-    if not isinstance(generator, Janus):
+    if not isinstance(generator, (Amused, Janus)):
         raise ValueError(
             f"{options.checkpoint} is a {generator.kind} checkpoint; there are baselines for janus and amused"
         )
-    compiled = can_compile(device) if options.compile is None else options.compile
     prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
+    if isinstance(generator, Amused):
+        return rollout_masked.measure(options, console, generator, prompts)
+    compiled = can_compile(device) if options.compile is None else options.compile
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed)
-    batch = len(prompts) * options.group_size
-    if batch < 2:
-        raise ValueError(
-            "a batch of one image has no spread to compare samples by; raise --num-prompts or --group-size"
-        )
+    batch = batch_size(options, len(prompts))
 
     def ours(compile: bool, how: Sampling = sampling) -> Rollout:
         generator.compile = compile
@@ -100,10 +92,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     sides = {fastest: lambda: ours(compiled), "baseline": lambda: generate(generator, prompts, sampling)}
     if compiled:
         sides["eager"] = lambda: ours(False)
-    rows, columns = generator.grid
-    tokens = torch.randint(  # decoding costs the same for all
-        generator.codebook_size, (batch, rows * columns), generator=torch.Generator().manual_seed(options.seed)
-    ).to(device)
+    tokens = any_tokens(generator, batch, options.seed, device)
     sides["decode"] = lambda: generator.decode(tokens)
     warmup = warm_up(sides, device, console)
     greedy = replace(sampling, temperature=0.0)
@@ -122,19 +111,8 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     with_decode = speed_up(
         "with_decode", decoded[fastest], decoded["baseline"], work=batch, unit="images/s", seed=options.seed
     )
-    settings = {
-        "checkpoint": options.checkpoint,
-        "prompts": options.prompts,
-        "num_prompts": len(prompts),
-        "group_size": options.group_size,
-        "images": batch,
-        "tokens": tokens.shape[1],
-        "guidance": options.guidance,
-        "dtype": str(generator.dtype),
-        "compiled": compiled,
-        "seed": options.seed,
-    }
-    return Report("rollout", (*lines, with_decode), BASELINE, warmup, device, settings)
+    about = settings(options, generator, len(prompts), compiled=compiled)
+    return Report("rollout", (*lines, with_decode), BASELINE, warmup, device, about)
 
 
 def check(generator: Janus, rollouts: dict[str, tuple[Rollout, Rollout]], sampled: Tensor, greedy: Tensor) -> None:
@@ -149,24 +127,11 @@ def check(generator: Janus, rollouts: dict[str, tuple[Rollout, Rollout]], sample
     scores = {}
     for name, (drawn, best) in candidates.items():
         # At temperature 0 the most likely token scores 0, another one -ln(1 + exp(gap)).
-        if float(_scored(generator, best).min()) < -math.log1p(math.exp(TIE)):
+        if float(scored(generator, best).min()) < -math.log1p(math.exp(TIE)):
             raise RuntimeError(
                 f"the greedy tokens of {name} are not the most likely ones under guidance {best.sampling.guidance}"
             )
-        scores[name] = _scored(generator, drawn).mean(dim=1)
+        scores[name] = scored(generator, drawn).mean(dim=1)
     theirs = scores.pop("baseline")
     for name, mine in scores.items():
-        difference = float(mine.mean() - theirs.mean())
-        error = math.sqrt(float(mine.var()) / len(mine) + float(theirs.var()) / len(theirs))
-        if not abs(difference) <= STANDARD_ERRORS * error:
-            raise RuntimeError(
-                f"the tokens of {name} and of the baseline are not samples of one distribution: their mean log-probs are "
-                f"{float(mine.mean()):.3f} and {float(theirs.mean()):.3f} nats, {abs(difference) / max(error, 1e-12):.1f} standard errors apart"
-            )
-
-
-@torch.no_grad()
-def _scored(generator: Janus, rollout: Rollout) -> Tensor:
-    """[B, T] log-probs of a rollout's tokens under its sampling options."""
-    parts = torch.arange(rollout.batch).split(SCORE_ROWS)
-    return torch.cat([generator.token_logprobs(rollout.rows(part), distribution="guided") for part in parts])
+        check_distribution(f"the tokens of {name} and of the baseline", mine, theirs)

@@ -8,7 +8,6 @@ B = P * G rows, T tokens, N steps.
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,15 +17,12 @@ from rich.console import Console
 from torch import Tensor
 
 from t2i_gcpo.bench.measure import Report, Side, interleave, speed_up, warm_up
+from t2i_gcpo.bench.sides import any_tokens, batch_size, check_distribution, scored, settings
 from t2i_gcpo.generators.amused import Amused
 from t2i_gcpo.generators.amused_parts import NULL, Texts
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
 
 BASELINE = "diffusers' AmusedPipeline"
-SCORE_ROWS = 16
-"""Rows that are scored at once by the check."""
-STANDARD_ERRORS = 5.0
-"""How far the mean log-probs of two samples of one distribution may lie apart: once in a million runs they lie farther."""
 
 
 class Pipeline:
@@ -87,16 +83,9 @@ def measure(options: argparse.Namespace, console: Console, generator: Amused, pr
     device = torch.device(options.device)
     plan = Unmasking(steps=options.steps)
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed, unmasking=plan)
-    batch = len(prompts) * options.group_size
-    if batch < 2:
-        raise ValueError(
-            "a batch of one image has no spread to compare samples by; raise --num-prompts or --group-size"
-        )
+    batch = batch_size(options, len(prompts))
     baseline = Pipeline(generator, prompts, sampling)
-    rows, columns = generator.grid
-    tokens = torch.randint(  # decoding costs the same for both
-        generator.codebook_size, (batch, rows * columns), generator=torch.Generator().manual_seed(options.seed)
-    ).to(device)
+    tokens = any_tokens(generator, batch, options.seed, device)
     sides: dict[str, Side] = {
         "eager": lambda: generator.sample(prompts, sampling),
         "baseline": baseline,
@@ -112,20 +101,8 @@ def measure(options: argparse.Namespace, console: Console, generator: Amused, pr
         speed_up(name, spent["eager"], spent["baseline"], work=batch, unit="images/s", seed=options.seed)
         for name, spent in (("eager", times), ("with_decode", decoded))
     )
-    settings = {
-        "checkpoint": options.checkpoint,
-        "prompts": options.prompts,
-        "num_prompts": len(prompts),
-        "group_size": options.group_size,
-        "images": batch,
-        "tokens": tokens.shape[1],
-        "steps": options.steps,
-        "guidance": options.guidance,
-        "dtype": str(generator.dtype),
-        "compiled": False,
-        "seed": options.seed,
-    }
-    return Report("rollout", lines, BASELINE, warmup, device, settings)
+    about = settings(options, generator, len(prompts), compiled=False, steps=options.steps)
+    return Report("rollout", lines, BASELINE, warmup, device, about)
 
 
 def check(generator: Amused, ours: Rollout, theirs: Rollout) -> None:
@@ -133,18 +110,5 @@ def check(generator: Amused, ours: Rollout, theirs: Rollout) -> None:
 
     Another guidance, temperature, schedule or confidence moves the mean.
     """
-    mine, other = (_scored(generator, rollout).mean(dim=1) for rollout in (ours, theirs))
-    difference = float(mine.mean() - other.mean())
-    error = math.sqrt(float(mine.var()) / len(mine) + float(other.var()) / len(other))
-    if not abs(difference) <= STANDARD_ERRORS * error:
-        raise RuntimeError(
-            f"our tokens and the baseline's are not samples of one distribution: their mean log-probs are "
-            f"{float(mine.mean()):.3f} and {float(other.mean()):.3f} nats, {abs(difference) / max(error, 1e-12):.1f} standard errors apart"
-        )
-
-
-@torch.no_grad()
-def _scored(generator: Amused, rollout: Rollout) -> Tensor:
-    """[B, T] log-probs of a rollout's tokens under its sampling options."""
-    parts = torch.arange(rollout.batch).split(SCORE_ROWS)
-    return torch.cat([generator.token_logprobs(rollout.rows(part), distribution="guided") for part in parts])
+    mine, other = (scored(generator, rollout).mean(dim=1) for rollout in (ours, theirs))
+    check_distribution("our tokens and the baseline's", mine, other)
