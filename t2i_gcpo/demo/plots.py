@@ -46,9 +46,9 @@ def colors(labels: Iterable[str]) -> dict[str, str]:
     return {label: COLORS[k % len(COLORS)] for k, label in enumerate(labels)}
 
 
-def line_plot(*, min_width: int = 280) -> gr.Plot:
+def line_plot() -> gr.Plot:
     """An empty plot for `lines`."""
-    return gr.Plot(show_label=False, min_width=min_width, buttons=[])
+    return gr.Plot(show_label=False, min_width=280, buttons=[])
 
 
 def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:

@@ -74,14 +74,8 @@ class StepSampler:
 
     def _branches(self, texts: list[str], negatives: list[str] | None, sampling: Sampling) -> tuple[Texts, Branches]:
         """The folded branches' texts [M R], and which is which."""
-        divergences = bool({"exact_kl", "js"} & set(sampling.stats))
-        parts, null, contrast = [self.texts(texts)], None, None
-        if sampling.guidance != 1 or (divergences and negatives is None):
-            null = len(parts)
-            parts.append(self.texts([NULL] * len(texts)))
-        if divergences and negatives is not None:
-            contrast = len(parts)
-            parts.append(self.texts(negatives))
-        elif negatives is None:
-            contrast = null
-        return parts[0].cat(*parts[1:]), Branches(null=null, contrast=contrast, count=len(parts))
+        branches = Branches.of(sampling, negative=negatives is not None)
+        others = [self.texts([NULL] * len(texts))] if branches.null is not None else []
+        if negatives is not None and branches.contrast is not None:
+            others.append(self.texts(negatives))
+        return self.texts(texts).cat(*others), branches

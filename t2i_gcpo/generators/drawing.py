@@ -25,6 +25,17 @@ class Branches:
     count: int = 1
     """N; branch 0 is the prompt."""
 
+    @classmethod
+    def of(cls, sampling: Sampling, *, negative: bool) -> Branches:
+        """Those that a rollout needs, in the order prompt, null prompt, negative prompt. `negative`: there are negative texts; the null prompt
+        is the contrast where there are none. A negative text runs for the divergences alone: its log-probs can be computed afterwards."""
+        divergences = bool({"exact_kl", "js"} & set(sampling.stats))
+        null = 1 if sampling.guidance != 1 or (divergences and not negative) else None
+        following = 1 if null is None else 2
+        if not negative:
+            return cls(null=null, contrast=null, count=following)
+        return cls(null, following, following + 1) if divergences else cls(null, None, following)
+
 
 @dataclass(frozen=True)
 class Drawn:

@@ -84,21 +84,15 @@ class RowSampler:
         self, texts: list[str], negatives: list[str] | None, sampling: Sampling, *, width_multiple: int
     ) -> tuple[Encoded, Branches]:
         """The folded branches [N Q, L] of Q prompts, and which is which."""
-        divergences = bool({"exact_kl", "js"} & set(sampling.stats))
-        with_negative = negatives if divergences else None
+        branches = Branches.of(sampling, negative=negatives is not None)
+        with_negative = negatives if branches.contrast is not None else None
         encoded = self.encoder.encode(texts + (with_negative or []), width_multiple=width_multiple)
         index = torch.arange(len(encoded.ids), device=encoded.ids.device)
-        parts = [encoded.take(index[: len(texts)])]
-        null = contrast = None
-        if sampling.guidance != 1 or (divergences and negatives is None):
-            null = len(parts)
-            parts.append(self.encoder.null(parts[0]))
+        prompts = encoded.take(index[: len(texts)])
+        others = [self.encoder.null(prompts)] if branches.null is not None else []
         if with_negative is not None:
-            contrast = len(parts)
-            parts.append(encoded.take(index[len(texts) :]))
-        elif negatives is None:
-            contrast = null
-        return parts[0].cat(*parts[1:]), Branches(null=null, contrast=contrast, count=len(parts))
+            others.append(encoded.take(index[len(texts) :]))
+        return prompts.cat(*others), branches
 
 
 def worth_compiling(rows: int, max_batch: int | None) -> bool:

@@ -74,9 +74,6 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
     model = generator.model
     vq_settings = VQSettings(**json.loads((training / "vq_settings.json").read_text()))
 
-    def millions(module: Any) -> float:
-        return sum(p.numel() for p in module.parameters()) / 1e6
-
     text = CARD.format(
         parameters=millions(model),
         language=millions(model.model.language_model),
@@ -92,6 +89,11 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
     return result
+
+
+def millions(module: Any) -> float:
+    """Its parameters."""
+    return sum(p.numel() for p in module.parameters()) / 1e6
 
 
 def score(generator: Any, training: Path, name: str, *, images: int) -> EvalResult:

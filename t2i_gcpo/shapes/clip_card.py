@@ -11,6 +11,7 @@ from rewards.open_clip_encoder import OpenClipEncoder
 from rewards.open_clip_model import load_open_clip
 from t2i_gcpo.generators.janus import Janus
 from t2i_gcpo.shapes.captions import KINDS
+from t2i_gcpo.shapes.card import millions
 from t2i_gcpo.shapes.prompts import TASKS
 from t2i_gcpo.shapes.retrieval import CANDIDATES, Retrieval, measure
 from t2i_gcpo.shapes.verdicts import through_vq
@@ -107,11 +108,7 @@ def write(folder: Path, work: Path, *, rounds: int) -> Retrieval:
 
 def sizes(encoder: OpenClipEncoder) -> dict[str, float]:
     """Parameters in millions, and the number of features."""
-
-    def millions(parameters: Any) -> float:
-        return sum(p.numel() for p in parameters) / 1e6
-
-    whole, visual = millions(encoder.model.parameters()), millions(encoder.model.visual.parameters())
+    whole, visual = millions(encoder.model), millions(encoder.model.visual)
     return {
         "parameters": whole,
         "visual": visual,

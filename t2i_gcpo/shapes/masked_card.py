@@ -10,7 +10,7 @@ from typing import Any
 from t2i_gcpo.evaluate import EvalResult
 from t2i_gcpo.generators import load
 from t2i_gcpo.records import Sampling
-from t2i_gcpo.shapes.card import GUIDANCE, SEED, score, table
+from t2i_gcpo.shapes.card import GUIDANCE, SEED, millions, score, table
 
 CARD = """---
 license: apache-2.0
@@ -65,9 +65,6 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
     result = score(generator, training, "amused-mini", images=images)
     settings = json.loads((training / "settings.json").read_text(encoding="utf-8"))
     parts = generator.parts
-
-    def millions(module: Any) -> float:
-        return sum(p.numel() for p in module.parameters()) / 1e6
 
     text = CARD.format(
         height=parts.pixels[0],

@@ -129,10 +129,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain janus", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="work folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of both stages (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    add_work_options(parser, "runs/pretrain", seed="seed of both stages ")
     return parser
+
+
+def add_work_options(parser: argparse.ArgumentParser, out: str, *, seed: str = "", steps: int | None = None) -> None:
+    """The options of every pre-training. `steps`: their default, where they can be chosen."""
+    parser.add_argument("--out", type=Path, default=Path(out), help="work folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help=f"{seed}(default: %(default)s)")
+    if steps is not None:
+        parser.add_argument("--steps", type=int, default=steps, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
 
 
 if __name__ == "__main__":

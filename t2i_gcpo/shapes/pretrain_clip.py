@@ -14,7 +14,7 @@ import torch
 from t2i_gcpo.shapes import clip_card
 from t2i_gcpo.shapes.clip_mini import ClipShape, build, save
 from t2i_gcpo.shapes.contrastive import ClipSettings, ClipTrainer
-from t2i_gcpo.shapes.pretrain import Stage
+from t2i_gcpo.shapes.pretrain import Stage, add_work_options
 from t2i_gcpo.shapes.retrieval import CANDIDATES, ROUNDS
 
 
@@ -52,12 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain clip", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/pretrain_clip"), help="work folder (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=ClipSettings.steps, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    add_work_options(parser, "runs/pretrain_clip", steps=ClipSettings.steps)
     parser.add_argument(
         "--rounds",
         type=int,

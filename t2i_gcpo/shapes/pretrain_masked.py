@@ -17,7 +17,7 @@ from t2i_gcpo.generators.janus import Janus
 from t2i_gcpo.shapes import masked_card
 from t2i_gcpo.shapes.amused_mini import MaskedModelShape, build_amused
 from t2i_gcpo.shapes.masked import MaskedSettings, MaskedTrainer
-from t2i_gcpo.shapes.pretrain import Stage
+from t2i_gcpo.shapes.pretrain import Stage, add_work_options
 from t2i_gcpo.shapes.vq import VQSettings, patch_codes
 
 #: Whose VQ model it shares.
@@ -59,12 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain amused", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/pretrain_amused"), help="work folder (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=MaskedSettings.steps, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+    add_work_options(parser, "runs/pretrain_amused", steps=MaskedSettings.steps)
     return parser
 
 
