@@ -6,7 +6,6 @@
 
 # %%
 import json
-import tarfile
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -21,11 +20,9 @@ import t2i_gcpo
 from t2i_gcpo import Schedule, Trainer, generators, pictures, study_results, tables
 from t2i_gcpo.algorithms import TABLE
 from t2i_gcpo.curves import COLORS
-from t2i_gcpo.evaluate import EvalResult, evaluate, paired_difference, pick, spread
+from t2i_gcpo.evaluate import evaluate, paired_difference, pick, spread
 from t2i_gcpo.prompts import read
 from t2i_gcpo.records import Sampling
-from t2i_gcpo.run_folder import AFTER
-from t2i_gcpo.statistics import pooled
 from t2i_gcpo.tracking import Tracker
 
 logging.disable_progress_bar()
@@ -59,8 +56,7 @@ Markdown(tables.markdown(["option", *ALGORITHMS], rows))
 
 # %%
 def load(name):
-    path = RESULTS / name / "results.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads((RESULTS / name / "results.json").read_text())
 
 
 def show(name, study):
@@ -70,88 +66,44 @@ def show(name, study):
 
 
 shapes = load("shapes")
-if shapes is None:
-    print("docs/results/shapes/results.json is not there: the three algorithms have not been compared over seeds.")
-else:
-    show("shapes", shapes)
+show("shapes", shapes)
 
 # %% [markdown]
-# Where the file is there, left: the difference between after and before, with its 95 % interval over seeds and prompts, and each seed's own difference as a ring. Right: the same by task.
+# Left: the difference between after and before, with its 95 % interval over seeds and prompts, and each seed's own difference as a ring. Right: the same by task.
 
 # %%
-groups = [row for row in (shapes or {"groups": []})["groups"] if row["difference"] is not None]
-if groups:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 3], layout="constrained")
-    for k, row in enumerate(groups):
-        found, color = row["difference"], COLOR.get(row["group"], COLORS[3 + k])
-        low, high = found["ci95"]
-        left.errorbar(k, found["overall"], [[found["overall"] - low], [high - found["overall"]]], fmt="s", color=color)
-        seeds = [t["difference"]["overall"] for t in shapes["trials"] if t["group"] == row["group"] and t["difference"]]
-        left.scatter([k + 0.18] * len(seeds), seeds, facecolors="none", edgecolors=color, s=22)
-        names = list(found["by_task"])
-        means = np.array([found["by_task"][task] for task in names])
-        bounds = np.array([found["by_task_ci95"][task] for task in names])
-        at = np.arange(len(names)) + 0.18 * (k - (len(groups) - 1) / 2)
-        right.errorbar(at, means, np.abs(bounds.T - means), fmt="s", color=color, label=row["group"])
-    left.set_xticks(range(len(groups)), [row["group"] for row in groups])
-    right.set_xticks(range(len(names)), names)
-    for axis in (left, right):
-        axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
-    left.set(title="after less before", xlim=(-0.5, len(groups) - 0.3))
-    right.set(title="by task")
-    right.legend(frameon=False)
-    plt.show()
-else:
-    print("nothing to draw")
+groups = shapes["groups"]
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 3], layout="constrained")
+for k, row in enumerate(groups):
+    found, color = row["difference"], COLOR[row["group"]]
+    low, high = found["ci95"]
+    left.errorbar(k, found["overall"], [[found["overall"] - low], [high - found["overall"]]], fmt="s", color=color)
+    seeds = [t["difference"]["overall"] for t in shapes["trials"] if t["group"] == row["group"]]
+    left.scatter([k + 0.18] * len(seeds), seeds, facecolors="none", edgecolors=color, s=22)
+    names = list(found["by_task"])
+    means = np.array([found["by_task"][task] for task in names])
+    bounds = np.array([found["by_task_ci95"][task] for task in names])
+    at = np.arange(len(names)) + 0.18 * (k - (len(groups) - 1) / 2)
+    right.errorbar(at, means, np.abs(bounds.T - means), fmt="s", color=color, label=row["group"])
+left.set_xticks(range(len(groups)), [row["group"] for row in groups])
+right.set_xticks(range(len(names)), names)
+for axis in (left, right):
+    axis.axhline(0, color="black", linewidth=0.8, linestyle=":")
+left.set(title="after less before", xlim=(-0.5, len(groups) - 0.3))
+right.set(title="by task")
+right.legend(frameon=False)
+plt.show()
 
 # %% [markdown]
-# The rows share prompts and seeds, so the intervals of two rows are *not* an interval of their difference. What the file does allow is to subtract seed by seed: two algorithms with one seed started from the same weights and were scored on the same prompts and noise.
+# The rows share prompts and seeds, so the intervals of two rows are *not* an interval of their difference. The study has that, too (`against: [grpo, dapo]` in its file): one arm less another after training, image by image under the same seed, prompt and
+# noise, pooled over the seeds.
 
 # %%
-if groups:
-    after = {(t["group"], t["seed"]): t["after"]["overall"] for t in shapes["trials"] if t["after"]}
-    seeds = sorted({seed for _, seed in after})
-    pairs = [("gcpo", "grpo"), ("dapo", "grpo"), ("gcpo", "dapo")]
-    rows = []
-    for a, b in pairs:
-        each = [after[a, seed] - after[b, seed] for seed in seeds if (a, seed) in after and (b, seed) in after]
-        spread_of = f"{min(each):+.3f} to {max(each):+.3f}" if each else "–"
-        rows.append(
-            [f"{a} less {b}", str(len(each)), tables.number(np.mean(each) if each else None, signed=True), spread_of]
-        )
-    display(Markdown(tables.markdown(["after, seed by seed", "seeds", "mean", "range over the seeds"], rows)))
-    print("Where the range holds 0, the seeds do not agree on the sign.")
-else:
-    print("nothing to subtract")
-
-# %% [markdown]
-# Where the evaluations of a study's runs are in the repository too (`trials.tgz`), one arm less another can be taken image by image, under the same prompt and noise. The interval is over prompts and, with several seeds, over the seeds (`statistics.pooled`). Of the
-# tuning study these are the arms `base`: one seed, the validation prompts.
-
-# %%
-folder = tempfile.TemporaryDirectory()
-rows = []
-for name, arm in (("shapes", "{}"), ("tune", "{}-base")):
-    archive = RESULTS / name / "trials.tgz"
-    if load(name) is None or not archive.is_file():
-        print(f"docs/results/{name}/trials.tgz is not there")
-        continue
-    with tarfile.open(archive) as file:
-        file.extractall(folder.name, filter="data")
-    done = [trial for trial in load(name)["trials"] if trial["after"]]
-    last = {(t["group"], t["seed"]): EvalResult.load(Path(folder.name, t["folder"], AFTER)) for t in done}
-    for a, b in (("gcpo", "grpo"), ("dapo", "grpo"), ("gcpo", "dapo")):
-        first, second = ({seed: e for (group, seed), e in last.items() if group == arm.format(x)} for x in (a, b))
-        seeds = sorted(first.keys() & second.keys())
-        images = first[seeds[0]].rows
-        each = [[x.score - y.score for x, y in zip(first[seed].rows, second[seed].rows, strict=True)] for seed in seeds]
-        found = pooled(each, [image.text for image in images], [image.task for image in images])
-        low, high = found.ci95
-        holds = "holds 0: not told apart" if low <= 0 <= high else "does not hold 0"
-        cell = tables.with_interval(found.overall, found.ci95, signed=True)
-        rows.append([f"{name}: {a} less {b}", str(len(seeds)), f"{found.n:,}", cell, holds])
-display(Markdown(tables.markdown(["after training", "seeds", "pairs of images", "difference", "its interval"], rows)))
-print("Of one seed, the interval holds no variance between seeds, and no claim about algorithms follows from it.")
+display(Markdown(tables.markdown(study_results.AGAINST_COLUMNS, study_results.against_table(shapes["against"]))))
+for row in shapes["against"]:
+    low, high = row["difference"]["ci95"]
+    holds = "holds 0: not told apart" if low <= 0 <= high else "does not hold 0"
+    print(f"{row['group']} less {row['against']}: the interval {holds}")
 luck = 1 - 0.95**3
 print(f"Of three independent 95 % intervals around 0, at least one misses it by chance with probability {luck:.2f}.")
 
@@ -166,18 +118,17 @@ show("quickstart", load("quickstart"))
 # %% [markdown]
 # ## Tuning: one seed a setting, on the validation prompts
 #
-# The same settings for each algorithm, one factor at a time, about equal numbers of sampled images. The file holds those that have been run.
+# The same settings for each algorithm, one factor at a time, about equal numbers of sampled images.
 
 # %%
 tune = load("tune")
-done = [row for row in tune["groups"] if row["difference"] is not None]
-show("tune", tune | {"groups": done})
+show("tune", tune)
 
 # %%
-settings = list(dict.fromkeys(row["group"].split("-", 1)[1] for row in done))
+settings = list(dict.fromkeys(row["group"].split("-", 1)[1] for row in tune["groups"]))
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, width_ratios=[3, 2], layout="constrained")
 for k, name in enumerate(ALGORITHMS):
-    mine = [row for row in done if row["group"].startswith(f"{name}-")]
+    mine = [row for row in tune["groups"] if row["group"].startswith(f"{name}-")]
     means = np.array([row["difference"]["overall"] for row in mine])
     errors = np.abs(np.array([row["difference"]["ci95"] for row in mine]).T - means)
     at = [settings.index(row["group"].split("-", 1)[1]) + 0.18 * (k - 1) for row in mine]
@@ -259,6 +210,7 @@ logged = {
     "kl_loss": "KL term",
     "grad_norm": "gradient norm",
 }
+folder = tempfile.TemporaryDirectory()
 rows = []
 for name in ALGORITHMS:
     generator, run = generators.load("janus-mini", compile=False), Path(folder.name, name)
