@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bench_options
 import pytest
 import tiny
 import torch
@@ -38,12 +39,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def model_options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A tiny checkpoint, prompts that it can read, and as little of them as there can be."""
-    folder = tmp_path_factory.mktemp("bench")
-    tiny.checkpoint(folder / "tiny")
-    (folder / "prompts.txt").write_text("a red circle\ntwo blue star left of a green square\n", encoding="utf-8")
-    options = ["--checkpoint", str(folder / "tiny"), "--prompts", str(folder / "prompts.txt")]
-    return [*options, "--num-prompts", "2", "--group-size", "3", "--pairs", "2"]
+    return bench_options.small(tmp_path_factory.mktemp("bench"), tiny.checkpoint, group_size=3)
 
 
 SMALL = {

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bench_options
 import pytest
 import tiny_amused
 import torch
@@ -17,11 +18,7 @@ from t2i_gcpo.records import Prompt, Sampling, Unmasking
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("bench")
-    tiny_amused.checkpoint(folder / "tiny")
-    (folder / "prompts.txt").write_text("a red circle\ntwo blue star left of a green square\n", encoding="utf-8")
-    chosen = ["--checkpoint", str(folder / "tiny"), "--prompts", str(folder / "prompts.txt")]
-    return [*chosen, "--num-prompts", "2", "--group-size", "4", "--pairs", "2"]
+    return bench_options.small(tmp_path_factory.mktemp("bench"), tiny_amused.checkpoint, group_size=4)
 
 
 def test_sampling_against_the_pipeline_writes_its_numbers(options: list[str], tmp_path: Path) -> None:
