@@ -310,6 +310,24 @@ def test_factors_reach_the_loss_and_the_metrics(tmp_path: Path) -> None:
     assert record.metrics["kl"] > 0
 
 
+def test_metrics_do_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
+    """Each image has key steps of its own, so that the rows differ in how many tokens are scored: each of these counts once."""
+    found = []
+    for size in (1, 16):
+        policy = tiny_amused.generator(masked_policy="key_steps", masked_passes=1)
+        how = Sampling(guidance=2.0, unmasking=Unmasking(steps=4))
+        run = training.trainer(tmp_path / str(size), policy=policy, sampling=how, steps=1, micro_batch=size)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for parameter in policy.trainable_parameters():
+                parameter.mul_(1.1)  # away from the reference
+        record = run.step()
+        assert record.scored is not None
+        scale = policy.training_scores(record.scored.rollout, distribution="guided").scale
+        assert scale is not None and len((scale > 0).sum(dim=1).unique()) > 1
+        found.append({name: record.metrics[name] for name in ("kl", "kl_k1", "ratio_mean", "policy_loss")})
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
+
+
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 
