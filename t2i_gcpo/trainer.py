@@ -115,8 +115,8 @@ class Trainer:
         self.generator.check_prompts(prompts)
         self.prompt_sampler = PromptSampler(prompts, seed=self.seed, balanced=self.balanced)
         self.generator.keep_reference()
-        if hasattr(self.generator, "rollouts_ahead"):
-            self.generator.rollouts_ahead = self.steps
+        if hasattr(self.generator, "compiles"):
+            self.generator.compiles.rollouts_ahead = self.steps
         self.updater = Updater(
             self.generator,
             algorithm,

@@ -16,6 +16,7 @@ from torch import Tensor
 from t2i_gcpo import generators
 from t2i_gcpo.generators.amused import Amused
 from t2i_gcpo.generators.amused_parts import AmusedParts
+from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.logprobs import entropy
 from t2i_gcpo.records import Rollout, Sampling, Unmasking
 from t2i_gcpo.sampling import behaviour_logits
@@ -108,6 +109,52 @@ def test_images_depend_on_their_own_seed_and_indices_alone(shared: Amused) -> No
     assert torch.equal(whole.tokens, small.tokens) and close(whole.logprob_behaviour, small.logprob_behaviour)
     assert not torch.equal(whole.tokens, shared.sample(PROMPTS, sampling(seed=5)).tokens)
     assert len({tuple(row) for row in whole.tokens.tolist()}) == 6
+
+
+def test_batches_are_cut_and_filled_up_without_a_change(shared: Amused, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compiled batches are: 6 rows as 4, and 2 filled up to 4."""
+    whole = shared.sample(PROMPTS, sampling())
+    sizes: list[int] = []
+    monkeypatch.setattr(shared, "max_batch", 4)
+    monkeypatch.setattr(shared, "compiles", lambda: True)
+
+    def not_compiled(function: Any, name: str) -> Any:
+        sizes.append(int(name.removeprefix("predict_")))
+        return function
+
+    monkeypatch.setattr("t2i_gcpo.generators.amused_sampler.compiled", not_compiled)
+    again = shared.sample(PROMPTS, sampling())
+    assert sizes == [4], "both batches share one shape"
+    assert torch.equal(again.tokens, whole.tokens) and torch.equal(again.commit_step, whole.commit_step)
+    assert again.stats["entropy"].shape == whole.tokens.shape
+
+
+@pytest.mark.slow
+def test_compiled_sampling_is_uncompiled_sampling_and_follows_the_weights() -> None:
+    from torch._dynamo.utils import counters
+
+    eager, compiled = tiny_amused.generator(compile=False), tiny_amused.generator(compile="auto")
+    if not can_compile(eager.device):
+        pytest.skip("torch.compile has no compiler here")
+    assert not compiled.compiles(), "a single rollout is over before the compiler is"
+    compiled.compiles.rollouts_ahead = 100
+    assert compiled.compiles() and not eager.compiles()
+
+    def both(prompts: list[str], **changes: Any) -> Rollout:
+        ours, theirs = compiled.sample(prompts, sampling(**changes)), eager.sample(prompts, sampling(**changes))
+        assert torch.equal(ours.tokens, theirs.tokens) and torch.equal(ours.commit_step, theirs.commit_step)
+        assert close(ours.logprob_positive, theirs.logprob_positive)
+        return ours
+
+    before = both(PROMPTS)
+    graphs = counters["stats"]["unique_graphs"]
+    both(PROMPTS[::-1], seed=8)
+    for generator in (compiled, eager):
+        with torch.no_grad():
+            for parameter in generator.trainable_parameters():
+                parameter.mul_(0.8)
+    assert not torch.equal(both(PROMPTS).tokens, before.tokens)
+    assert counters["stats"]["unique_graphs"] == graphs, "other prompts, seeds and weights must not compile again"
 
 
 def test_a_negative_prompt_is_the_contrast(shared: Amused) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from t2i_gcpo import generators
+from t2i_gcpo.generators.compilation import cut, filled, worth_compiling
 from t2i_gcpo.generators.janus import Janus
-from t2i_gcpo.generators.janus_rows import cut, filled, worth_compiling
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 SHORT, LONG = "a red circle", "two blue star left of a green square"
@@ -492,13 +492,13 @@ def test_mistakes_are_explained(shared: Janus, call: object, message: str) -> No
 
 
 def test_auto_compiles_only_where_it_pays(shared: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2i_gcpo.generators.janus.can_compile", lambda device: True)
+    monkeypatch.setattr("t2i_gcpo.generators.compilation.can_compile", lambda device: True)
     assert not shared.compiles(), "compile=False"
-    monkeypatch.setattr(shared, "compile", "auto")
+    monkeypatch.setattr(shared.compiles, "choice", "auto")
     assert not shared.compiles(), "a single rollout is over before the compiler is"
-    monkeypatch.setattr(shared, "rollouts_ahead", 100)
+    monkeypatch.setattr(shared.compiles, "rollouts_ahead", 100)
     assert shared.compiles()
-    monkeypatch.setattr("t2i_gcpo.generators.janus.can_compile", lambda device: False)
+    monkeypatch.setattr("t2i_gcpo.generators.compilation.can_compile", lambda device: False)
     assert not shared.compiles()
     with pytest.raises(ValueError, match="C\\+\\+ compiler"):
         Janus(shared.model, shared.processor, compile=True)
@@ -510,7 +510,7 @@ def test_compiled_batches_have_one_size_and_uncompiled_ones_are_even() -> None:
     assert [len(part) for part in cut(rows, 4, compiled=False)] == [3, 3, 3]
     assert [len(part) for part in cut(rows, None, compiled=True)] == [9]
     assert worth_compiling(2, 4) and not worth_compiling(1, 4) and worth_compiling(1, None)
-    assert filled(torch.tensor([[1, 2], [3, 4]]), 4).tolist() == [[1, 2], [3, 4], [3, 4], [3, 4]]
+    assert filled([1, 3], 4) == [1, 3, 3, 3]
 
 
 @pytest.mark.slow

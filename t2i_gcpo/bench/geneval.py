@@ -18,7 +18,7 @@ from t2i_gcpo import prompts as prompt_files
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, check_same, cost, interleave, warm_up
 from t2i_gcpo.evaluate import spread
-from t2i_gcpo.generators.janus_sampler import can_compile
+from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.records import Prompt, Sampling
 
 BASELINE = "sampling and decoding the same images"

@@ -23,8 +23,8 @@ from t2i_gcpo.bench.measure import Report, interleave, speed_up, warm_up
 from t2i_gcpo.bench.sides import any_tokens, batch_size, check_distribution, scored, settings
 from t2i_gcpo.evaluate import spread
 from t2i_gcpo.generators.amused import Amused
+from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.generators.janus import Janus
-from t2i_gcpo.generators.janus_sampler import can_compile
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 BASELINE = "transformers' generate"
@@ -78,14 +78,14 @@ def run(options: argparse.Namespace, console: Console) -> Report:
             f"{options.checkpoint} is a {generator.kind} checkpoint; there are baselines for janus and amused"
         )
     prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
-    if isinstance(generator, Amused):
-        return rollout_masked.measure(options, console, generator, prompts)
     compiled = can_compile(device) if options.compile is None else options.compile
+    if isinstance(generator, Amused):
+        return rollout_masked.measure(options, console, generator, prompts, compiled=compiled)
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed)
     batch = batch_size(options, len(prompts))
 
     def ours(compile: bool, how: Sampling = sampling) -> Rollout:
-        generator.compile = compile
+        generator.compiles.choice = compile
         return generator.sample(prompts, how)
 
     fastest = "compiled" if compiled else "eager"

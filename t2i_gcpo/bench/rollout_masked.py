@@ -1,6 +1,6 @@
 """Sampling of a masked generator: images per second of `generator.sample` against the loop of diffusers' own pipeline.
 
-The same model, prompts, steps, guidance and batch on both sides, both eager, the texts encoded before. Ours also keeps what training needs
+The same model, prompts, steps, guidance and batch on both sides, the texts encoded before. The pipeline is eager, ours eager and compiled. Ours also keeps what training needs
 (both log-probs, the behaviour log-prob, the entropy, the commit steps); the pipeline keeps the tokens. P prompts, G images a prompt,
 B = P * G rows, T tokens, N steps.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,32 +77,36 @@ class Pipeline:
         return replace(like, tokens=self(watch), commit_step=commit)
 
 
-def measure(options: argparse.Namespace, console: Console, generator: Amused, prompts: list[Prompt]) -> Report:
-    """ValueError: compilation asked for, or a batch without spread. RuntimeError: the sides sample from different distributions."""
-    if options.compile:
-        raise ValueError("--compile: the steps of a masked generator are not compiled; leave it out")
+def measure(
+    options: argparse.Namespace, console: Console, generator: Amused, prompts: list[Prompt], *, compiled: bool
+) -> Report:
+    """`compiled`: measure our compiled sampler too. ValueError: a batch without spread. RuntimeError: the sides sample from different distributions."""
     device = torch.device(options.device)
     plan = Unmasking(steps=options.steps)
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed, unmasking=plan)
     batch = batch_size(options, len(prompts))
     baseline = Pipeline(generator, prompts, sampling)
     tokens = any_tokens(generator, batch, options.seed, device)
-    sides: dict[str, Side] = {
-        "eager": lambda: generator.sample(prompts, sampling),
-        "baseline": baseline,
-        "decode": lambda: generator.decode(tokens),
-    }
+
+    def ours(compile: bool) -> Rollout:
+        generator.compiles.choice = compile
+        return generator.sample(prompts, sampling)
+
+    kinds = {"compiled": True, "eager": False} if compiled else {"eager": False}
+    sides: dict[str, Side] = {name: partial(ours, flag) for name, flag in kinds.items()}
+    sides |= {"baseline": baseline, "decode": lambda: generator.decode(tokens)}
     warmup = warm_up(sides, device, console)
-    ours = generator.sample(prompts, sampling)
-    check(generator, ours, baseline.rollout(ours))
+    for flag in kinds.values():
+        check(generator, rollout := ours(flag), baseline.rollout(rollout))
     console.print("checked: same distribution when sampling", highlight=False)
     times = interleave(sides, options.pairs, device)
     decoded = {name: [a + b for a, b in zip(spent, times["decode"], strict=True)] for name, spent in times.items()}
+    fastest = next(iter(kinds))
     lines = tuple(
-        speed_up(name, spent["eager"], spent["baseline"], work=batch, unit="images/s", seed=options.seed)
-        for name, spent in (("eager", times), ("with_decode", decoded))
+        speed_up(name, spent[side], spent["baseline"], work=batch, unit="images/s", seed=options.seed)
+        for name, side, spent in (*((kind, kind, times) for kind in kinds), ("with_decode", fastest, decoded))
     )
-    about = settings(options, generator, len(prompts), compiled=False, steps=options.steps)
+    about = settings(options, generator, len(prompts), compiled=compiled, steps=options.steps)
     return Report("rollout", lines, BASELINE, warmup, device, about)
 
 

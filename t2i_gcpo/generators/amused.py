@@ -30,12 +30,13 @@ from t2i_gcpo.generators.base import (
     as_negatives,
     as_prompts,
     check_tokens,
-    chunks,
     in_chunks,
     seeded,
 )
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
+from t2i_gcpo.generators.compilation import Compilation, cut, filled, worth_compiling
 from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
+from t2i_gcpo.generators.drawing import Drawn
 from t2i_gcpo.generators.policy import PolicyWeights
 from t2i_gcpo.masked_policies import passes, resolve
 from t2i_gcpo.records import Prompt, Rollout, Sampling
@@ -76,7 +77,7 @@ class Amused:
     ) -> None:
         """
         max_batch: rows sampled or decoded at once (None: all); images do not depend on it beyond rounding.
-        compile: accepted as other generators do; this one's steps are not compiled.
+        compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
         gradient_checkpointing: keep the activations of one forward pass at a time in the backward pass, and compute those of the others
             again. Off: the activations of all passes, one a sampling step, exist at once.
         decode_dtype: precision of the image decoder; see `decoding`.
@@ -92,6 +93,7 @@ class Amused:
         check_decode_dtype(decode_dtype)
         self.decode_dtype = decode_dtype
         self.parts = parts.eval()
+        self.compiles = Compilation(compile, parts.text_encoder.device)
         self.base, self.max_batch = base, max_batch
         self.grid = parts.grid
         self.codebook_size = int(parts.transformer.config.codebook_size)
@@ -213,21 +215,14 @@ class Amused:
             self.masked_policy, self.masked_passes, sampling.unmasking.steps, sampling.unmasking.order
         )  # or a ValueError
         rows = [(prompt, image) for prompt in range(len(prompts)) for image in range(sampling.group_size)]
-        with self._eval_mode() as policy:
-            drawn, commits = zip(
-                *(
-                    self.sampler.draw(policy, prompts, negatives, sampling, part, first_prompt_index)
-                    for part in chunks(rows, self.max_batch)
-                ),
-                strict=True,
-            )
-        records = {name: torch.cat([part.records[name] for part in drawn]) for name in drawn[0].records}
+        drawn = self._draw(prompts, negatives, sampling, rows, first_prompt_index)
+        records = drawn.records
         rollout = Rollout(
-            tokens=torch.cat([part.tokens for part in drawn]),
+            tokens=drawn.tokens,
             logprob_positive=records.pop("positive"),
             logprob_negative=records.pop("negative", None),
             logprob_behaviour=records.pop("behaviour"),
-            commit_step=torch.cat(commits),
+            commit_step=records.pop("commit_step"),
             prompts=prompts,
             grid=self.grid,
             sampling=sampling,
@@ -242,6 +237,27 @@ class Amused:
             )
             rollout = replace(rollout, logprob_negative=negative)
         return rollout
+
+    def _draw(
+        self,
+        prompts: tuple[Prompt, ...],
+        negatives: tuple[str, ...] | None,
+        sampling: Sampling,
+        rows: list[tuple[int, int]],
+        first_prompt_index: int,
+    ) -> Drawn:
+        """All rows (prompt, image), at most `max_batch` at once; in compiled batches, where they are not mostly empty."""
+        compile = self.compiles() and worth_compiling(len(rows), self.max_batch)
+        found = []
+        with self._eval_mode() as policy:
+            for part in cut(rows, self.max_batch, compile):
+                one_shape = compile and worth_compiling(len(part), self.max_batch)
+                batch = filled(part, self.max_batch or len(part)) if one_shape else part
+                drawn = self.sampler.draw(
+                    policy, prompts, negatives, sampling, batch, first_prompt_index, compile=one_shape
+                )
+                found.append(drawn.first(len(part)))
+        return Drawn.cat(found)
 
     # -- scoring -------------------------------------------------------------------------------------------------------
 

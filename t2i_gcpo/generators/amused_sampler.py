@@ -5,7 +5,7 @@ R rows, T tokens, N steps, V codebook, M branches folded in one batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from einops import rearrange, repeat
@@ -13,11 +13,16 @@ from torch import Tensor, nn
 
 from t2i_gcpo.generators.amused_parts import NULL, AmusedParts, TextEncoder, Texts, logits
 from t2i_gcpo.generators.amused_scorer import STEP_GAIN
-from t2i_gcpo.generators.drawing import Branches, Drawn, choose
+from t2i_gcpo.generators.compilation import Kept, compiled
+from t2i_gcpo.generators.drawing import Branches, Drawn, choice, choose
 from t2i_gcpo.masked_policies import step_gain
 from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.sampling import row_noise
 from t2i_gcpo.unmasking import annealed, newly_committed, state, still_masked
+
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+"""States [R, T], the folded branches' texts and noise [R, T] -> candidates [R, T] and their records [R, T]: from the transformer to the drawn
+token in one function, so that it compiles into one graph, and one for all steps."""
 
 
 class StepSampler:
@@ -26,6 +31,7 @@ class StepSampler:
     def __init__(self, parts: AmusedParts, texts: TextEncoder, *, with_gain: bool = False) -> None:
         """with_gain: record `step_gain`, that of a token's step, from the candidates of all steps, which are kept until then."""
         self.parts, self.texts, self.with_gain = parts, texts, with_gain
+        self._compiled: Kept[Predict] = Kept()
 
     def draw(
         self,
@@ -35,8 +41,10 @@ class StepSampler:
         sampling: Sampling,
         rows: Sequence[tuple[int, int]],
         first_prompt_index: int,
-    ) -> tuple[Drawn, Tensor]:
-        """Tokens, records and commit steps [R, T] of the rows (prompt, image). ValueError: more steps than tokens."""
+        *,
+        compile: bool,
+    ) -> Drawn:
+        """Tokens and records, `commit_step` among them, of the rows (prompt, image). ValueError: more steps than tokens."""
         plan, device = sampling.unmasking, self.texts.device
         length = self.parts.grid[0] * self.parts.grid[1]
         counts = (length, *still_masked(plan.steps, length, plan.schedule))
@@ -46,15 +54,14 @@ class StepSampler:
         indices = [(first_prompt_index + p, g) for p, g in rows]
         noise = row_noise(sampling.seed, indices, 2 * plan.steps * length, device=device)
         noise = rearrange(noise, "r (n two t) -> n two r t", n=plan.steps, two=2)
+        predict = self._predict(policy, len(rows), sampling, branches, compile)
         tokens = torch.zeros(len(rows), length, dtype=torch.long, device=device)
         commit = torch.full_like(tokens, plan.steps)
         records: dict[str, Tensor] = {}
         predictions: list[Tensor] = []
         for step in range(plan.steps):
-            folded = repeat(state(tokens, commit, step, self.parts.mask_token), "r t -> (m r) t", m=branches.count)
-            found = logits(policy, folded, texts, self.parts.grid, self.parts.pixels)
-            found = rearrange(found, "(m r) t v -> m r t v", m=branches.count)
-            candidate, record = choose(found, noise[step, 0], sampling, branches)
+            states = state(tokens, commit, step, self.parts.mask_token)
+            candidate, record = predict(states, texts.hidden, texts.pooled, noise[step, 0])
             if self.with_gain:
                 predictions.append(torch.where(commit == plan.steps, candidate, tokens))
             new = newly_committed(
@@ -70,7 +77,23 @@ class StepSampler:
         if self.with_gain:
             gain = step_gain(torch.stack(predictions), self.parts.vqvae.quantize.embedding.weight)
             records[STEP_GAIN] = gain.gather(1, commit)
-        return Drawn(tokens, records), commit
+        return Drawn(tokens, records | {"commit_step": commit})
+
+    def _predict(self, policy: nn.Module, rows: int, sampling: Sampling, branches: Branches, compile: bool) -> Predict:
+        """One step's candidates, kept for the next call where compiled."""
+        parts = self.parts
+
+        def predict(
+            states: Tensor, hidden: Tensor, pooled: Tensor, uniform: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            folded = repeat(states, "r t -> (m r) t", m=branches.count)
+            found = logits(policy, folded, Texts(hidden, pooled), parts.grid, parts.pixels)
+            return choose(rearrange(found, "(m r) t v -> m r t v", m=branches.count), uniform, sampling, branches)
+
+        if not compile:
+            return predict
+        key = (id(policy), rows, choice(sampling), branches)
+        return self._compiled.get_or_build(key, lambda: compiled(predict, f"predict_{rows}"))
 
     def _branches(self, texts: list[str], negatives: list[str] | None, sampling: Sampling) -> tuple[Texts, Branches]:
         """The folded branches' texts [M R], and which is which."""

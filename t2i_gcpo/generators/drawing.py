@@ -5,8 +5,10 @@ N branches in one batch (the prompt, then where wanted the null prompt and a neg
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from t2i_gcpo.logprobs import entropy, selected_logprob
@@ -44,7 +46,22 @@ class Drawn:
     tokens: Tensor
     """[R, T] int64."""
     records: dict[str, Tensor]
-    """[R, T] fp32 by name: positive, behaviour, negative (if it was free) and the stats asked for."""
+    """[R, T] by name: positive, behaviour, negative (if it was free) and the stats asked for, fp32; a masked generator's commit_step, int64."""
+
+    def first(self, count: int) -> Drawn:
+        """That of the first rows."""
+        return Drawn(self.tokens[:count], {name: value[:count] for name, value in self.records.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Drawn]) -> Drawn:
+        """All rows of some parts."""
+        records = {name: torch.cat([part.records[name] for part in parts]) for name in parts[0].records}
+        return Drawn(torch.cat([part.tokens for part in parts]), records)
+
+
+def choice(sampling: Sampling) -> tuple[Hashable, ...]:
+    """All of `sampling` that `choose` reads: what is compiled for one serves another with the same."""
+    return (sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, tuple(sampling.stats))
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:

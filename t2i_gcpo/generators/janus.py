@@ -28,17 +28,15 @@ from t2i_gcpo.generators.base import (
     seeded,
 )
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
+from t2i_gcpo.generators.compilation import Compilation
 from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
 from t2i_gcpo.generators.janus_prompts import PromptEncoder
 from t2i_gcpo.generators.janus_rows import RowSampler
-from t2i_gcpo.generators.janus_sampler import StepSampler, can_compile
+from t2i_gcpo.generators.janus_sampler import StepSampler
 from t2i_gcpo.generators.janus_scorer import RowScorer
 from t2i_gcpo.generators.policy import LLAMA_TARGETS, PolicyWeights
 from t2i_gcpo.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.records import Prompt, Rollout, Sampling
-
-#: `compile="auto"` compiles from this many rollouts on: the first one takes half a minute longer, each one saves a second or more.
-COMPILE_FROM_ROLLOUTS = 30
 
 #: Images decoded at once on a CPU.
 DECODE_ROWS_CPU = 8
@@ -64,26 +62,20 @@ class Janus:
         """`model` is a `JanusForConditionalGeneration`, `processor` its `JanusProcessor`.
 
         max_batch: rows sampled or decoded at once (None: all); results do not depend on it beyond rounding.
-        compile: whether the sampling step is compiled. "auto" compiles where torch can and `rollouts_ahead` makes it pay.
+        compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
         head_chunk: tokens whose logits exist at once when tokens are scored.
         gradient_checkpointing: compute the language model's activations again in the backward pass, for less memory.
         decode_dtype: precision of the image decoder; see `decoding`.
         """
-        if compile is True and not can_compile(model.device):
-            raise ValueError(
-                "compile is on, but torch.compile finds no C++ compiler (CPU) or Triton (GPU); install one, or turn it off"
-            )
+        self.compiles = Compilation(compile, model.device)
         self.model = model.eval()
         model.model.vqmodel.to(memory_format=torch.channels_last)  # what convolutions are fast in
         self.processor = processor
         self.base = base
         self.max_batch = max_batch
-        self.compile = compile
         self.gradient_checkpointing = gradient_checkpointing
         check_decode_dtype(decode_dtype)
         self.decode_dtype = decode_dtype
-        self.rollouts_ahead = 1
-        """How many rollouts of like size the caller will ask for in all; `compile="auto"` goes by it."""
         side = int(model.config.vq_config.num_patches)
         self.grid = (side, side)
         self.codebook_size = int(model.config.vq_config.num_embeddings)
@@ -213,7 +205,7 @@ class Janus:
                 sampling,
                 first_prompt_index=first_prompt_index,
                 max_batch=self.max_batch,
-                compiled=self.compiles(),
+                compile=self.compiles(),
             )
         tokens, records = drawn.tokens, dict(drawn.records)
         rollout = Rollout(
@@ -235,12 +227,6 @@ class Janus:
             )
             rollout = replace(rollout, logprob_negative=negative)
         return rollout
-
-    def compiles(self) -> bool:
-        """Whether the sampling step is compiled. Depends on the options alone, never on what ran before: a resumed run does
-        what the first one did."""
-        wanted = self.compile is True or (self.compile == "auto" and self.rollouts_ahead >= COMPILE_FROM_ROLLOUTS)
-        return wanted and can_compile(self.device)
 
     # -- scoring -------------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,6 @@ feed BOI and the tokens drawn so far.
 
 from __future__ import annotations
 
-import shutil
-import types
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -21,7 +18,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from t2i_gcpo.generators.drawing import Branches, Drawn, choose
+from t2i_gcpo.generators.compilation import Kept, compiled
+from t2i_gcpo.generators.drawing import Branches, Drawn, choice, choose
 from t2i_gcpo.generators.growing_cache import GrowingCache
 from t2i_gcpo.generators.janus_prompts import Encoded
 from t2i_gcpo.records import Sampling
@@ -32,9 +30,6 @@ WIDTH_MULTIPLE = 16
 #: From so many operations on, inductor keeps a value that is read several times instead of working it out anew (its default: 30). At 5 the
 #: rotary cosines and sines are kept, which otherwise take most of the time of the attention scores.
 REALIZE_FROM = 5
-
-#: Compiled shapes (and their caches) that are kept.
-MOST_COMPILED = 4
 
 
 @dataclass
@@ -56,7 +51,7 @@ class StepSampler:
         """`model` is a `JanusForConditionalGeneration`, `length` T."""
         self.model = model
         self.length = length
-        self._compiled: OrderedDict[tuple[Any, ...], _Shape] = OrderedDict()
+        self._compiled: Kept[_Shape] = Kept()
 
     @torch.no_grad()
     def draw_rows(
@@ -68,7 +63,7 @@ class StepSampler:
         sampling: Sampling,
         branches: Branches,
         *,
-        compiled: bool,
+        compile: bool,
     ) -> Drawn:
         """Sample R rows. `prompts`: the folded branches of the distinct prompts [N Q, L]; `owner` [R] the row's prompt in
         0..Q-1; `noise` [R, T] uniform in [0, 1). `policy` is the language model, in eval mode."""
@@ -76,7 +71,7 @@ class StepSampler:
         folded = repeat(torch.arange(count, device=owner.device), "n -> (n r)", r=rows) * (len(prompts.ids) // count)
         folded = folded + repeat(owner, "r -> (n r)", n=count)
         prefix = prompts.ids.shape[1] - 1
-        shape = self._shape(policy, len(folded), prefix, sampling, branches, compiled)
+        shape = self._shape(policy, len(folded), prefix, sampling, branches, compile)
         by_step = noise.T.contiguous()
         tokens, records = [], []
         with _attention(policy):
@@ -116,28 +111,19 @@ class StepSampler:
         )
 
     def _shape(
-        self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches, compiled: bool
+        self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches, compile: bool
     ) -> _Shape:
         """Buffers and step for a folded batch; kept for the next call where compiled, as new ones would be compiled anew."""
-        if not compiled:
+        if not compile:
             return self._new_shape(policy, rows, prefix, sampling, branches)
-        how = (sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, tuple(sampling.stats))
-        key = (id(policy), rows, prefix, how, branches)
-        if key in self._compiled:
-            self._compiled.move_to_end(key)
-            return self._compiled[key]
-        shape = self._new_shape(policy, rows, prefix, sampling, branches)
-        step = shape.advance
-        assert isinstance(step, types.FunctionType)
-        # torch counts recompilations by code object, and every shape's step would count against the same few.
-        code = step.__code__.replace(co_name=f"advance_{rows}_{prefix}")
-        own = types.FunctionType(code, step.__globals__, closure=step.__closure__)
-        options = {"realize_opcount_threshold": REALIZE_FROM} if self.model.device.type == "cpu" else None
-        shape.advance = torch.compile(own, fullgraph=True, options=options)
-        self._compiled[key] = shape
-        while len(self._compiled) > MOST_COMPILED:
-            self._compiled.popitem(last=False)
-        return shape
+
+        def build() -> _Shape:
+            shape = self._new_shape(policy, rows, prefix, sampling, branches)
+            options = {"realize_opcount_threshold": REALIZE_FROM} if self.model.device.type == "cpu" else {}
+            shape.advance = compiled(shape.advance, f"advance_{rows}_{prefix}", **options)
+            return shape
+
+        return self._compiled.get_or_build((id(policy), rows, prefix, choice(sampling), branches), build)
 
     def _new_shape(self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches) -> _Shape:
         text = self.model.config.text_config
@@ -187,14 +173,3 @@ def _attention(policy: nn.Module) -> Iterator[None]:
 def _guards_once(step: int) -> AbstractContextManager[Any]:
     """Let torch check at a rollout's first step that what was compiled still holds, and not again: nothing changes under way."""
     return torch.compiler.set_stance("default", skip_guard_eval_unsafe=step > 0)
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs here: a C++ compiler on the CPU, Triton elsewhere."""
-    if device.type == "cpu":
-        from torch._inductor import config
-
-        return any(shutil.which(name) for name in config.cpp.cxx if name)
-    import importlib.util
-
-    return importlib.util.find_spec("triton") is not None

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.vocabulary import CLASSES, PLURALS
-from t2i_gcpo.generators.janus_sampler import can_compile
+from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.shapes.janus_mini import LanguageModelShape
 from t2i_gcpo.shapes.optimisation import Optimisation

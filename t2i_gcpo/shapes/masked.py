@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.amused_parts import NULL, AmusedParts, Texts, logits
-from t2i_gcpo.generators.janus_sampler import can_compile
+from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.shapes.amused_mini import TEXT_LENGTH
 from t2i_gcpo.shapes.language import VALIDATION_SCENES, draw_pairs, draw_prompts, encode_scenes
 from t2i_gcpo.shapes.optimisation import Optimisation
@@ -40,6 +40,7 @@ class MaskedSettings:
     ema: float = 0.998
     bfloat16: bool = True
     compile: bool = True
+    device: str = "cpu"
     seed: int = 0
 
 
@@ -48,7 +49,8 @@ class MaskedTrainer:
 
     def __init__(self, settings: MaskedSettings, parts: AmusedParts, codes: Tensor) -> None:
         """`codes` [V, 192]: what each code stands for."""
-        self.settings, self.parts, self.codes = settings, parts, codes
+        self.settings, self.codes, self.device = settings, codes, torch.device(settings.device)
+        self.parts = parts.to(self.device)
         parts.vqvae.requires_grad_(False)
         self.modules = nn.ModuleDict({"transformer": parts.transformer, "text_encoder": parts.text_encoder}).train()
         self.optimisation = Optimisation(
@@ -58,9 +60,9 @@ class MaskedTrainer:
         )
         self.rng = random.Random(settings.seed)
         held_out = draw_prompts(self.rng, VALIDATION_SCENES, "val")
-        tokens = encode_scenes(held_out, codes, self.rng).long()
-        self.validation = self._ids([p.text for p in held_out]), tokens, self._masks(len(tokens), tokens.shape[1])
-        compiled = settings.compile and can_compile(torch.device("cpu"))
+        tokens = encode_scenes(held_out, codes, self.rng).long().to(self.device)
+        self.validation = self._ids([p.text for p in held_out]), tokens, self._masks(*tokens.shape)
+        compiled = settings.compile and can_compile(self.device)
         self.losses = torch.compile(self._losses, dynamic=False) if compiled else self._losses
 
     @property
@@ -69,9 +71,10 @@ class MaskedTrainer:
 
     def _ids(self, texts: list[str]) -> Tensor:
         """[B, L] int64."""
-        return self.parts.tokenizer(
+        batch = self.parts.tokenizer(
             texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
-        ).input_ids
+        )
+        return batch.input_ids.to(self.device)
 
     def _masks(self, rows: int, length: int) -> Tensor:
         """[B, T] bool: a share of `cos(u pi / 2)` of each row's tokens, u uniform; at least one."""
@@ -79,7 +82,7 @@ class MaskedTrainer:
         counts = torch.tensor(
             [max(1, math.floor(length * math.cos(self.rng.random() * math.pi / 2))) for _ in range(rows)]
         )
-        return noise.argsort(dim=1).argsort(dim=1) < counts[:, None]
+        return (noise.argsort(dim=1).argsort(dim=1) < counts[:, None]).to(self.device)
 
     def _losses(self, ids: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
         """Cross-entropy of each image token, [B, T]; those that are not masked count too little to be worth a cut."""
@@ -92,9 +95,10 @@ class MaskedTrainer:
     def step(self) -> dict[str, float]:
         """One optimiser step; returns its loss in nats a masked token."""
         texts, tokens = draw_pairs(self.rng, self.codes, self.settings)
+        tokens = tokens.to(self.device)
         texts = [NULL if self.rng.random() < self.settings.dropped_prompts else text for text in texts]
         masked = self._masks(*tokens.shape)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.bfloat16):
             losses = self.losses(self._ids(texts), tokens, masked)
         loss = (losses * masked).sum() / masked.sum()
         norm = self.optimisation.step(loss)
@@ -110,9 +114,9 @@ class MaskedTrainer:
         return float((losses * masked).sum() / masked.sum())
 
     def finished(self) -> AmusedParts:
-        """All parts in evaluation mode, with the averaged weights."""
+        """All parts in evaluation mode on the CPU, with the averaged weights."""
         self.optimisation.load(self.optimisation.average)
-        return self.parts.eval()
+        return self.parts.cpu().eval()
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.optimisation.state_dict(), "rng": self.rng.getstate()}

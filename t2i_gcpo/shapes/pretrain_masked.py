@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from t2i_gcpo import generators
+from t2i_gcpo.build import pick_device
 from t2i_gcpo.generators.amused_parts import AmusedParts
 from t2i_gcpo.generators.janus import Janus
 from t2i_gcpo.shapes import masked_card
@@ -46,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
-    parts = pretrain(options.out, MaskedSettings(seed=options.seed, steps=options.steps))
+    parts = pretrain(
+        options.out, MaskedSettings(seed=options.seed, steps=options.steps, device=str(pick_device(options.device)))
+    )
     folder = options.out / "amused-mini"
     folder.mkdir(parents=True, exist_ok=True)
     parts.save(folder)
@@ -60,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain amused", description=__doc__)
     add_work_options(parser, "runs/pretrain_amused", steps=MaskedSettings.steps)
+    parser.add_argument(
+        "--device", default=MaskedSettings.device, help="cpu, cuda, cuda:1, mps, or auto (default: %(default)s)"
+    )
     return parser
 
 

@@ -1,0 +1,92 @@
+"""When a sampling step is compiled, and in batches of which size: a compiled step has one shape, and is worth its half minute only if it is used often.
+
+R rows sampled at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from t2i_gcpo.generators.base import chunks
+
+Item = TypeVar("Item")
+Built = TypeVar("Built")
+
+#: "auto" compiles from this many rollouts on: the first one takes half a minute longer, each one saves a second or more.
+FROM_ROLLOUTS = 30
+
+#: Compiled shapes (and their buffers) that are kept.
+MOST_KEPT = 4
+
+
+class Compilation:
+    """A generator's choice to compile. It depends on the options alone, never on what ran before: a resumed run does what the first one did."""
+
+    def __init__(self, choice: bool | Literal["auto"], device: torch.device) -> None:
+        """ValueError: True where torch.compile cannot."""
+        if choice is True and not can_compile(device):
+            raise ValueError(
+                "compile is on, but torch.compile finds no C++ compiler (CPU) or Triton (GPU); install one, or turn it off"
+            )
+        self.choice, self.device = choice, device
+        self.rollouts_ahead = 1
+        """How many rollouts of like size the caller will ask for in all; "auto" goes by it."""
+
+    def __call__(self) -> bool:
+        wanted = self.choice is True or (self.choice == "auto" and self.rollouts_ahead >= FROM_ROLLOUTS)
+        return wanted and can_compile(self.device)
+
+
+class Kept(OrderedDict[Hashable, Built]):
+    """What was built for the shapes used last, by key."""
+
+    def get_or_build(self, key: Hashable, build: Callable[[], Built]) -> Built:
+        if key not in self:
+            self[key] = build()
+            while len(self) > MOST_KEPT:
+                self.popitem(last=False)
+        self.move_to_end(key)
+        return self[key]
+
+
+def compiled(function: Callable[..., Any], name: str, **options: Any) -> Callable[..., Any]:
+    """`function`, a closure, compiled into one graph. `name` is of its shape: torch counts recompilations by code object, and all shapes'
+    closures would count against the same few."""
+    assert isinstance(function, types.FunctionType)
+    code = function.__code__.replace(co_name=name)
+    own = types.FunctionType(code, function.__globals__, closure=function.__closure__)
+    return torch.compile(own, fullgraph=True, options=options or None)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has what it needs here: a C++ compiler on the CPU, Triton elsewhere."""
+    if device.type == "cpu":
+        from torch._inductor import config
+
+        return any(shutil.which(name) for name in config.cpp.cxx if name)
+    import importlib.util
+
+    return importlib.util.find_spec("triton") is not None
+
+
+def worth_compiling(rows: int, max_batch: int | None) -> bool:
+    """Compiled batches always have `max_batch` rows: with fewer than half of them filled, uncompiled ones are faster."""
+    return max_batch is None or 2 * rows >= max_batch
+
+
+def cut(rows: Sequence[Item], max_batch: int | None, compiled: bool) -> list[Sequence[Item]]:
+    """Batches of `max_batch` rows and a rest where compiled, as shapes are fixed then; nearly equal batches otherwise."""
+    if compiled and max_batch is not None:
+        return [rows[start : start + max_batch] for start in range(0, len(rows), max_batch)]
+    return list(chunks(rows, max_batch))
+
+
+def filled(rows: Sequence[Item], count: int) -> list[Item]:
+    """The rows, followed by copies of the last one: `count` in all."""
+    return [*rows, *[rows[-1]] * (count - len(rows))]
