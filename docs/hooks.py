@@ -1,4 +1,4 @@
-"""What the site needs beyond mkdocs: the files of the repository that pages link to, and a nav of the pages that there are.
+"""What the site needs beyond mkdocs: the files of the repository that pages link to.
 
 A page links to a file outside docs/ as GitHub shows it, `../rewards/base.py`. In the site that file stands at `repository/rewards/base.py`,
 and the link is turned there. A Markdown file (README.md, a model card) becomes a page, and its own links are turned alike.
@@ -18,12 +18,6 @@ DOCS, OUTSIDE = "docs/", "repository/"
 LINK = re.compile(r"\]\(([^()#:\s]+)(#[^()\s]*)?\)")
 #: Fenced code, in which nothing is a link.
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
-
-
-def on_config(config: Any) -> None:
-    """Leave out entries of the nav that may be missing and are."""
-    absent = {uri for uri in config.extra["if_there"] if not (ROOT / in_repository(uri)).is_file()}
-    config.nav = _without(config.nav, absent)
 
 
 def on_files(files: Files, config: Any) -> None:
@@ -68,20 +62,6 @@ def target(uri: str, link: str) -> str | None:
     if path.startswith("../") or not (ROOT / path).is_file():
         return None
     return path.removeprefix(DOCS) if path.startswith(DOCS) else OUTSIDE + path
-
-
-def _without(nav: list[Any], absent: set[str]) -> list[Any]:
-    kept = []
-    for entry in nav:
-        if isinstance(entry, dict):
-            ((title, value),) = entry.items()
-            entry = {title: _without(value, absent)} if isinstance(value, list) else entry
-            value = value if isinstance(value, str) else None
-        else:
-            value = entry
-        if value not in absent:
-            kept.append(entry)
-    return kept
 
 
 def _uris(nav: list[Any]) -> list[str]:

@@ -8,12 +8,14 @@ from typing import Any
 
 import bench_options
 import pytest
+import tiny
 import tiny_amused
 import torch
 
 from t2i_gcpo import cli
 from t2i_gcpo.bench import rollout_masked
 from t2i_gcpo.generators.compilation import can_compile
+from t2i_gcpo.masked_policies import POLICIES
 from t2i_gcpo.records import Prompt, Sampling, Unmasking
 
 
@@ -48,6 +50,29 @@ def test_the_cost_of_gcpo_over_grpo_writes_its_numbers(options: list[str], tmp_p
     assert cli.main(["bench", "step", *options, *how, "--out", str(out)]) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["headline"] == "update" and found["ratio"] > 0 and found["sampling"]["pairs"] == 2
+
+
+def test_memory_step_by_step_is_that_of_about_one_step(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "memory.json"
+    assert cli.main(["bench", "memory", *options, "--steps", "8", "--out", str(out)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["headline"] == "step_by_step" and found["baseline_is"] == "one sampling step"
+    assert 0.5 < found["ratio"] < 1.6 and 4 < found["at_once"]["ratio"] < 10
+
+
+def test_the_cost_of_each_policy_writes_its_numbers(options: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "policies.json"
+    assert cli.main(["bench", "policies", *options, "--steps", "8", "--out", str(out)]) == 0
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert found["baseline_is"] == "commit_step"
+    for name in set(POLICIES) - {"commit_step"}:
+        assert found[name]["ratio"] > 0 and found[name]["baseline"] > 0
+
+
+def test_other_generators_have_no_policies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = bench_options.small(tmp_path, tiny.checkpoint, group_size=2)
+    assert cli.main(["bench", "policies", *options]) == 2
+    assert "is a janus checkpoint; this benchmark is of masked ones (amused)" in capsys.readouterr().err
 
 
 def test_both_sides_do_the_same_work() -> None:

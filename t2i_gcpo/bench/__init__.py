@@ -25,6 +25,11 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "rewards": ("t2i_gcpo.bench.rewards", "the clip reward on a batch against one picture after the other, images/s"),
     "geneval": ("t2i_gcpo.bench.geneval", "what GenEval's verdict on ShapeScenes costs beside the sampling"),
     "remote": ("t2i_gcpo.bench.remote", "scoring over HTTP on the loopback interface against scoring in the process"),
+    "memory": (
+        "t2i_gcpo.bench.memory",
+        "peak memory of a masked generator's update at many sampling steps against one",
+    ),
+    "policies": ("t2i_gcpo.bench.policies", "what the policies of a masked generator cost, against commit_step"),
     "phases": ("t2i_gcpo.bench.phases", "where the steps of a run spent their time"),
 }
 

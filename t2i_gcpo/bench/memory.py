@@ -1,0 +1,40 @@
+"""Peak memory of a masked generator's update at N sampling steps, back-propagated step by step and at once, against that of one sampling step."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from rich.console import Console
+
+from t2i_gcpo.bench import masked
+from t2i_gcpo.bench.measure import MIB, Report, check_same, cost, peak_bytes, warm_up
+from t2i_gcpo.generators.amused import Amused
+
+BASELINE = "one sampling step"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    masked.add_arguments(parser, pairs=3, unit="peaks; they hardly vary")
+
+
+def run(options: argparse.Namespace, console: Console) -> Report:
+    """ValueError: no masked checkpoint. RuntimeError: the gradients of step by step and at once differ."""
+    device = torch.device(options.device)
+    by_step = masked.load(options)
+    at_once = Amused(by_step.parts, compile=False, gradient_checkpointing=False)
+    many, one = (masked.rollout(by_step, options, steps=steps) for steps in (options.steps, 1))
+    sides = {
+        "step_by_step": lambda: masked.gradients(by_step, many),
+        "at_once": lambda: masked.gradients(at_once, many),
+        "baseline": lambda: masked.gradients(by_step, one),
+    }
+    warmup = warm_up(sides, device, console)
+    check_same("gradients", sides["step_by_step"](), sides["at_once"](), rtol=1e-4, atol=1e-6)
+    console.print("checked: same gradients step by step and at once", highlight=False)
+    peaks = {name: [float(peak_bytes(side, device)) for _ in range(options.pairs)] for name, side in sides.items()}
+    lines = tuple(
+        cost(name, peaks[name], peaks["baseline"], unit="MiB", scale=1 / MIB, seed=options.seed)
+        for name in ("step_by_step", "at_once")
+    )
+    return Report("memory", lines, BASELINE, warmup, device, masked.settings(options))

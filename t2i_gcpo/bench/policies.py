@@ -1,0 +1,39 @@
+"""What each policy of a masked generator costs: forward and backward pass of one rollout, against the policy `commit_step`.
+
+The activations of all passes are held. Credit, loss and optimiser are not in it: they cost the same for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import torch
+from rich.console import Console
+
+from t2i_gcpo.bench import masked
+from t2i_gcpo.bench.measure import Report, cost, interleave, warm_up
+from t2i_gcpo.generators.amused import Amused
+from t2i_gcpo.masked_policies import POLICIES
+
+BASELINE = "commit_step"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    masked.add_arguments(parser, pairs=5, unit="all policies that are timed")
+
+
+def run(options: argparse.Namespace, console: Console) -> Report:
+    """ValueError: no masked checkpoint."""
+    device = torch.device(options.device)
+    parts = masked.load(options).parts
+    made = {name: Amused(parts, compile=False, gradient_checkpointing=False, masked_policy=name) for name in POLICIES}
+    # This one also records which steps are its key steps.
+    drawn = masked.rollout(made["key_steps"], options, steps=options.steps)
+    sides = {name: partial(masked.gradients, generator, drawn) for name, generator in made.items()}
+    warmup = warm_up(sides, device, console)
+    times = interleave(sides, options.pairs, device)
+    lines = tuple(
+        cost(name, times[name], times[BASELINE], unit="s", seed=options.seed) for name in POLICIES if name != BASELINE
+    )
+    return Report("policies", lines, BASELINE, warmup, device, masked.settings(options))
