@@ -22,7 +22,7 @@ from t2i_gcpo.shapes.prompts import TASKS
 from t2i_gcpo.shapes.vq import VQSettings, patch_codes
 
 SHAPE = MaskedModelShape(
-    width=32, layers=1, heads=2, mlp=32, text_width=32, text_layers=1, text_heads=2, micro_conditions=4
+    width=32, layers=1, heads=2, mlp=32, res_blocks=1, text_width=32, text_layers=1, text_heads=2, micro_conditions=4
 )
 SETTINGS = MaskedSettings(steps=3, batch=2, warmup=2, compile=False)
 
@@ -69,7 +69,7 @@ def test_the_card_tells_what_is_in_the_files(tmp_path: Path, vq: Any, monkeypatc
     for name, score in {**result.by_task, "overall": result.overall}.items():
         assert f"| {name} | {score:.3f} | " in text
     assert set(result.by_task) == set(TASKS) and result.n == 12
-    assert "--limit 12 --guidance 2.0 --seed 0" in text and "--seed 0 --steps 3" in text
+    assert "--limit 12 --guidance 2.0 --seed 0" in text and "--seed 0 --steps 3 --batch 2 --device cpu" in text
     training = folder / "training"
     assert sorted(p.name for p in training.iterdir()) == [
         "curve.png",

@@ -13,7 +13,8 @@ from t2i_gcpo.generators.amused_parts import AmusedParts
 from t2i_gcpo.shapes.janus_mini import GRID
 from t2i_gcpo.shapes.prompts import vocabulary
 
-SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
+#: <eos> must not be 2: `CLIPTextModel` takes that for a wrong number of old checkpoints, and pools the token of the largest id instead.
+SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>", "<eos>")
 #: <bos>, at most ten words, <eos>, and some to spare.
 TEXT_LENGTH = 14
 
@@ -38,12 +39,18 @@ RENAMED: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class MaskedModelShape:
-    """The transformer and the text encoder inside `amused-mini`."""
+    """The transformer and the text encoder inside `amused-mini`.
 
-    width: int = 96
+    `UVit2DModel` has no embedding of positions: a token knows where it stands from the zeros beyond the border, one cell further with each
+    convolution. On the grid that is halved, as aMUSEd-512's is, three of them reach from the border to the middle.
+    """
+
+    width: int = 128
     layers: int = 3
-    heads: int = 3
-    mlp: int = 256
+    heads: int = 4
+    mlp: int = 352
+    res_blocks: int = 3
+    """On each side of the transformer, one convolution each."""
     text_width: int = 96
     text_layers: int = 3
     text_heads: int = 3
@@ -60,7 +67,7 @@ def tokenizer() -> Any:
     words = Tokenizer(models.WordLevel({token: k for k, token in enumerate(tokens)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+        single="<bos> $A <eos>", special_tokens=[(name, tokens.index(name)) for name in ("<bos>", "<eos>")]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -161,7 +168,9 @@ def build_amused(shape: MaskedModelShape, janus_vq: nn.Module, seed: int) -> Amu
             codebook_size=codes,
             in_channels=shape.width,
             block_out_channels=shape.width,
-            num_res_blocks=1,
+            num_res_blocks=shape.res_blocks,
+            downsample=True,
+            upsample=True,
             block_num_heads=shape.heads,
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,

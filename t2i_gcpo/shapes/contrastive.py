@@ -130,7 +130,12 @@ class ClipTrainer:
         scale = self.model.logit_scale.exp().clamp(max=MAX_SCALE)
         loss, right = contrastive_loss(images, texts, scale, batch.false_negatives)
         norm = self.optimisation.step(loss)
-        return {"loss": float(loss.detach()), "right": float(right), "scale": float(scale.detach()), "grad_norm": norm}
+        return {
+            "loss": float(loss.detach()),
+            "right": float(right),
+            "scale": float(scale.detach()),
+            "grad_norm": float(norm),
+        }
 
     def finished(self) -> Any:
         """The model in evaluation mode, with the averaged weights and the batch normalisation's statistics under them."""

@@ -207,7 +207,7 @@ class LanguageTrainer:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
             loss = self.losses(ids, mask, tokens).mean()
         norm = self.optimisation.step(loss)
-        return {"loss": float(loss.detach()), "grad_norm": norm}
+        return {"loss": float(loss.detach()), "grad_norm": float(norm)}
 
     @torch.no_grad()
     def validation_loss(self) -> float:

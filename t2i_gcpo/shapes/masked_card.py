@@ -49,7 +49,7 @@ The first four prompts of each task in `shapes:test`, two images each, seed {see
 ![curve](training/curve.png)
 
 ```bash
-t2i-gcpo pretrain amused --out runs/pretrain_amused --seed {training_seed} --steps {steps} --device {device}
+t2i-gcpo pretrain amused --out runs/pretrain_amused --seed {training_seed} --steps {steps} --batch {batch} --device {device} --workers {workers}
 ```
 """
 
@@ -82,7 +82,9 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
         table=table(result),
         training_seed=settings["seed"],
         steps=settings["steps"],
+        batch=settings["batch"],
         device=settings["device"],
+        workers=settings["workers"],
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
     return result

@@ -63,8 +63,8 @@ class Optimisation:
         warm = min(1.0, (self.step_number + 1) / self.settings.warmup)
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
-    def step(self, loss: Tensor) -> float:
-        """Backward pass, clipping at 1, both optimisers, the average; returns the gradient's norm."""
+    def step(self, loss: Tensor) -> Tensor:
+        """Backward pass, clipping at 1, both optimisers, the average; returns the gradient's norm, which a GPU may still be computing."""
         self.modules.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
@@ -76,9 +76,9 @@ class Optimisation:
         # A short warm-up of the average, so that early steps do not hold on to the random start.
         decay = min(self.settings.ema, self.step_number / (self.step_number + 20))
         with torch.no_grad():
-            for name, value in self.modules.named_parameters():
-                self.average[name].lerp_(value, 1 - decay)
-        return float(norm)
+            names, values = zip(*self.modules.named_parameters(), strict=True)
+            torch._foreach_lerp_([self.average[name] for name in names], list(values), 1 - decay)
+        return norm
 
     @torch.no_grad()
     def load(self, values: dict[str, Tensor]) -> dict[str, Tensor]:

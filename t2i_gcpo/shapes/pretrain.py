@@ -10,12 +10,13 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from rewards.torchvision_mend import mend
@@ -52,16 +53,17 @@ class Stage:
         self.log_path.write_text("".join(f"{line}\n" for line in kept))
         self.bar.update(trainer.step_number)
 
-    def on_step(self, trainer: Any, every: int) -> Callable[[int, dict[str, float]], None]:
-        """Log every `every` steps, save about once a minute and at the end."""
+    def on_step(self, trainer: Any, every: int) -> Callable[[int, Mapping[str, float | Tensor]], None]:
+        """Log every `every` steps, save about once a minute and at the end. Metrics of other steps are not read, so a GPU is not waited for."""
 
-        def report(step: int, metrics: dict[str, float]) -> None:
+        def report(step: int, metrics: Mapping[str, float | Tensor]) -> None:
             self.bar.update(1)
             if step % every == 0 or step == self.total:
-                row = {"step": step, "seconds": round(time.monotonic() - self.started, 1), **metrics}
+                found = {name: float(value) for name, value in metrics.items()}
+                row = {"step": step, "seconds": round(time.monotonic() - self.started, 1), **found}
                 with self.log_path.open("a") as log:
                     log.write(json.dumps(row) + "\n")
-                self.bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
+                self.bar.set_postfix({name: f"{value:.4g}" for name, value in found.items()})
             if step == self.total or time.monotonic() - self.saved > self.every_seconds:
                 write_atomically(trainer.state_dict(), self.state_path)
                 self.saved = time.monotonic()

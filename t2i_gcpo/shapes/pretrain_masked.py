@@ -47,9 +47,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
-    parts = pretrain(
-        options.out, MaskedSettings(seed=options.seed, steps=options.steps, device=str(pick_device(options.device)))
+    settings = MaskedSettings(
+        seed=options.seed,
+        steps=options.steps,
+        batch=options.batch,
+        device=str(pick_device(options.device)),
+        workers=options.workers,
     )
+    parts = pretrain(options.out, settings)
     folder = options.out / "amused-mini"
     folder.mkdir(parents=True, exist_ok=True)
     parts.save(folder)
@@ -63,8 +68,14 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain amused", description=__doc__)
     add_work_options(parser, "runs/pretrain_amused", steps=MaskedSettings.steps)
-    parser.add_argument(
-        "--device", default=MaskedSettings.device, help="cpu, cuda, cuda:1, mps, or auto (default: %(default)s)"
+    add = parser.add_argument
+    add("--batch", type=int, default=MaskedSettings.batch, help="scenes of a step (default: %(default)s)")
+    add("--device", default=MaskedSettings.device, help="cpu, cuda, cuda:1, mps, or auto (default: %(default)s)")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes that draw the scenes beside the training (default: %(default)s)",
     )
     return parser
 
