@@ -130,7 +130,7 @@ def test_mistakes_on_the_command_line(arguments: list[str], message: str, capsys
 def test_checkpoints_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.named(["a=x/y", "runs/b/", "janus-mini"]) == {"a": "x/y", "b": "runs/b/", "janus-mini": "janus-mini"}
     monkeypatch.setattr(models, "tuned", lambda: {"janus-mini-gcpo": Path("x")})
-    assert models.named([]) == {"base": "janus-mini", "GCPO": "janus-mini-gcpo"}
+    assert models.named([]) == {"base": "janus-mini", "GCPO": "janus-mini-gcpo", "masked": "amused-mini"}
 
 
 def test_a_checkpoint_is_loaded_once_and_the_oldest_leaves(desk: Desk) -> None:

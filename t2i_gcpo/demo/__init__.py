@@ -29,12 +29,16 @@ def main(argv: list[str]) -> int:
     from t2i_gcpo.demo import app, page
     from t2i_gcpo.demo.desk import Desk
     from t2i_gcpo.demo.judge import Judge
-    from t2i_gcpo.demo.models import Models, named
+    from t2i_gcpo.demo.models import MASKED, Models, named
 
     if args.threads < 1:
         raise ValueError(f"--threads is {args.threads}; it must be at least 1")
     torch.set_num_threads(args.threads)
-    models = Models(named(args.checkpoint), device=build.pick_device(args.device), dtype=args.dtype, keep=args.keep)
+    checkpoints = named(args.checkpoint)
+    # Of the embedded ones, those that grew from one base.
+    compared = None if args.checkpoint else [name for name in checkpoints if name != MASKED]
+    device = build.pick_device(args.device)
+    models = Models(checkpoints, device=device, dtype=args.dtype, keep=args.keep, compared=compared)
     judge = Judge(rewards.load(args.reward), args.reward)
     port = free_port(args.host, args.port)
     if port != args.port:
@@ -113,6 +117,6 @@ def parser() -> argparse.ArgumentParser:
         default=1,
         help="CPU threads; more do not help the embedded checkpoints, and are far slower where the machine has other work (default: %(default)s)",
     )
-    add("--keep", type=int, default=4, help="checkpoints in memory at once (default: %(default)s)")
+    add("--keep", type=int, default=5, help="checkpoints in memory at once (default: %(default)s)")
     add("--sessions", type=int, default=100, help="browser windows whose state is kept (default: %(default)s)")
     return parser

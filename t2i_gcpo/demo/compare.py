@@ -24,7 +24,7 @@ LONELY = (
 
 def tab(desk: Desk) -> None:
     """Lay the tab out, inside a `gr.Blocks`."""
-    names = desk.models.names
+    names = desk.models.compared
     several = len(names) > 1
     comparison, tally = gr.State(None), gr.State(None)
     gr.Markdown(HELP + ("" if several else LONELY))
@@ -68,6 +68,7 @@ def tab(desk: Desk) -> None:
             num=bounds.whole(num, "The number of images", 1, bounds.IMAGES),
             guidance=bounds.number(guidance, "The guidance", 1, bounds.GUIDANCE),
             blind=bool(blind),
+            names=names,
             shuffle=desk.shuffle,
         ):
             yield show(found)

@@ -12,18 +12,19 @@ from t2i_gcpo import generators
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.checkpoints import locate, tuned
 
-BASE = "base"
+BASE, MASKED = "base", "masked"
 #: Name of a tuned checkpoint that ships with the package -> its name in the demo.
 _SHOWN = {"janus-mini-grpo": "GRPO", "janus-mini-dapo": "DAPO", "janus-mini-gcpo": "GCPO"}
 
 
 def named(choices: list[str]) -> dict[str, str]:
-    """`NAME=PATH` or `PATH`, as given on the command line -> name -> checkpoint. Nothing given: janus-mini, and what training made of it.
+    """`NAME=PATH` or `PATH`, as given on the command line -> name -> checkpoint. Nothing given: janus-mini, what training made of it,
+    and amused-mini.
 
     ValueError: the same name twice.
     """
     if not choices:
-        return {BASE: "janus-mini", **{_SHOWN[name]: name for name in tuned()}}
+        return {BASE: "janus-mini", **{_SHOWN[name]: name for name in tuned()}, MASKED: "amused-mini"}
     found: dict[str, str] = {}
     for choice in choices:
         name, equals, path = choice.partition("=")
@@ -45,12 +46,19 @@ class Models:
     """
 
     def __init__(
-        self, checkpoints: Mapping[str, str], *, device: torch.device, dtype: str = "float32", keep: int = 4
+        self,
+        checkpoints: Mapping[str, str],
+        *,
+        device: torch.device,
+        dtype: str = "float32",
+        keep: int = 5,
+        compared: list[str] | None = None,
     ) -> None:
-        """ValueError: a checkpoint that is none."""
+        """compared: names of those that the tab Compare sets side by side (None: all). ValueError: a checkpoint that is none."""
         if keep < 1:
             raise ValueError(f"keep is {keep}; it must be at least 1")
         self.checkpoints, self.device, self.dtype, self.keep = dict(checkpoints), device, dtype, keep
+        self.compared = list(checkpoints) if compared is None else compared
         for name, path in checkpoints.items():
             try:
                 locate(path)

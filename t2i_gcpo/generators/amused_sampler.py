@@ -20,9 +20,10 @@ from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.sampling import row_noise
 from t2i_gcpo.unmasking import annealed, newly_committed, state, still_masked
 
-Predict = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
-"""States [R, T], the folded branches' texts and noise [R, T] -> candidates [R, T] and their records [R, T]: from the transformer to the drawn
-token in one function, so that it compiles into one graph, and one for all steps."""
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
+"""States [R, T], the folded branches' texts, noise [R, T] and the masked positions [R, c] -> candidates [R, T] and their records [R, T]: from the
+transformer to the drawn token in one function, so that it compiles into one graph. Without positions it draws for all, which is one shape for
+all steps; with them only where there is a mask, and gives 0 elsewhere."""
 
 
 class StepSampler:
@@ -61,12 +62,14 @@ class StepSampler:
         predictions: list[Tensor] = []
         for step in range(plan.steps):
             states = state(tokens, commit, step, self.parts.mask_token)
-            candidate, record = predict(states, texts.hidden, texts.pooled, noise[step, 0])
+            masked = commit == plan.steps
+            where = None if compile else masked.int().argsort(dim=1, descending=True, stable=True)[:, : counts[step]]
+            candidate, record = predict(states, texts.hidden, texts.pooled, noise[step, 0], where)
             if self.with_gain:
-                predictions.append(torch.where(commit == plan.steps, candidate, tokens))
+                predictions.append(torch.where(masked, candidate, tokens))
             new = newly_committed(
                 record["behaviour"],
-                commit == plan.steps,
+                masked,
                 counts[step] - counts[step + 1],
                 noise[step, 1],
                 order=plan.order,
@@ -84,11 +87,17 @@ class StepSampler:
         parts = self.parts
 
         def predict(
-            states: Tensor, hidden: Tensor, pooled: Tensor, uniform: Tensor
+            states: Tensor, hidden: Tensor, pooled: Tensor, uniform: Tensor, where: Tensor | None
         ) -> tuple[Tensor, dict[str, Tensor]]:
             folded = repeat(states, "r t -> (m r) t", m=branches.count)
             found = logits(policy, folded, Texts(hidden, pooled), parts.grid, parts.pixels)
-            return choose(rearrange(found, "(m r) t v -> m r t v", m=branches.count), uniform, sampling, branches)
+            found = rearrange(found, "(m r) t v -> m r t v", m=branches.count)
+            if where is None:
+                return choose(found, uniform, sampling, branches)
+            index = torch.arange(len(where), device=where.device)[:, None], where
+            candidate, record = choose(found[:, index[0], index[1]], uniform[index], sampling, branches)
+            spread = {name: torch.zeros_like(uniform).index_put(index, value) for name, value in record.items()}
+            return torch.zeros_like(states).index_put(index, candidate), spread
 
         if not compile:
             return predict
