@@ -41,16 +41,16 @@ RENAMED: tuple[tuple[str, str], ...] = (
 class MaskedModelShape:
     """The transformer and the text encoder inside `amused-mini`.
 
-    `UVit2DModel` has no embedding of positions: a token knows where it stands from the zeros beyond the border, one cell further with each
-    convolution. On the grid that is halved, as aMUSEd-512's is, three of them reach from the border to the middle.
+    `UVit2DModel` has no embedding of positions: a token knows what stands where around it, and where the border is, by the convolutions of the
+    blocks on both sides of its transformer, one cell further with each. So most layers are in those blocks, which attend to image and prompt too.
     """
 
-    width: int = 128
-    layers: int = 3
-    heads: int = 4
-    mlp: int = 352
+    width: int = 96
+    layers: int = 1
+    heads: int = 3
+    mlp: int = 256
     res_blocks: int = 3
-    """On each side of the transformer, one convolution each."""
+    """On each side of the transformer, a convolution, a feed-forward layer and two attentions each: six reach from the border to the middle."""
     text_width: int = 96
     text_layers: int = 3
     text_heads: int = 3
@@ -136,6 +136,24 @@ def _fold(state: dict[str, Tensor]) -> None:
     state["decoder.conv_out.bias"] = state["decoder.conv_out.bias"] / 2 + 0.5
 
 
+#: Standard deviation of the token embeddings at the start: `nn.Embedding`'s 1 would be some 500 steps of AdamW away from any other place.
+EMBEDDING_STD = 0.1
+
+
+@torch.no_grad()
+def start_from_patches(transformer: Any, codes: Tensor) -> None:
+    """Let the embeddings and the rows of the output layer begin as the principal components of what each code stands for, `codes` [V, 192]:
+    codes that look alike then begin alike."""
+    left, values, _ = torch.linalg.svd(codes.float() - codes.float().mean(dim=0), full_matrices=False)
+    components = left * values
+    components = components / components.std()
+    embedded, output = transformer.embed.embeddings.weight, transformer.mlm_layer.conv2.weight
+    width = min(components.shape[1], embedded.shape[1])
+    embedded.mul_(EMBEDDING_STD / embedded.std())
+    embedded[: len(codes), :width] = components[:, :width] * EMBEDDING_STD
+    output[:, :width, 0, 0] = components[:, :width] * output.std()
+
+
 def build_amused(shape: MaskedModelShape, janus_vq: nn.Module, seed: int) -> AmusedParts:
     """The whole checkpoint, with random weights but for its VQ model."""
     from diffusers import AmusedScheduler, UVit2DModel
@@ -169,8 +187,6 @@ def build_amused(shape: MaskedModelShape, janus_vq: nn.Module, seed: int) -> Amu
             in_channels=shape.width,
             block_out_channels=shape.width,
             num_res_blocks=shape.res_blocks,
-            downsample=True,
-            upsample=True,
             block_num_heads=shape.heads,
             num_hidden_layers=shape.layers,
             num_attention_heads=shape.heads,

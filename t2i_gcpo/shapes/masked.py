@@ -32,10 +32,10 @@ from t2i_gcpo.shapes.optimisation import Optimisation
 class MaskedSettings:
     """How the transformer and the text encoder are trained; the defaults made the embedded checkpoint."""
 
-    steps: int = 5000
+    steps: int = 4500
     batch: int = 64
-    lr: float = 2e-3
-    muon_lr: float = 3e-3
+    lr: float = 4e-3
+    muon_lr: float = 1e-2
     warmup: int = 60
     weight_decay: float = 0.02
     dropped_prompts: float = 0.1

@@ -16,7 +16,7 @@ from t2i_gcpo.build import pick_device
 from t2i_gcpo.generators.amused_parts import AmusedParts
 from t2i_gcpo.generators.janus import Janus
 from t2i_gcpo.shapes import masked_card
-from t2i_gcpo.shapes.amused_mini import MaskedModelShape, build_amused
+from t2i_gcpo.shapes.amused_mini import MaskedModelShape, build_amused, start_from_patches
 from t2i_gcpo.shapes.masked import MaskedSettings, MaskedTrainer
 from t2i_gcpo.shapes.pretrain import Stage, add_work_options
 from t2i_gcpo.shapes.vq import VQSettings, patch_codes
@@ -29,8 +29,9 @@ def pretrain(work: Path, settings: MaskedSettings, *, every: int = 20, validate_
     """The trained parts, from the work folder if they are there already."""
     janus = generators.load(TOKENIZER, compile=False)
     assert isinstance(janus, Janus)
-    parts = build_amused(MaskedModelShape(), janus.model.model.vqmodel, settings.seed)
-    trainer = MaskedTrainer(settings, parts, patch_codes(VQSettings()))
+    parts, codes = build_amused(MaskedModelShape(), janus.model.model.vqmodel, settings.seed), patch_codes(VQSettings())
+    start_from_patches(parts.transformer, codes)
+    trainer = MaskedTrainer(settings, parts, codes)
     stage = Stage(work / "masked", "masked transformer", settings.steps, settings)
     stage.resume(trainer)
     report = stage.on_step(trainer, every=every)
