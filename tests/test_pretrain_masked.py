@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from t2i_gcpo.generators import checkpoints
 from t2i_gcpo.generators.amused import Amused
 from t2i_gcpo.generators.janus import Janus
 from t2i_gcpo.shapes import masked_card
-from t2i_gcpo.shapes.amused_mini import MaskedModelShape, build_amused
-from t2i_gcpo.shapes.masked import MaskedSettings, MaskedTrainer
+from t2i_gcpo.shapes.amused_mini import EMBEDDING_STD, MaskedModelShape, build_amused, start_from_patches
+from t2i_gcpo.shapes.masked import MaskedSettings, MaskedTrainer, Scenes, draw_masks
 from t2i_gcpo.shapes.pretrain import Stage, write_atomically
 from t2i_gcpo.shapes.prompts import TASKS
 from t2i_gcpo.shapes.vq import VQSettings, patch_codes
@@ -50,6 +52,50 @@ def test_the_masked_model_resumes_bit_for_bit(tmp_path: Path, vq: Any) -> None:
     assert [second.step()["loss"] for _ in range(2)] == losses[1:]
     a, b = (t.finished().state_dict() for t in (straight, second))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_codes_that_look_alike_begin_alike(vq: Any) -> None:
+    parts, codes = build_amused(SHAPE, vq, 0), patch_codes(VQSettings())
+    before = parts.transformer.mlm_layer.conv2.weight.std()
+    start_from_patches(parts.transformer, codes)
+    look = torch.cdist(codes, codes).fill_diagonal_(torch.inf).argmin(dim=1)
+    for rows in (
+        parts.transformer.embed.embeddings.weight[: len(codes)],
+        parts.transformer.mlm_layer.conv2.weight[:, :, 0, 0],
+    ):
+        apart = torch.cdist(rows, rows)
+        nearest, any_two = apart.gather(1, look[:, None]).median(), apart.median()
+        assert nearest < 0.5 * any_two
+    assert torch.isclose(parts.transformer.mlm_layer.conv2.weight.std(), before, rtol=0.2)
+    assert torch.isclose(parts.transformer.embed.embeddings.weight.std(), torch.tensor(EMBEDDING_STD), rtol=0.2)
+
+
+def test_the_pooled_text_is_that_of_its_end(vq: Any) -> None:
+    """CLIPTextModel would pool another token where <eos> had the id 2."""
+    parts = build_amused(SHAPE, vq, 0)
+    ids = parts.tokenizer("a red circle and a blue star", return_tensors="pt").input_ids
+    found = parts.text_encoder(ids, output_hidden_states=True)
+    last = int((ids[0] == parts.tokenizer.eos_token_id).nonzero())
+    assert last == ids.shape[1] - 1
+    final = parts.text_encoder.text_model.final_layer_norm(found.hidden_states[-1][0, last])
+    torch.testing.assert_close(found.text_embeds[0], parts.text_encoder.text_projection(final))
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    codes, settings = patch_codes(VQSettings()), replace(SETTINGS, batch=8)
+    scenes, again, other = Scenes(codes, settings), Scenes(codes, settings), Scenes(codes, replace(settings, seed=1))
+    scenes[0]
+    for (texts, tokens, masked), same in ((scenes[5], True), (other[5], False), (scenes[6], False)):
+        theirs = again[5]
+        assert (texts == theirs[0] and torch.equal(tokens, theirs[1]) and torch.equal(masked, theirs[2])) == same
+
+
+def test_half_of_the_rows_are_masked_but_for_a_few_tokens() -> None:
+    shares = draw_masks(random.Random(0), 4000, 144).float().mean(dim=1)
+    assert float(shares.min()) > 0
+    assert (
+        0.45 < float((shares > 0.94).float().mean()) < 0.55
+    )  # cos(u^2 pi / 2) > 0.94 for u < 0.47, rounded down to tokens
 
 
 def test_the_card_tells_what_is_in_the_files(tmp_path: Path, vq: Any, monkeypatch: pytest.MonkeyPatch) -> None:

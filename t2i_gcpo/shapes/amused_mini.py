@@ -145,13 +145,13 @@ def start_from_patches(transformer: Any, codes: Tensor) -> None:
     """Let the embeddings and the rows of the output layer begin as the principal components of what each code stands for, `codes` [V, 192]:
     codes that look alike then begin alike."""
     left, values, _ = torch.linalg.svd(codes.float() - codes.float().mean(dim=0), full_matrices=False)
-    components = left * values
-    components = components / components.std()
     embedded, output = transformer.embed.embeddings.weight, transformer.mlm_layer.conv2.weight
-    width = min(components.shape[1], embedded.shape[1])
+    width = min(len(values), embedded.shape[1])
+    components = (left * values)[:, :width]
+    components = components / components.std()
     embedded.mul_(EMBEDDING_STD / embedded.std())
-    embedded[: len(codes), :width] = components[:, :width] * EMBEDDING_STD
-    output[:, :width, 0, 0] = components[:, :width] * output.std()
+    embedded[: len(codes), :width] = components * EMBEDDING_STD
+    output[:, :width, 0, 0] = components * output.std()
 
 
 def build_amused(shape: MaskedModelShape, janus_vq: nn.Module, seed: int) -> AmusedParts:
