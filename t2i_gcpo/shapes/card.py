@@ -70,7 +70,7 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
             shutil.copyfile(work / stage / name, training / f"{stage}_{name}")
     draw_curves(work).savefig(training / "curves.png", dpi=110)
     generator: Any = load(str(folder))
-    result = score(generator, training, "janus-mini", images=images)
+    result = score(generator, training, "janus-mini", Sampling(guidance=GUIDANCE), images=images)
     model = generator.model
     vq_settings = VQSettings(**json.loads((training / "vq_settings.json").read_text()))
 
@@ -96,11 +96,11 @@ def millions(module: Any) -> float:
     return sum(p.numel() for p in module.parameters()) / 1e6
 
 
-def score(generator: Any, training: Path, name: str, *, images: int) -> EvalResult:
+def score(generator: Any, training: Path, name: str, sampling: Sampling, *, images: int) -> EvalResult:
     """GenEval's verdict on `images` prompts of shapes:test, written to eval.json; and the first ones of each task drawn, as samples.png."""
     from rewards.geneval.reward import GenEvalReward
 
-    reward, sampling = GenEvalReward(), Sampling(guidance=GUIDANCE)
+    reward = GenEvalReward()
     shown = [prompt for task in TASKS for prompt in [p for p in split("test") if p.task == task][:4]]
     samples = evaluate(generator, shown, reward, sampling=sampling, images_per_prompt=2, seed=SEED, keep_images=True)
     assert samples.images is not None
