@@ -45,27 +45,29 @@ def test_it_builds_and_needs_no_network(build: Build) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A repository with two pages, and the nav's entry of a third that may be missing."""
+    """A repository with two pages, and a file outside them."""
     root = tmp_path / "checkout"
     (root / "docs" / "results").mkdir(parents=True)
     for name in ("docs/hooks.py", "docs/site.css"):
         shutil.copy(ROOT / name, root / name)
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    nav = "nav: [index.md, repository/README.md, {More: [method.md, policies.md]}]\n\n"
+    nav = "nav: [index.md, repository/README.md, {More: [method.md]}]\n\n"
     (root / "mkdocs.yml").write_text(re.sub(r"^nav:\n.*?^\n", nav, config, flags=re.M | re.S), encoding="utf-8")
-    (root / "README.md").write_text("# Start\n\n[method](docs/method.md#method), [policies](docs/index.md)\n")
+    (root / "README.md").write_text("# Start\n\n[method](docs/method.md#method), [home](docs/index.md)\n")
     (root / "docs" / "method.md").write_text("# Method\n\n```python\nrows[0](index.md)\n```\n")
     (root / "docs" / "index.md").write_text("# Home\n\n[method](method.md#method), [start](../README.md)\n")
     return root
 
 
-def test_files_outside_the_pages_are_brought_in_and_missing_pages_left_out(build: Build, checkout: Path) -> None:
+def test_files_outside_the_pages_are_brought_in(build: Build, checkout: Path) -> None:
+    from mkdocs.exceptions import Abort
+
     site = build(checkout)
     assert 'href="repository/index.html"' in (site / "index.html").read_text()
     assert 'href="../method.html#method"' in (site / "repository" / "index.html").read_text()
-    assert "policies" not in (site / "index.html").read_text()
-    (checkout / "docs" / "policies.md").write_text("# Masked generators\n")
-    assert re.search(r'href="policies.html"[^<]*>\s*<span[^>]*>\s*Masked', (build(checkout) / "index.html").read_text())
+    (checkout / "docs" / "method.md").unlink()
+    with pytest.raises(Abort, match="strict"):
+        build(checkout)
 
 
 @pytest.mark.parametrize(
