@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from t2i_gcpo import generators
-from t2i_gcpo.generators.compilation import cut, filled, worth_compiling
+from t2i_gcpo.generators.compilation import batches, cut, filled, worth_compiling
 from t2i_gcpo.generators.janus import Janus
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
@@ -511,6 +511,10 @@ def test_compiled_batches_have_one_size_and_uncompiled_ones_are_even() -> None:
     assert [len(part) for part in cut(rows, None, compiled=True)] == [9]
     assert worth_compiling(2, 4) and not worth_compiling(1, 4) and worth_compiling(1, None)
     assert filled([1, 3], 4) == [1, 3, 3, 3]
+    found = [(len(batch.rows), batch.asked, batch.compile) for batch in batches(rows[:7], 4, compile=True)]
+    assert found == [(4, 4, True), (4, 3, True)]
+    assert [(len(batch.rows), batch.compile) for batch in batches(rows, 4, compile=True)][-1] == (1, False)
+    assert not any(batch.compile for batch in batches(rows[:1], 4, compile=True))
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from t2i_gcpo.generators.base import (
     seeded,
 )
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
-from t2i_gcpo.generators.compilation import Compilation, cut, filled, worth_compiling
+from t2i_gcpo.generators.compilation import Compilation, batches
 from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
 from t2i_gcpo.generators.drawing import Drawn
 from t2i_gcpo.generators.policy import PolicyWeights
@@ -246,17 +246,14 @@ class Amused:
         rows: list[tuple[int, int]],
         first_prompt_index: int,
     ) -> Drawn:
-        """All rows (prompt, image), at most `max_batch` at once; in compiled batches, where they are not mostly empty."""
-        compile = self.compiles() and worth_compiling(len(rows), self.max_batch)
+        """All rows (prompt, image), `commit_step` among their records."""
         found = []
         with self._eval_mode() as policy:
-            for part in cut(rows, self.max_batch, compile):
-                one_shape = compile and worth_compiling(len(part), self.max_batch)
-                batch = filled(part, self.max_batch or len(part)) if one_shape else part
+            for batch in batches(rows, self.max_batch, self.compiles()):
                 drawn = self.sampler.draw(
-                    policy, prompts, negatives, sampling, batch, first_prompt_index, compile=one_shape
+                    policy, prompts, negatives, sampling, batch.rows, first_prompt_index, compile=batch.compile
                 )
-                found.append(drawn.first(len(part)))
+                found.append(drawn.first(batch.asked))
         return Drawn.cat(found)
 
     # -- scoring -------------------------------------------------------------------------------------------------------

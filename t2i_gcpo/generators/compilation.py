@@ -9,7 +9,8 @@ import shutil
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -73,6 +74,27 @@ def can_compile(device: torch.device) -> bool:
     import importlib.util
 
     return importlib.util.find_spec("triton") is not None
+
+
+@dataclass(frozen=True)
+class Batch(Generic[Item]):
+    """Rows that are sampled at once."""
+
+    rows: Sequence[Item]
+    asked: int
+    """How many of them were asked for; those behind fill the batch up."""
+    compile: bool
+
+
+def batches(rows: Sequence[Item], max_batch: int | None, compile: bool) -> list[Batch[Item]]:
+    """All rows, at most `max_batch` at once; in compiled batches of that size, where they are not mostly empty."""
+    compile = compile and worth_compiling(len(rows), max_batch)
+    found = []
+    for part in cut(rows, max_batch, compile):
+        one_shape = compile and worth_compiling(len(part), max_batch)
+        size = max_batch if one_shape and max_batch is not None else len(part)
+        found.append(Batch(filled(part, size), len(part), one_shape))
+    return found
 
 
 def worth_compiling(rows: int, max_batch: int | None) -> bool:

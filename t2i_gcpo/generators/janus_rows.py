@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from t2i_gcpo.generators.compilation import cut, filled, worth_compiling
+from t2i_gcpo.generators.compilation import batches
 from t2i_gcpo.generators.drawing import Branches, Drawn
 from t2i_gcpo.generators.janus_prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.janus_sampler import WIDTH_MULTIPLE, StepSampler
@@ -39,15 +39,15 @@ class RowSampler:
         max_batch: int | None,
         compile: bool,
     ) -> Drawn:
-        """All B rows of P texts, at most `max_batch` at once; in compiled batches, where they are not mostly empty."""
+        """All B rows of P texts, in `batches`."""
         rows = [(prompt, image) for prompt in range(len(texts)) for image in range(sampling.group_size)]
-        compile = compile and worth_compiling(len(rows), max_batch)
-        return Drawn.cat(
-            [
-                self._draw_part(policy, texts, negatives, sampling, part, first_prompt_index, max_batch, compile)
-                for part in cut(rows, max_batch, compile)
-            ]
-        )
+        found = []
+        for batch in batches(rows, max_batch, compile):
+            drawn = self._draw_part(
+                policy, texts, negatives, sampling, batch.rows, first_prompt_index, compile=batch.compile
+            )
+            found.append(drawn.first(batch.asked))
+        return Drawn.cat(found)
 
     def _draw_part(
         self,
@@ -57,13 +57,10 @@ class RowSampler:
         sampling: Sampling,
         rows: Sequence[Row],
         first_prompt_index: int,
-        max_batch: int | None,
+        *,
         compile: bool,
     ) -> Drawn:
-        device, count = self.encoder.device, len(rows)
-        compile = compile and worth_compiling(count, max_batch)
-        if compile and max_batch is not None:
-            rows = filled(rows, max_batch)
+        device = self.encoder.device
         owners = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in rows))}
         encoded, branches = self.branches(
             [texts[p] for p in owners],
@@ -75,8 +72,7 @@ class RowSampler:
             sampling.seed, [(first_prompt_index + p, g) for p, g in rows], self.steps.length, device=device
         )
         owner = torch.tensor([owners[prompt] for prompt, _ in rows], device=device)
-        drawn = self.steps.draw_rows(policy, encoded, owner, noise, sampling, branches, compile=compile)
-        return drawn.first(count)
+        return self.steps.draw_rows(policy, encoded, owner, noise, sampling, branches, compile=compile)
 
     def branches(
         self, texts: list[str], negatives: list[str] | None, sampling: Sampling, *, width_multiple: int
