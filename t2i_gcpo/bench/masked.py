@@ -52,9 +52,3 @@ def gradients(generator: Amused, drawn: Rollout) -> tuple[Tensor, ...]:
     found, scale = generator.training_scores(drawn)
     objective = (found if scale is None else found * scale).mean()
     return torch.autograd.grad(objective, generator.trainable_parameters())
-
-
-def settings(options: argparse.Namespace) -> dict[str, object]:
-    """What a report says of the run."""
-    names = ("checkpoint", "prompts", "num_prompts", "group_size", "guidance", "steps", "seed")
-    return {name: getattr(options, name) for name in names}

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from t2i_gcpo.bench import masked
 from t2i_gcpo.bench.measure import MIB, Report, check_same, cost, peak_bytes, warm_up
+from t2i_gcpo.bench.sides import settings
 from t2i_gcpo.generators.amused import Amused
 
 BASELINE = "one sampling step"
@@ -37,4 +38,5 @@ def run(options: argparse.Namespace, console: Console) -> Report:
         cost(name, peaks[name], peaks["baseline"], unit="MiB", scale=1 / MIB, seed=options.seed)
         for name in ("step_by_step", "at_once")
     )
-    return Report("memory", lines, BASELINE, warmup, device, masked.settings(options))
+    about = settings(options, by_step, len(many.prompts), compiled=False, steps=options.steps)
+    return Report("memory", lines, BASELINE, warmup, device, about)

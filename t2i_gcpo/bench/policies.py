@@ -13,6 +13,7 @@ from rich.console import Console
 
 from t2i_gcpo.bench import masked
 from t2i_gcpo.bench.measure import Report, cost, interleave, warm_up
+from t2i_gcpo.bench.sides import settings
 from t2i_gcpo.generators.amused import Amused
 from t2i_gcpo.masked_policies import POLICIES
 
@@ -36,4 +37,5 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     lines = tuple(
         cost(name, times[name], times[BASELINE], unit="s", seed=options.seed) for name in POLICIES if name != BASELINE
     )
-    return Report("policies", lines, BASELINE, warmup, device, masked.settings(options))
+    about = settings(options, made[BASELINE], len(drawn.prompts), compiled=False, steps=options.steps)
+    return Report("policies", lines, BASELINE, warmup, device, about)

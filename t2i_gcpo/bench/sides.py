@@ -1,4 +1,4 @@
-"""What the benchmarks of sampling share, whatever the baseline: the batch, what is decoded, and the check that both sides sample alike.
+"""What the benchmarks that sample share, whatever the baseline: the batch, what is decoded, the check that both sides sample alike, the settings.
 
 P prompts, G images a prompt, B = P * G rows, T tokens.
 """
