@@ -120,7 +120,7 @@ class ClipTrainer:
     def step_number(self) -> int:
         return self.optimisation.step_number
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> dict[str, float | Tensor]:
         """One optimiser step; its loss in nats, and the share of pictures whose own caption wins among all of the batch."""
         batch = draw_batch(self.rng, self.settings, self.words)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
@@ -130,12 +130,7 @@ class ClipTrainer:
         scale = self.model.logit_scale.exp().clamp(max=MAX_SCALE)
         loss, right = contrastive_loss(images, texts, scale, batch.false_negatives)
         norm = self.optimisation.step(loss)
-        return {
-            "loss": float(loss.detach()),
-            "right": float(right),
-            "scale": float(scale.detach()),
-            "grad_norm": float(norm),
-        }
+        return {"loss": loss.detach(), "right": right, "scale": scale.detach(), "grad_norm": norm}
 
     def finished(self) -> Any:
         """The model in evaluation mode, with the averaged weights and the batch normalisation's statistics under them."""

@@ -201,13 +201,13 @@ class LanguageTrainer:
         ids = ids.masked_fill(inside & dropped[:, None], self.tokenizer.pad_token_id)
         return ids, mask, tokens
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> dict[str, float | Tensor]:
         """One optimiser step; returns its loss in nats a token."""
         ids, mask, tokens = self._batch()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
             loss = self.losses(ids, mask, tokens).mean()
         norm = self.optimisation.step(loss)
-        return {"loss": float(loss.detach()), "grad_norm": float(norm)}
+        return {"loss": loss.detach(), "grad_norm": norm}
 
     @torch.no_grad()
     def validation_loss(self) -> float:
