@@ -19,9 +19,11 @@ PAIRED_NOTE = "difference: same prompts, same noise, compared image by image"
 
 
 def number(value: float | None, *, signed: bool = False, digits: int = 3) -> str:
-    """0.123; a dash where there is none."""
+    """0.123; 1.2e+08 from a million up; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
+    if abs(value) >= 1e6:
+        return f"{value:+.1e}" if signed else f"{value:.1e}"
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 

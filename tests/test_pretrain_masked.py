@@ -115,14 +115,18 @@ def test_the_card_tells_what_is_in_the_files(tmp_path: Path, vq: Any, monkeypatc
     for name, score in {**result.by_task, "overall": result.overall}.items():
         assert f"| {name} | {score:.3f} | " in text
     assert set(result.by_task) == set(TASKS) and result.n == 12
-    assert (
-        "--limit 12 --guidance 2.0 --order-temperature 6.0" in text
-        and "--seed 0 --steps 3 --batch 2 --device cpu" in text
-    )
+    other = EvalResult.load(folder / "training" / "eval_noisier_order.json")
+    assert (result.sampling.unmasking.temperature, other.sampling.unmasking.temperature) == (2.0, 6.0)
+    for temperature, found in ((2.0, result), (6.0, other)):
+        part = text[text.index(f"### Order temperature {temperature:g}") :].split("```")[1]
+        assert f"--limit 12 --guidance 2.0 --order-temperature {temperature}" in part
+        assert f"| overall | {found.overall:.3f} | " in text
+    assert "--seed 0 --steps 3 --batch 2 --device cpu" in text
     training = folder / "training"
     assert sorted(p.name for p in training.iterdir()) == [
         "curve.png",
         "eval.json",
+        "eval_noisier_order.json",
         "log.jsonl",
         "samples.png",
         "settings.json",

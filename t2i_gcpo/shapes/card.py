@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rewards.geneval.reward import GenEvalReward
 from t2i_gcpo.evaluate import EvalResult, evaluate, spread
 from t2i_gcpo.generators import load
 from t2i_gcpo.pictures import sample_grid
@@ -70,7 +71,9 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
             shutil.copyfile(work / stage / name, training / f"{stage}_{name}")
     draw_curves(work).savefig(training / "curves.png", dpi=110)
     generator: Any = load(str(folder))
-    result = score(generator, training, "janus-mini", Sampling(guidance=GUIDANCE), images=images)
+    sampling = Sampling(guidance=GUIDANCE)
+    draw_samples(generator, training / "samples.png", sampling)
+    result = score(generator, training / "eval.json", "janus-mini", sampling, images=images)
     model = generator.model
     vq_settings = VQSettings(**json.loads((training / "vq_settings.json").read_text()))
 
@@ -96,13 +99,12 @@ def millions(module: Any) -> float:
     return sum(p.numel() for p in module.parameters()) / 1e6
 
 
-def score(generator: Any, training: Path, name: str, sampling: Sampling, *, images: int) -> EvalResult:
-    """GenEval's verdict on `images` prompts of shapes:test, written to eval.json; and the first ones of each task drawn, as samples.png."""
-    from rewards.geneval.reward import GenEvalReward
-
-    reward = GenEvalReward()
+def draw_samples(generator: Any, file: Path, sampling: Sampling) -> None:
+    """The first prompts of each task in shapes:test, two images each, with GenEval's verdicts, as a PNG."""
     shown = [prompt for task in TASKS for prompt in [p for p in split("test") if p.task == task][:4]]
-    samples = evaluate(generator, shown, reward, sampling=sampling, images_per_prompt=2, seed=SEED, keep_images=True)
+    samples = evaluate(
+        generator, shown, GenEvalReward(), sampling=sampling, images_per_prompt=2, seed=SEED, keep_images=True
+    )
     assert samples.images is not None
     grid = sample_grid(
         samples.images,
@@ -111,12 +113,16 @@ def score(generator: Any, training: Path, name: str, sampling: Sampling, *, imag
         scores=[row.score for row in samples.rows],
         scale=1,
     )
-    grid.save(training / "samples.png")
+    grid.save(file)
+
+
+def score(generator: Any, file: Path, name: str, sampling: Sampling, *, images: int) -> EvalResult:
+    """GenEval's verdict on `images` prompts of shapes:test, written to the JSON `file`."""
     result = evaluate(
-        generator, spread(split("test"), images), reward, sampling=sampling, seed=SEED, progress=True,
+        generator, spread(split("test"), images), GenEvalReward(), sampling=sampling, seed=SEED, progress=True,
         checkpoint=name, source="shapes:test", reward_name="geneval",
     )  # fmt: skip
-    result.save(training / "eval.json")
+    result.save(file)
     return result
 
 
