@@ -279,10 +279,14 @@ def loss(
     targets: TokenAdvantages,
     *,
     logprob_reference: Tensor | None = None,
+    token_logprob: Tensor | None = None,
     scale: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> LossOutput:
     """Clipped policy loss plus the KL term, for some rows: log-probs [b, T], `targets` of the same rows.
+
+    token_logprob [b, T]: the policy's log-probs that the KL to `logprob_reference` is taken of (None: `logprob`). A ratio may be of
+    several tokens at once, and the estimators' exponent of so large a difference overflows.
 
     scale [b, T]: factor of each token's loss and KL (None: 1 for all); a token of scale 0 is in no metric.
     `denominator`: that of the whole batch (`loss_denominator`) when these rows are a micro-batch; the gradients then
@@ -308,12 +312,13 @@ def loss(
                 f"algorithm {algorithm.name!r} has a KL term: pass logprob_reference, or set kl_estimator to none"
             )
         return LossOutput(total, metrics)
+    own = logprob if token_logprob is None else token_logprob
     counted = targets.mask if scale is None else targets.mask & (scale > 0)
     for estimator in ("k1", "k3"):
-        values = losses.kl(logprob.detach(), logprob_reference, estimator)
+        values = losses.kl(own.detach(), logprob_reference, estimator)
         metrics[f"kl_{estimator}"] = losses.reduce(values, counted, "token")
     if algorithm.kl_estimator != "none" and algorithm.kl_coef > 0:
-        values = losses.kl(logprob, logprob_reference, algorithm.kl_estimator)
+        values = losses.kl(own, logprob_reference, algorithm.kl_estimator)
         if algorithm.kl_weighting:
             values = values * losses.kl_weights(targets.weights)
         if scale is not None:

@@ -6,7 +6,6 @@ B rows, b rows of a micro-batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, loss, loss_denominator
 from t2i_gcpo.clock import Clock
-from t2i_gcpo.generators.base import Distribution, ImageGenerator, training_scores
+from t2i_gcpo.generators.base import Distribution, ImageGenerator, TrainingScores, training_scores
 from t2i_gcpo.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, scheduler
 from t2i_gcpo.precision import MasterWeights
 from t2i_gcpo.records import Rollout
@@ -70,7 +69,7 @@ class Updater:
     ) -> dict[str, float]:
         """All optimiser steps of one rollout; returns their mean metrics. FloatingPointError from the guard."""
         with clock.phase("forward"):
-            reference = self._scored(rollout, torch.arange(rollout.batch), reference=True)
+            reference = self._reference(rollout)
             old, drift = self._old(rollout)
         history: list[dict[str, Tensor]] = []
         skipped = 0
@@ -116,14 +115,15 @@ class Updater:
         part = part.to(reference.device)
         rows, part_targets = rollout.rows(part), targets.rows(part)
         with clock.phase("forward"):
-            logprob, scale = training_scores(self.generator, rows, self.distribution)
-            fresh = logprob.detach()
+            scores = training_scores(self.generator, rows, self.distribution)
+            fresh, scale = scores.logprob.detach(), scores.scale
             output = loss(
                 self.algorithm,
-                logprob,
+                scores.logprob,
                 fresh if old is None else old[part],
                 part_targets,
                 logprob_reference=reference[part],
+                token_logprob=scores.own,
                 scale=scale,
                 denominator=denominator,
             )
@@ -144,13 +144,16 @@ class Updater:
         """The log-probs of the trained distribution that sampling kept."""
         return rollout.logprob_positive if self.distribution == "conditional" else rollout.logprob_behaviour
 
+    def _reference(self, rollout: Rollout) -> Tensor:
+        """[B, T] log-probs of the tokens under the reference model."""
+        with self.generator.reference():
+            return torch.cat([scores.own for scores in self._scored(rollout)])
+
     @torch.no_grad()
-    def _scored(self, rollout: Rollout, index: Tensor, *, reference: bool = False) -> Tensor:
-        """[b, T] log-probs of the rows `index` under the policy as it is now, or the reference model."""
-        with self.generator.reference() if reference else nullcontext():
-            parts = [training_scores(self.generator, rollout.rows(part), self.distribution).logprob
-                     for part in index.split(self.micro_batch)]  # fmt: skip
-        return torch.cat(parts)
+    def _scored(self, rollout: Rollout) -> list[TrainingScores]:
+        """Of each micro-batch of the rollout, in order, without gradients."""
+        parts = torch.arange(rollout.batch).split(self.micro_batch)
+        return [training_scores(self.generator, rollout.rows(part), self.distribution) for part in parts]
 
     def _old(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, float]]:
         """[B, T] old log-probs for several updates from one rollout, and how far the training forward is from the recorded ones.
@@ -159,15 +162,15 @@ class Updater:
         """
         if self.epochs * self.minibatches == 1:
             return None, {}
-        everything = torch.arange(rollout.batch)
-        probe, recorded = everything[: self.micro_batch], self._recorded(rollout)
+        probe, recorded = torch.arange(rollout.batch)[: self.micro_batch], self._recorded(rollout)
         with torch.no_grad():
-            found, scale = training_scores(self.generator, rollout.rows(probe), self.distribution)
-        if scale is not None:  # sampling did not record what is trained
-            return self._scored(rollout, everything), {}
-        drift = float((found - recorded[: len(probe)]).abs().mean())
-        old = recorded if drift <= DRIFT_TOLERANCE else self._scored(rollout, everything)
-        return old, {"logprob_drift": drift}
+            found = training_scores(self.generator, rollout.rows(probe), self.distribution)
+        if found.scale is not None:  # sampling did not record what is trained
+            return torch.cat([scores.logprob for scores in self._scored(rollout)]), {}
+        drift = float((found.logprob - recorded[: len(probe)]).abs().mean())
+        if drift <= DRIFT_TOLERANCE:
+            return recorded, {"logprob_drift": drift}
+        return torch.cat([scores.logprob for scores in self._scored(rollout)]), {"logprob_drift": drift}
 
     @torch.no_grad()
     def reference_entropy(self, rollout: Rollout) -> Tensor:

@@ -299,6 +299,23 @@ def test_loss_is_policy_loss_plus_weighted_kl() -> None:
     torch.testing.assert_close(unweighted.loss, policy + 0.5 * (torch.expm1(d) - d).mean())
 
 
+def test_the_kl_is_of_other_log_probs_where_they_are_given() -> None:
+    new, old, reference = make_logprobs()
+    algorithm = row("gcpo", kl_coef=0.5)
+    targets = make_targets(algorithm)
+    summed = (30 * new).requires_grad_()  # the ratio's, whose difference from the reference has no finite exponent
+    own = new.clone().requires_grad_()
+    output = loss(algorithm, summed, summed.detach(), targets, logprob_reference=reference, token_logprob=own)
+    plain = loss(algorithm, new, old, targets, logprob_reference=reference)
+    for name in ("kl_loss", "kl_k1", "kl_k3"):
+        assert output.metrics[name].item() == plain.metrics[name].item()
+    term = 0.5 * (losses.kl(own, reference, "k3") * losses.kl_weights(targets.weights)).mean()
+    (expected,) = torch.autograd.grad(term, own)
+    output.loss.backward()
+    torch.testing.assert_close(own.grad, expected)
+    torch.testing.assert_close(summed.grad, -targets.advantages / new.numel())
+
+
 def test_factors_of_tokens_reach_both_terms_and_no_metric() -> None:
     new, old, reference = make_logprobs()
     algorithm = row("gcpo", kl_coef=0.5)

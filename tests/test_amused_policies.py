@@ -70,9 +70,11 @@ def test_transitions_are_those_of_a_slow_loop(made: dict[str, Amused], distribut
     plain, with_remainder = made["transition"], made["transition_remask"]
     rollout = plain.sample(PROMPTS, sampling(group_size=1))
     with torch.no_grad():
-        found, scale = plain.training_scores(rollout, distribution=distribution)
-        whole, _ = with_remainder.training_scores(rollout, distribution=distribution)
-    assert scale is not None
+        found, scale, own = plain.training_scores(rollout, distribution=distribution)
+        whole, _, too = with_remainder.training_scores(rollout, distribution=distribution)
+        alone = made["commit_step"].training_scores(rollout, distribution=distribution).logprob
+    assert scale is not None and own is not None and too is not None
+    assert close(own, alone) and close(too, alone), "the KL is that of the tokens whatever the ratio is of"
     for row, text in enumerate(PROMPTS):
         commit, tokens = rollout.commit_step[row], rollout.tokens[row]
         for step in range(5):
@@ -100,7 +102,7 @@ def test_remasked_log_probs_are_those_of_a_slow_loop(made: dict[str, Amused], na
     generator = made[name]
     rollout = generator.sample(PROMPTS, sampling(group_size=1))
     with torch.no_grad():
-        found, scale = generator.training_scores(rollout, distribution="guided")
+        found, scale, _ = generator.training_scores(rollout, distribution="guided")
     row, steps = POLICIES[name], 5
     gain = None
     if name == "key_steps":
@@ -174,7 +176,7 @@ def test_transition_with_remainder_is_exact_without_noise_on_the_confidence() ->
 
 
 def gradients(generator: Amused, rollout: Rollout) -> list[Tensor]:
-    found, scale = generator.training_scores(rollout, distribution="guided")
+    found, scale, _ = generator.training_scores(rollout, distribution="guided")
     loss = (found * (1.0 if scale is None else scale) * torch.linspace(-1, 1, 16)).sum()
     parameters = generator.trainable_parameters()
     return [
@@ -223,7 +225,7 @@ def test_training_raises_what_it_rewards(name: str) -> None:
     rollout = policy.sample(PROMPTS, sampling(group_size=1))
 
     def objective() -> Tensor:
-        found, scale = policy.training_scores(rollout, distribution="guided")
+        found, scale, _ = policy.training_scores(rollout, distribution="guided")
         return (found if scale is None else found * scale).mean()
 
     before = objective()
@@ -288,6 +290,27 @@ def test_the_trainer_trains_every_policy(name: str, tmp_path: Path) -> None:
     assert training.distance(before, training.weights(policy)) > 1e-3  # type: ignore[arg-type]
     assert records[0].metrics["kl"] > 0
     assert "logprob_drift" not in records[0].metrics, "sampling recorded other log-probs than those trained"
+
+
+def test_the_kl_of_a_transition_is_that_of_its_tokens(tmp_path: Path) -> None:
+    """A step's log-prob moves by tens of nats, of which k3 takes the exponent; its tokens' do not."""
+    how = Sampling(guidance=2.0, unmasking=Unmasking(steps=4, temperature=6.0))
+    found = {}
+    for name in ("commit_step", "transition_remask"):
+        policy = tiny_amused.generator(masked_policy=name)
+        run = training.trainer(tmp_path / name, policy=policy, sampling=how, steps=1)  # type: ignore[arg-type]
+        with torch.no_grad():
+            for parameter in policy.trainable_parameters():
+                parameter.mul_(1.5)  # far from the reference
+        record = run.step()
+        assert record.scored is not None
+        with torch.no_grad():
+            scores = policy.training_scores(record.scored.rollout, distribution="guided")
+            with policy.reference():
+                reference = policy.training_scores(record.scored.rollout, distribution="guided")
+        assert name == "commit_step" or float((reference.logprob - scores.logprob).max()) > 10
+        found[name] = record.metrics["kl"], record.metrics["kl_k1"]
+    assert found["transition_remask"] == pytest.approx(found["commit_step"], rel=1e-3)
 
 
 def test_factors_reach_the_loss_and_the_metrics(tmp_path: Path) -> None:

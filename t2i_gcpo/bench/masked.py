@@ -49,6 +49,6 @@ def rollout(generator: Amused, options: argparse.Namespace, *, steps: int) -> Ro
 
 def gradients(generator: Amused, drawn: Rollout) -> tuple[Tensor, ...]:
     """Those of the mean objective at ratio 1 with an advantage of 1 for every token, in the trained weights."""
-    found, scale = generator.training_scores(drawn)
+    found, scale, _ = generator.training_scores(drawn)
     objective = (found if scale is None else found * scale).mean()
     return torch.autograd.grad(objective, generator.trainable_parameters())

@@ -60,6 +60,8 @@ class StateScorer:
         rng = torch.Generator().manual_seed(rollout.sampling.seed)
         asked = plan(row, commit, steps=steps, count=count, generator=rng, gain=gain)
         found = self._scored(rollout, asked, self._row_texts(rollout, "positive"), distribution, row)
+        if row.by_step:
+            return TrainingScores(found[0], asked.scale, token_logprob=found[1])
         every_token_once = row.name == "commit_step" and count == steps
         return TrainingScores(found, None if every_token_once else asked.scale)
 
@@ -93,7 +95,7 @@ class StateScorer:
     def _scored(
         self, rollout: Rollout, asked: Plan, texts: Texts, distribution: str, row: MaskedPolicy | None = None
     ) -> Tensor:
-        """[B, T] log-probs under `distribution`, of the tokens alone or as the policy's `row` adds them up."""
+        """[B, T] log-probs under `distribution`; of a `row` that adds them up by step [2, B, T], the step's and the token's own."""
         distribute = self._distribution(rollout, distribution)
 
         def score(item: Pass, states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ class StateScorer:
                 left = log_remainder(found, least, LEAST_PROBABILITY)
                 still = ~target & ~item.visible.gather(1, index)
                 total = total + torch.where(still, left, 0.0).sum(dim=1, keepdim=True)
-            return total.expand_as(logprob)
+            return torch.stack([total.expand_as(logprob), logprob])
 
         return self._sum(rollout, asked, texts, score, all_masked=row is not None and row.remainder)
 
@@ -161,7 +163,7 @@ class StateScorer:
         *,
         all_masked: bool = False,
     ) -> Tensor:
-        """[B, T]: over the passes, the sum of a token's share of a pass times its `score` [R, c] there."""
+        """[..., B, T]: over the passes, the sum of a token's share of a pass times its `score` [..., R, c] there."""
         tokens = rollout.tokens.to(self.texts.device)
 
         def run(item: Pass) -> Tensor:
@@ -176,7 +178,9 @@ class StateScorer:
             found = score(item, states, theirs, index, own.gather(1, index))
             share = item.share.gather(1, index)
             # A row with fewer targets than others is filled up with tokens of share 0.
-            return torch.zeros_like(item.share).scatter(1, index, torch.where(share > 0, share * found, 0.0))
+            counted = torch.where(share > 0, share * found, 0.0)
+            empty = counted.new_zeros(*counted.shape[:-1], item.share.shape[1])
+            return empty.scatter(-1, index.expand_as(counted), counted)
 
         items = [folded(asked.passes)] if self.fold_passes else asked.passes
         total: Tensor | float = 0.0
@@ -185,7 +189,7 @@ class StateScorer:
                 found: Tensor = checkpoint(run, item, use_reentrant=False, preserve_rng_state=False)
             else:
                 found = run(item)
-            total = total + rearrange(found, "(m b) t -> m b t", b=len(tokens)).sum(dim=0)
+            total = total + rearrange(found, "... (m b) t -> m ... b t", b=len(tokens)).sum(dim=0)
         assert isinstance(total, Tensor), "a plan has passes"
         return total
 

@@ -106,6 +106,13 @@ class TrainingScores(NamedTuple):
     """[B, T] fp32, nats, differentiable in the policy's weights."""
     scale: Tensor | None = None
     """[B, T] fp32, the factor of each token's loss, 0 for a token without a log-prob; None: 1 for all."""
+    token_logprob: Tensor | None = None
+    """[B, T] fp32, nats: the tokens' own log-probs, which the KL is taken of, where `logprob` is of several tokens; None: `logprob` is."""
+
+    @property
+    def own(self) -> Tensor:
+        """[B, T] fp32: what the KL is taken of."""
+        return self.logprob if self.token_logprob is None else self.token_logprob
 
 
 def training_scores(generator: ImageGenerator, rollout: Rollout, distribution: Distribution) -> TrainingScores:
