@@ -12,9 +12,8 @@ from t2i_gcpo.generators import load
 from t2i_gcpo.records import Sampling, Unmasking
 from t2i_gcpo.shapes.card import GUIDANCE, SEED, draw_samples, millions, score, table
 
-#: The card's scores: file -> how it samples. First as the commands do unless told otherwise. With little noise on the confidence the empty
-#: background, of which the model is surest, is fixed first, and too little of the grid is left for the objects; hence the second, whose
-#: temperature was chosen on shapes:val.
+#: The card's scores: file -> how it samples. First as the commands do unless told otherwise, then with noise on the confidence that was chosen
+#: on shapes:val.
 SCORES = {
     "eval.json": Sampling(guidance=GUIDANCE),
     "eval_noisier_order.json": Sampling(guidance=GUIDANCE, unmasking=Unmasking(temperature=6.0)),
