@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import json
 import re
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -32,6 +33,10 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "policies.md").read_text(encoding="utf-8")
+
+
 def test_the_option_names_the_rows() -> None:
     assert get_args(get_type_hints(GeneratorConfig)["masked_policy"]) == tuple(POLICIES)
     assert all(row.name == name and row.exact for name, row in POLICIES.items())
@@ -42,12 +47,28 @@ def test_the_option_names_the_rows() -> None:
 
 
 def test_the_page_has_a_row_a_policy() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "policies.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|", page, re.MULTILINE)
-    assert [name for name, _, _ in rows] == list(POLICIES)
-    for name, paper, exact in rows:
+    definitions = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|", PAGE.split("## What is exact")[0], re.MULTILINE)
+    assert [name for name, _, _ in definitions] == list(POLICIES)
+    for name, paper, exact in definitions:
         assert paper.strip() == POLICIES[name].paper
         assert (exact.strip() == "no") == (POLICIES[name].exact == "no")
+
+
+def test_the_page_compares_them_by_what_the_study_and_the_benchmark_found() -> None:
+    found = json.loads((DOCS / "results" / "masked_policies" / "results.json").read_text(encoding="utf-8"))
+    costs = json.loads((DOCS / "results" / "bench" / "masked_policies.json").read_text(encoding="utf-8"))
+    compared = PAGE.split("## The five compared")[1]
+    for row in found["groups"]:
+        name = row["arm"].removesuffix("_grpo")
+        title = f"| `{name}`, GRPO |" if row["arm"].endswith("_grpo") else f"| `{name}` |"
+        (line,) = [line for line in compared.splitlines() if line.startswith(title)]
+        gain, (low, high) = row["difference"]["overall"], row["difference"]["ci95"]
+        scores = f"| {row['before']['overall']:.3f} | {row['after']['overall']:.3f} | {gain:+.3f} [{low:+.3f}, {high:+.3f}] |"
+        assert f"| {row['seeds']} | {row['images']:,} {scores} {row['lowest_seed']['difference']:+.3f} |" in line
+        if row["arm"] in costs:
+            low, high = costs[row["arm"]]["ratio_ci95"]
+            assert line.endswith(f"| {costs[row['arm']]['ratio']:.2f} [{low:.2f}, {high:.2f}] |")
+    assert {row["arm"] for row in found["groups"]} == {*POLICIES, "commit_step_grpo"}
 
 
 def test_how_many_passes_an_update_has() -> None:

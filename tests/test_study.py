@@ -156,12 +156,15 @@ def test_the_study_in_the_repository() -> None:
 def test_the_masked_studies_have_an_arm_a_policy() -> None:
     folder = Path(__file__).parent.parent / "configs" / "studies"
     found = read(folder / "masked_policies.yaml")
-    arms = {trial.name.split("/")[0]: trial.settings.generator.masked_policy for trial in found.trials}
-    assert arms == {name: name for name in POLICIES} and len(found.trials) == 15
+    arms = {
+        trial.arm: (trial.settings.generator.masked_policy, trial.settings.algorithm.name) for trial in found.trials
+    }
+    assert arms.pop("commit_step_grpo") == ("commit_step", "grpo"), "the baseline"
+    assert arms == {name: (name, "gcpo") for name in POLICIES} and len(found.trials) == 18
     masked = read(folder / "masked.yaml")
     assert [trial.name for trial in masked.trials] == ["gcpo/seed_0", "gcpo/seed_1", "gcpo/seed_2"]
     for trial in (*found.trials, *masked.trials):
-        assert trial.settings.generator.checkpoint == "amused-mini" and trial.settings.algorithm.name == "gcpo"
+        assert trial.settings.generator.checkpoint == "amused-mini"
 
 
 def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
