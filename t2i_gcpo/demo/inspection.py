@@ -166,7 +166,7 @@ def legend(found: Inspection, kind: str) -> str:
 #: Rows of the cell's table: (name in `heatmap.cell`, words, whether GRPO's number differs).
 _ROWS = (
     ("token", "token id", False),
-    ("step", "drawn as number", False),
+    ("step", "fixed in sampling step", False),
     ("logprob_positive", "log p(token | prompt)", False),
     ("logprob_negative", "log p(token | contrast)", False),
     ("contrast", "contrast, nats", False),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,15 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def demo(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running demo, of two checkpoints; its runs go to a folder of their own."""
-    command = [sys.executable, "-m", "t2i_gcpo.cli", "demo", "--port", str(free_port("127.0.0.1", 18860))]
-    command += ["--checkpoint", "base=janus-mini", "--checkpoint", f"tuned={tuned}"]
-    command += ["--runs", str(tmp_path_factory.mktemp("runs"))]
+    runs = tmp_path_factory.mktemp("runs")
+    with serving("--checkpoint", "base=janus-mini", "--checkpoint", f"tuned={tuned}", "--runs", str(runs)) as url:
+        yield url
+
+
+@contextmanager
+def serving(*options: str) -> Iterator[str]:
+    """`t2i-gcpo demo OPTIONS` as long as the block lasts."""
+    command = [sys.executable, "-m", "t2i_gcpo.cli", "demo", "--port", str(free_port("127.0.0.1", 18860)), *options]
     start = time.monotonic()
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -238,6 +245,33 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
     box.fill("/no/such/run")
     box.press("Enter")
     toast(page, "is no folder")
+
+
+def test_the_embedded_masked_generator(new_page: Callable[..., Any], shots: Path, tmp_path: Path) -> None:
+    """The demo without options: the masked generator is inspected, with the order of its tokens, and trained."""
+    from playwright.sync_api import expect
+
+    with serving("--runs", str(tmp_path)) as url:
+        page = new_page(url)
+        tab(page, "Inspect")
+        expect(panel(page).get_by_label("Prompt", exact=True)).to_have_value(TEXT)
+        choose(page, "Checkpoint", "masked")
+        page.get_by_role("button", name="Sample a group").click()
+        says(page, "inspect", f"“{TEXT}” by masked")
+        click_cell(page, 3, 7)
+        page.screenshot(path=shots / "inspect_masked.png", full_page=True)
+        choose(page, "Map", "order")
+        panel(page).get_by_text("order: the sampling step that fixed the token").wait_for()
+        click_cell(page, 5, 2)
+        panel(page).get_by_text("fixed in sampling step").wait_for()
+        page.screenshot(path=shots / "inspect_masked_order.png", full_page=True)
+        tab(page, "Train live")
+        choose(page, "Start from", "masked")
+        for label, value in (("Steps", 2), ("Prompts a step", 1), ("Images a prompt", 4)):
+            set_slider(page, label, value)
+        page.get_by_role("button", name="Train", exact=True).click()
+        says(page, "live", "Done: 2 steps")
+        page.screenshot(path=shots / "live_masked.png", full_page=True)
 
 
 def lines_of(page: Any) -> list[int]:
