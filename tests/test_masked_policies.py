@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import json
+import math
 import re
 from pathlib import Path
 from typing import get_args, get_type_hints
