@@ -165,12 +165,12 @@ class Updater:
         probe, recorded = torch.arange(rollout.batch)[: self.micro_batch], self._recorded(rollout)
         with torch.no_grad():
             found = training_scores(self.generator, rollout.rows(probe), self.distribution)
-        if found.scale is not None:  # sampling did not record what is trained
-            return torch.cat([scores.logprob for scores in self._scored(rollout)]), {}
-        drift = float((found.logprob - recorded[: len(probe)]).abs().mean())
-        if drift <= DRIFT_TOLERANCE:
-            return recorded, {"logprob_drift": drift}
-        return torch.cat([scores.logprob for scores in self._scored(rollout)]), {"logprob_drift": drift}
+        drift = {}
+        if found.scale is None:  # else sampling did not record what is trained
+            drift = {"logprob_drift": float((found.logprob - recorded[: len(probe)]).abs().mean())}
+            if drift["logprob_drift"] <= DRIFT_TOLERANCE:
+                return recorded, drift
+        return torch.cat([scores.logprob for scores in self._scored(rollout)]), drift
 
     @torch.no_grad()
     def reference_entropy(self, rollout: Rollout) -> Tensor:

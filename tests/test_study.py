@@ -163,6 +163,7 @@ def test_the_masked_studies_have_an_arm_a_policy() -> None:
     assert arms == {name: (name, "gcpo") for name in POLICIES} and len(found.trials) == 18
     masked = read(folder / "masked.yaml")
     assert [trial.name for trial in masked.trials] == ["gcpo/seed_0", "gcpo/seed_1", "gcpo/seed_2"]
+    assert all(trial.settings.algorithm.name == "gcpo" for trial in masked.trials)
     for trial in (*found.trials, *masked.trials):
         assert trial.settings.generator.checkpoint == "amused-mini"
 

@@ -122,7 +122,7 @@ def show(found: Progress, text: str) -> list[Any]:
         for kind, row in zip((SAMPLES, HEATMAPS), pictures, strict=True):
             there = browse.picture(run, kind, found.steps)
             if there is not None:
-                row.append((there[1], f"{name.upper()} after {there[0]} step{'s' * (there[0] != 1)}"))
+                row.append((there[1], f"{name.upper()} after step {there[0]}"))
     return [text, *(plots.lines(runs, metric) for metric in SHOWN), *pictures]
 
 

@@ -48,12 +48,12 @@ janus-mini, in diffusers' form. `training/` has the settings, the log and the cu
 
 GenEval's verdict on `shapes:test` (combinations that were never trained on), {sampling_steps} sampling steps, guidance {guidance}, seed {seed},
 n = {n} images; the intervals are 95 %, clustered by prompt. It depends on the order temperature, the noise on the confidence that decides which
-tokens a step fixes: 2 is aMUSEd's and the default, 6 was chosen on `shapes:val`.
+tokens a step fixes: {default:g} is aMUSEd's and the default, {noisier:g} was chosen on `shapes:val`.
 
 {scores}
 ## Samples
 
-The first four prompts of each task in `shapes:test`, two images each, order temperature 2, seed {seed}, not picked. Green: the verdict is "correct".
+The first four prompts of each task in `shapes:test`, two images each, order temperature {default:g}, seed {seed}, not picked. Green: the verdict is "correct".
 
 ![samples](training/samples.png)
 
@@ -80,7 +80,7 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
         file: score(generator, training / file, "amused-mini", sampling, images=images)
         for file, sampling in SCORES.items()
     }
-    result = results["eval.json"]
+    result, noisier = results.values()
     settings = json.loads((training / "settings.json").read_text(encoding="utf-8"))
     parts = generator.parts
 
@@ -94,6 +94,8 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
         text=millions(parts.text_encoder),
         vq=millions(parts.vqvae),
         sampling_steps=result.sampling.unmasking.steps,
+        default=result.sampling.unmasking.temperature,
+        noisier=noisier.sampling.unmasking.temperature,
         guidance=GUIDANCE,
         seed=SEED,
         n=result.n,
