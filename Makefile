@@ -41,7 +41,7 @@ format: install ## rewrite in the house style
 	$(BIN)/ruff format .
 
 docs: install ## build the documentation: site/index.html
-	$(BIN)/python -m t2i_gcpo.reference docs/configuration.md
+	$(BIN)/python -m t2i_gcpo.commands.options.reference docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean: ## remove .venv, caches and site/; runs/ stays

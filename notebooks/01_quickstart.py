@@ -17,12 +17,16 @@ from transformers.utils import logging
 
 import rewards
 import t2i_gcpo
-from t2i_gcpo import curves, generators, run_folder, study_results, tables, train_command
-from t2i_gcpo.arguments import parse
-from t2i_gcpo.pictures import sample_grid
-from t2i_gcpo.prompts import by_task, limit, read
+from t2i_gcpo import generators
+from t2i_gcpo.commands import train as train_command
+from t2i_gcpo.commands.options.arguments import parse
+from t2i_gcpo.data.prompts import by_task, limit, read
 from t2i_gcpo.records import Sampling
-from t2i_gcpo.rollout import score
+from t2i_gcpo.reports import curves, tables
+from t2i_gcpo.reports import run as run_folder
+from t2i_gcpo.study import results as study_results
+from t2i_gcpo.training.rollout import score
+from t2i_gcpo.utils.pictures import sample_grid
 
 logging.disable_progress_bar()
 ROOT = Path(t2i_gcpo.__file__).parents[1]

@@ -29,13 +29,14 @@ from transformers.utils import logging
 
 import rewards
 import t2i_gcpo
-from t2i_gcpo import credit, generators, heatmap, losses, tables
+from t2i_gcpo import credit, generators, heatmap, losses
 from t2i_gcpo.advantages import group_advantages
 from t2i_gcpo.algorithms import ALL_STATS, resolve, token_advantages
-from t2i_gcpo.heatmap_command import find_prompt
-from t2i_gcpo.pictures import sample_grid
+from t2i_gcpo.data.shapes.grammar import find_prompt
 from t2i_gcpo.records import Sampling
-from t2i_gcpo.rollout import score
+from t2i_gcpo.reports import tables
+from t2i_gcpo.training.rollout import score
+from t2i_gcpo.utils.pictures import sample_grid
 
 logging.disable_progress_bar()
 plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})

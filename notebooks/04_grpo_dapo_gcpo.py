@@ -17,13 +17,16 @@ from transformers.utils import logging
 
 import rewards
 import t2i_gcpo
-from t2i_gcpo import Schedule, Trainer, generators, pictures, study_results, tables
+from t2i_gcpo import Schedule, Trainer, generators
 from t2i_gcpo.algorithms import TABLE
-from t2i_gcpo.curves import COLORS
-from t2i_gcpo.evaluate import evaluate, paired_difference, pick, spread
-from t2i_gcpo.prompts import read
+from t2i_gcpo.data.prompts import read, spread
+from t2i_gcpo.evaluation.evaluate import evaluate, paired_difference, pick
 from t2i_gcpo.records import Sampling
-from t2i_gcpo.tracking import Tracker
+from t2i_gcpo.reports import tables
+from t2i_gcpo.reports.curves import COLORS
+from t2i_gcpo.study import results as study_results
+from t2i_gcpo.training.tracker import Tracker
+from t2i_gcpo.utils import pictures
 
 logging.disable_progress_bar()
 plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False})

@@ -11,17 +11,17 @@ from rewards.base import Reward
 
 #: Name -> import path of the class or function that builds the reward from its options.
 REWARDS: dict[str, str] = {
-    "aesthetic": "rewards.aesthetic:AestheticReward",
-    "clip": "rewards.clip:ClipReward",
+    "aesthetic": "rewards.scorers.aesthetic:AestheticReward",
+    "clip": "rewards.scorers.clip:ClipReward",
     "composite": "rewards.composite:load_composite",
     "geneval": "rewards.geneval.reward:GenEvalReward",
-    "git_vqa": "rewards.git_vqa:GitVqaReward",
-    "grounding_dino": "rewards.grounding_dino:GroundingDinoReward",
-    "hps": "rewards.hps:HpsReward",
-    "image_reward": "rewards.image_reward:ImageReward",
-    "ocr": "rewards.ocr:OcrReward",
-    "pickscore": "rewards.pickscore:PickScoreReward",
-    "remote": "rewards.remote:RemoteReward",
+    "git_vqa": "rewards.scorers.git_vqa:GitVqaReward",
+    "grounding_dino": "rewards.scorers.grounding_dino:GroundingDinoReward",
+    "hps": "rewards.scorers.hps:HpsReward",
+    "image_reward": "rewards.scorers.image_reward:ImageReward",
+    "ocr": "rewards.scorers.ocr:OcrReward",
+    "pickscore": "rewards.scorers.pickscore:PickScoreReward",
+    "remote": "rewards.remote.client:RemoteReward",
 }
 
 

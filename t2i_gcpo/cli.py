@@ -18,31 +18,34 @@ from collections.abc import Sequence
 
 #: Name -> (function, one line of help).
 COMMANDS: dict[str, tuple[str, str]] = {
-    "train": ("t2i_gcpo.train_command:main", "fine-tune a generator with GCPO, GRPO or DAPO"),
-    "sample": ("t2i_gcpo.sample_command:main", "sample images for a prompt"),
+    "train": ("t2i_gcpo.commands.train:main", "fine-tune a generator with GCPO, GRPO or DAPO"),
+    "sample": ("t2i_gcpo.commands.sample:main", "sample images for a prompt"),
     "eval": (
-        "t2i_gcpo.evaluate_command:main",
+        "t2i_gcpo.commands.evaluate:main",
         "score a checkpoint on held-out prompts, per task, with confidence intervals",
     ),
-    "score": ("t2i_gcpo.score_command:main", "score a folder of images or a run's samples with any scorer"),
+    "score": ("t2i_gcpo.commands.score:main", "score a folder of images or a run's samples with any scorer"),
     "serve-rewards": (
-        "t2i_gcpo.serve_command:main",
+        "t2i_gcpo.commands.serve_rewards:main",
         "serve a scorer over HTTP, for training runs that score elsewhere",
     ),
-    "heatmap": ("t2i_gcpo.heatmap_command:main", "draw the credit of each token over an image"),
-    "export": ("t2i_gcpo.export_command:main", "save what training changed as a small delta to its base checkpoint"),
-    "compare": ("t2i_gcpo.compare:main", "curves, a table and a report of several runs"),
+    "heatmap": ("t2i_gcpo.commands.heatmap:main", "draw the credit of each token over an image"),
+    "export": ("t2i_gcpo.commands.export:main", "save what training changed as a small delta to its base checkpoint"),
+    "compare": ("t2i_gcpo.commands.compare:main", "curves, a table and a report of several runs"),
     "demo": ("t2i_gcpo.demo:main", "compare, inspect and train in the browser"),
-    "study": ("t2i_gcpo.study:main", "train several arms with several seeds, pooled in one table"),
+    "study": ("t2i_gcpo.study.command:main", "train several arms with several seeds, pooled in one table"),
     "bench": ("t2i_gcpo.bench:main", "measure speed and memory"),
-    "prompts": ("t2i_gcpo.prompts:main", "write the embedded prompts or their vocabulary to a file"),
+    "prompts": ("t2i_gcpo.commands.prompts:main", "write the embedded prompts or their vocabulary to a file"),
     "pretrain": (
-        "t2i_gcpo.shapes.pretrain_command:main",
+        "t2i_gcpo.pretrain.command:main",
         "train an embedded checkpoint from scratch: janus, amused or clip",
     ),
-    "verdicts": ("t2i_gcpo.shapes.verdicts:main", "check the embedded scorer on rendered and on decoded scenes"),
-    "doctor": ("t2i_gcpo.doctor:main", "check the installation"),
+    "verdicts": ("t2i_gcpo.pretrain.verdicts:main", "check the embedded scorer on rendered and on decoded scenes"),
+    "doctor": ("t2i_gcpo.commands.doctor:main", "check the installation"),
 }
+
+#: Commands that have commands of their own; their modules have `parsers()`, name -> parser, where others have `parser()`.
+GROUPS: tuple[str, ...] = ("bench", "pretrain")
 
 USAGE = """usage: t2i-gcpo COMMAND [OPTIONS]
        t2i-gcpo --version

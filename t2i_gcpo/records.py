@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from t2i_gcpo.unmasking import ORDERS, SCHEDULES
+#: How many tokens stay masked after each sampling step; `generators.tokens.unmasking` has the curves.
+Schedule = Literal["cosine", "linear", "square", "cubic", "sqrt"]
+#: How the positions that a step commits are chosen.
+Order = Literal["confidence", "random"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Unmasking:
 
     steps: int = 12
     """N, sampling steps, at most T."""
-    schedule: Literal["cosine", "linear", "square", "cubic", "sqrt"] = "cosine"
+    schedule: Schedule = "cosine"
     """How many tokens stay masked after each step."""
-    order: Literal["confidence", "random"] = "confidence"
+    order: Order = "confidence"
     """Which tokens a step fixes: those of the highest "confidence", or "random" ones, with which the tokens' log-probs are exact."""
     temperature: float = 2.0
     """Of the Gumbel noise on the confidence at the first step; falls to 0 in equal parts."""
@@ -44,7 +47,10 @@ class Unmasking:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"{self.steps} unmasking steps; there must be at least 1")
-        for what, name, known in (("schedule", self.schedule, SCHEDULES), ("order", self.order, ORDERS)):
+        for what, name, known in (
+            ("schedule", self.schedule, get_args(Schedule)),
+            ("order", self.order, get_args(Order)),
+        ):
             if name not in known:
                 raise ValueError(f"unmasking {what} {name!r} is unknown; allowed: {', '.join(known)}")
         if self.temperature < 0:

@@ -10,8 +10,8 @@ from einops import repeat
 from torch import Tensor
 
 from t2i_gcpo.generators.base import Negative, as_prompts, seeded
+from t2i_gcpo.generators.tokens.sampling import row_noise
 from t2i_gcpo.records import Prompt, Rollout, Sampling
-from t2i_gcpo.sampling import row_noise
 
 
 class FakeGenerator:

@@ -9,12 +9,12 @@ import yaml
 from fake_generator import FakeGenerator, options, token_score
 
 from rewards import RewardOutput
-from t2i_gcpo import arguments
 from t2i_gcpo.algorithms import resolve
-from t2i_gcpo.config import TrainConfig
-from t2i_gcpo.evaluate import evaluate
+from t2i_gcpo.commands.options import arguments
+from t2i_gcpo.commands.options.config import TrainConfig
+from t2i_gcpo.evaluation.evaluate import evaluate
 from t2i_gcpo.records import Prompt
-from t2i_gcpo.tracking import Tracker, prepare_run
+from t2i_gcpo.training.tracker import Tracker, prepare_run
 
 PROMPTS = [Prompt(f"prompt {k}", {"tag": "odd" if k % 2 else "even"}) for k in range(8)]
 

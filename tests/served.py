@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rewards.base import RewardOutput
-from rewards.server import RewardServer
-from rewards.wire import encode_png
+from rewards.remote.protocol import encode_png
+from rewards.remote.server import RewardServer
 
 
 class Scorer:

@@ -14,13 +14,13 @@ import training
 from torch import Tensor
 
 from t2i_gcpo import generators
-from t2i_gcpo.generators.amused import Amused
-from t2i_gcpo.generators.amused_parts import AmusedParts
+from t2i_gcpo.generators.amused.adapter import Amused
+from t2i_gcpo.generators.amused.parts import AmusedParts
 from t2i_gcpo.generators.compilation import can_compile
-from t2i_gcpo.logprobs import entropy
+from t2i_gcpo.generators.tokens.logprobs import entropy
+from t2i_gcpo.generators.tokens.sampling import behaviour_logits
+from t2i_gcpo.generators.tokens.unmasking import state, still_masked
 from t2i_gcpo.records import Rollout, Sampling, Unmasking
-from t2i_gcpo.sampling import behaviour_logits
-from t2i_gcpo.unmasking import state, still_masked
 
 PROMPTS = ["a red circle", "a photo of two blue square"]
 PLAN = Unmasking(steps=5)
@@ -122,7 +122,7 @@ def test_batches_are_cut_and_filled_up_without_a_change(shared: Amused, monkeypa
         sizes.append(int(name.removeprefix("predict_")))
         return function
 
-    monkeypatch.setattr("t2i_gcpo.generators.amused_sampler.compiled", not_compiled)
+    monkeypatch.setattr("t2i_gcpo.generators.amused.sampler.compiled", not_compiled)
     again = shared.sample(PROMPTS, sampling())
     assert sizes == [4], "both batches share one shape"
     assert torch.equal(again.tokens, whole.tokens) and torch.equal(again.commit_step, whole.commit_step)

@@ -12,14 +12,14 @@ import torch
 
 import rewards
 from t2i_gcpo import cli, generators, heatmap
-from t2i_gcpo.demo import inspection
-from t2i_gcpo.demo.judge import Judge
-from t2i_gcpo.generators.amused import Amused
+from t2i_gcpo.data.shapes.prompts import TASKS
+from t2i_gcpo.demo.scoring import Judge
+from t2i_gcpo.demo.sessions import inspection
+from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.checkpoints import ASSETS
 from t2i_gcpo.heatmap.data import Heatmap
 from t2i_gcpo.records import Prompt, Sampling
-from t2i_gcpo.shapes.prompts import TASKS
-from t2i_gcpo.tracking import read_metrics
+from t2i_gcpo.training.tracker import read_metrics
 
 FOLDER = ASSETS / "amused-mini"
 PROMPT = "a photo of a red circle"

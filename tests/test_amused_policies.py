@@ -15,15 +15,16 @@ import training
 from test_amused import PROMPTS, all_trajectories, as_rollout, close, sampling
 from torch import Tensor
 
-from t2i_gcpo import build, generators
+from t2i_gcpo import generators
 from t2i_gcpo.bench.measure import peak_bytes
-from t2i_gcpo.config import GeneratorConfig
-from t2i_gcpo.generators.amused import Amused
+from t2i_gcpo.commands.options import build
+from t2i_gcpo.commands.options.config import GeneratorConfig
+from t2i_gcpo.generators.amused.adapter import Amused
+from t2i_gcpo.generators.amused.likelihoods import POLICIES, plan, step_gain
 from t2i_gcpo.generators.base import training_scores
-from t2i_gcpo.masked_policies import POLICIES, plan, step_gain
+from t2i_gcpo.generators.tokens.sampling import behaviour_logits
+from t2i_gcpo.generators.tokens.unmasking import state
 from t2i_gcpo.records import Rollout, Sampling, Unmasking
-from t2i_gcpo.sampling import behaviour_logits
-from t2i_gcpo.unmasking import state
 
 NAMES = tuple(POLICIES)
 
@@ -127,7 +128,7 @@ def test_remasked_log_probs_are_those_of_a_slow_loop(made: dict[str, Amused], na
 
 def test_the_gain_is_recorded_from_the_candidates_of_all_steps(made: dict[str, Amused]) -> None:
     """The same noise again, through the sampler's own loop of states: each step's whole prediction, from the modules' logits."""
-    from t2i_gcpo.sampling import draw, row_noise
+    from t2i_gcpo.generators.tokens.sampling import draw, row_noise
 
     generator = made["key_steps"]
     rollout = generator.sample(PROMPTS[:1], sampling(group_size=1, guidance=1.0))

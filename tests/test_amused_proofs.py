@@ -12,10 +12,10 @@ from test_amused import PROMPTS, as_rollout, close, sampling
 from torch import Tensor
 
 from t2i_gcpo import credit
-from t2i_gcpo.generators.amused import Amused
+from t2i_gcpo.generators.amused.adapter import Amused
+from t2i_gcpo.generators.tokens.sampling import draw, row_noise
+from t2i_gcpo.generators.tokens.unmasking import gumbel
 from t2i_gcpo.records import Unmasking
-from t2i_gcpo.sampling import draw, row_noise
-from t2i_gcpo.unmasking import gumbel
 
 
 @pytest.fixture(scope="module")

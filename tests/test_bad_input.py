@@ -12,8 +12,9 @@ import tiny
 import torch
 from training import sha256
 
-from t2i_gcpo import checkpoint, cli
-from t2i_gcpo.tracking import read_metrics
+from t2i_gcpo import cli
+from t2i_gcpo.training import checkpoint
+from t2i_gcpo.training.tracker import read_metrics
 
 REWARDS = """
 import math

@@ -14,8 +14,8 @@ import torch
 
 from t2i_gcpo import cli
 from t2i_gcpo.bench import rollout_masked
+from t2i_gcpo.generators.amused.likelihoods import POLICIES
 from t2i_gcpo.generators.compilation import can_compile
-from t2i_gcpo.masked_policies import POLICIES
 from t2i_gcpo.records import Prompt, Sampling, Unmasking
 
 

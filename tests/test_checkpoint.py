@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i_gcpo import checkpoint
+from t2i_gcpo.training import checkpoint
 
 
 def save(run: Path, step: int, value: float = 1.0) -> Path:
@@ -146,7 +146,7 @@ def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
 
 
 def test_large_files_are_checked_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2i_gcpo.files.HASHED_BYTES", 50)
+    monkeypatch.setattr("t2i_gcpo.utils.files.HASHED_BYTES", 50)
     path = save(tmp_path, 1)
     files = json.loads((path / "manifest.json").read_text())["files"]
     assert files["vqvae/weights.bin"] == {"bytes": 100} and "sha256" in files["config.json"]

@@ -16,20 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import rewards
-from rewards.clip import ASSETS, CLIP_MINI
 from rewards.geneval import judge
-from rewards.torchvision_mend import mend
-from rewards.vocabulary import CLASSES, PLURALS
+from rewards.geneval.vocabulary import CLASSES, PLURALS
+from rewards.models.torchvision_mend import mend
+from rewards.scorers.clip import ASSETS, CLIP_MINI
 from t2i_gcpo import cli
+from t2i_gcpo.data.shapes.prompts import SPLITS, TASKS, split
+from t2i_gcpo.data.shapes.scene import Scene, SceneObject, sample_scene
+from t2i_gcpo.pretrain import command as pretrain_command
+from t2i_gcpo.pretrain.amused import command as pretrain_masked
+from t2i_gcpo.pretrain.amused.model import TEXT_LENGTH, tokenizer
+from t2i_gcpo.pretrain.clip import command as pretrain_clip
+from t2i_gcpo.pretrain.clip.captions import changed_word, family, mirrored, neighbours, shows
+from t2i_gcpo.pretrain.clip.model import ClipShape, build, save
+from t2i_gcpo.pretrain.clip.retrieval import measure, render, retrieve
+from t2i_gcpo.pretrain.clip.train import ClipSettings, ClipTrainer, contrastive_loss, draw_batch, encode
+from t2i_gcpo.pretrain.janus import command as pretrain
 from t2i_gcpo.records import Prompt
-from t2i_gcpo.shapes import pretrain, pretrain_clip, pretrain_command, pretrain_masked
-from t2i_gcpo.shapes.amused_mini import TEXT_LENGTH, tokenizer
-from t2i_gcpo.shapes.captions import changed_word, family, mirrored, neighbours, shows
-from t2i_gcpo.shapes.clip_mini import ClipShape, build, save
-from t2i_gcpo.shapes.contrastive import ClipSettings, ClipTrainer, contrastive_loss, draw_batch, encode
-from t2i_gcpo.shapes.prompts import SPLITS, TASKS, split
-from t2i_gcpo.shapes.retrieval import measure, render, retrieve
-from t2i_gcpo.shapes.scene import Scene, SceneObject, sample_scene
 
 mend()
 

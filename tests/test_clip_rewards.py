@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import rewards
-from rewards import clip as clip_module
-from rewards import weights as weights_module
-from rewards.preprocess import Preprocess
-from rewards.torchvision_mend import mend
+from rewards.models import weights as weights_module
+from rewards.models.preprocess import Preprocess
+from rewards.models.torchvision_mend import mend
+from rewards.scorers import clip as clip_module
 
 mend()
 open_clip = importlib.import_module("open_clip")

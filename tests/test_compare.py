@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import run_folders
 
-from t2i_gcpo import compare, curves
-from t2i_gcpo.config import OptimConfig
-from t2i_gcpo.run_folder import groups, read
+from t2i_gcpo.reports import comparison as compare
+from t2i_gcpo.reports import curves
+from t2i_gcpo.reports.run import groups, read
+from t2i_gcpo.training.options import OptimConfig
 
 
 def test_seeds_of_an_algorithm_are_one_group(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from t2i_gcpo.algorithms import TABLE
-from t2i_gcpo.arguments import dump, load, parse, to_mapping
-from t2i_gcpo.config import TrainConfig
+from t2i_gcpo.commands.options.arguments import dump, load, parse, to_mapping
+from t2i_gcpo.commands.options.config import TrainConfig
 
 
 def settings(*argv: str) -> TrainConfig:

@@ -14,9 +14,9 @@ import tiny
 import tiny_amused
 import torch
 
-from rewards.torchvision_mend import mend
+from rewards.models.torchvision_mend import mend
 from t2i_gcpo import generators
-from t2i_gcpo.generators.janus import Janus
+from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Sampling
 
 PROMPTS = ["a photo of one red circle", "two blue square"]

@@ -17,9 +17,13 @@ from torch import Tensor
 from rewards import RewardOutput
 from rewards.geneval import Detection
 from rewards.geneval.detectors.shapes import ShapesDetector
-from t2i_gcpo import credit, evaluate_command, generators, localisation
+from t2i_gcpo import credit, generators
 from t2i_gcpo.algorithms import ALL_STATS
-from t2i_gcpo.credit_evaluation import (
+from t2i_gcpo.commands import evaluate as evaluate_command
+from t2i_gcpo.data.shapes.prompts import split
+from t2i_gcpo.data.shapes.scene import sample_scene
+from t2i_gcpo.evaluation import localisation
+from t2i_gcpo.evaluation.credit_location import (
     DRAWS,
     MEASURES,
     CreditObserver,
@@ -28,11 +32,9 @@ from t2i_gcpo.credit_evaluation import (
     named,
     weights,
 )
-from t2i_gcpo.evaluate import evaluate
+from t2i_gcpo.evaluation.evaluate import evaluate
 from t2i_gcpo.records import Prompt, Rollout, Sampling
-from t2i_gcpo.shapes.prompts import split
-from t2i_gcpo.shapes.scene import sample_scene
-from t2i_gcpo.tables import credit_rows, credit_share_rows
+from t2i_gcpo.reports.tables import credit_rows, credit_share_rows
 
 GRID = (12, 12)
 PROMPTS = [prompt for prompt in split("test") if prompt.task in ("colors", "two_object")][::4]

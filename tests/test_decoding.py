@@ -8,8 +8,8 @@ import torch
 
 from t2i_gcpo import generators
 from t2i_gcpo.generators.decoding import decoding
-from t2i_gcpo.generators.janus import Janus
-from t2i_gcpo.shapes.verdicts import agreement, draw_cases, through_vq
+from t2i_gcpo.generators.janus.adapter import Janus
+from t2i_gcpo.pretrain.verdicts import agreement, draw_cases, through_vq
 
 CPU = torch.device("cpu")
 

@@ -14,12 +14,12 @@ from training import redness
 
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
-from t2i_gcpo.export_command import provenance
+from t2i_gcpo.commands.export import provenance
 from t2i_gcpo.generators import checkpoints, deltas
-from t2i_gcpo.generators.janus import Janus
+from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Prompt, Sampling
-from t2i_gcpo.rollout import as_reward, collect
-from t2i_gcpo.tracking import Tracker
+from t2i_gcpo.training.rollout import as_reward, collect
+from t2i_gcpo.training.tracker import Tracker
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue square")]
 

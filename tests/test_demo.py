@@ -19,20 +19,27 @@ import torch
 from PIL import Image
 
 import rewards
-from t2i_gcpo import checkpoint as checkpoints
 from t2i_gcpo import credit, demo, heatmap
-from t2i_gcpo.arguments import load
 from t2i_gcpo.cli import main
-from t2i_gcpo.demo import bounds, browse, compare, comparison, inspection, models, page, plots, training
-from t2i_gcpo.demo.comparison import Comparison, Tally
-from t2i_gcpo.demo.desk import Desk
+from t2i_gcpo.commands.options.arguments import load
+from t2i_gcpo.data.shapes.grammar import understand
+from t2i_gcpo.data.shapes.scene import Scene, SceneObject
+from t2i_gcpo.demo import html_parts as page
+from t2i_gcpo.demo import models, plots
+from t2i_gcpo.demo import run_browser as browse
+from t2i_gcpo.demo import validate as bounds
+from t2i_gcpo.demo.context import Desk
 from t2i_gcpo.demo.errors import spoken
-from t2i_gcpo.demo.inspect_tab import draw, without
-from t2i_gcpo.demo.judge import Judge, clause_words
 from t2i_gcpo.demo.models import Models
+from t2i_gcpo.demo.scoring import Judge, clause_words
+from t2i_gcpo.demo.sessions import blind_vote as comparison
+from t2i_gcpo.demo.sessions import inspection
+from t2i_gcpo.demo.sessions import live_training as training
+from t2i_gcpo.demo.sessions.blind_vote import Comparison, Tally
+from t2i_gcpo.demo.tabs import compare
+from t2i_gcpo.demo.tabs.inspect import draw, without
 from t2i_gcpo.records import Sampling
-from t2i_gcpo.shapes.grammar import understand
-from t2i_gcpo.shapes.scene import Scene, SceneObject
+from t2i_gcpo.training import checkpoint as checkpoints
 
 TEXT = "a photo of a red circle and a blue star"
 

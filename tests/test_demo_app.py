@@ -18,9 +18,9 @@ from gradio_client.exceptions import AppError
 
 import rewards
 from t2i_gcpo.demo import app, free_port
-from t2i_gcpo.demo.desk import Desk
-from t2i_gcpo.demo.judge import Judge
+from t2i_gcpo.demo.context import Desk
 from t2i_gcpo.demo.models import Models
+from t2i_gcpo.demo.scoring import Judge
 
 TEXT, OTHER = "a photo of a red circle and a blue star", "two blue star"
 

@@ -11,10 +11,11 @@ import torch
 from pages import DOCS, PAGES, ROOT
 
 import rewards
-from rewards.torchvision_mend import mend
-from t2i_gcpo import build, generators, heatmap
+from rewards.models.torchvision_mend import mend
+from t2i_gcpo import generators, heatmap
 from t2i_gcpo.algorithms import resolve, token_advantages
-from t2i_gcpo.arguments import load
+from t2i_gcpo.commands.options import build
+from t2i_gcpo.commands.options.arguments import load
 from t2i_gcpo.records import Sampling, ScoredRollout
 
 #: Pages with Python that runs in seconds; that of the README trains (below).

@@ -14,10 +14,10 @@ import pages
 import pytest
 from pages import DOCS, PAGES, ROOT
 
-from t2i_gcpo import arguments, reference
 from t2i_gcpo.cli import COMMANDS
-from t2i_gcpo.command_options import take_reward
-from t2i_gcpo.config import TrainConfig
+from t2i_gcpo.commands.options import arguments, reference
+from t2i_gcpo.commands.options.config import TrainConfig
+from t2i_gcpo.commands.options.shared import take_reward
 
 #: What stands in a page for what is filled in.
 GAP = "…"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from t2i_gcpo import doctor
-from t2i_gcpo.doctor import Finding
+from t2i_gcpo.commands import doctor
+from t2i_gcpo.commands.doctor import Finding
 from t2i_gcpo.generators import checkpoints as generator_checkpoints
 
 
@@ -35,7 +35,7 @@ def test_requirements_are_compared_with_what_is_installed(monkeypatch: pytest.Mo
 
 
 def test_torchvision_mended_broken_and_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rewards import torchvision_mend
+    from rewards.models import torchvision_mend
 
     def broken() -> bool:
         raise RuntimeError("undefined symbol")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from t2i_gcpo.generators.drawing import Branches
+from t2i_gcpo.generators.tokens.branches import Branches
 from t2i_gcpo.records import Sampling
 
 

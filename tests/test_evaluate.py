@@ -16,8 +16,9 @@ from torch import Tensor
 import rewards
 from rewards import RewardOutput
 from t2i_gcpo import generators
-from t2i_gcpo.evaluate import EvalResult, evaluate, paired_difference, pick, spread
-from t2i_gcpo.evaluate_command import main
+from t2i_gcpo.commands.evaluate import main
+from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, paired_difference, pick
 from t2i_gcpo.records import Prompt, Sampling
 
 PROMPTS = [Prompt(f"prompt {k}", {"tag": "odd" if k % 2 else "even", "k": k}) for k in range(10)]

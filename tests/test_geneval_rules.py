@@ -8,7 +8,7 @@ import pytest
 
 from rewards.geneval import Detection, judge
 from rewards.geneval.rules import relations
-from rewards.vocabulary import RELATIONS
+from rewards.geneval.vocabulary import RELATIONS
 
 BOX = (0.0, 0.0, 10.0, 10.0)
 

@@ -13,8 +13,8 @@ from tiny_models import pictures, same, seeded, stir, word_tokenizer
 from torch import Tensor
 
 import rewards
-from rewards import weights as weights_module
-from rewards.preprocess import CLIP_MEAN, CLIP_STD
+from rewards.models import weights as weights_module
+from rewards.models.preprocess import CLIP_MEAN, CLIP_STD
 
 SIZE = 16
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "?", "red", "blue", "car", "dog", "teddy", "bear"]

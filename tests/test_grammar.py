@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from t2i_gcpo.shapes.grammar import parts, understand
-from t2i_gcpo.shapes.prompts import SPLITS, split
+from t2i_gcpo.data.shapes.grammar import parts, understand
+from t2i_gcpo.data.shapes.prompts import SPLITS, split
 
 
 def test_every_embedded_prompt_is_understood_as_itself() -> None:

@@ -12,8 +12,8 @@ from tiny_models import pictures, seeded, word_tokenizer
 from torch import Tensor
 
 import rewards
-from rewards import weights as weights_module
-from rewards.found_objects import Found
+from rewards.models import weights as weights_module
+from rewards.t2i_r1.object_scores import Found
 
 SIDE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -126,9 +126,9 @@ def rows() -> list[dict[str, Any]]:
 
 
 def test_scores_batches_and_order(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rewards import grounding_dino
-    from rewards.found_objects import scorer
-    from rewards.t2i_r1 import Row
+    from rewards.scorers import grounding_dino
+    from rewards.t2i_r1.fields import Row
+    from rewards.t2i_r1.object_scores import scorer
 
     images, prompts = pictures(5, SIDE, SIDE, seed=4), [f"prompt {k}" for k in range(5)]
     threshold = 0.05  # some of the nouns are found, some not

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from t2i_gcpo.generators.growing_cache import STRIDE, GrowingCache, rounded_up
+from t2i_gcpo.generators.janus.kv_cache import STRIDE, GrowingCache, rounded_up
 
 
 def new_cache(rows: int = 2, columns: int = 40) -> GrowingCache:

@@ -17,8 +17,9 @@ import torch
 from fake_generator import FakeGenerator
 from PIL import Image
 
-from t2i_gcpo import generators, heatmap, heatmap_command
+from t2i_gcpo import generators, heatmap
 from t2i_gcpo.algorithms import TokenAdvantages, resolve, token_advantages
+from t2i_gcpo.commands import heatmap as heatmap_command
 from t2i_gcpo.heatmap import Heatmap
 from t2i_gcpo.heatmap.html import page, payload
 from t2i_gcpo.heatmap.kinds import KINDS

@@ -12,7 +12,8 @@ import training
 from PIL import Image
 from test_heatmap_views import drawn
 
-from t2i_gcpo import heatmap, heatmap_command
+from t2i_gcpo import heatmap
+from t2i_gcpo.commands import heatmap as heatmap_command
 from t2i_gcpo.heatmap import Heatmap
 from t2i_gcpo.heatmap.animation import NOT_YET, over_images, over_order, write_gif
 from t2i_gcpo.records import Sampling, ScoredRollout

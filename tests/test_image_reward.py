@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import rewards
-from rewards import weights as weights_module
-from rewards.preprocess import CLIP_MEAN, CLIP_STD
+from rewards.models import weights as weights_module
+from rewards.models.preprocess import CLIP_MEAN, CLIP_STD
 
 SIZE, PATCH, WIDTH, TEXT_WIDTH, DEPTH, HEADS = 32, 16, 192, 128, 2, {192: 3, 128: 2}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "star", "ring", "and"]
@@ -220,7 +220,7 @@ def test_the_full_size_has_the_published_sizes() -> None:
     """The configuration that is read from tensors of ImageReward v1.0's shapes (on no memory)."""
     import transformers
 
-    from rewards.blip_weights import _text_config, _vision_config
+    from rewards.models.blip_weights import _text_config, _vision_config
 
     def shaped(*shape: int) -> Tensor:
         return torch.empty(shape, device="meta")

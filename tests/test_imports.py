@@ -15,47 +15,37 @@ import t2i_gcpo
 ROOT = Path(t2i_gcpo.__file__).parent
 OWN = {"t2i_gcpo", "rewards"}
 #: The maths, lowest first: each may import those before it, records, and torch and einops.
-MATHS = ["sampling", "logprobs", "losses", "advantages", "credit"]
-#: Modules of t2i_gcpo by floor; a module imports its own floor and those below, never above.
+MATHS = ["generators.tokens.sampling", "generators.tokens.logprobs", "losses", "advantages", "credit"]
+#: Rooms by floor; a module imports its own floor and those below, never above. `rewards` lies below all.
 FLOORS = [
-    {
-        "records",
-        "nested",
-        "files",
-        "pictures",
-        "clock",
-        "precision",
-        "statistics",
-        "interrupt",
-        "plans",
-        "variety",
-        "unmasking",
-        "masked_policies",
-        "localisation",
-        *MATHS,
-    },
-    {"algorithms", "generators", "prompts", "optim", "checkpoint"},
-    {"rollout", "update", "tracking", "config"},
-    {
-        "trainer",
-        "evaluate",
-        "credit_evaluation",
-        "tables",
-        "heatmap",
-        "monitor",
-        "watch",
-        "arguments",
-        "build",
-        "command_options",
-    },
-    {"run_folder", "curves", "pages", "phases", "report"},
-    {"cli", "train_command", "sample_command", "heatmap_command", "evaluate_command", "compare", "bench", "doctor"}
-    | {"study", "study_file", "study_rows", "study_results", "serve_command", "score_command", "picture_files"}
-    | {"export_command", "demo"},
-    {"reference"},
+    "records utils",
+    "generators.tokens credit advantages losses",
+    "algorithms generators data",
+    "evaluation heatmap",
+    "training",
+    "reports",
+    "commands cli",
+    "study demo bench pretrain",
 ]
-#: The embedded world: its prompts lie below `prompts`, its pre-training above the generators.
-APART = {"shapes", "__init__"}
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+#: Hands on names of every floor, lazily.
+FACES = {"t2i_gcpo"}
+
+
+def room(module: str) -> str:
+    """`t2i_gcpo.generators.tokens.sampling` -> `generators.tokens`, the longest name on a floor; KeyError where there is none."""
+    parts = module.split(".")[1:]
+    names = (".".join(parts[:k]) for k in range(len(parts), 0, -1))
+    return next((name for name in names if name in FLOOR_OF), parts[0])
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """Dotted name -> file, of every module of a package."""
+    names = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = (package.name, *path.relative_to(package).with_suffix("").parts)
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
 
 
 def imported(path: Path, *, package: str) -> set[str]:
@@ -89,29 +79,80 @@ def test_the_reader_of_imports_sees_all_forms(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MATHS)
 def test_the_maths_imports_torch_and_what_lies_below(name: str) -> None:
-    below = {"records", *MATHS[: MATHS.index(name)]}
-    for target in imported(ROOT / f"{name}.py", package="t2i_gcpo"):
-        top, *rest = target.split(".")
-        if top == "t2i_gcpo":
-            assert rest and rest[0] in below, f"{name}.py imports {target}"
+    below = {"t2i_gcpo.records", *(f"t2i_gcpo.{other}" for other in MATHS[: MATHS.index(name)])}
+    path = ROOT / (name.replace(".", "/") + ".py")
+    for target in imported(path, package="t2i_gcpo"):
+        if target.split(".")[0] == "t2i_gcpo":
+            assert any(f"{target}.".startswith(f"{module}.") for module in below), f"{name} imports {target}"
         else:
-            assert top in {"torch", "einops", *sys.stdlib_module_names}, f"{name}.py imports {target}"
+            assert target.split(".")[0] in {"torch", "einops", *sys.stdlib_module_names}, f"{name} imports {target}"
+
+
+def edges(package: Path) -> dict[str, set[str]]:
+    """Module -> the modules of the same package that it imports, wherever in the file, but for its own package's `__init__`."""
+    files = modules(package)
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        own_package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        targets = set()
+        for target in imported(path, package=own_package):
+            while target and target not in files:
+                target = target.rpartition(".")[0]
+            targets.add(target)
+        graph[name] = targets - {"", name, package.name}
+    return graph
 
 
 def test_imports_point_down() -> None:
-    floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-    for path in sorted(ROOT.rglob("*.py")):
-        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if own in APART:
+    graph = edges(ROOT)
+    assert len(graph) > 150
+    for name, targets in graph.items():
+        if name in FACES:
             continue
-        assert own in floor_of, f"{own}.py is new: put it on a floor of FLOORS"
-        package = ".".join(("t2i_gcpo", *path.relative_to(ROOT).parts[:-1]))
-        for target in imported(path, package=package):
-            parts = target.split(".")
-            if parts[0] == "t2i_gcpo" and len(parts) > 1 and parts[1] in floor_of:
-                assert floor_of[parts[1]] <= floor_of[own], (
-                    f"{path.relative_to(ROOT)} imports {target}, which lies above it"
-                )
+        assert room(name) in FLOOR_OF, f"{name} is new: put its room on a floor of FLOORS"
+        for target in targets:
+            assert FLOOR_OF[room(target)] <= FLOOR_OF[room(name)], f"{name} imports {target}, which lies above it"
+
+
+@pytest.mark.parametrize("package", [ROOT, ROOT.parent / "rewards"], ids=lambda path: path.name)
+def test_no_module_imports_itself_by_way_of_others(package: Path) -> None:
+    graph, done = edges(package), set[str]()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail[trail.index(name) :], name))
+        if name not in done:
+            for target in sorted(graph[name]):
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize(("package", "most"), [(ROOT, 12), (ROOT.parent / "rewards", 6)])
+def test_modules_lie_in_rooms(package: Path, most: int) -> None:
+    assert len(list(package.glob("*.py"))) <= most
+
+
+@pytest.mark.parametrize("package", [ROOT, ROOT.parent / "rewards"], ids=lambda path: path.name)
+def test_every_room_has_a_charter(package: Path) -> None:
+    """A folder without `__init__.py` would not be packaged; its docstring says what is at home there."""
+    folders = {path.parent for path in package.rglob("*.py")}
+    for folder in folders:
+        text = (folder / "__init__.py").read_text(encoding="utf-8")
+        assert len(ast.get_docstring(ast.parse(text)) or "") > 40, f"{folder} has no charter"
+
+
+def test_the_public_names() -> None:
+    """In a fresh interpreter, where no other test has imported the submodules."""
+    code = (
+        "from t2i_gcpo import Trainer, credit, advantages, losses, algorithms, generators, heatmap, prompts, pictures, curves, tables\n"
+        "from t2i_gcpo import Schedule, CheckpointPlan\n"
+        "import t2i_gcpo.generators.janus, rewards.geneval, rewards\n"
+        "assert callable(generators.load) and generators.janus.Janus and rewards.load and rewards.available()\n"
+        "assert callable(rewards.geneval.judge) and prompts.read and pictures.sample_grid and curves.draw and tables.markdown\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_rewards_never_imports_t2i_gcpo() -> None:

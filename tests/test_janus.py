@@ -13,7 +13,7 @@ from torch import Tensor
 
 from t2i_gcpo import generators
 from t2i_gcpo.generators.compilation import batches, cut, filled, worth_compiling
-from t2i_gcpo.generators.janus import Janus
+from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 SHORT, LONG = "a red circle", "two blue star left of a green square"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from t2i_gcpo.localisation import auroc, cells, first_cells, pointing, share
+from t2i_gcpo.evaluation.localisation import auroc, cells, first_cells, pointing, share
 
 TARGET = np.array([[False, True, True, False]])
 

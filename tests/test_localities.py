@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from rewards.found_objects import Found, counted, placed, present, scorer
-from rewards.localities import LOCALITIES, locality_score, overlap, suppress
-from rewards.t2i_r1 import Row
+from rewards.t2i_r1.fields import Row
+from rewards.t2i_r1.object_scores import Found, counted, placed, present, scorer
+from rewards.t2i_r1.spatial import LOCALITIES, locality_score, overlap, suppress
 
 Box = tuple[float, float, float, float]
 

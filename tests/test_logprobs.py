@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from t2i_gcpo.logprobs import entropy, selected_logprob, token_logprob, token_scores
-from t2i_gcpo.sampling import behaviour_logits
+from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob, token_logprob, token_scores
+from t2i_gcpo.generators.tokens.sampling import behaviour_logits
 
 B, T, D, V = 3, 7, 8, 31
 GUIDED: dict[str, Any] = {"guidance": 3.0, "temperature": 0.8, "top_k": 9, "top_p": 0.9}

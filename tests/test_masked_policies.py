@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from t2i_gcpo.config import GeneratorConfig
-from t2i_gcpo.masked_policies import (
+from t2i_gcpo.commands.options.config import GeneratorConfig
+from t2i_gcpo.generators.amused.likelihoods import (
     POLICIES,
     Plan,
     folded,

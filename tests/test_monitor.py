@@ -13,7 +13,7 @@ from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import token_weights
 from t2i_gcpo.heatmap import KINDS, Recipe
 from t2i_gcpo.heatmap.views import as_rollout
-from t2i_gcpo.monitor import Pictures, first_with_spread
+from t2i_gcpo.training.callbacks.pictures import Pictures, first_with_spread
 
 
 def test_the_map_of_the_rollout_is_of_the_first_group_that_has_something_to_show() -> None:

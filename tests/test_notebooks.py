@@ -12,7 +12,8 @@ from types import ModuleType
 import nbformat
 import pytest
 
-from t2i_gcpo import study_results, tables
+from t2i_gcpo.reports import tables
+from t2i_gcpo.study import results as study_results
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("01_quickstart", "02_token_credit", "03_rewards", "04_grpo_dapo_gcpo")

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import rewards
-from rewards.ocr import OcrReward, plain, quoted
+from rewards.scorers.ocr import OcrReward, plain, quoted
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from t2i_gcpo.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor, scheduler
+from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor, scheduler
 
 
 def test_decay_acts_on_trainable_matrices_only() -> None:

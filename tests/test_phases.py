@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import run_folders
 
-from t2i_gcpo import cli, phases, report
-from t2i_gcpo.run_folder import read
+from t2i_gcpo import cli
+from t2i_gcpo.reports import run_report as report
+from t2i_gcpo.reports import step_times as phases
+from t2i_gcpo.reports.run import read
 
 
 def test_shares_and_seconds_by_hand(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tiny_models import pictures, same, seeded, stir, word_tokenizer
 from torch import Tensor
 
 import rewards
-from rewards import weights as weights_module
+from rewards.models import weights as weights_module
 
 SIZE = 16
 LENGTH = 9
@@ -183,7 +183,7 @@ def test_out_of_memory_says_which_batch_to_try(folders: dict[str, str], monkeypa
         reward(pictures(), PROMPTS, ROWS)
 
 
-# --- folders that are no such model (rewards/transformers_model.py)
+# --- folders that are no such model (rewards/models/transformers_model.py)
 
 
 def test_folders_that_do_not_fit(folders: dict[str, str], tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_preprocessing_of_another_kind(
 
 
 def test_preprocessing_in_all_its_spellings(tmp_path: Path) -> None:
-    from rewards.transformers_model import read_preprocess
+    from rewards.models.transformers_model import read_preprocess
 
     sizes = {"crop_size": {"height": 16, "width": 16}, "size": {"shortest_edge": 16}, "resample": 2}
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {**PREPROCESS, **sizes}}))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i_gcpo.pictures import (
+from t2i_gcpo.utils.pictures import (
     BORDER,
     FAILED,
     LINE,
@@ -82,7 +82,7 @@ def test_mistakes_are_named() -> None:
 
 
 def test_wrapping() -> None:
-    from t2i_gcpo.pictures import font
+    from t2i_gcpo.utils.pictures import font
 
     text = "a photo of a very long prompt with many words " * 4
     lines = wrap(text, 120)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from rewards.torchvision_mend import mend
-from t2i_gcpo.shapes.janus_mini import LanguageModelShape, save_processor
-from t2i_gcpo.shapes.language import (
+from rewards.models.torchvision_mend import mend
+from t2i_gcpo.data.shapes.prompts import split
+from t2i_gcpo.data.shapes.scene import sample_scene
+from t2i_gcpo.pretrain.janus.language import (
     PROMPT_LENGTH,
     LanguageSettings,
     LanguageTrainer,
@@ -19,10 +20,9 @@ from t2i_gcpo.shapes.language import (
     encode_prompts,
     with_words_dropped,
 )
-from t2i_gcpo.shapes.pretrain import Stage, write_atomically
-from t2i_gcpo.shapes.prompts import split
-from t2i_gcpo.shapes.scene import sample_scene
-from t2i_gcpo.shapes.vq import VQSettings, VQTrainer, patch_codes
+from t2i_gcpo.pretrain.janus.model import LanguageModelShape, VQSettings, save_processor
+from t2i_gcpo.pretrain.janus.vq import VQTrainer, patch_codes
+from t2i_gcpo.pretrain.stages import Stage, write_atomically
 
 VQ = VQSettings(codebook=16, kmeans_scenes=4, batch=1, full_batch=1, crop=16, crop_steps=2, full_steps=1)
 

@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from t2i_gcpo import generators
-from t2i_gcpo.evaluate import EvalResult
+from t2i_gcpo.data.shapes.prompts import TASKS
+from t2i_gcpo.evaluation.evaluate import EvalResult
 from t2i_gcpo.generators import checkpoints
-from t2i_gcpo.generators.amused import Amused
-from t2i_gcpo.generators.janus import Janus
-from t2i_gcpo.shapes import masked_card
-from t2i_gcpo.shapes.amused_mini import EMBEDDING_STD, MaskedModelShape, build_amused, start_from_patches
-from t2i_gcpo.shapes.masked import MaskedSettings, MaskedTrainer, Scenes, draw_masks
-from t2i_gcpo.shapes.pretrain import Stage, write_atomically
-from t2i_gcpo.shapes.prompts import TASKS
-from t2i_gcpo.shapes.vq import VQSettings, patch_codes
+from t2i_gcpo.generators.amused.adapter import Amused
+from t2i_gcpo.generators.janus.adapter import Janus
+from t2i_gcpo.pretrain.amused import card as masked_card
+from t2i_gcpo.pretrain.amused.model import EMBEDDING_STD, MaskedModelShape, build_amused, start_from_patches
+from t2i_gcpo.pretrain.amused.train import MaskedSettings, MaskedTrainer, Scenes, draw_masks
+from t2i_gcpo.pretrain.janus.model import VQSettings
+from t2i_gcpo.pretrain.janus.vq import patch_codes
+from t2i_gcpo.pretrain.stages import Stage, write_atomically
 
 SHAPE = MaskedModelShape(
     width=32, layers=1, heads=2, mlp=32, res_blocks=1, text_width=32, text_layers=1, text_heads=2, micro_conditions=4
@@ -36,7 +37,7 @@ def vq() -> Any:
 
 @pytest.fixture(autouse=True)
 def few_validation_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t2i_gcpo.shapes.masked.VALIDATION_SCENES", 4)
+    monkeypatch.setattr("t2i_gcpo.pretrain.amused.train.VALIDATION_SCENES", 4)
 
 
 def trainer(vq: Any) -> MaskedTrainer:

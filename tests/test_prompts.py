@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i_gcpo.prompts import PromptSampler, limit, main, read
+from t2i_gcpo.commands.prompts import main
+from t2i_gcpo.data.prompts import limit, read
+from t2i_gcpo.data.sampler import PromptSampler
 from t2i_gcpo.records import Prompt
 
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import pytest
 
-from t2i_gcpo import reference
 from t2i_gcpo.cli import COMMANDS
-from t2i_gcpo.config import OptimConfig, TrainConfig
+from t2i_gcpo.commands.options import reference
+from t2i_gcpo.commands.options.config import TrainConfig
+from t2i_gcpo.training.options import OptimConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 
@@ -40,7 +41,7 @@ class Options:
 
 def test_the_committed_page_is_what_the_code_gives_now() -> None:
     assert PAGE.read_text(encoding="utf-8") == reference.page(), (
-        "run: python -m t2i_gcpo.reference docs/configuration.md"
+        "run: python -m t2i_gcpo.commands.options.reference docs/configuration.md"
     )
 
 

@@ -11,9 +11,13 @@ import run_folders
 import torch
 from fake_generator import FakeGenerator
 
-from t2i_gcpo import curves, heatmap, pictures, report, run_folder
+from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import resolve, token_advantages
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
+from t2i_gcpo.reports import curves
+from t2i_gcpo.reports import run as run_folder
+from t2i_gcpo.reports import run_report as report
+from t2i_gcpo.utils import pictures
 
 
 def with_pictures(run: Path) -> Path:
@@ -61,7 +65,7 @@ def test_evaluations_of_different_images_are_not_paired(tmp_path: Path) -> None:
     from fake_generator import options, token_score
 
     from rewards import RewardOutput
-    from t2i_gcpo.evaluate import evaluate
+    from t2i_gcpo.evaluation.evaluate import evaluate
 
     evaluate(
         FakeGenerator(), other, lambda images, prompts, metadata: RewardOutput(token_score(images)), **options()

@@ -17,11 +17,12 @@ import tiny
 import torch
 from training import distance, generator, same, sha256, trainer, weights
 
-from t2i_gcpo import checkpoint, cli, generators
-from t2i_gcpo.generators.janus import Janus
-from t2i_gcpo.plans import CheckpointPlan, Schedule
-from t2i_gcpo.tracking import read_metrics
-from t2i_gcpo.trainer import StepRecord, Trainer
+from t2i_gcpo import cli, generators
+from t2i_gcpo.generators.janus.adapter import Janus
+from t2i_gcpo.training import checkpoint
+from t2i_gcpo.training.options import CheckpointPlan, Schedule
+from t2i_gcpo.training.tracker import read_metrics
+from t2i_gcpo.training.trainer import StepRecord, Trainer
 
 WARMED = Schedule(lr=1e-2, warmup_steps=3, schedule="cosine", weight_decay=0.1)
 

@@ -11,8 +11,8 @@ import torch
 
 from rewards import composite, registry
 from rewards.base import Reward, RewardOutput
-from t2i_gcpo import build
-from t2i_gcpo.arguments import load
+from t2i_gcpo.commands.options import build
+from t2i_gcpo.commands.options.arguments import load
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

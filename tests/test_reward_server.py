@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 from served import Scorer, packed, pictures, request, send, serve
 
-from rewards import wire
-from rewards.handler import Handler
-from rewards.server import RewardServer
-from rewards.wire import SIGNATURE, Limits, decode_png, encode_png, png_size
+from rewards.remote import protocol as wire
+from rewards.remote.http import Handler
+from rewards.remote.protocol import SIGNATURE, Limits, decode_png, encode_png, png_size
+from rewards.remote.server import RewardServer
 
 
 def wait_until(condition: Any, seconds: float = 10.0) -> None:

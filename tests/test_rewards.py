@@ -21,7 +21,7 @@ from rewards.function import FunctionReward
 from rewards.geneval import Detection
 from rewards.geneval.reward import GenEvalReward
 from rewards.registry import REWARDS, find
-from t2i_gcpo.shapes.scene import Scene, SceneObject
+from t2i_gcpo.data.shapes.scene import Scene, SceneObject
 
 NAN = float("nan")
 IMAGES = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)

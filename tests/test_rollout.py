@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rewards.base import RewardOutput
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
-from t2i_gcpo.rollout import Collected, as_reward, collect, collect_informative, diversity
+from t2i_gcpo.training.rollout import Collected, as_reward, collect, collect_informative, diversity
 
 PROMPTS = [Prompt(f"prompt {p}", {"k": p}) for p in range(40)]
 TWO = Sampling(group_size=2, seed=1)

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from t2i_gcpo import sampling
+from t2i_gcpo.generators.tokens import sampling
 
 
 def log(*probabilities: float) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rewards.geneval import Detection, detectors, judge
 from rewards.geneval.detectors.shapes import ShapesDetector, nearest_colors
-from rewards.vocabulary import BACKGROUND, CLASSES, COLORS
-from t2i_gcpo.shapes.prompts import split
-from t2i_gcpo.shapes.scene import Difficulty, Scene, SceneObject, sample_scene
+from rewards.geneval.vocabulary import BACKGROUND, CLASSES, COLORS
+from t2i_gcpo.data.shapes.prompts import split
+from t2i_gcpo.data.shapes.scene import Difficulty, Scene, SceneObject, sample_scene
 
 LEFT, TOP = 31, 26
 DETECT = ShapesDetector()

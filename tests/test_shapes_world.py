@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from rewards.geneval import judge
-from rewards.vocabulary import BACKGROUND, CLASSES, COLORS
+from rewards.geneval.vocabulary import BACKGROUND, CLASSES, COLORS
+from t2i_gcpo.data.shapes import prompts as world
+from t2i_gcpo.data.shapes.scene import IMAGE_SIZE, Difficulty, Scene, SceneObject, random_scene, sample_scene
+from t2i_gcpo.pretrain.janus.model import VQSettings
+from t2i_gcpo.pretrain.janus.vq import directions, kmeans, nearest, patch_codes, patches, pictures
+from t2i_gcpo.pretrain.verdicts import agreement, draw_cases
 from t2i_gcpo.records import Prompt
-from t2i_gcpo.shapes import prompts as world
-from t2i_gcpo.shapes.scene import IMAGE_SIZE, Difficulty, Scene, SceneObject, random_scene, sample_scene
-from t2i_gcpo.shapes.verdicts import agreement, draw_cases
-from t2i_gcpo.shapes.vq import VQSettings, directions, kmeans, nearest, patch_codes, patches, pictures
 
 
 def color_pairs(prompt: Prompt) -> set[tuple[str, str]]:

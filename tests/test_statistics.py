@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from t2i_gcpo.statistics import _resampled, _run_weights, estimate, pooled
+from t2i_gcpo.evaluation.intervals import _resampled, _run_weights, estimate, pooled
 
 
 def test_overall_is_the_mean_of_task_means_and_failed_values_count_nowhere() -> None:

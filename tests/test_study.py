@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 import tiny
 
-from t2i_gcpo import cli, study
-from t2i_gcpo.arguments import dump
-from t2i_gcpo.evaluate import EvalResult, ScoredImage
-from t2i_gcpo.masked_policies import POLICIES
+from t2i_gcpo import cli
+from t2i_gcpo.commands.options.arguments import dump
+from t2i_gcpo.evaluation.evaluate import EvalResult, ScoredImage
+from t2i_gcpo.generators.amused.likelihoods import POLICIES
 from t2i_gcpo.records import Sampling
-from t2i_gcpo.run_folder import read as read_run
-from t2i_gcpo.study_file import Trial, read
-from t2i_gcpo.tracking import Tracker, prepare_run
+from t2i_gcpo.reports.run import read as read_run
+from t2i_gcpo.study import command as study
+from t2i_gcpo.study.spec import Trial, read
+from t2i_gcpo.training.tracker import Tracker, prepare_run
 
 TWO_ARMS = "seeds: [0, 1]\noptions: {steps: 4}\narms:\n  grpo: {algorithm.name: grpo}\n  gcpo: {algorithm.name: gcpo}\n"
 

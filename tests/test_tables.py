@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from t2i_gcpo.tables import number, with_interval
+from t2i_gcpo.reports.tables import number, with_interval
 
 
 @pytest.mark.parametrize(

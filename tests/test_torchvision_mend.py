@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from rewards import torchvision_mend
+from rewards.models import torchvision_mend
 
 
 def run(code: str) -> str:
@@ -19,7 +19,7 @@ def run(code: str) -> str:
 
 def test_after_mending_torchvision_and_what_needs_it_import() -> None:
     result = run(
-        "from rewards.torchvision_mend import mend\n"
+        "from rewards.models.torchvision_mend import mend\n"
         "first, second = mend(), mend()\n"
         "import torchvision\n"
         "from torchvision.transforms import InterpolationMode\n"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from t2i_gcpo.tracking import Tracker, prepare_run, read_metrics
+from t2i_gcpo.training.tracker import Tracker, prepare_run, read_metrics
 
 
 def test_a_row_is_on_disk_at_once_and_is_valid_json(tmp_path: Path) -> None:

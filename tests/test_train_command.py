@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from t2i_gcpo import cli
-from t2i_gcpo.arguments import load
-from t2i_gcpo.evaluate import EvalResult
+from t2i_gcpo.commands.options.arguments import load
+from t2i_gcpo.evaluation.evaluate import EvalResult
 from t2i_gcpo.generators import load as load_generator
-from t2i_gcpo.tracking import read_metrics
+from t2i_gcpo.training.tracker import read_metrics
 
 REWARD = "def redness(images, prompts, metadata):\n    return images[:, 0].float().mean(dim=(1, 2)) / 255\n"
 

@@ -19,13 +19,15 @@ from training import PROMPTS, distance, generator, redness, same, trainer, weigh
 
 import t2i_gcpo
 from rewards import RewardOutput
-from t2i_gcpo import checkpoint, curves, tracking
 from t2i_gcpo.advantages import group_advantages
 from t2i_gcpo.algorithms import TABLE, resolve
-from t2i_gcpo.plans import CheckpointPlan, Schedule
 from t2i_gcpo.records import Sampling
-from t2i_gcpo.trainer import StepRecord, Trainer
-from t2i_gcpo.watch import Watch
+from t2i_gcpo.reports import curves
+from t2i_gcpo.training import checkpoint
+from t2i_gcpo.training import tracker as tracking
+from t2i_gcpo.training.callbacks.reward_hacking import Watch
+from t2i_gcpo.training.options import CheckpointPlan, Schedule
+from t2i_gcpo.training.trainer import StepRecord, Trainer
 
 
 def steps(folder: Path) -> list[str]:
@@ -308,7 +310,7 @@ def test_who_makes_the_tracker_closes_it(tmp_path: Path, monkeypatch: pytest.Mon
         made.append(Closings(*args, **options))
         return made[-1]
 
-    monkeypatch.setattr("t2i_gcpo.trainer.Tracker", make)
+    monkeypatch.setattr("t2i_gcpo.training.trainer.Tracker", make)
     run = trainer(tmp_path / "made", steps=1, callbacks=[lambda run, record: run.tracker.say("there is one")])  # type: ignore[func-returns-value, union-attr]
     run.train()
     assert [tracker.closed for tracker in made] == [1] and run.tracker is None
@@ -382,7 +384,7 @@ def test_ctrl_c_before_the_first_step_is_saved_too(tmp_path: Path, monkeypatch: 
         request()
         yield
 
-    monkeypatch.setattr("t2i_gcpo.trainer.on_interrupt", at_once)
+    monkeypatch.setattr("t2i_gcpo.training.trainer.on_interrupt", at_once)
     run = trainer(tmp_path)
     run.train()
     assert run.step_number == 0 and run.interrupted and steps(tmp_path) == ["step_000000"]

@@ -12,8 +12,16 @@ import torch
 from diffusers.schedulers import AmusedScheduler
 from torch import Tensor
 
+from t2i_gcpo.generators.tokens.unmasking import (
+    ORDERS,
+    SCHEDULES,
+    annealed,
+    gumbel,
+    newly_committed,
+    state,
+    still_masked,
+)
 from t2i_gcpo.records import Unmasking
-from t2i_gcpo.unmasking import ORDERS, SCHEDULES, annealed, gumbel, newly_committed, state, still_masked
 
 MASK = 9
 

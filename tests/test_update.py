@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from training import PROMPTS, distance, generator, same, weights
 
-from t2i_gcpo import update as update_module
 from t2i_gcpo.algorithms import TokenAdvantages, resolve, token_advantages
-from t2i_gcpo.clock import Clock
-from t2i_gcpo.generators.janus import Janus
-from t2i_gcpo.optim import NonFiniteGuard
-from t2i_gcpo.precision import MasterWeights
+from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Rollout, Sampling
-from t2i_gcpo.update import Updater
+from t2i_gcpo.training import updater as update_module
+from t2i_gcpo.training.master_weights import MasterWeights
+from t2i_gcpo.training.optim import NonFiniteGuard
+from t2i_gcpo.training.updater import Updater
+from t2i_gcpo.utils.clock import Clock
 
 SCORES = torch.tensor([0.1, 0.9, 0.4, 0.2, 1.0, 0.0, 0.0, 1.0])
 NAN = math.nan

@@ -14,11 +14,13 @@ import training
 from torch import Tensor
 
 from rewards import RewardOutput
-from t2i_gcpo import curves, report, run_folder
-from t2i_gcpo.tracking import read_metrics
-from t2i_gcpo.trainer import StepRecord, Trainer
-from t2i_gcpo.variety import color_entropy, near_duplicates
-from t2i_gcpo.watch import WARNINGS, Change, Watch, alarms, change, read_warnings
+from t2i_gcpo.evaluation.image_diversity import color_entropy, near_duplicates
+from t2i_gcpo.reports import curves
+from t2i_gcpo.reports import run as run_folder
+from t2i_gcpo.reports import run_report as report
+from t2i_gcpo.training.callbacks.reward_hacking import WARNINGS, Change, Watch, alarms, change, read_warnings
+from t2i_gcpo.training.tracker import read_metrics
+from t2i_gcpo.training.trainer import StepRecord, Trainer
 
 RISING = [0.2 + 0.01 * (k % 3) for k in range(10)] + [0.8 + 0.01 * (k % 3) for k in range(10)]
 FALLING = RISING[::-1]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rewards.torchvision_mend import mend
+from rewards.models.torchvision_mend import mend
 
 WORDS = "a an and photo of one two red green blue white circle square star left right above below no text".split()
 SPECIAL = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>", "unk": "<unk>"}

@@ -10,9 +10,9 @@ import tiny
 import torch
 from torch import nn
 
-from rewards.torchvision_mend import mend
-from t2i_gcpo.generators.amused import Amused
-from t2i_gcpo.generators.amused_parts import AmusedParts
+from rewards.models.torchvision_mend import mend
+from t2i_gcpo.generators.amused.adapter import Amused
+from t2i_gcpo.generators.amused.parts import AmusedParts
 
 LENGTH = 12
 

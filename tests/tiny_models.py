@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewards.torchvision_mend import mend
+from rewards.models.torchvision_mend import mend
 
 mend()
 

@@ -10,12 +10,12 @@ import tiny
 import torch
 from torch import Tensor
 
-from rewards.torchvision_mend import mend
+from rewards.models.torchvision_mend import mend
 from t2i_gcpo.algorithms import resolve
-from t2i_gcpo.generators.janus import Janus
-from t2i_gcpo.plans import CheckpointPlan, Schedule
+from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Prompt, Sampling
-from t2i_gcpo.trainer import Trainer
+from t2i_gcpo.training.options import CheckpointPlan, Schedule
+from t2i_gcpo.training.trainer import Trainer
 
 PROMPTS = [
     Prompt(f"a {color} {shape}", {"tag": shape})

@@ -9,10 +9,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.batches import TextCache, in_batches
 from rewards.geneval.rules import Detection
-from rewards.open_clip_model import load_open_clip
-from rewards.vocabulary import COLORS
+from rewards.geneval.vocabulary import COLORS
+from rewards.models.batches import TextCache, in_batches
+from rewards.models.open_clip_model import load_open_clip
 
 #: GenEval's ten colours, in its order: the first of equal ones wins.
 COLOR_NAMES: tuple[str, ...] = tuple(COLORS)

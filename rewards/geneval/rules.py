@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards.vocabulary import RELATIONS
+from rewards.geneval.vocabulary import RELATIONS
 
 #: Detections at or below these scores do not count; the stricter one holds for every class of a counting prompt.
 SCORE_THRESHOLD = 0.3

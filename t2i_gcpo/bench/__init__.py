@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
     from rich.console import Console
 
-    from t2i_gcpo.checkpoint import write_atomically
+    from t2i_gcpo.utils.files import write_atomically
 
     try:
         torch.empty(0, device=options.device)
@@ -106,6 +106,11 @@ def main(argv: Sequence[str]) -> int:
         write_atomically(out, numbers + "\n")
         console.print(f"wrote {out}", highlight=False, soft_wrap=True)
     return 0
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every benchmark, by its name."""
+    return {name: parser(name) for name in BENCHMARKS}
 
 
 def parser(name: str) -> argparse.ArgumentParser:

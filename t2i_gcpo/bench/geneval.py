@@ -14,10 +14,10 @@ from torch import Tensor
 
 from rewards.geneval.reward import GenEvalReward
 from t2i_gcpo import generators
-from t2i_gcpo import prompts as prompt_files
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, check_same, cost, interleave, warm_up
-from t2i_gcpo.evaluate import spread
+from t2i_gcpo.data import prompts as prompt_files
+from t2i_gcpo.data.prompts import spread
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.records import Prompt, Sampling
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import MIB, Report, check_same, cost, interleave, peak_bytes, warm_up
-from t2i_gcpo.logprobs import DEFAULT_CHUNK, token_logprob
+from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK, token_logprob
 
 BASELINE = "a full log-softmax"
 MEMORY_ROUNDS = 3

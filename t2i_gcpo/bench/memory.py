@@ -7,10 +7,10 @@ import argparse
 import torch
 from rich.console import Console
 
-from t2i_gcpo.bench import masked
+from t2i_gcpo.bench import update_workload as masked
 from t2i_gcpo.bench.measure import MIB, Report, check_same, cost, peak_bytes, warm_up
-from t2i_gcpo.bench.sides import settings
-from t2i_gcpo.generators.amused import Amused
+from t2i_gcpo.bench.sampling_workload import settings
+from t2i_gcpo.generators.amused.adapter import Amused
 
 BASELINE = "one sampling step"
 

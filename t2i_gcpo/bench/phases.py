@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from t2i_gcpo import phases
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import machine, versions
-from t2i_gcpo.run_folder import read
+from t2i_gcpo.reports import step_times as phases
+from t2i_gcpo.reports.run import read
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from rich.console import Console
 
-from t2i_gcpo.bench import masked
+from t2i_gcpo.bench import update_workload as masked
 from t2i_gcpo.bench.measure import Report, cost, interleave, warm_up
-from t2i_gcpo.bench.sides import settings
-from t2i_gcpo.generators.amused import Amused
-from t2i_gcpo.masked_policies import POLICIES
+from t2i_gcpo.bench.sampling_workload import settings
+from t2i_gcpo.generators.amused.adapter import Amused
+from t2i_gcpo.generators.amused.likelihoods import POLICIES
 
 BASELINE = "commit_step"
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rewards.base import RewardOutput
-from rewards.remote import RemoteReward
-from rewards.server import RewardServer
+from rewards.remote.client import RemoteReward
+from rewards.remote.server import RewardServer
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Line, Report, check_same, cost, interleave, warm_up
 

@@ -15,14 +15,14 @@ from rich.console import Console
 from torch import Tensor
 
 import rewards
-from rewards.batches import TextCache
-from rewards.clip import ClipReward
+from rewards.models.batches import TextCache
+from rewards.scorers.clip import ClipReward
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, check_same, interleave, speed_up, warm_up
-from t2i_gcpo.evaluate import spread
-from t2i_gcpo.shapes.prompts import split
-from t2i_gcpo.shapes.retrieval import render
-from t2i_gcpo.shapes.scene import sample_scene
+from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.shapes.prompts import split
+from t2i_gcpo.data.shapes.scene import sample_scene
+from t2i_gcpo.pretrain.clip.retrieval import render
 
 BASELINE = "one picture after the other"
 

@@ -17,14 +17,14 @@ from rich.console import Console
 from torch import Tensor
 
 from t2i_gcpo import generators
-from t2i_gcpo import prompts as prompt_files
 from t2i_gcpo.bench import positive, rollout_masked
 from t2i_gcpo.bench.measure import Report, interleave, speed_up, warm_up
-from t2i_gcpo.bench.sides import any_tokens, batch_size, check_distribution, scored, settings
-from t2i_gcpo.evaluate import spread
-from t2i_gcpo.generators.amused import Amused
+from t2i_gcpo.bench.sampling_workload import any_tokens, batch_size, check_distribution, scored, settings
+from t2i_gcpo.data import prompts as prompt_files
+from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.compilation import can_compile
-from t2i_gcpo.generators.janus import Janus
+from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 BASELINE = "transformers' generate"

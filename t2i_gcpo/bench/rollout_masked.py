@@ -18,9 +18,9 @@ from rich.console import Console
 from torch import Tensor
 
 from t2i_gcpo.bench.measure import Report, Side, interleave, speed_up, warm_up
-from t2i_gcpo.bench.sides import any_tokens, batch_size, check_distribution, scored, settings
-from t2i_gcpo.generators.amused import Amused
-from t2i_gcpo.generators.amused_parts import NULL, Texts
+from t2i_gcpo.bench.sampling_workload import any_tokens, batch_size, check_distribution, scored, settings
+from t2i_gcpo.generators.amused.adapter import Amused
+from t2i_gcpo.generators.amused.parts import NULL, Texts
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
 
 BASELINE = "diffusers' AmusedPipeline"

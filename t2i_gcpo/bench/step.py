@@ -16,16 +16,16 @@ from rich.console import Console
 from torch import Tensor
 
 from t2i_gcpo import generators
-from t2i_gcpo import prompts as prompt_files
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, resolve, token_advantages
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, check_same, cost, interleave, warm_up
-from t2i_gcpo.clock import Clock
-from t2i_gcpo.evaluate import spread
+from t2i_gcpo.data import prompts as prompt_files
+from t2i_gcpo.data.prompts import spread
 from t2i_gcpo.generators.base import DISTRIBUTIONS, ImageGenerator
-from t2i_gcpo.optim import NonFiniteGuard
 from t2i_gcpo.records import Rollout, Sampling
-from t2i_gcpo.update import Updater
+from t2i_gcpo.training.optim import NonFiniteGuard
+from t2i_gcpo.training.updater import Updater
+from t2i_gcpo.utils.clock import Clock
 
 BASELINE = "GRPO"
 

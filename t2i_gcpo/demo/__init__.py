@@ -25,11 +25,12 @@ def main(argv: list[str]) -> int:
     import torch
 
     import rewards
-    from t2i_gcpo import build
-    from t2i_gcpo.demo import app, page
-    from t2i_gcpo.demo.desk import Desk
-    from t2i_gcpo.demo.judge import Judge
+    from t2i_gcpo.commands.options import build
+    from t2i_gcpo.demo import app
+    from t2i_gcpo.demo import html_parts as page
+    from t2i_gcpo.demo.context import Desk
     from t2i_gcpo.demo.models import MASKED, Models, named
+    from t2i_gcpo.demo.scoring import Judge
 
     if args.threads < 1:
         raise ValueError(f"--threads is {args.threads}; it must be at least 1")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gradio as gr
 
-from t2i_gcpo.demo import compare, inspect_tab, live, runs
-from t2i_gcpo.demo.desk import Desk
+from t2i_gcpo.demo.context import Desk
+from t2i_gcpo.demo.tabs import compare, runs
+from t2i_gcpo.demo.tabs import inspect as inspect_tab
+from t2i_gcpo.demo.tabs import train as live
 
 TITLE = "t2i_gcpo: GRPO, DAPO and GCPO on image tokens"
 #: Seconds: how often files of the page that nobody looks at are removed, and how old they must be.

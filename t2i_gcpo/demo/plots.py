@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from t2i_gcpo.curves import COLORS, PANELS, series
-from t2i_gcpo.run_folder import Run
+from t2i_gcpo.reports.curves import COLORS, PANELS, series
+from t2i_gcpo.reports.run import Run
 
 if TYPE_CHECKING:
     import altair

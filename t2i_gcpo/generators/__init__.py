@@ -12,8 +12,8 @@ from t2i_gcpo.generators.checkpoints import locate
 
 #: model_type in the checkpoint's config.json -> "module:class" of its adapter.
 ADAPTERS: dict[str, str] = {
-    "amused": "t2i_gcpo.generators.amused:Amused",
-    "janus": "t2i_gcpo.generators.janus:Janus",
+    "amused": "t2i_gcpo.generators.amused.adapter:Amused",
+    "janus": "t2i_gcpo.generators.janus.adapter:Janus",
 }
 
 #: Options of masked generators alone.

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rewards import weights
+from rewards.models import weights
 from t2i_gcpo.generators import deltas
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

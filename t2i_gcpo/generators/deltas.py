@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2i_gcpo.files import describe
+from t2i_gcpo.utils.files import describe
 
 WEIGHTS, ABOUT = "delta.safetensors", "delta.json"
 DTYPE = torch.float16

@@ -13,12 +13,11 @@ computation of it; `reweigh` computes the weights anew from the saved log-probs,
     heatmap.over_steps("runs/quickstart")            # one prompt and noise over the training
 """
 
-from t2i_gcpo.heatmap.against import against, without
+from t2i_gcpo.heatmap.contrast import against, without
 from t2i_gcpo.heatmap.data import Heatmap
-from t2i_gcpo.heatmap.files import load, save
+from t2i_gcpo.heatmap.files import load, over_steps, save
 from t2i_gcpo.heatmap.kinds import KINDS
 from t2i_gcpo.heatmap.recipe import Recipe
-from t2i_gcpo.heatmap.steps import over_steps
 from t2i_gcpo.heatmap.views import cell, overlay, reweigh
 
 __all__ = [

@@ -12,7 +12,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 
 from t2i_gcpo.heatmap.kinds import Kind
-from t2i_gcpo.pictures import CAPTION_LINES, FAINT, GAP, LINE, MARGIN, enlargement, font, text_lines, wrap
+from t2i_gcpo.utils.pictures import CAPTION_LINES, FAINT, GAP, LINE, MARGIN, enlargement, font, text_lines, wrap
 
 PERCENTILE = 98
 """The colour scale ends at this percentile of |value| over all panels, so that one token does not bleach the rest."""

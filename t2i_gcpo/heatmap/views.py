@@ -16,8 +16,8 @@ from t2i_gcpo.heatmap import paint
 from t2i_gcpo.heatmap.data import Heatmap
 from t2i_gcpo.heatmap.kinds import KINDS
 from t2i_gcpo.heatmap.recipe import Recipe
-from t2i_gcpo.pictures import enlargement
 from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.utils.pictures import enlargement
 
 
 def reweigh(heatmap: Heatmap, *, seed: int = 0, **choices: Any) -> Heatmap:

@@ -13,10 +13,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.batches import check_batch_size, check_images, room
 from rewards.geneval.coco import COCO_CLASSES
 from rewards.geneval.rules import SCORE_THRESHOLD, Detection
-from rewards.transformers_model import load_image_processor, load_model
+from rewards.models.batches import check_batch_size, check_images, room
+from rewards.models.transformers_model import load_image_processor, load_model
 
 #: Query-class pairs that are looked at, the most probable ones.
 MOST_OBJECTS = 100

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from rewards.geneval.rules import Detection
-from rewards.vocabulary import BACKGROUND, CLASSES, COLORS, OUTLINES, coverage
+from rewards.geneval.vocabulary import BACKGROUND, CLASSES, COLORS, OUTLINES, coverage
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,135 @@
+"""A scorer behind HTTP: POST /score, GET /health, GET /metadata. JSON and PNG in, JSON out (see `protocol`).
+
+On the loopback interface it serves everyone on the machine; on any other it demands a token. It speaks plain HTTP: between machines, put it
+behind a tunnel or a proxy with TLS where the network is not your own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import platform
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rewards.base import Reward
+from rewards.remote.batcher import Gatherer
+from rewards.remote.http import Budget, HttpServer
+from rewards.remote.protocol import PROTOCOL, Limits
+
+#: Requests of the largest size whose bytes may be in memory at once.
+BODIES = 4
+#: Names of options that are no one else's business.
+SECRET = re.compile(r"token|secret|password|credential|api_?key", re.IGNORECASE)
+
+
+class RewardServer:
+    """Serves `reward` until it is closed.
+
+        with RewardServer(rewards.load("geneval"), name="geneval", port=8765) as server:
+            ...                                    # server.url
+
+    Args:
+        name, options: what /metadata says the scorer is; options with a secret's name are hidden.
+        host, port: where to listen; port 0 takes a free one.
+        token: what clients must send as `Authorization: Bearer TOKEN`. /health works without.
+        batch: images of one call of the scorer at most, but for a larger request.
+        say: gets a line for the operator's log, the scorer's tracebacks among them.
+
+    ValueError: a host other than loopback without a token. OSError: the port is taken.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        *,
+        name: str,
+        options: Mapping[str, Any] | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str | None = None,
+        batch: int = 64,
+        limits: Limits | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        if token is not None and (not token or not token.isascii() or not token.isprintable()):
+            raise ValueError("the token is empty or holds characters that are not printable ASCII; choose another")
+        if token is None and not is_loopback(host):
+            raise ValueError(f"{host!r} can be reached from other machines: give a token, or serve on 127.0.0.1")
+        self.name, self.token, self.limits = name, token, limits or Limits()
+        self.say = say or (lambda line: None)
+        self.bodies, self.pixels = Budget(BODIES * self.limits.body), Budget(self.limits.waiting)
+        self.stopping = False
+        self._http = HttpServer((host, port), self)  # first, as the port may be taken
+        self.gatherer = Gatherer(reward, name=name, batch=batch)
+        self._about = {
+            "protocol": PROTOCOL,
+            "reward": name,
+            "options": without_secrets(options or {}),
+            "weights": self.gatherer.weights or None,
+            "batch": batch,
+            "limits": vars(self.limits),
+            "versions": {"python": platform.python_version(), **_versions("t2i-gcpo", "torch", "transformers")},
+        }
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._http.server_address[1]}"
+        self._thread = threading.Thread(target=self._http.serve_forever, name="http", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are scored."""
+        return not self.stopping and not self.gatherer.closed
+
+    def metadata(self) -> dict[str, Any]:
+        return {**self._about, "counts": dict(self.gatherer.counts)}
+
+    def close(self, seconds: float = 10.0) -> None:
+        """Refuse new requests, finish those that are there in `seconds` at most, then stop."""
+        if self.stopping:
+            return
+        self.stopping = True
+        deadline = time.monotonic() + seconds
+        self.gatherer.close(seconds)
+        self._http.shutdown()
+        self._http.wait_idle(max(1.0, deadline - time.monotonic()))
+        self._http.server_close()
+
+    def __enter__(self) -> RewardServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def without_secrets(value: Any) -> Any:
+    """Options as plain values for JSON, those with a secret's name hidden."""
+    if isinstance(value, Mapping):
+        return {
+            str(key): "(hidden)" if SECRET.search(str(key)) else without_secrets(item) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(item) for item in value]
+    plain = isinstance(value, (str, int, bool, type(None))) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else repr(value)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

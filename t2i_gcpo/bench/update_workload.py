@@ -1,0 +1,54 @@
+"""What the benchmarks of a masked generator's update share: a rollout, and the forward and backward pass of it.
+
+P prompts, G images a prompt, B = P * G rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from t2i_gcpo import generators
+from t2i_gcpo.bench import positive
+from t2i_gcpo.data import prompts as prompt_files
+from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.generators.amused.adapter import Amused
+from t2i_gcpo.records import Rollout, Sampling, Unmasking
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, pairs: int, unit: str) -> None:
+    parser.add_argument(
+        "--checkpoint", default="amused-mini", help="an aMUSEd checkpoint: embedded name, folder or hub repository"
+    )
+    parser.add_argument("--pairs", type=positive, default=pairs, help=f"rounds of {unit}")
+    parser.add_argument("--prompts", default="shapes:val", help="prompt file, or shapes:train|val|test")
+    parser.add_argument("--num-prompts", type=positive, default=2, help="prompts of a rollout")
+    parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale of the rollout")
+    parser.add_argument("--steps", type=positive, default=12, help="sampling steps")
+
+
+def load(options: argparse.Namespace) -> Amused:
+    """The checkpoint. ValueError: another kind of generator."""
+    generator = generators.load(options.checkpoint, device=torch.device(options.device), compile=False)
+    if not isinstance(generator, Amused):
+        raise ValueError(
+            f"{options.checkpoint} is a {generator.kind} checkpoint; this benchmark is of masked ones (amused)"
+        )
+    return generator
+
+
+def rollout(generator: Amused, options: argparse.Namespace, *, steps: int) -> Rollout:
+    prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
+    plan = Unmasking(steps=steps)
+    how = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed, unmasking=plan)
+    return generator.sample(prompts, how)
+
+
+def gradients(generator: Amused, drawn: Rollout) -> tuple[Tensor, ...]:
+    """Those of the mean objective at ratio 1 with an advantage of 1 for every token, in the trained weights."""
+    found, scale, _ = generator.training_scores(drawn)
+    objective = (found if scale is None else found * scale).mean()
+    return torch.autograd.grad(objective, generator.trainable_parameters())

@@ -1,0 +1,26 @@
+"""`t2i-gcpo compare`: curves, a table and a report of several runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from t2i_gcpo.reports.comparison import write
+from t2i_gcpo.reports.run import groups, read
+
+
+def main(argv: list[str]) -> int:
+    """`t2i-gcpo compare`: writes curves.png, table.json, table.md and report.html of several runs, and prints the table."""
+    args = parser().parse_args(argv)
+    grouped = groups([read(path) for path in args.runs])
+    args.out.mkdir(parents=True, exist_ok=True)
+    for path in write(grouped, args.out):
+        print(f"wrote {path}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo compare", description=main.__doc__)
+    parser.add_argument("--runs", required=True, nargs="+", type=Path, help="output folders of t2i-gcpo train")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write to")
+    return parser

@@ -1,0 +1,96 @@
+"""`t2i-gcpo export`: what training changed in a checkpoint, as a small folder that loads wherever a checkpoint does."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2i_gcpo import generators
+from t2i_gcpo.generators import deltas
+from t2i_gcpo.generators.base import ImageGenerator
+from t2i_gcpo.generators.checkpoints import locate
+from t2i_gcpo.reports import run as run_folder
+from t2i_gcpo.training import checkpoint as checkpoints
+from t2i_gcpo.training.tracker import CONFIG, METRICS
+
+
+def main(argv: list[str]) -> int:
+    """Write the difference of a tuned checkpoint to the one that its training started from: OUT/delta.safetensors (float16) and OUT/delta.json
+    (the base, the run's options, seed, step and scores)."""
+    args = parser().parse_args(argv)
+    base, tuned = locate(args.against), generators.load(args.checkpoint)
+    if base.adapter is not None or base.delta is not None:
+        raise ValueError(f"--against is {args.against}, an adapter or delta; name a whole model, e.g. janus-mini")
+    path = write(args.out, tuned, generators.load(args.against), about=provenance(args.checkpoint))
+    size = sum(file.stat().st_size for file in path.iterdir())
+    print(f"wrote {path}: {size / 2**20:.2f} MiB against {base.name}; load it with --checkpoint {path}")
+    return 0
+
+
+def write(out: str | Path, tuned: Any, base: Any, *, about: dict[str, Any]) -> Path:
+    """The delta of two generators that `generators.load` made. `tuned`'s LoRA adapters are merged into its weights.
+
+    ValueError: they are of different models, or differ in more than the policy.
+    """
+    if tuned.weights.peft is not None:
+        tuned.merge_lora()
+    delta = deltas.difference(base.policy, tuned.policy)
+    if not delta:
+        raise ValueError(
+            f"the two checkpoints have the same policy: there is nothing to export (base {base.base.name})"
+        )
+    _check_decoders(tuned, base)
+    named = about | ({"revision": base.base.revision} if base.base.revision else {})
+    return deltas.save(out, delta, base=base.base.name, base_folder=base.base.folder, about=named)
+
+
+def _check_decoders(tuned: ImageGenerator, base: ImageGenerator) -> None:
+    """The same tokens must become the same picture, for a delta holds the policy alone."""
+    length = base.grid[0] * base.grid[1]
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(base.codebook_size, (1, length), generator=rng)
+    if not torch.equal(tuned.decode(tokens).cpu(), base.decode(tokens).cpu()):
+        raise ValueError(
+            "the two checkpoints decode the same tokens to different pictures: their image decoders differ, and a delta "
+            "holds the policy's weights alone; name the checkpoint that the training started from"
+        )
+
+
+def provenance(path: str | Path) -> dict[str, Any]:
+    """Where the checkpoint RUN/checkpoints/step_N comes from, as far as its run folder says; {} for any other folder."""
+    path = Path(path)
+    run = path.absolute().parent.parent
+    if path.absolute().parent.name != checkpoints.FOLDER or not ((run / CONFIG).is_file() or (run / METRICS).is_file()):
+        return {}
+    found, step = run_folder.read(run), checkpoints.step_of(path.absolute())
+    row = next((row for row in found.metrics if row["step"] == step), {})
+    scores: dict[str, Any] = {"validation": row.get("validation/overall")}
+    for name, result in (("test_before", found.before), ("test_after", found.after)):
+        # eval_after.json speaks of the last checkpoint alone.
+        if result is not None and (name == "test_before" or step == found.step):
+            scores[name] = {
+                "overall": result.overall,
+                "ci95": list(result.ci95),
+                "n": result.n,
+                "prompts": result.prompts,
+            }
+    return {
+        "algorithm": found.algorithm,
+        "seed": found.config.get("seed"),
+        "step": step,
+        "images_sampled": row.get("images_sampled"),
+        "scores": {name: value for name, value in scores.items() if value is not None},
+        "config": found.config,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo export", description=main.__doc__)
+    add = parser.add_argument
+    add("--checkpoint", required=True, help="the tuned checkpoint, e.g. runs/x/checkpoints/step_000120")
+    add("--against", required=True, help="the checkpoint that the training started from, e.g. janus-mini")
+    add("--out", required=True, type=Path, help="folder to write to")
+    return parser

@@ -1,0 +1,160 @@
+"""`t2i-gcpo heatmap`: the credit of tokens over images that are sampled, read back from an npz, or followed through a run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2i_gcpo.algorithms import ALL_STATS, TABLE, resolve, token_advantages, token_weights
+from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
+from t2i_gcpo.data.shapes.grammar import find_prompt
+from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe, load, over_steps, reweigh, without
+from t2i_gcpo.heatmap.animation import over_images, over_order, write_gif
+from t2i_gcpo.heatmap.files import write
+from t2i_gcpo.records import Prompt, Rollout, ScoredRollout
+
+
+def main(argv: list[str]) -> int:
+    """`t2i-gcpo heatmap`: draw the credit of tokens; writes heatmap.png, .html and .npz. Of what: --checkpoint with --prompt samples
+    images (with a reward the advantages are drawn, else the token weights alone); --npz redraws a saved heatmap and runs no model; --run shows
+    one prompt and noise at every step that a run drew.
+    """
+    args = parser().parse_args(argv)
+    if args.npz is not None:
+        heatmap = load(args.npz)
+    elif args.run is not None:
+        heatmap = over_steps(args.run, prompt=args.prompt, image=args.image)
+    else:
+        heatmap = sampled(args)
+    if args.checkpoint is None and (choices := _choices(args)):
+        heatmap = reweigh(heatmap, seed=args.seed, **choices)
+    names = list(dict.fromkeys(args.map or [heatmap.map()[0]]))
+    for name in names:  # all are known before anything is written
+        if not heatmap.map(name)[1].any():
+            why = "the images of each group scored alike; " if name == "advantage" else ""
+            print(f"every value of the map {name} is 0: {why}look at another, such as --map weight contrast")
+    paths = write(heatmap, args.out, "heatmap", kind=names[0], columns=args.columns)
+    for name in names[1:]:
+        paths.append(args.out / f"{name}.png")
+        heatmap.draw(name, columns=args.columns).save(paths[-1])
+    if args.gif:
+        frames = over_order(heatmap, names[0]) if args.run is None else over_images(heatmap, names[0])
+        paths.append(write_gif(frames, args.out / "heatmap.gif"))
+    for path in paths:
+        print(f"wrote {path}")
+    return 0
+
+
+def sampled(args: argparse.Namespace) -> Heatmap:
+    """Images of one prompt, one group, with advantages where there is a reward. Prints what there is to know about them."""
+    import rewards
+
+    if args.num < 1:
+        raise ValueError(f"--num is {args.num}; it must be at least 1")
+    if args.prompt is None:
+        raise ValueError("--checkpoint needs a --prompt: write what the images should show")
+    prompt, negative = find_prompt(args.prompt), args.negative_prompt
+    if args.without is not None:
+        if negative is not None:
+            raise ValueError("--without and --negative-prompt both say what the prompt is contrasted with; give one")
+        negative = without(prompt.text, args.without)
+        print(f"contrasted with {negative!r}: the maps show the tokens that {args.without!r} drives")
+    reward_name, reason = _reward(args, prompt)
+    algorithm = resolve(args.algorithm, group_size=max(args.num, 2), **_choices(args))
+    if not reward_name and algorithm.credit == "uniform":
+        raise ValueError(
+            f"algorithm {args.algorithm} weighs all tokens alike, and {reason}: there is nothing to draw; choose gcpo"
+        )
+    generator = load_generator(args)
+    drawn = sampling(args, group_size=args.num, contrast=True, stats=ALL_STATS)
+    rollout = generator.sample([prompt], drawn, negative_prompts=negative)
+    with torch.no_grad():
+        images = generator.decode(rollout.tokens).cpu()
+    reference = None if args.reference is None else _reference(args, rollout)
+    rng = torch.Generator().manual_seed(args.seed)  # the controls draw from it
+    if not reward_name:
+        print(f"token weights of {args.algorithm}, no advantages: {reason}")
+        scored = ScoredRollout(rollout, images, torch.full((args.num,), torch.nan))
+        weights = token_weights(algorithm, rollout, generator=rng)
+        return Heatmap.of(scored, weights=weights, algorithm=algorithm, logprob_reference=reference)
+    output = rewards.load(reward_name)(images, [prompt.text] * args.num, [prompt.metadata] * args.num)
+    scored = ScoredRollout(rollout, images, output.scores.float(), output.parts)
+    targets = token_advantages(replace(algorithm, normalize_parts=False), rollout, scored.scores, generator=rng)
+    scores = ", ".join(f"{score:.3g}" for score in scored.scores.tolist())
+    print(f"advantages of {args.algorithm} with the reward {reward_name}; scores {scores}")
+    return Heatmap.of(scored, targets, algorithm=algorithm, logprob_reference=reference)
+
+
+def _choices(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Recipe` that were given as options."""
+    given = {field.name: getattr(args, field.name) for field in fields(Recipe)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@torch.no_grad()
+def _reference(args: argparse.Namespace, rollout: Rollout) -> torch.Tensor:
+    """The log-probs [B, T] of the rollout's tokens in another checkpoint."""
+    other = load_generator(args, args.reference)
+    here = tuple(rollout.grid)
+    if tuple(other.grid) != here:
+        raise ValueError(f"--reference {args.reference} has a grid of {other.grid}, --checkpoint one of {here}")
+    return other.token_logprobs(rollout)
+
+
+def _reward(args: argparse.Namespace, prompt: Prompt) -> tuple[str | None, str]:
+    """The reward to score with, or None and why there is none."""
+    if args.reward == "none":
+        return None, "no reward was asked for"
+    if args.num < 2:
+        return None, "an advantage compares an image with its siblings, and --num is 1"
+    if args.reward is None and not prompt.metadata:
+        return (
+            None,
+            "the prompt is none of the embedded ones, so the geneval reward cannot score it (name another with --reward)",
+        )
+    return args.reward or "geneval", ""
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo heatmap", description=main.__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    add_generator_options(parser, checkpoint=source)
+    source.add_argument("--npz", type=Path, help="a heatmap.npz, or a step_N.npz of a run")
+    source.add_argument("--run", type=Path, help="a run folder: one prompt and noise over its steps")
+    add = parser.add_argument
+    add("--out", required=True, type=Path, help="folder to write heatmap.png, heatmap.html and heatmap.npz to")
+    add("--prompt", help='what the images show, e.g. "a photo of a red circle"; of a run: which of its pictures')
+    add("--image", type=int, default=0, help="of a run: which of the prompt's images (default: %(default)s)")
+    add("--num", type=int, default=4, help="images; they are one group (default: %(default)s)")
+    add(
+        "--map",
+        nargs="+",
+        metavar="MAP",
+        choices=KINDS,
+        help=f"the first in heatmap.png, others beside it: {_list(KINDS)}",
+    )
+    add("--gif", action="store_true", help="heatmap.gif too: over the order of sampling, of a run over its steps")
+    add("--columns", type=int, help="images side by side in the picture")
+    add("--algorithm", default="gcpo", help=f"whose credit: {_list(TABLE)} (default: %(default)s)")
+    for field in fields(Recipe):
+        kind = float if isinstance(field.default, float) else str
+        add(f"--{field.name}", type=kind, help=f"instead of the algorithm's, as algorithm.{field.name} of train")
+    add("--reward", help="a registered reward, module:callable, or none; geneval for the embedded prompts, else none")
+    add("--negative-prompt", help="what the prompt is contrasted with (default: the null prompt of guidance)")
+    add(
+        "--without",
+        metavar="CLAUSE",
+        help='the prompt less a part of it, e.g. "and a blue star", as the negative prompt',
+    )
+    add("--reference", help="a checkpoint that the KL is drawn to: the map kl_reference")
+    add_sampling_options(parser)
+    return parser
+
+
+def _list(names: Sequence[str] | dict[str, Any]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,112 @@
+"""From the options of `t2i-gcpo train` to generator, reward and sampling: the last place that knows the option groups."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from rewards.base import Reward
+from t2i_gcpo.commands.options.config import GeneratorConfig, RewardConfig, SamplingConfig, TrainConfig, WatchConfig
+from t2i_gcpo.data.prompts import limit, spread
+from t2i_gcpo.generators.base import ImageGenerator
+from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.training.callbacks.pictures import Pictures
+from t2i_gcpo.training.callbacks.reward_hacking import Watch
+from t2i_gcpo.training.callbacks.validation import Validation
+from t2i_gcpo.training.options import CheckpointPlan, Schedule
+from t2i_gcpo.training.trainer import Trainer
+from t2i_gcpo.utils.device import pick_device
+
+COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+
+
+def generator(options: GeneratorConfig, *, seed: int = 0) -> ImageGenerator:
+    """Load the checkpoint, with LoRA adapters where a rank is given; `seed` is of their initial values."""
+    from t2i_gcpo import generators
+
+    # Only what was asked for, so that a generator that has no such option refuses it.
+    masked = {name: getattr(options, name) for name in generators.MASKED_OPTIONS
+              if getattr(options, name) != getattr(GeneratorConfig(), name)}  # fmt: skip
+    loaded = generators.load(
+        options.checkpoint,
+        device=pick_device(options.device),
+        dtype=options.dtype,
+        revision=options.revision,
+        max_batch=options.max_batch,
+        compile=COMPILE[options.compile],
+        gradient_checkpointing=options.gradient_checkpointing,
+        decode_dtype=options.decode_dtype,
+        **masked,
+    )
+    if options.lora_rank:
+        loaded.add_lora(rank=options.lora_rank, alpha=options.lora_alpha, seed=seed)
+    return loaded
+
+
+def reward(options: RewardConfig) -> Reward:
+    import rewards
+
+    return rewards.load(options.name, **options.options)
+
+
+def held_out(options: WatchConfig) -> dict[str, Reward]:
+    """Name -> scorer that a run logs and does not train on."""
+    import rewards
+
+    return {name: rewards.load(name) for name in options.rewards}
+
+
+def sampling(options: SamplingConfig, *, guidance: float | None = None) -> Sampling:
+    """How images are drawn; `guidance` replaces that of the options where it is given."""
+    return Sampling(
+        guidance=options.guidance if guidance is None else guidance,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        unmasking=options.unmasking,
+    )
+
+
+def build_trainer(config: TrainConfig, training: list[Prompt], validation: list[Prompt]) -> Trainer:
+    """The trainer that the options describe, with its callbacks and without a tracker."""
+    scorer = reward(config.reward)
+    evaluation = sampling(config.sampling, guidance=config.evaluate.guidance)
+    validate = Validation(
+        spread(validation, config.evaluate.limit),
+        scorer,
+        sampling=evaluation,
+        every=config.evaluate.every,
+        seed=config.evaluate.seed,
+        batch=config.generator.max_batch,
+    )
+    draw = Pictures(
+        limit(validation, config.pictures.prompts),
+        scorer,
+        sampling=sampling(config.sampling),
+        every=config.pictures.every,
+        group=min(config.pictures.group, config.algorithm.group_size),
+        seed=config.evaluate.seed,
+        negative_prompt=config.sampling.negative_prompt,
+    )
+    watch = Watch(held_out(config.watch), every=config.watch.every)
+    return Trainer(
+        generator(config.generator, seed=config.seed),
+        scorer,
+        training,
+        config.output_dir,
+        algorithm=config.algorithm,
+        steps=config.steps,
+        prompts_per_step=config.prompts_per_step,
+        sampling=sampling(config.sampling),
+        negative_prompt=config.sampling.negative_prompt,
+        distribution=config.distribution,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        micro_batch=config.micro_batch,
+        balanced=config.prompts.balanced,
+        optim=Schedule(**asdict(config.optim)),
+        checkpoint=CheckpointPlan(**asdict(config.checkpoint)),
+        kl_stop=config.kl_stop,
+        max_nonfinite=config.max_nonfinite,
+        seed=config.seed,
+        callbacks=[watch, validate, draw],
+    )

@@ -1,0 +1,238 @@
+"""The options of `t2i-gcpo train`: each is declared here once, with its type, default, range and help text.
+
+The attribute docstrings are the help of `t2i-gcpo train --help`. Groups nest, so that `--optim.lr 1e-5` on the command line is
+`optim: {lr: 1e-5}` in a YAML (`arguments.py` turns one into the other). Classes and functions of the library never see
+these dataclasses: the builders in `build.py` take them apart into plain keyword arguments.
+
+Options of one algorithm are a row of the table in `algorithms.py`; `--algorithm.name` picks the row, and the
+other `--algorithm.*` options change single choices in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from t2i_gcpo.algorithms import TABLE, Algorithm
+from t2i_gcpo.records import Unmasking
+from t2i_gcpo.training.options import CheckpointConfig, OptimConfig
+from t2i_gcpo.utils.checks import above_zero, at_least, share
+
+DEFAULT_ALGORITHM = "gcpo"
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """The image generator and which of its parameters are trained."""
+
+    checkpoint: str = "janus-mini"
+    """An embedded checkpoint (janus-mini), a folder (a run's checkpoints/step_N included), or a name on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights and the forward pass; log-probs are fp32 in any case."""
+    decode_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the image decoder: auto is bfloat16 on a CPU with instructions for it (some 1.6 times as fast; pixels move by about 3 of 255), else that of the weights."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the decode step (25 to 40 s at the start): auto does so where a C++ compiler or GPU is there and the run is long enough."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on the language model's projections; 0 trains all its parameters."""
+    lora_alpha: float = 32.0
+    """LoRA's scale: the adapters' output is multiplied by alpha / rank."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time. Masked generators then hold those of one sampling step at a time."""
+    max_batch: int = 64
+    """Rows sampled or decoded in one forward pass; images do not depend on it."""
+    masked_policy: Literal["commit_step", "transition", "transition_remask", "remask", "key_steps"] = "commit_step"
+    """Masked generators: which probability of an image is trained. docs/policies.md says what is exact and what a surrogate."""
+    masked_passes: int = 0
+    """Masked generators: forward passes of an update, fewer than the sampling steps for less work; 0 takes as many as the policy says."""
+    fold_passes: bool = False
+    """Masked generators: score all passes in one batch, for speed on a GPU; the activations of all of them exist at once."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "generator.", lora_rank=self.lora_rank)
+        above_zero("generator.", lora_alpha=self.lora_alpha)
+        at_least(1, "generator.", max_batch=self.max_batch)
+        at_least(0, "generator.", masked_passes=self.masked_passes)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the rollout's images are sampled."""
+
+    guidance: float = 2.0
+    """Classifier-free guidance scale g in u + g (c - u); 1 samples without guidance."""
+    temperature: float = 1.0
+    """Divides the guided logits."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with this much probability; 1 keeps all."""
+    negative_prompt: str | None = None
+    """The prompt that GCPO contrasts with; null is the null prompt of classifier-free guidance, which costs no extra forward pass."""
+    unmasking: Unmasking = field(default_factory=Unmasking)
+
+    def __post_init__(self) -> None:
+        at_least(0, "sampling.", guidance=self.guidance, top_k=self.top_k)
+        above_zero("sampling.", temperature=self.temperature, top_p=self.top_p)
+        share("sampling.", top_p=self.top_p)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The scorer of the images."""
+
+    name: str = "geneval"
+    """A registered reward. Its own options are `--reward.KEY VALUE`, in a YAML further keys of `reward`, e.g. `detector: shapes`."""
+    options: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=lambda: {"detector": "shapes"})
+    """Keyword arguments of the scorer; `arguments.py` collects them."""
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """Where the prompts come from: a file (GenEval jsonl, txt, DrawBench csv, T2I-R1 json lines) or a split of ShapeScenes."""
+
+    train: str = "shapes:train"
+    """Prompts of the rollouts."""
+    validation: str = "shapes:val"
+    """Prompts that the best checkpoint is chosen on."""
+    test: str = "shapes:test"
+    """Prompts of the evaluation before and after training."""
+    balanced: bool = True
+    """Draw the tasks in equal parts; else each prompt is drawn equally often."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where the metrics go besides metrics.jsonl, which is always written."""
+
+    tensorboard: bool = True
+    """Write event files into the run folder."""
+    wandb: bool = False
+    """Log to Weights & Biases (extra: tracking)."""
+    trackio: bool = False
+    """Log to Trackio (extra: tracking)."""
+    project: str = "t2i-gcpo"
+    """Project name for wandb and trackio."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Scores on prompts that are not trained on."""
+
+    every: int = 50
+    """Steps between scores on the validation prompts; 0 switches them off."""
+    limit: int = 96
+    """Validation prompts an evaluation, the tasks in equal parts; 0 takes all."""
+    before: bool = True
+    """Score the test prompts before the first step (eval_before.json)."""
+    after: bool = True
+    """Score the test prompts after the last step (eval_after.json)."""
+    test_limit: int = 0
+    """Test prompts before and after, the tasks in equal parts; 0 takes all."""
+    guidance: float | None = None
+    """Guidance scale of the evaluation; null takes that of the rollout."""
+    seed: int = 0
+    """Noise of the evaluations and pictures: runs of different `seed` share it unless this is set, so that they are compared on the same noise; `t2i-gcpo eval --seed` takes it to repeat eval_after.json."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "evaluate.", every=self.every, limit=self.limit, test_limit=self.test_limit)
+        at_least(0, "evaluate.", guidance=self.guidance, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """Sample images and credit heatmaps in the run folder."""
+
+    every: int = 10
+    """Steps between pictures; 0 switches them off."""
+    prompts: int = 2
+    """Prompts a picture."""
+    group: int = 4
+    """Images of each prompt in a picture, at most the group."""
+
+    def __post_init__(self) -> None:
+        at_least(0, "pictures.", every=self.every)
+        at_least(1, "pictures.", prompts=self.prompts, group=self.group)
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Watching for reward hacking on the images that are trained on."""
+
+    rewards: tuple[str, ...] = ()
+    """Scorers that are logged as held_out/NAME and never trained on: registered names, or module:callable."""
+    every: int = 1
+    """Steps between their scores."""
+
+    def __post_init__(self) -> None:
+        at_least(1, "watch.", every=self.every)
+        twice = sorted({name for name in self.rewards if self.rewards.count(name) > 1})
+        if twice:
+            raise ValueError(f"watch.rewards names {', '.join(twice)} more than once")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every option of a training run."""
+
+    algorithm: Algorithm = field(default_factory=lambda: TABLE[DEFAULT_ALGORITHM])
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+
+    output_dir: str = "runs/train"
+    """The run folder: config.yaml, metrics.jsonl, samples/, heatmaps/, checkpoints/step_N/, report.html."""
+    steps: int = 200
+    """Training steps: each samples images, scores them and updates the generator."""
+    prompts_per_step: int = 8
+    """Prompts of a rollout; each gets `algorithm.group-size` images."""
+    distribution: Literal["conditional", "guided", "guided_detached"] = "guided"
+    """Whose log-probs are trained: the generator's under the prompt, those of the guided mix that was sampled, or the latter without gradient through the unconditional branch."""
+    epochs: int = 1
+    """Passes of the optimiser over a rollout."""
+    minibatches: int = 1
+    """Optimiser steps a pass; the rollout's images are dealt out evenly."""
+    micro_batch: int = 16
+    """Rows in one training forward and backward pass; gradients are accumulated, so it changes memory and time, not the update."""
+    kl_stop: float | None = None
+    """Stop the run when the KL to the reference exceeds this many nats a token; null never does."""
+    max_nonfinite: int = 3
+    """Stop the run after this many updates in a row with a non-finite loss or gradient; each such update is skipped."""
+    seed: int = 0
+    """Every random choice of the run follows from it."""
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise ValueError("output_dir is empty; name a folder, e.g. --output-dir runs/first")
+        at_least(0, seed=self.seed)
+        at_least(
+            1,
+            steps=self.steps,
+            prompts_per_step=self.prompts_per_step,
+            epochs=self.epochs,
+            minibatches=self.minibatches,
+            micro_batch=self.micro_batch,
+            max_nonfinite=self.max_nonfinite,
+        )
+        above_zero(kl_stop=self.kl_stop)
+        rows = self.prompts_per_step * self.algorithm.group_size
+        if rows % self.minibatches:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, which does not divide the {rows} images of a rollout "
+                f"(prompts_per_step {self.prompts_per_step} x algorithm.group_size {self.algorithm.group_size})"
+            )

@@ -1,0 +1,33 @@
+"""`t2i-gcpo prompts`: write the embedded prompts, or their vocabulary, to a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from t2i_gcpo.data.prompts import SHAPES, limit, read
+
+
+def main(argv: list[str]) -> int:
+    """`t2i-gcpo prompts SOURCE --out FILE`: a split as GenEval json lines, or the vocabulary as one word a line."""
+    args = parser().parse_args(argv)
+    if args.source == f"{SHAPES}vocabulary":
+        from t2i_gcpo.data.shapes.prompts import vocabulary
+
+        lines, what = vocabulary(), "words"
+    else:
+        prompts = limit(read(args.source), args.limit)
+        lines, what = [json.dumps({**p.metadata, "prompt": p.text}, ensure_ascii=False) for p in prompts], "prompts"
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"wrote {len(lines)} {what} to {args.out}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo prompts", description=main.__doc__)
+    parser.add_argument("source", help="shapes:train, shapes:val, shapes:test, shapes:vocabulary, or a prompt file")
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--limit", type=int, default=0, help="prompts to write, the tasks in equal parts; 0 writes all")
+    return parser

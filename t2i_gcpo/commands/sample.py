@@ -1,0 +1,56 @@
+"""`t2i-gcpo sample`: images for a prompt, each as a PNG, all in one grid, and what they were drawn with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
+from t2i_gcpo.data.prompts import limit, read
+from t2i_gcpo.records import Prompt
+from t2i_gcpo.utils.pictures import sample_grid, to_picture
+
+
+def main(argv: list[str]) -> int:
+    """Sample images: OUT/000_00.png (prompt, image), OUT/grid.png and OUT/samples.json."""
+    args = parser().parse_args(argv)
+    prompts = [Prompt(text) for text in args.prompt] if args.prompt else limit(read(args.prompts), args.limit)
+    drawn = sampling(args, group_size=args.num, contrast=False, stats=())
+    generator = load_generator(args)
+    rollout = generator.sample(prompts, drawn)
+    images = generator.decode(rollout.tokens).cpu()
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for b, image in enumerate(images):
+        p, g = divmod(b, args.num)
+        path = args.out / f"{p:03d}_{g:02d}.png"
+        to_picture(image, scale=1).save(path)
+        rows.append({"file": path.name, "prompt": prompts[p].text, "image": g, "tokens": rollout.tokens[b].tolist()})
+    captions = [prompts[b // args.num].text for b in range(len(images))]
+    sample_grid(images, captions, columns=max(4, min(args.num, 8))).save(args.out / "grid.png")
+    shown = {name: value for name, value in asdict(drawn).items() if name not in ("contrast", "stats")}
+    record = {"checkpoint": args.checkpoint, "sampling": shown, "images": rows}
+    (args.out / "samples.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {len(images)} images, grid.png and samples.json to {args.out}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo sample", description=main.__doc__)
+    add_generator_options(parser)
+    add_sampling_options(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", action="append", help="a prompt; may be given several times")
+    source.add_argument("--prompts", help="a prompt file, or shapes:train, shapes:val, shapes:test")
+    add = parser.add_argument
+    add(
+        "--limit",
+        type=int,
+        default=8,
+        help="prompts taken from --prompts, the tasks in equal parts; 0 takes all (default: %(default)s)",
+    )
+    add("--num", type=int, default=4, help="images a prompt (default: %(default)s)")
+    add("--out", required=True, type=Path, help="folder to write to")
+    return parser

@@ -1,0 +1,169 @@
+"""`t2i-gcpo score`: pictures on disk against any scorer. N images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rewards.base import Reward, RewardOutput, check, join
+from rewards.remote.server import without_secrets
+from t2i_gcpo.commands.options import build
+from t2i_gcpo.commands.options.shared import add_reward_option, take_reward
+from t2i_gcpo.evaluation.intervals import Estimates, estimate
+from t2i_gcpo.reports.image_folders import Picture, find
+from t2i_gcpo.reports.tables import print_note, print_table, with_interval
+from t2i_gcpo.utils.files import write_atomically
+
+NOTE = "mean over the images that have a value; in brackets: 95 % bootstrap interval, clustered by prompt"
+
+
+def main(argv: list[str]) -> int:
+    """Score a folder of images, or the samples of a run, with any scorer or mixture; prints a table, writes JSON with a row an image."""
+    if {"-h", "--help"} & set(argv):
+        parser().parse_args(["--help"])
+    options, rest = take_reward(argv)
+    args = parser().parse_args(rest)
+    if args.batch < 1:
+        raise ValueError(f"--batch is {args.batch}; it must be at least 1")
+    if args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a folder; name a file, e.g. {args.out / 'scores.json'}")
+    pictures, source = find(args.images, args.prompts)
+    scores = score(pictures, build.reward(options), name=options.name, batch=args.batch, progress=True)
+    print_table(*scores.table(), title=f"{options.name} on {args.images}")
+    print_note(NOTE + (f"; {scores.failed} images could not be scored" if scores.failed else ""))
+    about = {"reward": options.name, "options": without_secrets(options.options)}
+    where = {"images": str(args.images), "prompts": source}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(args.out, json.dumps({**about, **where, **scores.to_json()}, indent=1, ensure_ascii=False) + "\n")
+    print(f"wrote {args.out}")
+    return int(scores.failed == len(pictures))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """N pictures and what the scorer says of them."""
+
+    pictures: Sequence[Picture]
+    output: RewardOutput
+    """[N]; NaN = could not be scored, in a part: does not apply."""
+
+    @property
+    def failed(self) -> int:
+        return int(self.output.scores.isnan().sum())
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimates]:
+        """ "score", then each part -> its mean over all images."""
+        one_task = ["all"] * len(self.pictures)
+        return {name: self._estimate(values, one_task) for name, values in self._columns.items()}
+
+    @cached_property
+    def by_group(self) -> Estimates:
+        """Scores by task, in a run by step."""
+        return self._estimate(self.output.scores, [picture.group for picture in self.pictures])
+
+    @property
+    def _columns(self) -> dict[str, Tensor]:
+        return {"score": self.output.scores, **self.output.parts}
+
+    def _estimate(self, values: Tensor, tasks: list[str]) -> Estimates:
+        return estimate(values.tolist(), [picture.prompt.text for picture in self.pictures], tasks)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows: the score, its groups where there are several, the parts."""
+        score, *parts = [[name, str(e.n), with_interval(e.overall, e.ci95)] for name, e in self.estimates.items()]
+        e = self.by_group
+        groups = [
+            [f"  {name}", str(e.n_by_task[name]), with_interval(value, e.by_task_ci95[name])]
+            for name, value in e.by_task.items()
+        ]
+        return ["what", "images", "mean"], [score, *(groups if len(groups) > 1 else []), *parts]
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers that do not exist are null."""
+        e = self.by_group
+        columns = {name: [_number(value) for value in values.tolist()] for name, values in self._columns.items()}
+        scores = columns.pop("score")
+        return {
+            "n": len(self.pictures),
+            "failed": self.failed,
+            **_mean(self.estimates["score"]),
+            "groups": {
+                name: {"mean": _number(e.by_task[name]), "ci95": list(map(_number, e.by_task_ci95[name])), "n": n}
+                for name, n in e.n_by_task.items()
+            },
+            "parts": {name: {**_mean(part), "n": part.n} for name, part in self.estimates.items() if name != "score"},
+            "rows": [
+                {
+                    "file": picture.name,
+                    "prompt": picture.prompt.text,
+                    "group": picture.group,
+                    "score": scores[k],
+                    "parts": {name: values[k] for name, values in columns.items()},
+                }
+                for k, picture in enumerate(self.pictures)
+            ],
+        }
+
+
+def score(pictures: Sequence[Picture], reward: Reward, *, name: str, batch: int = 32, progress: bool = False) -> Scores:
+    """Score pictures in their order, `batch` of one size at once. ValueError for a damaged file, or what the scorer refuses."""
+    outputs = []
+    with tqdm(total=len(pictures), unit="image", desc="score", disable=not progress, leave=False) as bar:
+        for part, images in _batches(pictures, batch):
+            texts = [picture.prompt.text for picture in part]
+            output = reward(images, texts, [picture.prompt.metadata for picture in part])
+            output = check(output, len(part), name, texts, failure="mark")
+            parts = {label: values.detach().float().cpu() for label, values in output.parts.items()}
+            outputs.append(RewardOutput(output.scores.cpu(), parts))
+            bar.update(len(part))
+    return Scores(pictures, join(outputs))
+
+
+def _batches(pictures: Sequence[Picture], most: int) -> Iterator[tuple[list[Picture], Tensor]]:
+    """Runs of pictures of one size, and their images [B, 3, H, W]."""
+    part: list[Picture] = []
+    images: list[Tensor] = []
+    for picture in pictures:
+        image = picture.pixels()
+        if part and (len(part) == most or image.shape != images[0].shape):
+            yield part, torch.stack(images)
+            part, images = [], []
+        part.append(picture)
+        images.append(image)
+    if part:
+        yield part, torch.stack(images)
+
+
+def _mean(e: Estimates) -> dict[str, Any]:
+    return {"mean": _number(e.overall), "ci95": list(map(_number, e.ci95))}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="t2i-gcpo score", description=main.__doc__)
+    add = parser.add_argument
+    add_reward_option(parser)
+    add(
+        "--images",
+        required=True,
+        type=Path,
+        help="a folder of t2i-gcpo sample, a run, a folder in GenEval's layout, or files named after rows of --prompts: 12.png, 12_0.png",
+    )
+    add("--prompts", help="a prompt file, or shapes:test and the like: the prompts' metadata, and their rows")
+    add("--out", required=True, type=Path, help="JSON file to write")
+    add("--batch", type=int, default=32, help="images at once (default: %(default)s)")
+    return parser

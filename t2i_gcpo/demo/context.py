@@ -1,0 +1,35 @@
+"""What the tabs share: the checkpoints, the scorer, where runs are; and how events that use a model queue up."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2i_gcpo.demo.models import Models
+from t2i_gcpo.demo.scoring import Judge
+
+#: Options of an event that uses a model: one at a time for all sessions, in the order of the clicks; the progress covers no result.
+MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+#: Options of an event that is of no use to a script.
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+FIRST_PROMPT = "a photo of a star above a circle"
+
+
+@dataclass(frozen=True)
+class Desk:
+    models: Models
+    judge: Judge
+    runs: Path
+    """Folder below which the tab Runs looks for run folders, and the live training writes its own."""
+    shuffle: random.Random
+    """What the order of a blind comparison, and random prompts, are drawn from."""
+
+
+def random_prompt(desk: Desk) -> str:
+    """A prompt of the test split: its combination was in no training prompt."""
+    from t2i_gcpo.data.shapes.prompts import TASKS, split
+
+    task = desk.shuffle.choice(TASKS)
+    return desk.shuffle.choice([prompt for prompt in split("test") if prompt.task == task]).text

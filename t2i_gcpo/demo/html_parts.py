@@ -1,0 +1,94 @@
+"""Small pieces of the page: pictures large enough to see, tables and bars as HTML. Texts of people are escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from t2i_gcpo.demo.scoring import Judged
+from t2i_gcpo.heatmap import paint
+from t2i_gcpo.utils.pictures import enlargement
+
+THUMBNAIL, LARGE = 192, 384
+"""Pixels that a picture is enlarged to, about, by a whole number."""
+
+CSS = """
+.gradio-container { max-width: 1280px !important; }
+.t2i-table { border-collapse: collapse; font-size: 13px; margin: 0 !important; border: 0 !important; }
+.t2i-table tr { border: 0 !important; padding: 0 !important; background: none !important; }
+.t2i-table th, .t2i-table td { padding: 2px 10px 2px 0 !important; text-align: left; vertical-align: top; border: 0 !important; background: none !important; }
+.t2i-table thead tr { border-bottom: 1px solid var(--border-color-primary) !important; }
+.t2i-table th { font-weight: 600; } .t2i-table .n { text-align: right; font-variant-numeric: tabular-nums; }
+.t2i-good { color: #168c42; font-weight: 600; } .t2i-bad { color: #c62f2f; font-weight: 600; }
+.t2i-faint { opacity: 0.75; font-size: 13px; }
+.t2i-scroll { overflow-x: auto; }
+.t2i-bar { display: flex; align-items: center; gap: 8px; font-size: 13px; font-variant-numeric: tabular-nums; }
+.t2i-bar i { display: inline-block; width: 180px; height: 12px; border-radius: 2px; }
+.t2i-pixels img { image-rendering: pixelated; }
+.t2i-panels .thumbnail-item { aspect-ratio: auto !important; height: auto !important; }
+.t2i-panels .gallery-item, .t2i-panels img { height: auto !important; }
+.t2i-pixels .grid-container, .t2i-panels .grid-container { padding-top: 24px !important; }
+.t2i-pixels .grid-wrap, .t2i-panels .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none !important; }
+.gradio-container .vega-embed { width: 100%; }
+@media (max-width: 640px) { .t2i-pixels .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
+#t2i-status-compare, #t2i-status-inspect, #t2i-status-live, #t2i-status-runs { min-height: 28px; }
+"""
+
+
+def enlarged(image: Tensor | np.ndarray, about: int = THUMBNAIL) -> Image.Image:
+    """[3, H, W] uint8 -> a picture of about so many pixels a side, without smoothing."""
+    pixels = image if isinstance(image, np.ndarray) else image.cpu().numpy()
+    return paint.picture(pixels, enlargement(pixels.shape[-1], about))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
+    """A table of escaped texts; `numbers` are the columns that stand to the right. Cells that are `Markup` stay as they are."""
+    kinds = [" class='n'" if k in numbers else "" for k in range(len(columns))]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f"<div class='t2i-scroll'><table class='t2i-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+class Markup(str):
+    """HTML that is meant as such."""
+
+
+def _cell(text: str) -> str:
+    return text if isinstance(text, Markup) else escape(text)
+
+
+def mark(good: bool) -> Markup:
+    return Markup(f"<span class='t2i-{'good' if good else 'bad'}'>{'✓' if good else '✗'}</span>")
+
+
+def faint(text: str) -> str:
+    return f"<div class='t2i-faint'>{escape(text)}</div>"
+
+
+def verdict_table(judged: Judged) -> str:
+    """A row a clause, a column an image; for other rewards a row of scores."""
+    if not judged.scored:
+        return faint(judged.why_not)
+    count = len(judged.scores)
+    columns = [judged.summary(), *(str(k + 1) for k in range(count))]
+    if judged.verdicts is None:
+        return table(columns, [["score", *(f"{score:.3g}" for score in judged.scores.tolist())]])
+    rows = [
+        [clause, *(mark(verdict.clauses[k]) for verdict in judged.verdicts)] for k, clause in enumerate(judged.clauses)
+    ]
+    return table(columns, rows)
+
+
+def scale_bar(low: str, high: str, *, signed: bool, words: str) -> str:
+    """The colour bar of a map with its ends, and a line of words below."""
+    colors = paint.colormap(signed)[np.linspace(0, 255, 17).astype(int)]
+    stops = ", ".join(f"rgb({r},{g},{b})" for r, g, b in colors.tolist())
+    bar = f"<i style='background: linear-gradient(to right, {stops})'></i>"
+    return f"<div class='t2i-bar'><span>{low}</span>{bar}<span>{high}</span></div>{faint(words)}"

@@ -1,0 +1,77 @@
+"""Run folders for the page: which there are, and their pictures by step. A run that is still being written is a run, too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from t2i_gcpo.reports.run import Run, read
+from t2i_gcpo.training.tracker import CONFIG, METRICS
+
+#: How deep below the folder of runs is looked, and how many are offered at most.
+DEPTH, MOST = 4, 200
+#: What can be stepped through -> (folder of the run, end of the file's name).
+PICTURES: dict[str, tuple[str, str]] = {
+    "samples": ("samples", "_samples"),
+    "heatmap, fixed prompts": ("heatmaps", ""),
+    "heatmap, group that was trained on": ("heatmaps", "_trained"),
+}
+
+
+def find(root: Path) -> list[str]:
+    """The run folders below `root`, the newest first."""
+    found: list[tuple[float, str]] = []
+    level = [root] if root.is_dir() else []
+    for _ in range(DEPTH + 1):
+        below: list[Path] = []
+        for folder in level:
+            marks = [folder / name for name in (METRICS, CONFIG) if (folder / name).is_file()]
+            if marks:
+                found.append((marks[0].stat().st_mtime, str(folder)))
+            else:
+                below += [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        level = below
+    return [path for _, path in sorted(found, reverse=True)][:MOST]
+
+
+def open_runs(paths: Iterable[str]) -> dict[str, Run]:
+    """Label -> run. The label is the end of the path that tells them apart. ValueError: a folder that is no run."""
+    runs = [read(Path(path).expanduser()) for path in dict.fromkeys(paths)]
+    parts = [run.path.absolute().parts for run in runs]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        labels = ["/".join(part[-length:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            break
+    return dict(zip(labels, runs, strict=True)) if runs else {}
+
+
+def begun(paths: Mapping[str, Path]) -> dict[str, Run]:
+    """Those of some run folders that are there already."""
+    return {label: read(path) for label, path in paths.items() if (path / CONFIG).is_file()}
+
+
+def steps(runs: Iterable[Run], kind: str) -> list[int]:
+    """The steps at which any of the runs has a picture of this kind."""
+    return sorted({step for run in runs for step in _files(run, kind)})
+
+
+def picture(run: Run, kind: str, step: int) -> tuple[int, Image.Image] | None:
+    """The run's newest whole picture at or before `step`, and its step; None where there is none. One that is being written is passed over."""
+    files = _files(run, kind)
+    for there in sorted((other for other in files if other <= step), reverse=True):
+        try:
+            with Image.open(files[there]) as image:
+                return there, image.convert("RGB")
+        except (OSError, SyntaxError):
+            continue
+    return None
+
+
+def _files(run: Run, kind: str) -> dict[int, Path]:
+    folder, end = PICTURES[kind]
+    pattern = re.compile(rf"step_(\d+){end}")
+    names = ((pattern.fullmatch(path.stem), path) for path in run.pictures(folder))
+    return {int(found[1]): path for found, path in names if found}

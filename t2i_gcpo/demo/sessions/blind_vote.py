@@ -1,0 +1,113 @@
+"""One prompt and seed by several checkpoints: the images, who made which while the names are hidden, and the votes.
+
+P = 1 prompt, G images by each checkpoint; the same image number has the same noise everywhere.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from t2i_gcpo.demo.models import Models
+from t2i_gcpo.demo.scoring import Judge, Judged
+from t2i_gcpo.records import Prompt, Sampling
+
+LETTERS = "ABCDEFGH"
+NO_PREFERENCE = "no difference"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a session has on its screen."""
+
+    prompt: Prompt
+    names: tuple[str, ...]
+    """The checkpoints in the order in which they are shown; under other names while `hidden`."""
+    blind: bool = False
+    voted: str | None = None
+    """The label that was voted for."""
+    images: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> [G, 3, H, W] uint8, of the checkpoints that are done."""
+    judged: dict[str, Judged] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> bool:
+        return self.blind and self.voted is None
+
+    @property
+    def labels(self) -> list[str]:
+        """What stands above each column: letters while names are hidden, both after the vote."""
+        if not self.blind:
+            return list(self.names)
+        letters = [f"{LETTERS[k]}" for k in range(len(self.names))]
+        return letters if self.hidden else [f"{a}: {name}" for a, name in zip(letters, self.names, strict=True)]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.images) == len(self.names)
+
+    def vote(self, choice: str | None) -> tuple[Comparison, str | None]:
+        """The comparison with the names shown, and the checkpoint that got the vote (None: no difference).
+
+        ValueError: nothing to vote on, names not hidden, a second vote, or no choice.
+        """
+        if not self.blind:
+            raise ValueError("The names are shown: tick “blind” and generate, so that you vote on what you see.")
+        if not self.complete:
+            raise ValueError("Wait until all images are there, then vote.")
+        if self.voted is not None:
+            raise ValueError("You have voted on these images; generate others to vote again.")
+        letters = list(LETTERS[: len(self.names)])
+        if choice not in [*letters, NO_PREFERENCE]:
+            raise ValueError(f"Choose {', '.join(letters)} or “{NO_PREFERENCE}” first.")
+        winner = None if choice == NO_PREFERENCE else self.names[letters.index(choice)]
+        return replace(self, voted=choice), winner
+
+
+def generate(
+    models: Models,
+    judge: Judge,
+    prompt: Prompt,
+    *,
+    seed: int,
+    num: int,
+    guidance: float,
+    blind: bool,
+    shuffle: random.Random,
+    names: Sequence[str] | None = None,
+) -> Iterator[Comparison]:
+    """The comparison as it grows: first without images, then after each checkpoint. names: which checkpoints (None: all)."""
+    order = list(models.names if names is None else names)
+    if blind:
+        shuffle.shuffle(order)
+    models.get(order[0]).check_prompts([prompt])
+    found = Comparison(prompt, tuple(order), blind)
+    yield found
+    sampling = Sampling(group_size=num, guidance=guidance, seed=seed, contrast=False, stats=())
+    for name in order:
+        generator = models.get(name)
+        with torch.no_grad():
+            images = generator.decode(generator.sample([prompt], sampling).tokens).cpu()
+        judged = judge(images, prompt)
+        found = replace(found, images={**found.images, name: images}, judged={**found.judged, name: judged})
+        yield found
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Votes of one session."""
+
+    votes: dict[str, int] = field(default_factory=dict)
+    """Checkpoint -> votes."""
+    undecided: int = 0
+    shown: dict[str, int] = field(default_factory=dict)
+    """Checkpoint -> comparisons that it was part of."""
+
+    def add(self, winner: str | None, names: Sequence[str]) -> Tally:
+        votes = {**self.votes, winner: self.votes.get(winner, 0) + 1} if winner is not None else self.votes
+        shown = {**self.shown, **{name: self.shown.get(name, 0) + 1 for name in names}}
+        return Tally(votes, self.undecided + (winner is None), shown)

@@ -1,0 +1,196 @@
+"""A sampled group under the maps of its credit: the prompt against a contrast, one image, one cell.
+
+G images of one prompt, T = rows * columns tokens. Redrawing by another divergence or normalisation runs no model; another contrast
+re-scores the same tokens once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+from PIL import Image, ImageDraw
+
+from t2i_gcpo import heatmap
+from t2i_gcpo.algorithms import ALL_STATS, STATS, Algorithm, resolve, token_advantages, token_weights
+from t2i_gcpo.credit import Normalization
+from t2i_gcpo.demo import html_parts as page
+from t2i_gcpo.demo.scoring import Judge, Judged
+from t2i_gcpo.generators.base import ImageGenerator
+from t2i_gcpo.heatmap.data import DIVERGENCES
+from t2i_gcpo.heatmap.kinds import KINDS
+from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
+
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+#: Maps that an algorithm's rule decides; all others are of the tokens alone.
+RULED = ("advantage", "weight")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a session has on its screen."""
+
+    checkpoint: str
+    null: heatmap.Heatmap
+    """As sampled: contrasted with the null prompt."""
+    maps: heatmap.Heatmap
+    """Under the chosen divergence, normalisation and contrast."""
+    judged: Judged
+    image: int = 0
+    cell: tuple[int, int] | None = None
+    """(row, column) that was clicked."""
+
+    @property
+    def prompt(self) -> str:
+        return str(self.null.prompts[0])
+
+    @property
+    def negative(self) -> str | None:
+        """The text that the prompt is contrasted with; None is the null prompt."""
+        return None if self.maps.negative_prompts is None else str(self.maps.negative_prompts[0])
+
+    @property
+    def flat(self) -> heatmap.Heatmap:
+        """GRPO's: all tokens alike."""
+        return heatmap.reweigh(self.maps, credit="uniform")
+
+    @property
+    def divergences(self) -> list[str]:
+        """Those that the numbers at hand allow."""
+        return [*DIVERGENCES, *(name for name, (stat, _) in STATS.items() if stat in self.maps.stats)]
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(self.maps.maps())
+
+    @property
+    def first_kind(self) -> str:
+        """The map to begin with: the advantages, where there are any."""
+        advantages = self.maps.advantages
+        return "advantage" if advantages is not None and advantages.any() else "weight"
+
+
+def sample(
+    generator: ImageGenerator, checkpoint: str, judge: Judge, prompt: Prompt, *, seed: int, num: int, guidance: float
+) -> Inspection:
+    """Sample a group and spread its credit by GCPO, contrasted with the null prompt."""
+    generator.check_prompts([prompt])
+    sampling = Sampling(group_size=num, guidance=guidance, seed=seed, stats=ALL_STATS)
+    rollout = generator.sample([prompt], sampling)
+    with torch.no_grad():
+        images = generator.decode(rollout.tokens).cpu()
+    judged = judge(images, prompt)
+    scored, algorithm = ScoredRollout(rollout, images, judged.scores), _gcpo(num)
+    if judged.scored and num > 1:
+        maps = heatmap.Heatmap.of(scored, token_advantages(algorithm, rollout, scored.scores), algorithm=algorithm)
+    else:  # an advantage compares an image with its siblings
+        maps = heatmap.Heatmap.of(scored, weights=token_weights(algorithm, rollout), algorithm=algorithm)
+    return Inspection(checkpoint, maps, maps, judged)
+
+
+def _gcpo(num: int) -> Algorithm:
+    return resolve("gcpo", group_size=max(num, 2))
+
+
+def contrasted(found: Inspection, generator: ImageGenerator, negative: str | None) -> Inspection:
+    """The same tokens, contrasted with another prompt (None: the null prompt): one teacher-forced forward pass, no sampling.
+
+    The full-vocabulary divergences were taken at sampling time against the null prompt, and are there with that alone: then kl takes over.
+    """
+    recipe = found.maps.recipe
+    assert recipe is not None
+    normalization, divergence = recipe.normalization, recipe.divergence
+    if negative is None:
+        return replace(found, maps=heatmap.reweigh(found.null, divergence=divergence, normalization=normalization))
+    if divergence in STATS:
+        divergence = "kl"
+    maps = heatmap.reweigh(found.maps, divergence=divergence)
+    return replace(found, maps=heatmap.against(maps, generator, negative))
+
+
+def reweighed(found: Inspection, divergence: str, normalization: str) -> Inspection:
+    """By another rule; no model is run."""
+    return replace(found, maps=heatmap.reweigh(found.maps, divergence=divergence, normalization=normalization))
+
+
+def caption(found: Inspection, index: int) -> str:
+    """What stands below image `index`: its verdict or score, and its advantage."""
+    parts = [found.judged.caption(index)]
+    if found.maps.sequence_advantages is not None:
+        parts.append(f"A {found.maps.sequence_advantages[index]:+.2f}".replace("-", "−"))
+    return "  ".join(filter(None, parts))
+
+
+# -- what is drawn -----------------------------------------------------------------------------------------------------
+
+
+def pictures(found: Inspection, kind: str) -> tuple[Image.Image, Image.Image | None]:
+    """The chosen image under GCPO's map and under GRPO's, on one scale; the second is None for maps that no rule decides."""
+    end = found.maps.end(kind)
+    own = heatmap.overlay(found.maps, kind, found.image, end=end, width=page.LARGE)
+    flat = heatmap.overlay(found.flat, kind, found.image, end=end, width=page.LARGE) if kind in RULED else None
+    for drawn in (own, flat):
+        if drawn is not None and found.cell is not None:
+            _outline(drawn, found.cell, found.maps.grid)
+    return own, flat
+
+
+def _outline(drawn: Image.Image, cell: tuple[int, int], grid: tuple[int, int]) -> None:
+    """A black and white frame around a cell, seen on any colour."""
+    height, width = drawn.height / grid[0], drawn.width / grid[1]
+    box = (cell[1] * width, cell[0] * height, (cell[1] + 1) * width - 1, (cell[0] + 1) * height - 1)
+    draw = ImageDraw.Draw(drawn)
+    for inset, color in ((-1, "white"), (0, "black"), (1, "white")):
+        draw.rectangle((box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset), outline=color)
+
+
+def at(found: Inspection, x: float, y: float) -> tuple[int, int]:
+    """Pixels of the enlarged picture -> (row, column). ValueError outside it."""
+    rows, columns = found.maps.grid
+    factor = page.enlarged(found.maps.images[found.image], page.LARGE)
+    row, column = int(y * rows // factor.height), int(x * columns // factor.width)
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise ValueError(f"The click at {x:g}, {y:g} is outside the picture; click inside it.")
+    return row, column
+
+
+def legend(found: Inspection, kind: str) -> str:
+    """The colour bar and what the map shows."""
+    end, signed = found.maps.end(kind), KINDS[kind].signed
+    words = found.maps.title(kind) + ("; one scale for all images and both algorithms" if kind in RULED else "")
+    low = f"−{end:.3g}" if signed else "0"
+    return page.scale_bar(low, f"{'+' if signed else ''}{end:.3g}", signed=signed, words=words)
+
+
+#: Rows of the cell's table: (name in `heatmap.cell`, words, whether GRPO's number differs).
+_ROWS = (
+    ("token", "token id", False),
+    ("step", "fixed in sampling step", False),
+    ("logprob_positive", "log p(token | prompt)", False),
+    ("logprob_negative", "log p(token | contrast)", False),
+    ("contrast", "contrast, nats", False),
+    ("entropy", "entropy, nats", False),
+    ("weight", "weight w", True),
+    ("advantage", "advantage A · w", True),
+)
+
+
+def cell_table(found: Inspection) -> str:
+    """The numbers of the clicked cell under GCPO and GRPO."""
+    if found.cell is None:
+        return page.faint("Click a cell of the map for its numbers.")
+    own, flat = (heatmap.cell(maps, found.image, *found.cell) for maps in (found.maps, found.flat))
+    rows = []
+    for name, words, ruled in _ROWS:
+        if name in own:
+            rows.append([words, _number(own[name]), _number(flat[name]) if ruled else ""])
+    divergence = found.maps.recipe.divergence if found.maps.recipe is not None else ""
+    if divergence in own:
+        rows.insert(5, [f"{divergence}, nats", _number(own[divergence]), ""])
+    title = f"image {found.image + 1}, token {own['index']}: row {own['row']}, column {own['column']}"
+    return page.table([title, "GCPO", "GRPO"], rows, numbers=(1, 2))
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}".replace("-", "−")

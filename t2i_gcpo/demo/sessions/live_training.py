@@ -1,0 +1,171 @@
+"""A short training in front of one's eyes: algorithms from the same start on the same prompts, a step of each in turn.
+
+Each writes an ordinary run folder, as `t2i-gcpo train` does, so that it can be opened again, resumed and compared.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from t2i_gcpo.algorithms import resolve
+from t2i_gcpo.commands import train as train_command
+from t2i_gcpo.commands.options import arguments
+from t2i_gcpo.commands.options.config import (
+    EvaluateConfig,
+    GeneratorConfig,
+    LoggingConfig,
+    PicturesConfig,
+    PromptsConfig,
+    RewardConfig,
+    TrainConfig,
+)
+from t2i_gcpo.demo.context import Desk
+from t2i_gcpo.records import Prompt
+from t2i_gcpo.training.callbacks.pictures import Pictures
+from t2i_gcpo.training.options import CheckpointConfig, OptimConfig
+from t2i_gcpo.training.tracker import Tracker, prepare_run
+from t2i_gcpo.training.trainer import Trainer
+
+#: Folder below the desk's runs.
+FOLDER = "live"
+STOPPED = "stopped in the demo"
+#: Of the pictures: prompts, and images of each.
+PICTURED, PICTURED_GROUP = 2, 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained, in ranges that `bounds` has checked."""
+
+    algorithms: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    checkpoint: str
+    steps: int
+    prompts_per_step: int
+    group_size: int
+    lr: float
+    seed: int
+
+
+@dataclass
+class Session:
+    """One person's training: the only thing that two of their clicks share while one of them runs."""
+
+    running: bool = False
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the training is."""
+
+    folder: Path
+    runs: dict[str, Path]
+    """Algorithm -> its run folder."""
+    step: int
+    """Steps that all algorithms have done."""
+    steps: int
+    now: str
+    """What goes on, in words."""
+
+
+def prompts_of(desk: Desk, chosen: str, own: Sequence[str]) -> tuple[Prompt, ...]:
+    """The prompts of a task of ShapeScenes ("all": of all six), or one's own. ValueError, naming them: prompts that cannot be scored."""
+    from t2i_gcpo.data.shapes.prompts import split
+
+    if not own:
+        return tuple(prompt for prompt in split("train") if chosen in ("all", prompt.task))
+    prompts = tuple(desk.judge.prompt(text) for text in own)
+    unscored = [prompt.text for prompt in prompts if not desk.judge.can_score(prompt)]
+    if unscored:
+        raise ValueError(
+            f"the reward {desk.judge.name} cannot score {', '.join(f'“{text}”' for text in unscored[:3])}"
+            f"{f' and {len(unscored) - 3} more' if len(unscored) > 3 else ''}; write prompts like “a red circle and a blue star”"
+        )
+    return prompts
+
+
+def train(desk: Desk, plan: Plan, stopped: Callable[[], bool]) -> Iterator[Progress]:
+    """Yields after each picture and step. `stopped()` is asked between steps; what was trained is saved then, and also when an error ends it or
+    nobody takes the next value."""
+    folder = _new_folder(desk.runs / FOLDER)
+    prompt_file = folder / "prompts.jsonl"
+    lines = [json.dumps({**prompt.metadata, "prompt": prompt.text}, ensure_ascii=False) for prompt in plan.prompts]
+    prompt_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    runs = {name: folder / name for name in plan.algorithms}
+
+    trainers: dict[str, Trainer] = {}
+
+    def progress(now: str) -> Progress:
+        return Progress(folder, runs, min((t.step_number for t in trainers.values()), default=0), plan.steps, now)
+
+    yield progress("loading the checkpoint")
+    with ExitStack() as stack:
+        for name, run in runs.items():
+            config = _config(desk, plan, name, run, prompt_file)
+            trainer = train_command.build_trainer(config, list(plan.prompts), list(plan.prompts))
+            prepare_run(run, arguments.dump(config))
+            trainer.tracker = stack.enter_context(Tracker(run, steps=plan.steps, **asdict(config.logging)))
+            trainers[name] = trainer
+        rounds = {name: trainer.iterate() for name, trainer in trainers.items()}
+        try:
+            for name, trainer in trainers.items():
+                for callback in trainer.callbacks:
+                    if isinstance(callback, Pictures):
+                        callback.draw(trainer, 0)
+                yield progress(f"{name.upper()}: pictures before the first step")
+            for step in range(1, plan.steps + 1):
+                for name, steps in rounds.items():
+                    if stopped():
+                        return
+                    next(steps)
+                    yield progress(f"step {step} of {plan.steps}: {name.upper()}")
+        finally:
+            for name, trainer in trainers.items():
+                if trainer.step_number < plan.steps:
+                    trainer.stop(STOPPED)
+                for _ in rounds[name]:  # saves, where that is not done
+                    pass
+
+
+def _new_folder(parent: Path) -> Path:
+    """`parent`/<date-time>, with a number where two begin in one second."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in range(1, 100):
+        folder = parent / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise OSError(f"there are 100 folders {parent / stamp}* already; try again in a second")
+
+
+def _config(desk: Desk, plan: Plan, algorithm: str, run: Path, prompt_file: Path) -> TrainConfig:
+    reward = RewardConfig() if desk.judge.name == RewardConfig.name else RewardConfig(desk.judge.name, {})
+    source = str(prompt_file)
+    return TrainConfig(
+        algorithm=resolve(algorithm, group_size=plan.group_size),
+        generator=GeneratorConfig(
+            checkpoint=desk.models.checkpoints[plan.checkpoint],
+            device=str(desk.models.device),
+            dtype=desk.models.dtype,  # type: ignore[arg-type]
+            compile="off",
+        ),
+        reward=reward,
+        prompts=PromptsConfig(train=source, validation=source, test=source),
+        optim=OptimConfig(lr=plan.lr, warmup_steps=0),
+        logging=LoggingConfig(tensorboard=False, progress=False),
+        checkpoint=CheckpointConfig(every=0),
+        evaluate=EvaluateConfig(every=0, before=False, after=False),
+        pictures=PicturesConfig(every=1, prompts=PICTURED, group=PICTURED_GROUP),
+        output_dir=str(run),
+        steps=plan.steps,
+        prompts_per_step=plan.prompts_per_step,
+        seed=plan.seed,
+    )

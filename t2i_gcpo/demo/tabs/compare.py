@@ -1,0 +1,180 @@
+"""The tab Compare: one prompt and seed by every checkpoint, side by side; a slider between two; a blind vote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from t2i_gcpo.demo import html_parts as page
+from t2i_gcpo.demo import validate as bounds
+from t2i_gcpo.demo.context import FIRST_PROMPT, MODEL, PRIVATE, Desk, random_prompt
+from t2i_gcpo.demo.errors import spoken
+from t2i_gcpo.demo.sessions.blind_vote import LETTERS, NO_PREFERENCE, Comparison, Tally, generate
+
+HELP = (
+    "The same prompt and the same noise for every checkpoint: image 1 differs from image 1 by the weights alone. ✓ and ✗ are "
+    "GenEval's rules, clause by clause."
+)
+LONELY = (
+    " There is only one checkpoint here: name more with `t2i-gcpo demo --checkpoint base=janus-mini --checkpoint "
+    "gcpo=runs/x/checkpoints/step_000060`."
+)
+
+
+def tab(desk: Desk) -> None:
+    """Lay the tab out, inside a `gr.Blocks`."""
+    names = desk.models.compared
+    several = len(names) > 1
+    comparison, tally = gr.State(None), gr.State(None)
+    gr.Markdown(HELP + ("" if several else LONELY))
+    with gr.Row():
+        prompt = gr.Textbox(FIRST_PROMPT, label="Prompt", scale=5, min_width=300, max_lines=2)
+        seed = gr.Number(0, label="Seed", precision=0, min_width=110)
+    with gr.Row(equal_height=True):
+        num = gr.Slider(1, bounds.IMAGES, 4, step=1, label="Images", min_width=170)
+        guidance = gr.Slider(1, bounds.GUIDANCE, 2, step=0.5, label="Guidance", min_width=170)
+        other = gr.Button("Another prompt", min_width=130)
+        go = gr.Button("Generate", variant="primary", min_width=130)
+    blind = gr.Checkbox(False, label="Blind: hide the names until I have voted", visible=several)
+    status = gr.Markdown(elem_id="t2i-status-compare")
+    galleries, verdicts = [], []
+    with gr.Row():
+        for name in names:
+            with gr.Column(min_width=250):
+                galleries.append(_gallery(name))
+                verdicts.append(gr.HTML())
+    with gr.Row(visible=False) as ballot:
+        options = [*LETTERS[: len(names)], NO_PREFERENCE]
+        choice = gr.Radio(options, label="Which images show the prompt best?", min_width=280, scale=3)
+        vote = gr.Button("Vote", variant="primary", min_width=120)
+    count = gr.HTML()
+    with gr.Column(visible=several):
+        with gr.Row():
+            left = gr.Dropdown(names, value=names[0], label="Left", min_width=140)
+            right = gr.Dropdown(names, value=names[-1], label="Right", min_width=140)
+            number = gr.Slider(1, bounds.IMAGES, 1, step=1, label="Image", min_width=140)
+        slider = gr.ImageSlider(
+            label="Left | right", format="png", interactive=False, max_height=400, elem_classes="t2i-pixels"
+        )
+
+    @spoken
+    def on_generate(prompt: str, seed: float, num: float, guidance: float, blind: bool) -> Iterator[list[Any]]:
+        for found in generate(
+            desk.models,
+            desk.judge,
+            desk.judge.prompt(bounds.prompt_text(prompt)),
+            seed=bounds.whole(seed, "The seed", 0, bounds.SEED),
+            num=bounds.whole(num, "The number of images", 1, bounds.IMAGES),
+            guidance=bounds.number(guidance, "The guidance", 1, bounds.GUIDANCE),
+            blind=bool(blind),
+            names=names,
+            shuffle=desk.shuffle,
+        ):
+            yield show(found)
+
+    @spoken
+    def on_vote(found: Comparison | None, votes: Tally | None, choice: str | None) -> list[Any]:
+        if found is None:
+            raise ValueError("There is nothing to vote on yet: generate images first.")
+        found, winner = found.vote(choice)
+        votes = (votes or Tally()).add(winner, found.names)
+        return [votes, tally_table(votes, names), *show(found)]
+
+    shown = [comparison, status, *galleries, *verdicts, ballot, choice, left, right]
+    pair: dict[str, Any] = {
+        "fn": spoken(slide),
+        "inputs": [comparison, left, right, number],
+        "outputs": slider,
+        "show_progress": "hidden",
+    }
+    gr.on(
+        [go.click, prompt.submit],
+        on_generate,
+        [prompt, seed, num, guidance, blind],
+        shown,
+        show_progress_on=status,
+        api_name="compare",
+        **MODEL,
+    ).success(**pair, **PRIVATE)
+    vote.click(
+        on_vote, [comparison, tally, choice], [tally, count, *shown], show_progress="hidden", api_name="vote"
+    ).success(**pair, **PRIVATE)
+    gr.on([left.input, right.input, number.input], **pair, api_name="slide")
+    for gallery in galleries:
+        gallery.select(picked, None, number, show_progress="hidden", **PRIVATE).then(**pair, **PRIVATE)
+    other.click(lambda: random_prompt(desk), None, prompt, show_progress="hidden", **PRIVATE)
+
+
+def _gallery(name: str) -> gr.Gallery:
+    return gr.Gallery(
+        label=name,
+        columns=2,
+        height="auto",
+        object_fit="contain",
+        format="png",
+        interactive=False,
+        allow_preview=False,
+        buttons=[],
+        elem_classes="t2i-pixels",
+    )
+
+
+def show(found: Comparison) -> list[Any]:
+    """What each output of the tab becomes: state, status, galleries, verdicts, ballot, choice, and the two ends of the slider."""
+    galleries, tables = [], []
+    for name, label in zip(found.names, found.labels, strict=True):
+        pictures, judged = found.images.get(name), found.judged.get(name)
+        if pictures is None or judged is None:
+            galleries.append(gr.update(value=[], label=label))
+            tables.append("")
+            continue
+        captions = ["" if found.hidden else judged.caption(k) for k in range(len(pictures))]
+        value = [(page.enlarged(picture), caption) for picture, caption in zip(pictures, captions, strict=True)]
+        galleries.append(gr.update(value=value, label=label))
+        tables.append("" if found.hidden else page.verdict_table(judged))
+    labels = found.labels
+    return [
+        found,
+        status_line(found),
+        *galleries,
+        *tables,
+        gr.update(visible=found.complete and found.hidden),
+        gr.update(value=None) if found.hidden else gr.skip(),
+        gr.update(choices=labels, value=labels[0]),
+        gr.update(choices=labels, value=labels[-1]),
+    ]
+
+
+def status_line(found: Comparison) -> str:
+    if not found.complete:
+        return f"“{found.prompt.text}”: {len(found.images)} of {len(found.names)} checkpoints done …"
+    if found.hidden:
+        return f"“{found.prompt.text}”: names and verdicts are hidden until you have voted."
+    voted = "" if found.voted is None else f" You voted for {found.voted}."
+    return f"“{found.prompt.text}”: done.{voted}"
+
+
+def slide(found: Comparison | None, left: str, right: str, number: float) -> Any:
+    """The pair of pictures for the slider, or None where they are not there."""
+    if found is None or not found.complete:
+        return None
+    last = min(len(pictures) for pictures in found.images.values())
+    image = min(bounds.whole(number, "The image", 1, bounds.IMAGES), last)  # the label says which
+    sides = []
+    for label in (left, right):
+        name = found.names[found.labels.index(bounds.one_of(label, "The checkpoint", found.labels))]
+        sides.append(page.enlarged(found.images[name][image - 1], page.LARGE))
+    return gr.update(value=tuple(sides), label=f"{left} | {right}, image {image} of {last}")
+
+
+def picked(event: gr.SelectData) -> int:
+    return int(event.index) + 1
+
+
+def tally_table(votes: Tally, names: list[str]) -> str:
+    """The votes of this session."""
+    rows = [[name, str(votes.votes.get(name, 0)), str(votes.shown.get(name, 0))] for name in names]
+    rows.append([NO_PREFERENCE, str(votes.undecided), ""])
+    return page.table(["your votes", "won", "of"], rows, numbers=(1, 2))

@@ -1,0 +1,137 @@
+"""The tab Train live: some steps of several algorithms from the same start, with curves, samples and heatmaps as they go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from t2i_gcpo.data.shapes.prompts import TASKS
+from t2i_gcpo.demo import plots
+from t2i_gcpo.demo import run_browser as browse
+from t2i_gcpo.demo import validate as bounds
+from t2i_gcpo.demo.context import MODEL, Desk
+from t2i_gcpo.demo.errors import spoken
+from t2i_gcpo.demo.sessions.live_training import Plan, Progress, Session, prompts_of, train
+
+HELP = (
+    "Every algorithm starts from the same checkpoint, with the same prompts and noise, and takes its steps in turn. A step samples a group of "
+    "images for each prompt, scores them and updates the weights. A handful of steps shows the machinery, not which algorithm is better."
+)
+ALGORITHMS = ["grpo", "gcpo", "dapo"]
+ALL, OWN = "all six tasks", "my own prompts"
+LEARNING_RATES = [3e-5, 1e-4, 3e-4, 1e-3]
+#: Metric of each plot.
+SHOWN = ("reward/mean", "kl", "entropy")
+SAMPLES, HEATMAPS = "samples", "heatmap, group that was trained on"
+
+
+def tab(desk: Desk) -> None:
+    """Lay the tab out, inside a `gr.Blocks`."""
+    names = desk.models.names
+    session = gr.State(Session())
+    gr.Markdown(HELP)
+    with gr.Row():
+        algorithms = gr.CheckboxGroup(ALGORITHMS, value=ALGORITHMS[:2], label="Algorithms", min_width=220)
+        prompts = gr.Dropdown([ALL, *TASKS, OWN], value="position", label="Prompts", min_width=160)
+        checkpoint = gr.Dropdown(names, value=names[0], label="Start from", min_width=120)
+        steps = gr.Slider(1, bounds.STEPS, 6, step=1, label="Steps", min_width=140)
+    own = gr.Textbox(
+        label="One prompt a line", lines=3, visible=False, placeholder="a red circle and a blue star\nthree rings"
+    )
+    with gr.Row():
+        per_step = gr.Slider(1, bounds.PROMPTS_A_STEP, 4, step=1, label="Prompts a step", min_width=140)
+        group = gr.Slider(2, bounds.GROUP, 8, step=1, label="Images a prompt", min_width=140)
+        lr = gr.Dropdown(LEARNING_RATES, value=3e-4, label="Learning rate", min_width=120)
+        seed = gr.Number(0, label="Seed", precision=0, min_width=90)
+    with gr.Row():
+        go = gr.Button("Train", variant="primary", min_width=120)
+        stop = gr.Button("Stop", variant="stop", min_width=120)
+    status = gr.Markdown(elem_id="t2i-status-live")
+    with gr.Row():
+        curves = [plots.line_plot() for _ in SHOWN]
+    with gr.Row():
+        samples = _gallery("Samples of fixed prompts and noise")
+        heatmaps = _gallery("Token advantages of a group that was trained on")
+
+    @spoken
+    def on_train(
+        mine: Session, algorithms: list[str], chosen: str, own: str, start: str, steps: float, per_step: float,
+        group: float, lr: float, seed: float,
+    ) -> Iterator[list[Any]]:  # fmt: skip
+        plan = Plan(
+            algorithms=tuple(bounds.one_of(name, "The algorithm", ALGORITHMS) for name in algorithms),
+            prompts=prompts_of(
+                desk,
+                "all" if chosen == ALL else bounds.one_of(chosen, "The prompt set", [*TASKS, OWN]),
+                bounds.prompt_lines(own) if chosen == OWN else [],
+            ),
+            checkpoint=bounds.one_of(start, "The checkpoint", names),
+            steps=bounds.whole(steps, "The number of steps", 1, bounds.STEPS),
+            prompts_per_step=bounds.whole(per_step, "Prompts a step", 1, bounds.PROMPTS_A_STEP),
+            group_size=bounds.whole(group, "Images a prompt", 2, bounds.GROUP),
+            lr=bounds.number(lr, "The learning rate", 1e-6, bounds.LEARNING_RATE),
+            seed=bounds.whole(seed, "The seed", 0, bounds.SEED),
+        )
+        if not plan.algorithms:
+            raise ValueError("Tick at least one algorithm.")
+        mine.running, mine.stop = True, False
+        found = None
+        try:
+            for found in train(desk, plan, lambda: mine.stop):
+                yield show(found, status_line(found, stopping=mine.stop))
+        finally:
+            mine.running = False
+        if found is not None:
+            yield show(found, ended(found, stopped=mine.stop))
+
+    go.click(
+        on_train,
+        [session, algorithms, prompts, own, checkpoint, steps, per_step, group, lr, seed],
+        [status, *curves, samples, heatmaps],
+        show_progress_on=status,
+        api_name="train",
+        **MODEL,
+    )
+    stop.click(spoken(on_stop), session, status, show_progress="hidden", queue=False, api_name="stop")
+    prompts.change(
+        lambda chosen: gr.update(visible=chosen == OWN), prompts, own, show_progress="hidden", api_visibility="private"
+    )
+
+
+def _gallery(label: str) -> gr.Gallery:
+    return gr.Gallery(
+        label=label, columns=1, height="auto", object_fit="contain", format="png", interactive=False, buttons=["fullscreen"],
+        min_width=300,
+        elem_classes="t2i-panels",
+    )  # fmt: skip
+
+
+def on_stop(mine: Session) -> str:
+    """Ask the training to end after the step that it is at."""
+    if not mine.running:
+        raise ValueError("No training of yours is running.")
+    mine.stop = True
+    return "Stopping: the step at hand is finished first …"
+
+
+def show(found: Progress, text: str) -> list[Any]:
+    """Status, curves and pictures of what there is."""
+    runs = browse.begun(found.runs)
+    pictures: list[list[tuple[Any, str]]] = [[], []]
+    for name, run in runs.items():
+        for kind, row in zip((SAMPLES, HEATMAPS), pictures, strict=True):
+            there = browse.picture(run, kind, found.steps)
+            if there is not None:
+                row.append((there[1], f"{name.upper()} after step {there[0]}"))
+    return [text, *(plots.lines(runs, metric) for metric in SHOWN), *pictures]
+
+
+def status_line(found: Progress, *, stopping: bool) -> str:
+    return f"{found.now} … {'(stopping)' if stopping else ''}"
+
+
+def ended(found: Progress, *, stopped: bool) -> str:
+    how = f"Stopped after {found.step} of {found.steps} steps" if stopped else f"Done: {found.steps} steps"
+    return f"{how}. The run folders are in `{found.folder}`, and the tab Runs opens them."

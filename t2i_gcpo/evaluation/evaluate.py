@@ -1,0 +1,281 @@
+"""Score a generator on held-out prompts: a table per task with 95 % intervals, and paired differences of two checkpoints.
+
+N images; each one's noise depends on (seed, the row of its prompt in the list, its number), so that two evaluations with the same prompts
+and seed differ by the checkpoint alone and are compared image by image.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rewards.base import Reward, check
+from t2i_gcpo.evaluation.intervals import Estimates, Interval, estimate
+from t2i_gcpo.generators.base import ImageGenerator, chunks
+from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """What is known about one image of an evaluation."""
+
+    index: int
+    """Row of its prompt in the list of prompts."""
+    image: int
+    """Number of the image among those of its prompt."""
+    text: str
+    task: str
+    score: float
+    """NaN where the scorer failed."""
+
+    @property
+    def failed(self) -> bool:
+        return math.isnan(self.score)
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """N scored images and what they say. Failed images are counted and left out of every mean."""
+
+    rows: tuple[ScoredImage, ...]
+    seed: int
+    sampling: Sampling
+    checkpoint: str = ""
+    prompts: str = ""
+    """Where the prompts came from."""
+    reward: str = ""
+    held_out: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Scorer that was not trained on -> its scores of the N images, in the order of `rows`; NaN where it failed."""
+    images: Tensor | None = field(default=None, repr=False, compare=False)
+    """[N, 3, H, W] uint8 on the CPU, if they were kept."""
+
+    @cached_property
+    def estimates(self) -> Estimates:
+        # Rows of the same text are images of one prompt, also where the list repeats it.
+        return estimate([r.score for r in self.rows], [r.text for r in self.rows], [r.task for r in self.rows])
+
+    @property
+    def overall(self) -> float:
+        """Mean over tasks of the tasks' means."""
+        return self.estimates.overall
+
+    @property
+    def by_task(self) -> dict[str, float]:
+        return self.estimates.by_task
+
+    @property
+    def ci95(self) -> Interval:
+        return self.estimates.ci95
+
+    @property
+    def by_task_ci95(self) -> dict[str, Interval]:
+        return self.estimates.by_task_ci95
+
+    @property
+    def n(self) -> int:
+        """Images that were sampled, failed ones included."""
+        return len(self.rows)
+
+    @property
+    def failed(self) -> int:
+        return sum(row.failed for row in self.rows)
+
+    def under(self, name: str) -> EvalResult:
+        """The same images under the scorer `name` of `held_out`."""
+        scores = self.held_out[name]
+        rows = tuple(replace(row, score=score) for row, score in zip(self.rows, scores, strict=True))
+        return replace(self, rows=rows, reward=name, held_out={})
+
+    def to_json(self) -> dict[str, Any]:
+        """eval.json. A number that does not exist (no image scored, an interval from one image) is null."""
+        s = self.sampling
+        return {
+            "overall": _number(self.overall),
+            "by_task": {task: _number(value) for task, value in self.by_task.items()},
+            "n": self.n,
+            "ci95": [_number(value) for value in self.ci95],
+            "checkpoint": self.checkpoint,
+            "prompts": self.prompts,
+            "by_task_ci95": {task: [_number(v) for v in pair] for task, pair in self.by_task_ci95.items()},
+            "n_by_task": self.estimates.n_by_task,
+            "failed": self.failed,
+            "reward": self.reward,
+            "seed": self.seed,
+            "guidance": s.guidance,
+            "temperature": s.temperature,
+            "top_k": s.top_k,
+            "top_p": s.top_p,
+            "unmasking": asdict(s.unmasking),
+            "images": [
+                {"index": r.index, "image": r.image, "prompt": r.text, "task": r.task, "score": _number(r.score)}
+                for r in self.rows
+            ],
+            "held_out": {name: _held_out_json(self.under(name)) for name in self.held_out},
+        }
+
+    def save(self, path: str | Path) -> Path:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> EvalResult:
+        """An eval.json that `save` wrote, without its images. ValueError for any other file."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = tuple(
+                ScoredImage(
+                    r["index"], r["image"], r["prompt"], r["task"], math.nan if r["score"] is None else r["score"]
+                )
+                for r in data["images"]
+            )
+            names = ("guidance", "temperature", "top_k", "top_p")
+            unmasking = Unmasking(**data.get("unmasking", {}))  # absent from files of older versions
+            sampling = Sampling(
+                **{k: data[k] for k in names}, seed=data["seed"], contrast=False, stats=(), unmasking=unmasking
+            )
+            held_out = {
+                name: tuple(math.nan if score is None else score for score in found["scores"])
+                for name, found in data.get("held_out", {}).items()
+            }
+            for name, scores in held_out.items():
+                if len(scores) != len(rows):
+                    raise ValueError(f"{path} has {len(scores)} scores of {name} for {len(rows)} images; it is damaged")
+            return EvalResult(
+                rows, data["seed"], sampling, data["checkpoint"], data["prompts"], data["reward"], held_out
+            )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not an evaluation written by t2i-gcpo eval or train: {error!r}") from error
+
+
+@torch.no_grad()
+def evaluate(
+    generator: ImageGenerator,
+    prompts: Sequence[Prompt],
+    reward: Reward,
+    *,
+    sampling: Sampling,
+    images_per_prompt: int = 1,
+    batch: int = 64,
+    seed: int,
+    progress: bool = False,
+    keep_images: bool = False,
+    checkpoint: str = "",
+    source: str = "",
+    reward_name: str = "",
+    held_out: Mapping[str, Reward] | None = None,
+    observe: Callable[[Rollout, Tensor], None] | None = None,
+) -> EvalResult:
+    """Sample `images_per_prompt` images for each row of `prompts`, score them.
+
+    prompts: a prompt may come more than once (see `spread`); its images then have noise of their own, and count as one cluster in the
+    intervals. sampling: guidance, temperature and truncation; its group size, seed, contrast and stats are replaced. batch: images at once;
+    the result does not depend on it. checkpoint, source, reward_name: names for eval.json. held_out: name -> a scorer that judges the same
+    images besides. observe: called with each batch's rollout and images; with it the sampling's contrast and stats are kept, and the
+    images are the same. ValueError: no prompts, a batch or a number of images below 1, a reward that returns the wrong number of scores.
+    """
+    if not prompts:
+        raise ValueError("there are no prompts to evaluate on")
+    if batch < 1 or images_per_prompt < 1:
+        raise ValueError(f"batch is {batch}, images_per_prompt {images_per_prompt}; both must be at least 1")
+    sampling = replace(sampling, group_size=images_per_prompt, seed=seed)
+    if observe is None:
+        sampling = replace(sampling, contrast=False, stats=())
+    rows: list[ScoredImage] = []
+    kept: list[Tensor] = []
+    others: dict[str, list[float]] = {name: [] for name in held_out or {}}
+    with tqdm(
+        total=len(prompts) * images_per_prompt, unit="image", desc="evaluate", disable=not progress, leave=False
+    ) as bar:
+        for part in chunks(range(len(prompts)), max(1, batch // images_per_prompt)):
+            chosen = [prompts[index] for index in part]
+            rollout = generator.sample(chosen, sampling, first_prompt_index=part[0])
+            images = generator.decode(rollout.tokens)
+            if observe is not None:
+                observe(rollout, images)
+            owners = [(index, image) for index in part for image in range(images_per_prompt)]
+            texts = [prompts[index].text for index, _ in owners]
+            metadata = [prompts[index].metadata for index, _ in owners]
+            scores = _scores(reward, reward_name or type(reward).__name__, images, texts, metadata)
+            rows += [
+                ScoredImage(index, image, prompts[index].text, prompts[index].task, score)
+                for (index, image), score in zip(owners, scores, strict=True)
+            ]
+            for name, other in (held_out or {}).items():
+                others[name] += _scores(other, name, images, texts, metadata)
+            if keep_images:
+                kept.append(images.cpu())
+            bar.update(len(owners))
+    return EvalResult(
+        tuple(rows),
+        seed,
+        sampling,
+        checkpoint,
+        source,
+        reward_name,
+        {name: tuple(scores) for name, scores in others.items()},
+        torch.cat(kept) if keep_images else None,
+    )
+
+
+def _scores(reward: Reward, name: str, images: Tensor, texts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
+    found: list[float] = check(reward(images, texts, metadata), len(texts), name, texts, failure="mark").scores.tolist()
+    return found
+
+
+def _held_out_json(result: EvalResult) -> dict[str, Any]:
+    return {
+        "overall": _number(result.overall),
+        "ci95": [_number(value) for value in result.ci95],
+        "by_task": {task: _number(value) for task, value in result.by_task.items()},
+        "by_task_ci95": {task: [_number(v) for v in pair] for task, pair in result.by_task_ci95.items()},
+        "failed": result.failed,
+        "scores": [_number(row.score) for row in result.rows],
+    }
+
+
+def paired_difference(a: EvalResult, b: EvalResult) -> Estimates:
+    """`b - a`, image by image: means per task and overall, with intervals clustered by prompt.
+
+    Images that failed in either are left out. ValueError unless both have the same prompts in the same order, and the same seed.
+    """
+    if a.seed != b.seed or [_key(row) for row in a.rows] != [_key(row) for row in b.rows]:
+        raise ValueError(
+            f"the evaluations of {a.checkpoint or 'a'} (seed {a.seed}, {a.n} images) and {b.checkpoint or 'b'} (seed {b.seed}, {b.n} images) "
+            "have different images, so they cannot be paired; evaluate both with the same prompts, limit and seed"
+        )
+    differences = [after.score - before.score for before, after in zip(a.rows, b.rows, strict=True)]
+    return estimate(differences, [row.text for row in a.rows], [row.task for row in a.rows])
+
+
+def _key(row: ScoredImage) -> tuple[int, int, str, str]:
+    return row.index, row.image, row.text, row.task
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def pick(result: EvalResult, count: int) -> list[int]:
+    """`count` rows for a picture, the tasks in equal parts; within a task evenly spread. Never chosen by their score."""
+    tasks: dict[str, list[int]] = {}
+    for k, row in enumerate(result.rows):
+        tasks.setdefault(row.task, []).append(k)
+    part = max(1, count // max(1, len(tasks)))
+    return [
+        indices[(2 * k + 1) * len(indices) // (2 * min(part, len(indices)))]
+        for indices in tasks.values()
+        for k in range(min(part, len(indices)))
+    ][: max(count, 0)]

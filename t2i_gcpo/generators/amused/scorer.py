@@ -1,0 +1,225 @@
+"""Log-probs of aMUSEd's tokens, computed again in the states that a policy asks for.
+
+P prompts, B rows, T tokens, N sampling steps, R rows of a forward pass (B, or more of folded passes), c tokens that a pass scores, V codebook,
+M branches folded in one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from t2i_gcpo.generators.amused.likelihoods import (
+    MaskedPolicy,
+    Pass,
+    Plan,
+    folded,
+    log_remainder,
+    passes,
+    plan,
+    trajectory,
+)
+from t2i_gcpo.generators.amused.parts import NULL, AmusedParts, TextEncoder, Texts, logits
+from t2i_gcpo.generators.base import DISTRIBUTIONS, TrainingScores
+from t2i_gcpo.generators.policy_weights import PolicyWeights
+from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob
+from t2i_gcpo.generators.tokens.sampling import behaviour_logits
+from t2i_gcpo.generators.tokens.unmasking import LEAST_PROBABILITY
+from t2i_gcpo.records import Rollout
+
+STEP_GAIN = "step_gain"
+"""The statistic of a rollout that `key_steps` chooses by: each token has that of its step."""
+
+Distribute = Callable[[Tensor, Texts, Tensor, Tensor], Tensor]
+"""States [R, T], their texts, positions [R, c] and their tokens [R, c] -> logits [R, c, V] of the distribution that is scored."""
+
+
+class StateScorer:
+    """Scores a rollout's tokens with the policy as it is now."""
+
+    def __init__(
+        self,
+        parts: AmusedParts,
+        texts: TextEncoder,
+        weights: PolicyWeights,
+        *,
+        masked_policy: MaskedPolicy,
+        masked_passes: int,
+        gradient_checkpointing: bool,
+        fold_passes: bool,
+    ) -> None:
+        self.parts, self.texts, self.weights = parts, texts, weights
+        self.masked_policy, self.masked_passes = masked_policy, masked_passes
+        self.gradient_checkpointing, self.fold_passes = gradient_checkpointing, fold_passes
+
+    def token_logprobs(self, rollout: Rollout, prompt: str | list[str], distribution: str) -> Tensor:
+        """[B, T] fp32; see `Amused.token_logprobs`."""
+        return self._scored(rollout, self._every_step(rollout), self._row_texts(rollout, prompt), distribution)
+
+    def training_scores(self, rollout: Rollout, distribution: str) -> TrainingScores:
+        """See `Amused.training_scores`."""
+        row, steps = self.masked_policy, rollout.sampling.unmasking.steps
+        count = passes(row, self.masked_passes, steps, rollout.sampling.unmasking.order)
+        commit = rollout.commit_step.to(self.texts.device)
+        gain = self._gain(rollout, steps) if row.name == "key_steps" else None
+        rng = torch.Generator().manual_seed(rollout.sampling.seed)
+        asked = plan(row, commit, steps=steps, count=count, generator=rng, gain=gain)
+        found = self._scored(rollout, asked, self._row_texts(rollout, "positive"), distribution, row)
+        if row.by_step:
+            return TrainingScores(found[0], asked.scale, token_logprob=found[1])
+        every_token_once = row.name == "commit_step" and count == steps
+        return TrainingScores(found, None if every_token_once else asked.scale)
+
+    def token_entropy(self, rollout: Rollout) -> Tensor:
+        """[B, T] fp32; see `Amused.token_entropy`."""
+        distribute = self._distribution(rollout, "conditional")
+        texts = self._row_texts(rollout, "positive")
+
+        def score(item: Pass, states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
+            return entropy(distribute(states, texts, index, chosen))
+
+        return self._sum(rollout, self._every_step(rollout), texts, score)
+
+    # -- what is scored ------------------------------------------------------------------------------------------------
+
+    def _every_step(self, rollout: Rollout) -> Plan:
+        steps = int(rollout.commit_step.max()) + 1
+        return trajectory(rollout.commit_step.to(self.texts.device), range(steps), steps=steps, by_step=False)
+
+    def _gain(self, rollout: Rollout, steps: int) -> Tensor:
+        """[B, N] from the statistic [B, T]."""
+        if STEP_GAIN not in rollout.stats:
+            raise ValueError(
+                f"masked policy key_steps needs the statistic {STEP_GAIN!r} of the rollout, which has {sorted(rollout.stats)}; "
+                "sample with the generator that trains"
+            )
+        values = rollout.stats[STEP_GAIN].to(self.texts.device)
+        commit = rollout.commit_step.to(self.texts.device)
+        return values.new_zeros(len(values), steps).scatter(1, commit, values)
+
+    def _scored(
+        self, rollout: Rollout, asked: Plan, texts: Texts, distribution: str, row: MaskedPolicy | None = None
+    ) -> Tensor:
+        """[B, T] log-probs under `distribution`; of a `row` that adds them up by step [2, B, T], the step's and the token's own."""
+        distribute = self._distribution(rollout, distribution)
+
+        def score(item: Pass, states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
+            found = distribute(states, texts, index, chosen)
+            logprob = selected_logprob(found, chosen)
+            if row is None or not row.by_step:
+                return logprob
+            target = item.target.gather(1, index)
+            total = torch.where(target, logprob, 0.0).sum(dim=1, keepdim=True)
+            if row.remainder:
+                least = torch.where(target, logprob, torch.inf).amin(dim=1, keepdim=True).expand_as(logprob)
+                left = log_remainder(found, least, LEAST_PROBABILITY)
+                still = ~target & ~item.visible.gather(1, index)
+                total = total + torch.where(still, left, 0.0).sum(dim=1, keepdim=True)
+            return torch.stack([total.expand_as(logprob), logprob])
+
+        return self._sum(rollout, asked, texts, score, all_masked=row is not None and row.remainder)
+
+    def _distribution(self, rollout: Rollout, distribution: str) -> Distribute:
+        """ValueError for an unknown name."""
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
+        sampling = rollout.sampling
+        guided = distribution != "conditional" and sampling.guidance != 1
+        one = self.texts([NULL]) if guided else None
+
+        def distribute(states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
+            unconditional = None
+            null = None if one is None else one.take(index.new_zeros(len(states)))
+            if null is not None and distribution == "guided":
+                both = self._logits(repeat(states, "r t -> (m r) t", m=2), texts.cat(null))
+                conditional, unconditional = rearrange(_at(both, index.repeat(2, 1)), "(m r) c v -> m r c v", m=2)
+            else:
+                conditional = _at(self._logits(states, texts), index)
+                if null is not None:
+                    with torch.no_grad():
+                        unconditional = _at(self._logits(states, null), index)
+            if distribution == "conditional":
+                return conditional
+            return behaviour_logits(
+                conditional,
+                unconditional,
+                guidance=sampling.guidance,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                keep=chosen,
+            )
+
+        return distribute
+
+    def _logits(self, states: Tensor, texts: Texts) -> Tensor:
+        """[R, T, V] of the policy, or of the wrapper that it is trained through."""
+        policy: nn.Module = self.weights.module
+        return logits(policy, states, texts, self.parts.grid, self.parts.pixels)
+
+    # -- the passes ----------------------------------------------------------------------------------------------------
+
+    def _sum(
+        self,
+        rollout: Rollout,
+        asked: Plan,
+        texts: Texts,
+        score: Callable[[Pass, Tensor, Texts, Tensor, Tensor], Tensor],
+        *,
+        all_masked: bool = False,
+    ) -> Tensor:
+        """[..., B, T]: over the passes, the sum of a token's share of a pass times its `score` [..., R, c] there."""
+        tokens = rollout.tokens.to(self.texts.device)
+
+        def run(item: Pass) -> Tensor:
+            copies = len(item.visible) // len(tokens)
+            own = tokens if copies == 1 else tokens.repeat(copies, 1)
+            # Targets first, each group in raster order.
+            wanted = item.target.int() * 2 + (~item.visible).int()
+            count = int((~item.visible if all_masked else item.target).sum(dim=1).max())
+            index = wanted.argsort(dim=1, descending=True, stable=True)[:, :count]
+            states = torch.where(item.visible, own, self.parts.mask_token)
+            theirs = texts if copies == 1 else texts.cat(*[texts] * (copies - 1))
+            found = score(item, states, theirs, index, own.gather(1, index))
+            share = item.share.gather(1, index)
+            # A row with fewer targets than others is filled up with tokens of share 0.
+            counted = torch.where(share > 0, share * found, 0.0)
+            empty = counted.new_zeros(*counted.shape[:-1], item.share.shape[1])
+            return empty.scatter(-1, index.expand_as(counted), counted)
+
+        items = [folded(asked.passes)] if self.fold_passes else asked.passes
+        total: Tensor | float = 0.0
+        for item in items:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                found: Tensor = checkpoint(run, item, use_reentrant=False, preserve_rng_state=False)
+            else:
+                found = run(item)
+            total = total + rearrange(found, "... (m b) t -> m ... b t", b=len(tokens)).sum(dim=0)
+        assert isinstance(total, Tensor), "a plan has passes"
+        return total
+
+    def _row_texts(self, rollout: Rollout, prompt: str | list[str]) -> Texts:
+        """The texts [B] that `prompt` asks for."""
+        if isinstance(prompt, str):
+            if prompt not in ("positive", "negative"):
+                raise ValueError(f'prompt is {prompt!r}; allowed: "positive", "negative", or a list of texts')
+            found = [item.text for item in rollout.prompts]
+            if prompt == "negative":
+                found = list(rollout.negative_prompts or [NULL] * len(rollout.prompts))
+        else:
+            found = list(prompt)
+        if len(found) not in (len(rollout.prompts), rollout.batch):
+            raise ValueError(
+                f"{len(found)} texts for {len(rollout.prompts)} prompts and {rollout.batch} rows; pass one for each"
+            )
+        copies = rollout.sampling.group_size if len(found) == len(rollout.prompts) else 1
+        return self.texts([text for text in found for _ in range(copies)])
+
+
+def _at(found: Tensor, index: Tensor) -> Tensor:
+    """Logits [R, T, V] at the positions `index` [R, c]: [R, c, V]."""
+    return found.gather(1, repeat(index, "r c -> r c v", v=found.shape[-1]))

@@ -1,0 +1,89 @@
+"""From prompts to the rows of a rollout: which branches run, how rows are cut into batches, which noise belongs to which row.
+
+P prompts, G images a prompt, B = P * G rows with row = p * G + g, T tokens; N, Q, L and R as in `sampler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from t2i_gcpo.generators.compilation import batches
+from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
+from t2i_gcpo.generators.janus.sampler import WIDTH_MULTIPLE, StepSampler
+from t2i_gcpo.generators.tokens.branches import Branches, Drawn
+from t2i_gcpo.generators.tokens.sampling import row_noise
+from t2i_gcpo.records import Sampling
+
+Row = tuple[int, int]
+"""(prompt index, image index)."""
+
+
+class RowSampler:
+    """Cuts a rollout into batches for a `StepSampler`."""
+
+    def __init__(self, encoder: PromptEncoder, steps: StepSampler) -> None:
+        self.encoder = encoder
+        self.steps = steps
+
+    def draw(
+        self,
+        policy: nn.Module,
+        texts: Sequence[str],
+        negatives: Sequence[str] | None,
+        sampling: Sampling,
+        *,
+        first_prompt_index: int,
+        max_batch: int | None,
+        compile: bool,
+    ) -> Drawn:
+        """All B rows of P texts, in `batches`."""
+        rows = [(prompt, image) for prompt in range(len(texts)) for image in range(sampling.group_size)]
+        found = []
+        for batch in batches(rows, max_batch, compile):
+            drawn = self._draw_part(
+                policy, texts, negatives, sampling, batch.rows, first_prompt_index, compile=batch.compile
+            )
+            found.append(drawn.first(batch.asked))
+        return Drawn.cat(found)
+
+    def _draw_part(
+        self,
+        policy: nn.Module,
+        texts: Sequence[str],
+        negatives: Sequence[str] | None,
+        sampling: Sampling,
+        rows: Sequence[Row],
+        first_prompt_index: int,
+        *,
+        compile: bool,
+    ) -> Drawn:
+        device = self.encoder.device
+        owners = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in rows))}
+        encoded, branches = self.branches(
+            [texts[p] for p in owners],
+            None if negatives is None else [negatives[p] for p in owners],
+            sampling,
+            width_multiple=WIDTH_MULTIPLE if compile else 1,
+        )
+        noise = row_noise(
+            sampling.seed, [(first_prompt_index + p, g) for p, g in rows], self.steps.length, device=device
+        )
+        owner = torch.tensor([owners[prompt] for prompt, _ in rows], device=device)
+        return self.steps.draw_rows(policy, encoded, owner, noise, sampling, branches, compile=compile)
+
+    def branches(
+        self, texts: list[str], negatives: list[str] | None, sampling: Sampling, *, width_multiple: int
+    ) -> tuple[Encoded, Branches]:
+        """The folded branches [N Q, L] of Q prompts, and which is which."""
+        branches = Branches.of(sampling, negative=negatives is not None)
+        with_negative = negatives if branches.contrast is not None else None
+        encoded = self.encoder.encode(texts + (with_negative or []), width_multiple=width_multiple)
+        index = torch.arange(len(encoded.ids), device=encoded.ids.device)
+        prompts = encoded.take(index[: len(texts)])
+        others = [self.encoder.null(prompts)] if branches.null is not None else []
+        if with_negative is not None:
+            others.append(encoded.take(index[len(texts) :]))
+        return prompts.cat(*others), branches

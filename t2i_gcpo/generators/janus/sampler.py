@@ -1,0 +1,175 @@
+"""The step loop of Janus: every branch of every row one token further, with constant shapes so that it compiles.
+
+R rows sampled at once, Q distinct prompts among them, N branches folded in one batch (the prompt, then where wanted the null prompt and a negative prompt), L
+columns of prompt, T tokens, V codebook, D hidden width. Branch n of row r is row n * R + r of the folded batch.
+
+The prompt without its last token (BOI) is prefilled once per distinct prompt and copied to the rows of its group; then T steps
+feed BOI and the tokens drawn so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from t2i_gcpo.generators.compilation import Kept, compiled
+from t2i_gcpo.generators.janus.kv_cache import GrowingCache
+from t2i_gcpo.generators.janus.prompts import Encoded
+from t2i_gcpo.generators.tokens.branches import Branches, Drawn, choice, choose
+from t2i_gcpo.records import Sampling
+
+#: Where the step is compiled, the prompts' width is rounded up to this many columns: prompts of like lengths share one shape.
+WIDTH_MULTIPLE = 16
+
+#: From so many operations on, inductor keeps a value that is read several times instead of working it out anew (its default: 30). At 5 the
+#: rotary cosines and sines are kept, which otherwise take most of the time of the attention scores.
+REALIZE_FROM = 5
+
+
+@dataclass
+class _Shape:
+    """Buffers of one shape, and the step that reads them."""
+
+    cache: GrowingCache
+    positions: Tensor
+    """[N R, 1] int64."""
+    advance: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+    """Input embeddings [N R, 1, D], noise [R] -> the next input embeddings, tokens [R] and their records [R]; writes the
+    cache's open column. From the language model to the drawn token in one function: so it compiles into one graph."""
+
+
+class StepSampler:
+    """Samples rows with the transformers model's own forward pass, and keeps compiled steps and their caches between calls."""
+
+    def __init__(self, model: Any, length: int) -> None:
+        """`model` is a `JanusForConditionalGeneration`, `length` T."""
+        self.model = model
+        self.length = length
+        self._compiled: Kept[_Shape] = Kept()
+
+    @torch.no_grad()
+    def draw_rows(
+        self,
+        policy: nn.Module,
+        prompts: Encoded,
+        owner: Tensor,
+        noise: Tensor,
+        sampling: Sampling,
+        branches: Branches,
+        *,
+        compile: bool,
+    ) -> Drawn:
+        """Sample R rows. `prompts`: the folded branches of the distinct prompts [N Q, L]; `owner` [R] the row's prompt in
+        0..Q-1; `noise` [R, T] uniform in [0, 1). `policy` is the language model, in eval mode."""
+        rows, count = len(owner), branches.count
+        folded = repeat(torch.arange(count, device=owner.device), "n -> (n r)", r=rows) * (len(prompts.ids) // count)
+        folded = folded + repeat(owner, "r -> (n r)", n=count)
+        prefix = prompts.ids.shape[1] - 1
+        shape = self._shape(policy, len(folded), prefix, sampling, branches, compile)
+        by_step = noise.T.contiguous()
+        tokens, records = [], []
+        with _attention(policy):
+            self._prefill(policy, prompts, folded, shape)
+            embeds = policy.get_input_embeddings()(prompts.ids[:, -1:])[folded]
+            for step in range(self.length):
+                shape.cache.open(prefix + step)
+                with _guards_once(step):
+                    embeds, token, record = shape.advance(embeds, by_step[step])
+                tokens.append(token)
+                records.append(record)
+                shape.positions.add_(1)
+        return Drawn(
+            torch.stack(tokens, dim=1),
+            {name: torch.stack([record[name] for record in records], dim=1) for name in records[0]},
+        )
+
+    def _prefill(self, policy: nn.Module, prompts: Encoded, folded: Tensor, shape: _Shape) -> None:
+        """Run each distinct prompt (without BOI) once, and copy keys and values to the rows that share it."""
+        from transformers import DynamicCache
+
+        prefix = prompts.ids.shape[1] - 1
+        columns = prompts.mask.long().cumsum(dim=1)
+        shape.positions.copy_(columns[folded, -1:] - 1)
+        once = DynamicCache(config=self.model.config.text_config)
+        policy(
+            inputs_embeds=policy.get_input_embeddings()(prompts.ids[:, :prefix]),
+            attention_mask=prompts.mask[:, :prefix].long(),
+            position_ids=(columns[:, :prefix] - 1).clamp(min=0),
+            past_key_values=once,
+            use_cache=True,
+        )
+        shape.cache.start(
+            [layer.keys[folded] for layer in once.layers],
+            [layer.values[folded] for layer in once.layers],
+            prompts.mask[folded, :prefix],
+        )
+
+    def _shape(
+        self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches, compile: bool
+    ) -> _Shape:
+        """Buffers and step for a folded batch; kept for the next call where compiled, as new ones would be compiled anew."""
+        if not compile:
+            return self._new_shape(policy, rows, prefix, sampling, branches)
+
+        def build() -> _Shape:
+            shape = self._new_shape(policy, rows, prefix, sampling, branches)
+            options = {"realize_opcount_threshold": REALIZE_FROM} if self.model.device.type == "cpu" else {}
+            shape.advance = compiled(shape.advance, f"advance_{rows}_{prefix}", **options)
+            return shape
+
+        return self._compiled.get_or_build((id(policy), rows, prefix, choice(sampling), branches), build)
+
+    def _new_shape(self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches) -> _Shape:
+        text = self.model.config.text_config
+        weight = policy.get_input_embeddings().weight
+        cache = GrowingCache(
+            text.num_hidden_layers,
+            rows,
+            text.num_key_value_heads,
+            prefix + self.length,
+            text.head_dim or text.hidden_size // text.num_attention_heads,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        positions = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
+        head = self.model.model.generation_head
+        embed = self.model.prepare_embeddings_for_image_generation
+
+        def advance(embeds: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            output = policy(
+                inputs_embeds=embeds,
+                attention_mask=cache.shown_bias,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = rearrange(head(output.last_hidden_state[:, -1]), "(n r) v -> n r v", n=branches.count)
+            token, record = choose(logits, uniform, sampling, branches)
+            following = repeat(embed(rearrange(token, "r -> r 1")), "r 1 d -> (n r) 1 d", n=branches.count)
+            return following, token, record
+
+        return _Shape(cache, positions, advance)
+
+
+@contextmanager
+def _attention(policy: nn.Module) -> Iterator[None]:
+    """On the CPU, two plain matrix products are nearly twice as fast for a single query as the fused kernel is."""
+    config: Any = policy.config
+    chosen = config._attn_implementation
+    if next(policy.parameters()).device.type == "cpu":
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = chosen
+
+
+def _guards_once(step: int) -> AbstractContextManager[Any]:
+    """Let torch check at a rollout's first step that what was compiled still holds, and not again: nothing changes under way."""
+    return torch.compiler.set_stance("default", skip_guard_eval_unsafe=step > 0)

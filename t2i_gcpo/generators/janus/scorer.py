@@ -1,0 +1,112 @@
+"""Teacher-forced log-probs of Janus' tokens.
+
+P prompts, B rows, L columns of prompt, T tokens, V codebook, D hidden width. Hidden states exist at all L + T - 1 columns, logits
+only for a chunk of tokens at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from t2i_gcpo.generators.base import DISTRIBUTIONS
+from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
+from t2i_gcpo.generators.policy_weights import PolicyWeights
+from t2i_gcpo.generators.tokens.logprobs import token_logprob, token_scores
+from t2i_gcpo.records import Rollout
+
+
+class RowScorer:
+    """Scores a rollout's tokens with the policy as it is now."""
+
+    def __init__(self, model: Any, encoder: PromptEncoder, weights: PolicyWeights, *, head_chunk: int) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.weights = weights
+        self.head_chunk = head_chunk
+
+    def token_logprobs(self, rollout: Rollout, prompt: str | list[str], distribution: str) -> Tensor:
+        """[B, T] fp32; see `Janus.token_logprobs`."""
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
+        conditional, null = self._encode_rows(rollout, prompt)
+        head = self.model.model.generation_head
+        tokens = rollout.tokens.to(self.encoder.device)
+        policy = self.weights.module
+        if distribution == "conditional":
+            return token_logprob(self._hidden(policy, conditional, tokens), head, tokens, chunk=self.head_chunk)
+        sampling = rollout.sampling
+        unconditional = None
+        if sampling.guidance == 1:
+            hidden = self._hidden(policy, conditional, tokens)
+        elif distribution == "guided":
+            both = self._hidden(policy, conditional.cat(null), repeat(tokens, "b t -> (n b) t", n=2))
+            hidden, unconditional = rearrange(both, "(n b) t d -> n b t d", n=2)
+        else:
+            hidden = self._hidden(policy, conditional, tokens)
+            with torch.no_grad():
+                unconditional = self._hidden(policy, null, tokens)
+        return token_logprob(
+            hidden,
+            head,
+            tokens,
+            unconditional=unconditional,
+            guidance=sampling.guidance,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            chunk=self.head_chunk,
+        )
+
+    @torch.no_grad()
+    def token_entropy(self, rollout: Rollout) -> Tensor:
+        """[B, T] fp32; see `Janus.token_entropy`."""
+        conditional, _ = self._encode_rows(rollout, "positive")
+        tokens = rollout.tokens.to(self.encoder.device)
+        hidden = self._hidden(self.weights.module, conditional, tokens)
+        head = self.model.model.generation_head
+        entropy = token_scores(hidden, head, tokens, with_entropy=True, chunk=self.head_chunk).entropy
+        assert entropy is not None, "it was asked for"
+        return entropy
+
+    def _encode_rows(self, rollout: Rollout, prompt: str | list[str]) -> tuple[Encoded, Encoded]:
+        """The conditional rows [B, L] that `prompt` asks for, and their null rows."""
+        group = rollout.sampling.group_size
+        null_wanted = False
+        if isinstance(prompt, str):
+            if prompt not in ("positive", "negative"):
+                raise ValueError(f'prompt is {prompt!r}; allowed: "positive", "negative", or a list of texts')
+            texts = [item.text for item in rollout.prompts]
+            if prompt == "negative":
+                null_wanted = rollout.negative_prompts is None
+                texts = list(rollout.negative_prompts or texts)
+        else:
+            texts = list(prompt)
+        if len(texts) not in (len(rollout.prompts), rollout.batch):
+            raise ValueError(
+                f"{len(texts)} texts for {len(rollout.prompts)} prompts and {rollout.batch} rows; pass one for each"
+            )
+        copies = group if len(texts) == len(rollout.prompts) else 1
+        encoded = self.encoder.encode(texts).take(
+            torch.arange(len(texts), device=self.encoder.device).repeat_interleave(copies)
+        )
+        null = self.encoder.null(encoded)
+        return (null if null_wanted else encoded), null
+
+    def _hidden(self, policy: nn.Module, prompts: Encoded, tokens: Tensor) -> Tensor:
+        """The language model's last hidden states [b, T, D] that predict `tokens` [b, T] after `prompts` [b, L]."""
+        words: Any = self.weights.unwrapped().get_input_embeddings()
+        embeds = torch.cat(
+            [words(prompts.ids), self.model.prepare_embeddings_for_image_generation(tokens[:, :-1])], dim=1
+        )
+        mask = nn.functional.pad(prompts.mask, (0, tokens.shape[1] - 1), value=True).long()
+        output = policy(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+        )
+        return output.last_hidden_state[:, -tokens.shape[1] :]

@@ -1,0 +1,88 @@
+"""A token from the logits of all branches, and what is recorded of it: one function for every generator, so that they cannot differ.
+
+N branches in one batch (the prompt, then where wanted the null prompt and a negative prompt), R rows, T tokens, V codebook, `*` any shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob
+from t2i_gcpo.generators.tokens.sampling import behaviour_logits, draw, exact_kl, js
+from t2i_gcpo.records import Sampling
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Which folded branch plays which part; None: it does not run."""
+
+    null: int | None = None
+    """The null prompt, for guidance."""
+    contrast: int | None = None
+    """The one that gives `logprob_negative` and the divergences."""
+    count: int = 1
+    """N; branch 0 is the prompt."""
+
+    @classmethod
+    def of(cls, sampling: Sampling, *, negative: bool) -> Branches:
+        """Those that a rollout needs, in the order prompt, null prompt, negative prompt. `negative`: there are negative texts; the null prompt
+        is the contrast where there are none. A negative text runs for the divergences alone: its log-probs can be computed afterwards."""
+        divergences = bool({"exact_kl", "js"} & set(sampling.stats))
+        null = 1 if sampling.guidance != 1 or (divergences and not negative) else None
+        following = 1 if null is None else 2
+        if not negative:
+            return cls(null=null, contrast=null, count=following)
+        return cls(null, following, following + 1) if divergences else cls(null, None, following)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What R rows gave."""
+
+    tokens: Tensor
+    """[R, T] int64."""
+    records: dict[str, Tensor]
+    """[R, T] by name: positive, behaviour, negative (if it was free) and the stats asked for, fp32; a masked generator's commit_step, int64."""
+
+    def first(self, count: int) -> Drawn:
+        """That of the first rows."""
+        return Drawn(self.tokens[:count], {name: value[:count] for name, value in self.records.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Drawn]) -> Drawn:
+        """All rows of some parts."""
+        records = {name: torch.cat([part.records[name] for part in parts]) for name in parts[0].records}
+        return Drawn(torch.cat([part.tokens for part in parts]), records)
+
+
+def choice(sampling: Sampling) -> tuple[Hashable, ...]:
+    """All of `sampling` that `choose` reads: what is compiled for one serves another with the same."""
+    return (sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, tuple(sampling.stats))
+
+
+def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draw one token [*] from the branches' logits [N, *, V] with noise [*], and take the log-probs and stats [*] of it."""
+    conditional = logits[0]
+    behaviour = behaviour_logits(
+        conditional,
+        None if branches.null is None else logits[branches.null],
+        guidance=sampling.guidance,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+    )
+    token = draw(behaviour, uniform)
+    record = {"positive": selected_logprob(conditional, token), "behaviour": selected_logprob(behaviour, token)}
+    if "entropy" in sampling.stats:
+        record["entropy"] = entropy(conditional)
+    if branches.contrast is not None:
+        contrast = logits[branches.contrast]
+        record["negative"] = selected_logprob(contrast, token)
+        for name, divergence in (("exact_kl", exact_kl), ("js", js)):
+            if name in sampling.stats:
+                record[name] = divergence(conditional, contrast)
+    return token, record

@@ -1,0 +1,1 @@
+"""Pre-training of `janus-mini`: its VQ model, its language model and its model card."""

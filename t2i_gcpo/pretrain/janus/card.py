@@ -1,0 +1,161 @@
+"""The model card of `janus-mini`: curves of its training, an unpicked sample grid, and its scores, from files and from the model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rewards.geneval.reward import GenEvalReward
+from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.shapes.prompts import TASKS, split
+from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate
+from t2i_gcpo.generators import load
+from t2i_gcpo.pretrain.janus.model import VQSettings
+from t2i_gcpo.pretrain.janus.vq import encoder_agreement
+from t2i_gcpo.records import Sampling
+from t2i_gcpo.utils.pictures import sample_grid
+
+#: Guidance of the card's samples and score; that of the quickstart.
+GUIDANCE = 2.0
+SEED = 0
+AGREEMENT_SCENES = 300
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-to-image
+---
+# janus-mini
+
+A `JanusForConditionalGeneration` of {parameters:.1f} million parameters ({language:.1f} in the language model, {vq:.1f} in the VQ model) for
+ShapeScenes, the embedded world of t2i_gcpo: 96 × 96 pixels, {grid} × {grid} tokens, a codebook of {codebook}. It was trained from nothing
+by `t2i-gcpo pretrain` on two CPU cores; `training/` has the settings, the logs and the curves. The vision tower (image understanding)
+is as it was initialised: nothing here uses it. A code stands for an 8 × 8 patch (k-means of patches); on {agreement_scenes} new scenes the VQ model's encoder
+finds that code for {agreement:.2%} of the tokens. The language model knows the words of `t2i-gcpo prompts shapes:vocabulary`, and no others.
+
+## Score
+
+GenEval's verdict on `shapes:test` (combinations that were never trained on), guidance {guidance}, seed {seed}, n = {n} images; the intervals are
+95 %, clustered by prompt.
+
+| task | score | 95 % interval |
+|---|---|---|
+{table}
+
+```bash
+t2i-gcpo eval --checkpoint janus-mini --prompts shapes:test --limit {n} --guidance {guidance} --seed {seed} --out out/base
+```
+
+## Samples
+
+The first four prompts of each task in `shapes:test`, two images each, seed {seed}, not picked. Green: the verdict is "correct".
+
+![samples](training/samples.png)
+
+## Training
+
+![curves](training/curves.png)
+
+```bash
+t2i-gcpo pretrain --out runs/pretrain --seed {seed}
+```
+"""
+
+
+def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
+    """Write `README.md` and `training/` into the checkpoint `folder`, from the logs in `work`; returns the score."""
+    training = folder / "training"
+    training.mkdir(parents=True, exist_ok=True)
+    for stage in ("vq", "language"):
+        for name in ("log.jsonl", "settings.json"):
+            shutil.copyfile(work / stage / name, training / f"{stage}_{name}")
+    draw_curves(work).savefig(training / "curves.png", dpi=110)
+    generator: Any = load(str(folder))
+    sampling = Sampling(guidance=GUIDANCE)
+    draw_samples(generator, training / "samples.png", sampling)
+    result = score(generator, training / "eval.json", "janus-mini", sampling, images=images)
+    model = generator.model
+    vq_settings = VQSettings(**json.loads((training / "vq_settings.json").read_text()))
+
+    text = CARD.format(
+        parameters=millions(model),
+        language=millions(model.model.language_model),
+        vq=millions(model.model.vqmodel),
+        grid=generator.grid[0],
+        codebook=generator.codebook_size,
+        guidance=GUIDANCE,
+        seed=SEED,
+        n=result.n,
+        table=table(result),
+        agreement=encoder_agreement(model.model.vqmodel, vq_settings, AGREEMENT_SCENES),
+        agreement_scenes=AGREEMENT_SCENES,
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return result
+
+
+def millions(module: Any) -> float:
+    """Its parameters."""
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+def draw_samples(generator: Any, file: Path, sampling: Sampling) -> None:
+    """The first prompts of each task in shapes:test, two images each, with GenEval's verdicts, as a PNG."""
+    shown = [prompt for task in TASKS for prompt in [p for p in split("test") if p.task == task][:4]]
+    samples = evaluate(
+        generator, shown, GenEvalReward(), sampling=sampling, images_per_prompt=2, seed=SEED, keep_images=True
+    )
+    assert samples.images is not None
+    grid = sample_grid(
+        samples.images,
+        [row.text for row in samples.rows],
+        columns=8,
+        scores=[row.score for row in samples.rows],
+        scale=1,
+    )
+    grid.save(file)
+
+
+def score(generator: Any, file: Path, name: str, sampling: Sampling, *, images: int) -> EvalResult:
+    """GenEval's verdict on `images` prompts of shapes:test, written to the JSON `file`."""
+    result = evaluate(
+        generator, spread(split("test"), images), GenEvalReward(), sampling=sampling, seed=SEED, progress=True,
+        checkpoint=name, source="shapes:test", reward_name="geneval",
+    )  # fmt: skip
+    result.save(file)
+    return result
+
+
+def table(result: EvalResult) -> str:
+    """Rows of Markdown: score and interval of each task, and overall."""
+    rows = {
+        **{task: (result.by_task[task], result.by_task_ci95[task]) for task in TASKS},
+        "overall": (result.overall, result.ci95),
+    }
+    return "\n".join(
+        f"| {name} | {score:.3f} | {low:.3f} to {high:.3f} |" for name, (score, (low, high)) in rows.items()
+    )
+
+
+def draw_curves(work: Path) -> Any:
+    """A matplotlib figure: the VQ model's error and codebook, the language model's training and validation loss."""
+    from matplotlib.figure import Figure
+
+    def read(stage: str) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (work / stage / "log.jsonl").read_text().splitlines()]
+
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    vq, language = read("vq"), read("language")
+    left.semilogy([row["step"] for row in vq], [row["mse"] for row in vq], label="squared error, pixels in [-1, 1]")
+    left.set(title="VQ model", xlabel="step")
+    right.plot([row["step"] for row in language], [row["loss"] for row in language], label="training")
+    checked = [row for row in language if "validation_loss" in row]
+    right.plot([r["step"] for r in checked], [r["validation_loss"] for r in checked], "o-", label="validation prompts")
+    right.set(title="language model", xlabel="step", ylabel="nats a token", ylim=(0, 4))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return figure

@@ -1,0 +1,248 @@
+"""Pre-training of `janus-mini`'s language model: next-token prediction of the image tokens after a prompt.
+
+The prompt is dropped from a share of the rows in the way that guidance drops it when sampling (every token but the first and
+the last becomes padding that is still attended to), so that one model holds both distributions. From a share of the
+clauses the class word, the colour word or both are dropped in the same way, and the scene has anything in their place: without it the
+model learns which pairs of words go together, and not what each word means.
+
+B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rewards.geneval.vocabulary import CLASSES, PLURALS
+from t2i_gcpo.data.shapes.prompts import TASKS, split
+from t2i_gcpo.data.shapes.scene import sample_scene
+from t2i_gcpo.generators.compilation import can_compile
+from t2i_gcpo.pretrain.janus.model import LanguageModelShape
+from t2i_gcpo.pretrain.janus.vq import nearest, patches
+from t2i_gcpo.pretrain.optimisation import Optimisation
+from t2i_gcpo.records import Prompt
+
+#: Share of each task in the training scenes: the harder a task is to learn, the more of it.
+TASK_SHARE = {
+    "single_object": 0.04,
+    "two_object": 0.12,
+    "counting": 0.14,
+    "colors": 0.08,
+    "position": 0.22,
+    "color_attr": 0.40,
+}
+#: <bos>, at most ten words, <begin_of_image>, and one to spare.
+PROMPT_LENGTH = 13
+VALIDATION_SCENES = 256
+#: What stands in the place of a word that was dropped.
+DROPPED = "<pad>"
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """How the language model is trained; the defaults made the embedded checkpoint."""
+
+    steps: int = 2600
+    batch: int = 48
+    lr: float = 2e-3
+    muon_lr: float = 3e-3
+    warmup: int = 60
+    weight_decay: float = 0.02
+    dropped_prompts: float = 0.1
+    dropped_words: float = 0.5
+    short_prompts: float = 0.15
+    ema: float = 0.998
+    bfloat16: bool = True
+    compile: bool = True
+    seed: int = 0
+
+
+def draw_prompts(rng: random.Random, count: int, name: str = "train") -> list[Prompt]:
+    """Prompts of a split, tasks by `TASK_SHARE`."""
+    by_task = _by_task(name)
+    tasks = rng.choices(list(TASK_SHARE), weights=list(TASK_SHARE.values()), k=count)
+    return [rng.choice(by_task[task]) for task in tasks]
+
+
+def with_words_dropped(prompt: Prompt, share: float, rng: random.Random) -> Prompt:
+    """The prompt in which each clause lost, with probability `share`, its class word, its colour word or both, and metadata that
+    allow any class or colour in their place."""
+    include = [dict(clause) for clause in prompt.metadata["include"]]
+    metadata = {**prompt.metadata, "include": include}
+    words = prompt.text.split()
+    for clause in include:
+        if rng.random() >= share:
+            continue
+        which = rng.choice(("color", "class", "color", "class", "both")) if "color" in clause else "class"
+        if which != "class":
+            words[words.index(clause.pop("color"))] = DROPPED
+        if which != "color":
+            old = clause["class"]
+            words[words.index(old if clause["count"] == 1 else PLURALS[old])] = DROPPED
+            clause["class"] = rng.choice([name for name in CLASSES if all(name != other["class"] for other in include)])
+            if "exclude" in metadata:
+                metadata["exclude"] = [{**excluded, "class": clause["class"]} for excluded in metadata["exclude"]]
+    text = " ".join(words)
+    return Prompt(text, {**metadata, "prompt": text})
+
+
+@lru_cache(maxsize=3)
+def _by_task(name: str) -> dict[str, list[Prompt]]:
+    return {task: [prompt for prompt in split(name) if prompt.task == task] for task in TASKS}
+
+
+def encode_prompts(texts: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """Texts -> ids and attention mask, both `[B, L]` int64, left-padded, with <begin_of_image> at the end."""
+    boi = tokenizer.convert_tokens_to_ids("<begin_of_image>")
+    ids = torch.full((len(texts), PROMPT_LENGTH), tokenizer.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        encoded = [*tokenizer(text)["input_ids"], boi]
+        ids[row, -len(encoded) :] = torch.tensor(encoded)
+        mask[row, -len(encoded) :] = 1
+    return ids, mask
+
+
+@torch.no_grad()
+def encode_scenes(prompts: list[Prompt], codes: Tensor, rng: random.Random, chunk: int = 100) -> Tensor:
+    """Draw a scene for each prompt and name its patches by `codes` [V, 192]: `[B, T]` int16.
+
+    The VQ model's encoder is trained to find the same names; this is faster, and right where the encoder errs.
+    """
+    tokens = []
+    for start in range(0, len(prompts), chunk):
+        pictures = np.stack([sample_scene(p.metadata, rng).render() for p in prompts[start : start + chunk]])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+        distinct, owner = torch.unique(patches(pixels), dim=0, return_inverse=True)
+        tokens.append(nearest(distinct, codes)[owner].view(len(pictures), -1).to(torch.int16))
+    return torch.cat(tokens)
+
+
+class Drawing(Protocol):
+    """What `draw_pairs` goes by."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def dropped_words(self) -> float: ...
+    @property
+    def short_prompts(self) -> float: ...
+
+
+def draw_pairs(rng: random.Random, codes: Tensor, settings: Drawing) -> tuple[list[str], Tensor]:
+    """Texts of training prompts, words dropped and shortened, and the tokens [B, T] int64 of a scene for each."""
+    prompts = [with_words_dropped(prompt, settings.dropped_words, rng) for prompt in draw_prompts(rng, settings.batch)]
+    tokens = encode_scenes(prompts, codes, rng)
+    short = [rng.random() < settings.short_prompts for _ in prompts]
+    texts = [p.text.removeprefix("a photo of ") if cut else p.text for p, cut in zip(prompts, short, strict=True)]
+    return texts, tokens.long()
+
+
+class LanguageTrainer:
+    """The training state and one step of it; `state_dict` holds everything that a resumed run needs."""
+
+    def __init__(self, settings: LanguageSettings, model: Any, tokenizer: Any, codes: Tensor) -> None:
+        self.settings, self.model, self.tokenizer, self.codes = settings, model, tokenizer, codes
+        inner = model.model
+        self.modules = nn.ModuleDict(
+            {
+                "language_model": inner.language_model,
+                "generation_embeddings": inner.generation_embeddings,
+                "generation_aligner": inner.generation_aligner,
+                "generation_head": inner.generation_head,
+            }
+        ).train()
+        self.optimisation = Optimisation(
+            self.modules,
+            settings,
+            lambda name, _: "embed" not in name and "vision_head" not in name,
+        )
+        self.rng = random.Random(settings.seed)
+        held_out = draw_prompts(self.rng, VALIDATION_SCENES, "val")
+        self.validation = [p.text for p in held_out], encode_scenes(held_out, codes, self.rng)
+        compiled = settings.compile and can_compile(torch.device("cpu"))
+        self.losses = torch.compile(self._losses, dynamic=False) if compiled else self._losses
+
+    @property
+    def step_number(self) -> int:
+        return self.optimisation.step_number
+
+    def _losses(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        """Cross-entropy of each image token, `[B, T]`."""
+        inner = self.model.model
+        words = inner.language_model.get_input_embeddings()(ids)
+        images = inner.generation_aligner(inner.generation_embeddings(tokens[:, :-1]))
+        embeds = torch.cat([words, images.to(words.dtype)], dim=1)
+        length = embeds.shape[1]
+        seen = torch.cat([mask, mask.new_ones(len(mask), tokens.shape[1] - 1)], dim=1).bool()
+        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+        # A padding row must see something, or its softmax is undefined: itself.
+        allowed = causal & (seen[:, None, :] | torch.eye(length, dtype=torch.bool, device=ids.device))
+        positions = (seen.long().cumsum(1) - 1).clamp(min=0)
+        hidden = inner.language_model(
+            inputs_embeds=embeds, attention_mask=allowed[:, None], position_ids=positions, use_cache=False
+        ).last_hidden_state
+        logits = inner.generation_head(hidden[:, ids.shape[1] - 1 :]).float()
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        texts, tokens = draw_pairs(self.rng, self.codes, self.settings)
+        ids, mask = encode_prompts(texts, self.tokenizer)
+        dropped = torch.tensor([self.rng.random() < self.settings.dropped_prompts for _ in texts])
+        inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
+        inside[:, -1] = False
+        ids = ids.masked_fill(inside & dropped[:, None], self.tokenizer.pad_token_id)
+        return ids, mask, tokens
+
+    def step(self) -> dict[str, float | Tensor]:
+        """One optimiser step; returns its loss in nats a token."""
+        ids, mask, tokens = self._batch()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
+            loss = self.losses(ids, mask, tokens).mean()
+        norm = self.optimisation.step(loss)
+        return {"loss": loss.detach(), "grad_norm": norm}
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean cross-entropy of the averaged weights on scenes of prompts never trained on, nats a token."""
+        kept = self.optimisation.load(self.optimisation.average)
+        texts, tokens = self.validation
+        ids, mask = encode_prompts(texts, self.tokenizer)
+        total = self._losses(ids, mask, tokens.long()).mean()
+        self.optimisation.load(kept)
+        return float(total)
+
+    def finished(self) -> Any:
+        """The whole model in evaluation mode, with the averaged weights."""
+        self.optimisation.load(self.optimisation.average)
+        return self.model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.optimisation.state_dict(), "rng": self.rng.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimisation.load_state_dict(state)
+        version, internal, gauss = state["rng"]
+        self.rng.setstate((version, tuple(internal), gauss))
+
+
+def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | None) -> Any:
+    """A `JanusForConditionalGeneration` with random weights but for its VQ model."""
+    from transformers import JanusForConditionalGeneration
+
+    from t2i_gcpo.pretrain.janus.model import image_generation, janus_config
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = JanusForConditionalGeneration(janus_config(settings, shape))
+    if vq is not None:
+        model.model.vqmodel.load_state_dict(vq.state_dict())
+    model.generation_config = image_generation()
+    return model

@@ -1,0 +1,73 @@
+"""What every pre-training shares: a stage that can be stopped and resumed, and the options of the work folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+
+def write_atomically(state: Any, path: Path) -> None:
+    """`torch.save` that leaves the old file or the new one, never half of one."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+class Stage:
+    """A stage's folder: its log, its resumable state, its progress bar."""
+
+    def __init__(self, folder: Path, title: str, total: int, settings: Any, every_seconds: float = 60.0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.every_seconds, self.total = folder, every_seconds, total
+        self.log_path, self.state_path = folder / "log.jsonl", folder / "state.pt"
+        (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        self.bar = tqdm(total=total, desc=title, mininterval=5.0)
+        self.saved = self.started = time.monotonic()
+
+    def resume(self, trainer: Any) -> None:
+        """Load the state if there is one, and cut the log back to it."""
+        if not self.state_path.exists():
+            self.log_path.unlink(missing_ok=True)
+            return
+        trainer.load_state_dict(torch.load(self.state_path, weights_only=False))
+        kept = [
+            line for line in self.log_path.read_text().splitlines() if json.loads(line)["step"] <= trainer.step_number
+        ]
+        self.log_path.write_text("".join(f"{line}\n" for line in kept))
+        self.bar.update(trainer.step_number)
+
+    def on_step(self, trainer: Any, every: int) -> Callable[[int, Mapping[str, float | Tensor]], None]:
+        """Log every `every` steps, save about once a minute and at the end. Metrics of other steps are not read, so a GPU is not waited for."""
+
+        def report(step: int, metrics: Mapping[str, float | Tensor]) -> None:
+            self.bar.update(1)
+            if step % every == 0 or step == self.total:
+                found = {name: float(value) for name, value in metrics.items()}
+                row = {"step": step, "seconds": round(time.monotonic() - self.started, 1), **found}
+                with self.log_path.open("a") as log:
+                    log.write(json.dumps(row) + "\n")
+                self.bar.set_postfix({name: f"{value:.4g}" for name, value in found.items()})
+            if step == self.total or time.monotonic() - self.saved > self.every_seconds:
+                write_atomically(trainer.state_dict(), self.state_path)
+                self.saved = time.monotonic()
+
+        return report
+
+
+def add_work_options(parser: argparse.ArgumentParser, out: str, *, seed: str = "", steps: int | None = None) -> None:
+    """The options of every pre-training. `steps`: their default, where they can be chosen."""
+    parser.add_argument("--out", type=Path, default=Path(out), help="work folder (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help=f"{seed}(default: %(default)s)")
+    if steps is not None:
+        parser.add_argument("--steps", type=int, default=steps, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")

@@ -1,0 +1,141 @@
+"""Pictures on disk with the prompts that they were drawn for. Four kinds of folders are known:
+
+* that of `t2i-gcpo sample`: its samples.json names the prompt of each file;
+* a run of `t2i-gcpo train`: the samples in its heatmaps/step_N.npz, group by group of steps;
+* GenEval's: 00000/metadata.jsonl and 00000/samples/*.png;
+* any other: files named ROW.png or ROW_IMAGE.png after the row of their prompt in the prompt file, counted from 0.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from t2i_gcpo.data import prompts as prompt_files
+from t2i_gcpo.heatmap import Heatmap
+from t2i_gcpo.records import Prompt
+from t2i_gcpo.reports import run as run_folder
+from t2i_gcpo.training.tracker import CONFIG, METRICS
+
+SAMPLES = "samples.json"
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+_ROW = re.compile(r"(\d+)(_\d+)?")
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str
+    """Its file within the folder."""
+    prompt: Prompt
+    group: str
+    """What it is counted with: its prompt's task, in a run its step."""
+    pixels: Callable[[], Tensor]
+    """[3, H, W] uint8. ValueError where the file is damaged."""
+
+
+def find(folder: str | Path, source: str | None = None) -> tuple[list[Picture], str]:
+    """The pictures of a folder, and where their prompts' metadata came from ("" for nowhere).
+
+    `source` is a prompt file, or shapes:test and the like. A run takes its own validation prompts where it is None. ValueError: no
+    pictures, a picture without a prompt, or a prompt that is not in `source`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}; name a folder of images, or a run")
+    if (folder / SAMPLES).is_file():
+        found = list(_sampled(folder, _by_text(source)))
+    elif (folder / CONFIG).is_file() or (folder / METRICS).is_file():
+        source = source or run_folder.read(folder).config.get("prompts.validation")
+        found = list(_of_run(folder, _by_text(source)))
+    elif any(folder.glob("*/metadata.jsonl")):
+        found = list(_geneval(folder))
+    else:
+        found = list(_by_row(folder, source))
+    if not found:
+        raise ValueError(f"{folder} holds no pictures; a run has some where pictures.every is not 0")
+    return found, source or ""
+
+
+def _by_text(source: str | None) -> Callable[[str, str], Prompt]:
+    """(text, file) -> its prompt, with the metadata of `source`."""
+    known = None if source is None else {prompt.text: prompt for prompt in prompt_files.read(source)}
+
+    def prompt(text: str, name: str) -> Prompt:
+        if known is None:
+            return Prompt(text)
+        if text not in known:
+            raise ValueError(
+                f"the prompt of {name}, {text!r}, is not in {source}; name the file that it was taken from"
+            )
+        return known[text]
+
+    return prompt
+
+
+def _sampled(folder: Path, prompt: Callable[[str, str], Prompt]) -> Iterator[Picture]:
+    path = folder / SAMPLES
+    try:
+        rows = [
+            (str(row["file"]), str(row["prompt"])) for row in json.loads(path.read_text(encoding="utf-8"))["images"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a file of t2i-gcpo sample: {error!r}") from error
+    for name, text in rows:
+        owner = prompt(text, name)
+        yield Picture(name, owner, owner.task, partial(_read, folder / name))
+
+
+def _of_run(folder: Path, prompt: Callable[[str, str], Prompt]) -> Iterator[Picture]:
+    for path in sorted((folder / "heatmaps").glob("step_*.npz")):
+        if path.stem.endswith("_trained"):  # a group that was trained on, another one each time
+            continue
+        heatmap = Heatmap.load(path)
+        for k, text in enumerate(heatmap.prompts.tolist()):
+            name = f"heatmaps/{path.name}[{k}]"
+            image = torch.from_numpy(heatmap.images[k])
+            yield Picture(name, prompt(text, name), path.stem.replace("_", " "), partial(torch.clone, image))
+
+
+def _geneval(folder: Path) -> Iterator[Picture]:
+    for path in sorted(folder.glob("*/metadata.jsonl")):
+        (owner,) = prompt_files.read(path)[:1]
+        for file in _pictures(path.parent / "samples"):
+            yield Picture(str(file.relative_to(folder)), owner, owner.task, partial(_read, file))
+
+
+def _by_row(folder: Path, source: str | None) -> Iterator[Picture]:
+    files = _pictures(folder)
+    if source is None and files:
+        raise ValueError(f"{folder} has no {SAMPLES}: give the prompts of its images with --prompts FILE")
+    prompts: Sequence[Prompt] = prompt_files.read(source) if source is not None else ()
+    for file in files:
+        row = _ROW.fullmatch(file.stem)
+        if row is None or int(row[1]) >= len(prompts):
+            raise ValueError(
+                f"{file} belongs to no prompt: name images ROW.png or ROW_IMAGE.png after the row of their prompt in {source}, "
+                f"0 to {len(prompts) - 1}"
+            )
+        owner = prompts[int(row[1])]
+        yield Picture(file.name, owner, owner.task, partial(_read, file))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        with Image.open(path) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)

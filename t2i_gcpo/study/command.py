@@ -1,0 +1,295 @@
+"""`t2i-gcpo study FILE.yaml`: the same training for several arms and seeds, and a table that is pooled over the seeds.
+
+FILE.yaml:
+
+    out: runs/studies/quickstart      # --out goes first; without either: runs/studies/<name of the file>
+    config: configs/quickstart.yaml   # of every arm; sought from here, then from FILE's folder; optional
+    seeds: [0, 1, 2]                  # of the training, and of its evaluations' noise
+    options: {evaluate.test_limit: 600}   # options of every trial, dotted or nested; optional
+    arms:                             # name -> options; `config:` in an arm replaces the one above
+      grpo: {algorithm.name: grpo}
+      gcpo: {algorithm.name: gcpo}
+    grid:                             # option -> values, all combinations in each arm; optional
+      optim.lr: [5.0e-5, 1.0e-4]
+      distribution: [guided, conditional]
+    against: grpo                     # arm, or list of arms, that the others are compared with after training, seed by seed; optional
+
+A trial is an arm at a point of the grid with a seed: a `t2i-gcpo train` of its own, in OUT/trials/ARM-KEY=VALUE/seed_S, its output in OUT/logs/.
+The same command again goes on where the study stopped: finished trials are skipped, unfinished ones resumed, failed ones tried again.
+
+OUT/results.json and OUT/table.md are written anew after every trial, OUT/compare/ (curves, a report) at the end. The exit status is 1 where
+a trial failed, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from t2i_gcpo.commands.options.arguments import load, to_mapping
+from t2i_gcpo.evaluation.evaluate import EvalResult
+from t2i_gcpo.reports import comparison as compare
+from t2i_gcpo.reports import run as run_folder
+from t2i_gcpo.reports.tables import number, with_interval
+from t2i_gcpo.study.results import Results
+from t2i_gcpo.study.rows import Outcome
+from t2i_gcpo.study.spec import Study, Trial, read
+from t2i_gcpo.training.checkpoint import check_resumable
+from t2i_gcpo.training.tracker import CONFIG, METRICS, check_unused, read_metrics
+from t2i_gcpo.utils.device import pick_device
+from t2i_gcpo.utils.interrupt import on_interrupt
+from t2i_gcpo.utils.nested import flatten
+
+State = Literal["new", "unfinished", "finished"]
+
+#: Options that decide what is compared before and after: `train --resume` lets them change, and the two could not be paired then.
+PAIRED = ("prompts.test", "evaluate.test_limit", "evaluate.guidance", "evaluate.seed")
+POLL_SECONDS = 0.1
+PROGRESS_SECONDS = 2.0
+KILL_SECONDS = 10.0
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    if args.jobs < 1:
+        raise ValueError(f"--jobs is {args.jobs}; it must be at least 1")
+    study = read(args.file, args.out)
+    states = {trial.name: state(trial) for trial in study.trials}
+    if args.dry_run:
+        for trial in study.trials:
+            line = command(trial, resume=states[trial.name] == "unfinished")
+            tqdm.write(f"{trial.name} ({states[trial.name]}): {shlex.join(line)}")
+        return 0
+    threads = max(1, _cores() // args.jobs)
+    results = Results(study, _about(study, args.jobs, threads))
+    for trial in study.trials:
+        if states[trial.name] == "finished":
+            results.record(trial, Outcome("done", run_folder.read(trial.folder)))
+    results.write()
+    interrupted = _run(study, states, results, args.jobs, threads)
+    results.show()
+    written = [study.out / "results.json", study.out / "table.md"]
+    if interrupted:
+        again = ["t2i-gcpo", "study", str(args.file), "--out", str(study.out), "--jobs", str(args.jobs)]
+        tqdm.write(f"interrupted; go on with: {shlex.join(again)}")
+    elif results.finished():
+        written.append(_compare(results, study.out / "compare"))
+    for path in written:
+        tqdm.write(f"wrote {path}")
+    return 130 if interrupted else int(bool(results.failed()))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="t2i-gcpo study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="the study, a YAML as above")
+    parser.add_argument("--out", type=Path, help="folder to write to, instead of the file's `out`")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trials at once, which share the cores (default: %(default)s)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the trials and their commands, and run nothing")
+    return parser
+
+
+def command(trial: Trial, *, resume: bool) -> list[str]:
+    """The training of a trial, as a process."""
+    more = ["--resume"] if resume else []
+    return [sys.executable, "-m", "t2i_gcpo.cli", "train", *trial.arguments, *more]
+
+
+def state(trial: Trial) -> State:
+    """What is in the trial's folder. ValueError where that is another training than the trial's."""
+    if not (trial.folder / CONFIG).is_file():
+        check_unused(trial.folder)
+        return "new"
+    theirs, ours = load(trial.folder / CONFIG), trial.settings
+    remedy = "name another --out, or remove the trial's folder"
+    try:
+        check_resumable(to_mapping(theirs), to_mapping(ours))
+    except ValueError as error:
+        raise ValueError(f"{trial.folder} holds a run with other options ({remedy}): {error}") from error
+    before, after = flatten(to_mapping(theirs)), flatten(to_mapping(ours))
+    changed = [f"{name}: {before[name]!r} -> {after[name]!r}" for name in PAIRED if before[name] != after[name]]
+    if changed and (trial.folder / run_folder.BEFORE).is_file():
+        raise ValueError(
+            f"{trial.folder} was evaluated before training with other options ({', '.join(changed)}); {remedy}"
+        )
+    rows = read_metrics(trial.folder)
+    steps = int(rows[-1]["step"]) if rows else 0
+    if steps > ours.steps:
+        raise ValueError(f"{trial.folder} has {steps} steps already and the study wants {ours.steps}; {remedy}")
+    file = trial.folder / run_folder.AFTER
+    # A run that went on to more steps still has the evaluation of its former end; kl_stop ends one before its last step.
+    over = steps == ours.steps or ours.kl_stop is not None
+    if over and file.is_file() and EvalResult.load(file).checkpoint.endswith(f"step_{steps:06d}"):
+        return "finished"
+    return "unfinished"
+
+
+@dataclass
+class _Job:
+    trial: Trial
+    process: subprocess.Popen[bytes]
+    started: float
+
+
+def _run(study: Study, states: dict[str, State], results: Results, jobs: int, threads: int) -> bool:
+    """Run what is not finished, `jobs` at once, and record each outcome. Returns whether Ctrl-C (or SIGTERM) ended it."""
+    todo = [trial for trial in study.trials if states[trial.name] != "finished"]
+    running: list[_Job] = []
+    stopping, told, shown = False, False, 0.0
+
+    def stop() -> None:
+        nonlocal stopping
+        stopping = True
+
+    total = len(study.trials)
+    with (
+        tqdm(total=total, initial=total - len(todo), unit="trial", dynamic_ncols=True, disable=None) as bar,
+        _until(stop),
+    ):
+        try:
+            while running or (todo and not stopping):
+                while todo and len(running) < jobs and not stopping:
+                    trial = todo.pop(0)
+                    running.append(_start(trial, threads, resume=states[trial.name] == "unfinished"))
+                if stopping and not told:
+                    told = True
+                    tqdm.write("stopping: the running trials finish their step and save; Ctrl-C again kills them")
+                    for job in running:
+                        job.process.send_signal(signal.SIGINT)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    outcome = _outcome(job, stopping=stopping)
+                    results.record(job.trial, outcome)
+                    results.write()
+                    tqdm.write(_line(job, outcome))
+                    bar.update()
+                if time.monotonic() - shown > PROGRESS_SECONDS:
+                    shown = time.monotonic()
+                    bar.set_postfix_str(", ".join(f"{job.trial.name} {_progress(job.trial)}" for job in running))
+                time.sleep(POLL_SECONDS)
+        finally:
+            _end(running)
+    return stopping
+
+
+def _start(trial: Trial, threads: int, *, resume: bool) -> _Job:
+    """In a session of its own: the terminal's Ctrl-C would else reach it beside ours, and two of them kill a training at once."""
+    trial.log.parent.mkdir(parents=True, exist_ok=True)
+    line = command(trial, resume=resume)
+    # Unbuffered, so that an error is the log's last line, below what was printed before it.
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
+    with trial.log.open("ab") as log:
+        log.write(f"$ {shlex.join(line)}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    return _Job(trial, process, time.monotonic())
+
+
+def _outcome(job: _Job, *, stopping: bool) -> Outcome:
+    status = job.process.returncode
+    if status == 0 and state(job.trial) == "finished":
+        return Outcome("done", run_folder.read(job.trial.folder), status)
+    if stopping:
+        return Outcome("interrupted", exit_status=status)
+    return Outcome("failed", exit_status=status, last_line=_last_line(job.trial.log))
+
+
+def _last_line(log: Path) -> str:
+    """The last line with anything in it, of a progress bar its last state."""
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _line(job: _Job, outcome: Outcome) -> str:
+    minutes = f"{(time.monotonic() - job.started) / 60:.1f} min"
+    if outcome.run is None:
+        about = f" (status {outcome.exit_status}): {outcome.last_line}" if outcome.status == "failed" else ""
+        return f"{job.trial.name}: {outcome.status} after {minutes}{about}"
+    difference, reason = outcome.run.difference()
+    if difference is None or outcome.run.before is None or outcome.run.after is None:
+        return f"{job.trial.name}: done in {minutes}; {reason}"
+    scores = f"{number(outcome.run.before.overall)} -> {number(outcome.run.after.overall)}"
+    return (
+        f"{job.trial.name}: {scores}, {with_interval(difference.overall, difference.ci95, signed=True)}, in {minutes}"
+    )
+
+
+def _progress(trial: Trial) -> str:
+    """12/60: a line of metrics is a step."""
+    file = trial.folder / METRICS
+    steps = file.read_bytes().count(b"\n") if file.is_file() else 0
+    return f"{steps}/{trial.settings.steps}"
+
+
+@contextmanager
+def _until(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls `stop`, the second one interrupts; SIGTERM, which batch systems send, calls it too."""
+    previous = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, lambda *_: stop())
+    if previous[signal.SIGINT] == signal.SIG_IGN:  # in the background: a handler that does nothing is not inherited,
+        signal.signal(signal.SIGINT, lambda *_: None)  # while trials that ignore SIGINT could not be told to save
+    try:
+        if previous[signal.SIGINT] == signal.SIG_IGN:
+            yield
+        else:
+            with on_interrupt(stop):
+                yield
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+
+
+def _end(running: list[_Job]) -> None:
+    """No trial outlives the study."""
+    for job in running:
+        job.process.terminate()
+    for job in running:
+        try:
+            job.process.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            job.process.kill()
+            job.process.wait()
+
+
+def _compare(results: Results, out: Path) -> Path:
+    """`t2i-gcpo compare` of the finished runs, without its table on the terminal, which ours is instead of."""
+    out.mkdir(parents=True, exist_ok=True)
+    with redirect_stdout(io.StringIO()):
+        compare.write(results.finished(), out)
+    return out / "report.html"
+
+
+def _about(study: Study, jobs: int, threads: int) -> dict[str, object]:
+    from t2i_gcpo.bench.measure import machine, versions
+
+    device = pick_device(study.trials[0].settings.generator.device)
+    about = {"versions": versions(), "machine": machine(device), "jobs": jobs}
+    return {**about, "threads_per_trial": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

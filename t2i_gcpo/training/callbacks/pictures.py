@@ -1,0 +1,114 @@
+"""Draw samples and credit heatmaps of fixed prompts every few steps, and the heatmap of a group that was trained on.
+
+The noise comes from a seed of its own, so that the pictures never change the training, and pictures of two steps differ by the weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from rewards.base import Reward
+from t2i_gcpo import heatmap
+from t2i_gcpo.algorithms import ALL_STATS, token_advantages
+from t2i_gcpo.generators.base import Negative, in_chunks
+from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.training.rollout import collect
+from t2i_gcpo.utils import pictures
+
+if TYPE_CHECKING:
+    from t2i_gcpo.training.trainer import StepRecord, Trainer
+
+
+class Pictures:
+    """Draws samples and heatmaps of the same prompts and noise, and the heatmap of a group that was trained on.
+
+    `draw` may be called before the first step for the picture that the later ones are compared with.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        reward: Reward,
+        *,
+        sampling: Sampling,
+        every: int,
+        group: int,
+        seed: int,
+        negative_prompt: Negative = None,
+    ) -> None:
+        self.prompts, self.reward = list(prompts), reward
+        self.sampling = replace(sampling, group_size=max(group, 2), seed=seed, contrast=True)
+        self.every, self.negative_prompt = every, negative_prompt
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if not self.every or (record.step % self.every and record.step != trainer.steps):
+            return
+        self.draw(trainer, record.step)
+        if record.scored is not None and record.targets is not None:
+            # The tensor itself, not another computation of it.
+            size = record.scored.rollout.sampling.group_size
+            group = first_with_spread(record.targets.sequence_advantages, size)
+            scored = record.scored.groups(torch.tensor([group]))
+            heatmap.save(
+                Path(trainer.output_dir) / "heatmaps",
+                f"step_{record.step:06d}_trained",
+                scored,
+                record.targets.rows(torch.arange(group * size, (group + 1) * size)),
+                algorithm=trainer.algorithm,
+                logprob_reference=reference_logprobs(trainer, scored.rollout),
+            )
+
+    def draw(self, trainer: Trainer, step: int) -> None:
+        """Samples and heatmap of the fixed prompts under the present weights."""
+        assert not isinstance(trainer.algorithm, str)
+        group = self.sampling.group_size
+        algorithm = replace(trainer.algorithm, group_size=group, entropy_reward_coef=0.0, normalize_parts=False)
+        scored = collect(
+            trainer.generator,
+            self.reward,
+            self.prompts,
+            replace(self.sampling, stats=ALL_STATS),
+            negative_prompts=self.negative_prompt,
+        )
+        rng = torch.Generator().manual_seed(self.sampling.seed)
+        targets = token_advantages(algorithm, scored.rollout, scored.scores, generator=rng)
+        grid = pictures.sample_grid(
+            scored.images,
+            [prompt.text for prompt in self.prompts for _ in range(group)],
+            columns=group,
+            scores=scored.scores.tolist(),
+        )
+        if trainer.tracker is not None:
+            trainer.tracker.picture(step, "samples", grid)
+        heatmap.save(
+            Path(trainer.output_dir) / "heatmaps",
+            f"step_{step:06d}",
+            scored,
+            targets,
+            algorithm=algorithm,
+            logprob_reference=reference_logprobs(trainer, scored.rollout),
+        )
+
+
+@torch.no_grad()
+def reference_logprobs(trainer: Trainer, rollout: Rollout) -> Tensor:
+    """[B, T] nats: the rollout's tokens in the reference model, raw, under their prompts."""
+    with trainer.generator.reference():
+        return in_chunks(
+            lambda index: trainer.generator.token_logprobs(rollout.rows(index)),
+            torch.arange(rollout.batch),
+            trainer.micro_batch,
+        )
+
+
+def first_with_spread(advantages: Tensor, group_size: int) -> int:
+    """The first group whose advantages [B] are not all 0, which a map could not show; the first of all where there is none."""
+    spread = rearrange(advantages, "(p g) -> p g", g=group_size).ne(0).any(dim=1)
+    return int(spread.int().argmax())

@@ -1,0 +1,33 @@
+"""Score the validation prompts every few steps, with noise from a seed of its own: the training is never changed by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rewards.base import Reward
+from t2i_gcpo.evaluation.evaluate import evaluate
+from t2i_gcpo.records import Prompt, Sampling
+
+if TYPE_CHECKING:
+    from t2i_gcpo.training.trainer import StepRecord, Trainer
+
+
+class Validation:
+    """Adds `validation/overall` and `validation/task/<task>` to the metrics of every `every`-th step and of the last."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], reward: Reward, *, sampling: Sampling, every: int, seed: int, batch: int = 64
+    ) -> None:
+        self.prompts, self.reward, self.sampling = list(prompts), reward, sampling
+        self.every, self.seed, self.batch = every, seed, batch
+
+    def __call__(self, trainer: Trainer, record: StepRecord) -> None:
+        if not self.every or (record.step % self.every and record.step != trainer.steps):
+            return
+        result = evaluate(
+            trainer.generator, self.prompts, self.reward, sampling=self.sampling, batch=self.batch, seed=self.seed
+        )
+        record.metrics["validation/overall"] = result.overall
+        for task, score in result.by_task.items():
+            record.metrics[f"validation/task/{task}"] = score

@@ -1,0 +1,182 @@
+"""What a run writes as it goes: config.yaml, metrics.jsonl, pictures, TensorBoard, wandb or trackio, and a progress bar.
+
+metrics.jsonl has one JSON object a step, `{"step": N, name: number, ...}`; step N is the state after N updates, like `step_N` of a
+checkpoint. A number that is not finite is written as null, since JSON has no name for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from t2i_gcpo.training.checkpoint import FOLDER as CHECKPOINTS
+from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.nested import flatten
+
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+#: Metric -> its short name in the progress bar.
+SHOWN = {"reward/mean": "reward", "kl": "KL", "entropy": "entropy", "clip_fraction": "clipped"}
+
+
+def check_unused(run_dir: str | Path) -> None:
+    """ValueError where the folder holds a run."""
+    found = [name for name in (CONFIG, METRICS, CHECKPOINTS) if (Path(run_dir) / name).exists()]
+    if found:
+        raise ValueError(
+            f"{run_dir} holds a run already ({', '.join(found)}); go on with it (--resume), or name another folder (--output-dir)"
+        )
+
+
+def prepare_run(run_dir: str | Path, config_yaml: str, *, resume: bool = False) -> Path:
+    """Make the run folder and write its config.yaml. ValueError where the folder holds another run and `resume` is off."""
+    run_dir = Path(run_dir)
+    if not resume:
+        check_unused(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir / CONFIG, config_yaml)
+    return run_dir
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; null stands for a number that was not finite. A last line that a crash cut off is left out.
+
+    ValueError for a damaged line before the last.
+    """
+    path = Path(run_dir) / METRICS
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):  # a whole line ends in \n, so only a torn one is last
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+    return rows
+
+
+class Tracker:
+    """Writes the metrics of one run.
+
+    On a resumed run, `start_step` is the step of its checkpoint: rows of later steps are removed, since they are about to be made again.
+    `config` (nested, as in config.yaml) goes to the boards. ImportError, naming the extra, where wandb or trackio is not installed.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        steps: int,
+        start_step: int = 0,
+        config: Mapping[str, Any] | None = None,
+        tensorboard: bool = False,
+        wandb: bool = False,
+        trackio: bool = False,
+        project: str = "t2i-gcpo",
+        progress: bool = False,
+    ) -> None:
+        self.run_dir = Path(run_dir)
+        self._boards = [_import_board(name) for name, wanted in (("wandb", wandb), ("trackio", trackio)) if wanted]
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_metrics(run_dir) if row["step"] <= start_step]
+        write_atomically(self.run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = (self.run_dir / METRICS).open("a", encoding="utf-8")
+        self._events: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(
+                str(self.run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+            )
+            rows = "\n".join(f"| {name} | {value} |" for name, value in flatten(config or {}).items())
+            self._events.add_text("config", f"| option | value |\n|---|---|\n{rows}", global_step=start_step)
+        for board in self._boards:
+            _start_board(board, self.run_dir, project, dict(flatten(config or {})), resume=start_step > 0)
+        self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=not progress, dynamic_ncols=True)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One row: numbers, booleans and tensors of one element. The row is on disk when this returns."""
+        numbers = {name: _number(value) for name, value in metrics.items()}
+        self._file.write(
+            json.dumps({"step": step, **{k: _finite(v) for k, v in numbers.items()}}, allow_nan=False) + "\n"
+        )
+        self._file.flush()
+        if self._events is not None:
+            for name, value in numbers.items():
+                self._events.add_scalar(name, value, step)
+            self._events.flush()
+        for board in self._boards:
+            board.log(dict(numbers), step=step)
+        shown = {label: f"{numbers[name]:.3g}" for name, label in SHOWN.items() if name in numbers}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def picture(self, step: int, name: str, image: Image.Image, *, folder: str = "samples") -> Path:
+        """Write RUN/`folder`/step_N_`name`.png, and show it on the boards."""
+        path = self.run_dir / folder / f"step_{step:06d}_{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        if self._events is not None:
+            import numpy as np
+
+            self._events.add_image(f"{folder}/{name}", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        for board in self._boards:
+            board.log({f"{folder}/{name}": board.Image(str(path))}, step=step)
+        return path
+
+    def say(self, text: str) -> None:
+        """A line on the terminal, above the progress bar."""
+        tqdm.write(text)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+        for board in self._boards:
+            board.finish()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _number(value: Any) -> float | int | bool:
+    return value if isinstance(value, (bool, int, float)) else value.item()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _import_board(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"--logging.{name} needs the package {name}: pip install 't2i-gcpo[tracking]' (or leave the option out)"
+        ) from error
+
+
+def _start_board(board: ModuleType, run_dir: Path, project: str, config: dict[str, Any], *, resume: bool) -> None:
+    """wandb and trackio share these names. trackio finds a run again by its name, wandb by an id, which is kept in the run folder."""
+    extra: dict[str, Any] = {}
+    if board.__name__ == "wandb":
+        file = run_dir / "wandb_id.txt"
+        if not (resume and file.is_file()):
+            write_atomically(file, uuid.uuid4().hex[:12])
+        extra = {"id": file.read_text(encoding="utf-8"), "dir": str(run_dir)}
+    name = run_dir.resolve().name
+    board.init(project=project, name=name, config=config, resume="allow" if resume else "never", **extra)

@@ -1,0 +1,219 @@
+"""One rollout's optimiser updates: passes, mini-batches, accumulated micro-batches, the KL's reference, the guard.
+
+B rows, b rows of a micro-batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, loss, loss_denominator
+from t2i_gcpo.generators.base import Distribution, ImageGenerator, TrainingScores, training_scores
+from t2i_gcpo.records import Rollout
+from t2i_gcpo.training.master_weights import MasterWeights
+from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, scheduler
+from t2i_gcpo.utils.clock import Clock
+
+#: Mean |re-scored - recorded log-prob|, nats, up to which the recorded ones serve as old log-probs. fp32 re-scores to 1e-5,
+#: bf16 to 1e-2.
+DRIFT_TOLERANCE = 1e-4
+
+
+class Updater:
+    """Holds the optimiser, and updates the generator's policy from a rollout and its token advantages."""
+
+    def __init__(
+        self,
+        generator: ImageGenerator,
+        algorithm: Algorithm,
+        *,
+        distribution: Distribution,
+        steps: int,
+        epochs: int,
+        minibatches: int,
+        micro_batch: int,
+        guard: NonFiniteGuard,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float,
+        schedule: str,
+        warmup_steps: int,
+        min_ratio: float,
+        max_grad_norm: float,
+    ) -> None:
+        self.generator, self.algorithm, self.distribution = generator, algorithm, distribution
+        self.epochs, self.minibatches, self.micro_batch = epochs, minibatches, micro_batch
+        self.guard, self.max_grad_norm = guard, max_grad_norm
+        self.weights = MasterWeights(generator.trainable_parameters())
+        self.optimizer = adamw(self.weights, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
+        self.scheduler = scheduler(
+            self.optimizer, schedule=schedule, steps=steps, warmup_steps=warmup_steps, min_ratio=min_ratio
+        )
+        self.under_way = False
+        """Whether an error stopped `update` between two optimiser steps of one rollout."""
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    # -- the update ----------------------------------------------------------------------------------------------------
+
+    def update(
+        self, rollout: Rollout, targets: TokenAdvantages, clock: Clock, rng: torch.Generator
+    ) -> dict[str, float]:
+        """All optimiser steps of one rollout; returns their mean metrics. FloatingPointError from the guard."""
+        with clock.phase("forward"):
+            reference = self._reference(rollout)
+            old, drift = self._old(rollout)
+        history: list[dict[str, Tensor]] = []
+        skipped = 0
+        for index in self._minibatches(rollout.batch, rng):
+            batch_targets = targets.rows(index)
+            if not bool(batch_targets.mask.any()):
+                continue  # all of its images failed
+            denominator = loss_denominator(self.algorithm, batch_targets)
+            self.weights.clear_gradients()
+            rows = [self._accumulate(rollout, targets, part, old, reference, denominator, clock)
+                    for part in index.split(self.micro_batch)]  # fmt: skip
+            history += rows
+            with clock.phase("backward"):
+                rows[-1]["grad_norm"] = norm = clip_gradients(self.weights.masters, self.max_grad_norm)
+                if self.guard.ok(norm, *(row["loss"] for row in rows)):
+                    self.under_way = True
+                    self.optimizer.step()
+                    self.weights.publish()
+                else:
+                    skipped += 1
+        if self.under_way:  # a step without any update is none of the schedule's
+            self.scheduler.step()
+        self.under_way = False
+        return {**_means(history), **drift, "updates/skipped": float(skipped)}
+
+    def _minibatches(self, batch: int, rng: torch.Generator) -> Iterator[Tensor]:
+        """Row indices of each optimiser step. One step takes the rows in order; several deal them out anew each pass."""
+        for _ in range(self.epochs):
+            order = torch.arange(batch) if self.minibatches == 1 else torch.randperm(batch, generator=rng)
+            yield from order.tensor_split(min(self.minibatches, batch))
+
+    def _accumulate(
+        self,
+        rollout: Rollout,
+        targets: TokenAdvantages,
+        part: Tensor,
+        old: Tensor | None,
+        reference: Tensor,
+        denominator: Tensor,
+        clock: Clock,
+    ) -> dict[str, Tensor]:
+        """Forward and backward of the micro-batch of rows `part` [b]; returns its metrics."""
+        part = part.to(reference.device)
+        rows, part_targets = rollout.rows(part), targets.rows(part)
+        with clock.phase("forward"):
+            scores = training_scores(self.generator, rows, self.distribution)
+            fresh, scale = scores.logprob.detach(), scores.scale
+            output = loss(
+                self.algorithm,
+                scores.logprob,
+                fresh if old is None else old[part],
+                part_targets,
+                logprob_reference=reference[part],
+                token_logprob=scores.own,
+                scale=scale,
+                denominator=denominator,
+            )
+        with clock.phase("backward"):
+            if all_finite(output.loss.detach()):
+                output.loss.backward()
+                self.weights.collect()
+        counted = part_targets.mask if scale is None else part_targets.mask & (scale > 0)
+        metrics = {**output.metrics, "loss": output.loss.detach(), "_tokens": counted.sum()}
+        metrics["kl"] = metrics.pop("kl_k3")
+        if old is None and scale is None:
+            metrics["logprob_drift"] = (fresh - self._recorded(rows)).abs().mean()
+        return metrics
+
+    # -- log-probs -----------------------------------------------------------------------------------------------------
+
+    def _recorded(self, rollout: Rollout) -> Tensor:
+        """The log-probs of the trained distribution that sampling kept."""
+        return rollout.logprob_positive if self.distribution == "conditional" else rollout.logprob_behaviour
+
+    def _reference(self, rollout: Rollout) -> Tensor:
+        """[B, T] log-probs of the tokens under the reference model."""
+        with self.generator.reference():
+            return torch.cat([scores.own for scores in self._scored(rollout)])
+
+    @torch.no_grad()
+    def _scored(self, rollout: Rollout) -> list[TrainingScores]:
+        """Of each micro-batch of the rollout, in order, without gradients."""
+        parts = torch.arange(rollout.batch).split(self.micro_batch)
+        return [training_scores(self.generator, rollout.rows(part), self.distribution) for part in parts]
+
+    def _old(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, float]]:
+        """[B, T] old log-probs for several updates from one rollout, and how far the training forward is from the recorded ones.
+
+        None where one update needs no memory of them: its ratio is 1 whatever the rounding.
+        """
+        if self.epochs * self.minibatches == 1:
+            return None, {}
+        probe, recorded = torch.arange(rollout.batch)[: self.micro_batch], self._recorded(rollout)
+        with torch.no_grad():
+            found = training_scores(self.generator, rollout.rows(probe), self.distribution)
+        drift = {}
+        if found.scale is None:  # else sampling did not record what is trained
+            drift = {"logprob_drift": float((found.logprob - recorded[: len(probe)]).abs().mean())}
+            if drift["logprob_drift"] <= DRIFT_TOLERANCE:
+                return recorded, drift
+        return torch.cat([scores.logprob for scores in self._scored(rollout)]), drift
+
+    @torch.no_grad()
+    def reference_entropy(self, rollout: Rollout) -> Tensor:
+        """[B, T] nats: the reference model's entropy at the rollout's tokens (STAGE's entropy reward)."""
+        with self.generator.reference():
+            parts = [self.generator.token_entropy(rollout.rows(part))
+                     for part in torch.arange(rollout.batch).split(self.micro_batch)]  # fmt: skip
+        return torch.cat(parts)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weights": self.weights.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "skipped_in_a_row": self.guard.in_a_row,
+            "skipped_in_all": self.guard.total,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.weights.load_weights(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.guard.in_a_row, self.guard.total = state["skipped_in_a_row"], state["skipped_in_all"]
+        self.under_way = False
+
+
+#: Metrics that add up over the micro-batches of an update, because they carry the whole batch's denominator.
+_SUMMED = ("loss", "policy_loss", "kl_loss")
+
+
+def _means(history: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Means over the tokens of all micro-batches; losses, which are shares of a whole, are summed and divided by the updates."""
+    tokens = torch.stack([row["_tokens"].float().cpu() for row in history]).clamp(min=1.0)
+    norms = torch.stack([row["grad_norm"].cpu() for row in history if "grad_norm" in row])
+    result = {"grad_norm": float(norms.mean())}
+    for name in sorted(set(history[0]) - {"_tokens", "grad_norm"}):
+        values = torch.stack([row[name].float().cpu() for row in history])
+        if name in _SUMMED:
+            result[name] = float(values.sum() / len(norms))
+        elif name == "ratio_max":
+            result[name] = float(values.max())
+        else:
+            result[name] = float((values * tokens).sum() / tokens.sum())
+    return {**result, "clip_fraction": result["clip_fraction_low"] + result["clip_fraction_high"]}

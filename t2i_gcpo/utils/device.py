@@ -1,0 +1,21 @@
+"""The device that a name stands for."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the first GPU there is, else the CPU. ValueError for a device that this machine or torch does not have."""
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(found)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(
+            f"device is {name!r}, which cannot be used here ({reason}); use auto, cpu, cuda, cuda:1 or mps"
+        ) from error
+    return device
