@@ -19,7 +19,7 @@ import rewards
 import t2i_gcpo
 from t2i_gcpo import Schedule, Trainer, generators
 from t2i_gcpo.algorithms import TABLE
-from t2i_gcpo.data.prompts import read, spread
+from t2i_gcpo.data.prompts import limit, read
 from t2i_gcpo.evaluation.evaluate import evaluate, paired_difference, pick
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.reports import tables
@@ -159,7 +159,7 @@ places = {"base": "janus-mini"} | {name: Path(t2i_gcpo.__file__).parent / "asset
 for name in ALGORITHMS:
     about = json.loads((places[name] / "delta.json").read_text())
     print(f"{name}: seed {about['seed']}, {about['step']} steps, {about['images_sampled']:,.0f} images sampled")
-prompts, geneval = spread(read("shapes:test"), 60), rewards.load("geneval")
+prompts, geneval = limit(read("shapes:test"), 60, repeat=True), rewards.load("geneval")
 guided = Sampling(guidance=2.0)
 results = {}
 for name, place in places.items():

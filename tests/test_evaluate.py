@@ -17,7 +17,7 @@ import rewards
 from rewards import RewardOutput
 from t2i_gcpo import generators
 from t2i_gcpo.commands.evaluate import main
-from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, paired_difference, pick
 from t2i_gcpo.records import Prompt, Sampling
 
@@ -164,17 +164,17 @@ def test_an_image_that_failed_in_one_is_no_pair() -> None:
     assert difference.n_by_task == {"even": 4, "odd": 4} and difference.overall == pytest.approx(0.0625)
 
 
-def test_spread_takes_the_tasks_in_equal_parts_and_repeats_small_ones() -> None:
+def test_limit_takes_the_tasks_in_equal_parts_and_repeats_small_ones() -> None:
     prompts = [Prompt(f"s{k}", {"tag": "small"}) for k in range(2)] + [
         Prompt(f"l{k}", {"tag": "large"}) for k in range(20)
     ]
-    chosen = spread(prompts, 11)
+    chosen = limit(prompts, 11, repeat=True)
     assert Counter(p.task for p in chosen) == {"small": 6, "large": 5}
     assert Counter(p.text for p in chosen if p.task == "small") == {"s0": 3, "s1": 3}
     assert [p.text for p in chosen if p.task == "large"] == ["l2", "l6", "l10", "l14", "l18"]
-    assert spread(prompts, 0) == spread(prompts, None) == prompts
+    assert limit(prompts, 0, repeat=True) == limit(prompts, None, repeat=True) == prompts
     with pytest.raises(ValueError, match="at least 0"):
-        spread(prompts, -1)
+        limit(prompts, -1, repeat=True)
 
 
 def test_pictures_are_picked_by_task_and_never_by_score() -> None:

@@ -49,6 +49,28 @@ def test_other_formats(tmp_path: Path) -> None:
     assert "attr_nouns" not in lines[0].metadata
 
 
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    odd = "a red\u2028car\u2029by\x85a\x0blake\x0c"
+    assert [p.text for p in read(write(tmp_path / "p.txt", f"{odd}\r\na dog\n"))] == [odd.strip(), "a dog"]
+    assert [p.text for p in read(write(tmp_path / "p.csv", f"prompt\n{odd}\n"))] == [odd.strip()]
+    assert [p.text for p in read(write(tmp_path / "p.tsv", f"prompt\n{odd}\n"))] == [odd.strip()]
+    row = json.dumps({"prompt": odd}, ensure_ascii=False)
+    assert [p.text for p in read(write(tmp_path / "p.ndjson", f"{row}\n{row}\n"))] == [odd.strip()] * 2
+
+
+def test_a_table_with_tabs_holds_its_cells_as_they_stand(tmp_path: Path) -> None:
+    """PartiPrompts has a prompt that begins with a quote."""
+    text = 'Prompt\tCategory\tNote\n"GIGGLE" painted on a wall\tArts\t\n\na 12" pizza, hot\tFood\tx\n'
+    prompts = read(write(tmp_path / "parti.TSV", text))
+    assert [(p.text, p.task) for p in prompts] == [('"GIGGLE" painted on a wall', "Arts"), ('a 12" pizza, hot', "Food")]
+    assert prompts[0].metadata == {"prompt": '"GIGGLE" painted on a wall', "tag": "Arts"}
+
+
+def test_a_cell_in_quotes_may_span_lines(tmp_path: Path) -> None:
+    prompts = read(write(tmp_path / "a.csv", 'prompt,tag\n"a sign,\n""OPEN""",text\n\nx,y\n'))
+    assert [(p.text, p.task) for p in prompts] == [('a sign,\n"OPEN"', "text"), ("x", "y")]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -60,6 +82,34 @@ def test_other_formats(tmp_path: Path) -> None:
         ("a.csv", "text,kind\nx,y\n", "line 1: no column.*columns there: text, kind"),
         ("a.csv", "Prompts,Category\nx,y\n,z\n", "line 3: the column"),
         ("a.txt", " \n\n", "holds no prompts"),
+        ("a.txt", "a cat\na \0dog\n", "line 2: a NUL"),
+        ("a.txt", "a cat\na \x1b[31mdog\n", r"line 2: the prompt holds the control character '.x1b'"),
+        ("a.prompts", "a cat\n", r"has the suffix '\.prompts'.*Name it \.txt"),
+        ("prompts", "a cat\n", r"has the suffix '\(none\)'"),
+        ("a.yaml", "- a cat\n", "has the suffix"),
+        ("a.jsonl", '[{"prompt": "x"}]', "line 1: a JSON array.*Name it .json"),
+        (
+            "a.jsonl",
+            '{"prompt": "x"}\n{"prompt": "\\ud83d a cat"}\n',
+            r"line 2: a text holds half of a surrogate pair, '.ud83d'",
+        ),
+        ("a.jsonl", '{"prompt": "x", "tag": "\\udc00"}\n', "line 1: a text holds half"),
+        ("a.json", '[{"prompt": "x"}, {"prompt": "\\ud83d"}]', "a text holds half"),
+        ("a.ndjson", '{"prompt": "x", "weight": NaN}\n', "line 1: not valid JSON .NaN"),
+        ("a.ndjson", '{"prompt": "x", "weight": 1e999}\n', "line 1: not valid JSON .Out of range"),
+        ("a.jsonl", '{"prompt": "x", "prompt": "y"}\n', "line 1: .*'prompt' stands twice"),
+        ("a.jsonl", '{"prompt": "x", "tag": ["a"]}\n', 'line 1: "tag" is'),
+        ("a.jsonl", '{"prompt": "x", "a": ' + "[" * 100_000 + "\n", "line 1: not valid JSON .nested too deeply"),
+        ("a.jsonl", '{"prompt": "x", "a": ' + "1" * 5000 + "}\n", "line 1: not valid JSON .Exceeds"),
+        ("a.csv", 'prompt,tag\nx,a\n"a red car,colors\ntwo dogs,counting\n', "line 3: the row that begins here"),
+        ("a.csv", 'prompt,tag\n"a red car,colors\n"two" dogs,counting\n', "line 2: the row that begins here"),
+        ("a.csv", 'prompt\nx\n"' + "a red car\n" * 20_000, "line 3: the row that begins here.*field"),
+        ("a.csv", "prompt,tag\nA red car, parked,colors\n", "line 2: the row has 3 cells, the header 2"),
+        ("a.csv", "prompt,tag\nx,a\ny\n", "line 3: the row has 1 cells, the header 2"),
+        ("a.csv", "prompt,Prompts\nx,y\n", 'line 1: the columns "prompt" and "Prompts"'),
+        ("a.tsv", "a cat\tanimals\n", "line 1: no column"),
+        ("a.tsv", 'Prompt\tCategory\n"a ""red"" car"\tColors\n', "line 2: the cell .* is in quotes"),
+        ("a.tsv", "Prompt\tCategory\na car\n", "line 2: the row has 1 cells, the header 2"),
         ("a.jsonl", "", "holds no prompts"),
     ],
 )
@@ -136,3 +186,8 @@ def test_command_writes_what_read_reads(tmp_path: Path, capsys: pytest.CaptureFi
     assert set(" ".join(p.text for p in read("shapes:train")).split()) <= set(words) == set(words)
     with pytest.raises(ValueError, match="shapes:tset"):
         read("shapes:tset")
+    # A .txt would be read back as lines of text, a .csv as a table.
+    for name in ("test.txt", "test.csv", "test"):
+        with pytest.raises(ValueError, match=r"name a file that ends in .*\.jsonl"):
+            main(["shapes:test", "--out", str(tmp_path / name)])
+        assert not (tmp_path / name).exists()

@@ -17,7 +17,7 @@ from t2i_gcpo import generators
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, check_same, cost, interleave, warm_up
 from t2i_gcpo.data import prompts as prompt_files
-from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.records import Prompt, Sampling
 
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     device = torch.device(options.device)
     compiled = can_compile(device) if options.compile is None else options.compile
     generator = generators.load(options.checkpoint, device=device, compile=compiled)
-    prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
+    prompts = limit(prompt_files.read(options.prompts), options.num_prompts, repeat=True)
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed)
     owners = [prompt for prompt in prompts for _ in range(options.group_size)]
     reward = GenEvalReward(detector="shapes")

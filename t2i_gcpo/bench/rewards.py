@@ -19,7 +19,7 @@ from rewards.models.batches import TextCache
 from rewards.scorers.clip import ClipReward
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, check_same, interleave, speed_up, warm_up
-from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.data.shapes.prompts import split
 from t2i_gcpo.data.shapes.scene import sample_scene
 from t2i_gcpo.pretrain.clip.retrieval import render
@@ -90,7 +90,7 @@ def check_texts(scorer: Scorer, images: Tensor, prompts: list[str]) -> int:
 def run(options: argparse.Namespace, console: Console) -> Report:
     """ValueError: no such checkpoint. RuntimeError: the sides differ, or the second pass over the same prompts encodes texts."""
     device, rng = torch.device(options.device), random.Random(options.seed)
-    prompts = spread(split("val"), options.batch)
+    prompts = limit(split("val"), options.batch, repeat=True)
     images = render([sample_scene(prompt.metadata, rng) for prompt in prompts])
     texts = [prompt.text for prompt in prompts]
     scorer = Scorer(options.checkpoint, options.batch, device)

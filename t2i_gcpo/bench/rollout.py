@@ -21,7 +21,7 @@ from t2i_gcpo.bench import positive, rollout_masked
 from t2i_gcpo.bench.measure import Report, interleave, speed_up, warm_up
 from t2i_gcpo.bench.sampling_workload import any_tokens, batch_size, check_distribution, scored, settings
 from t2i_gcpo.data import prompts as prompt_files
-from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.generators.janus.adapter import Janus
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
         raise ValueError(
             f"{options.checkpoint} is a {generator.kind} checkpoint; there are baselines for janus and amused"
         )
-    prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
+    prompts = limit(prompt_files.read(options.prompts), options.num_prompts, repeat=True)
     compiled = can_compile(device) if options.compile is None else options.compile
     if isinstance(generator, Amused):
         return rollout_masked.measure(options, console, generator, prompts, compiled=compiled)

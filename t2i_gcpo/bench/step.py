@@ -20,7 +20,7 @@ from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, resolve, token_advan
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, check_same, cost, interleave, warm_up
 from t2i_gcpo.data import prompts as prompt_files
-from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.base import DISTRIBUTIONS, ImageGenerator
 from t2i_gcpo.records import Rollout, Sampling
 from t2i_gcpo.training.optim import NonFiniteGuard
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     grpo = resolve("grpo", group_size=options.group_size)
     generator = generators.load(options.checkpoint, device=device)
     generator.keep_reference()
-    prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
+    prompts = limit(prompt_files.read(options.prompts), options.num_prompts, repeat=True)
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed)
     rollout = generator.sample(prompts, sampling)
     scores = torch.rand(rollout.batch, generator=torch.Generator().manual_seed(options.seed))

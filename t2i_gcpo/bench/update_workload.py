@@ -13,7 +13,7 @@ from torch import Tensor
 from t2i_gcpo import generators
 from t2i_gcpo.bench import positive
 from t2i_gcpo.data import prompts as prompt_files
-from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.records import Rollout, Sampling, Unmasking
 
@@ -41,7 +41,7 @@ def load(options: argparse.Namespace) -> Amused:
 
 
 def rollout(generator: Amused, options: argparse.Namespace, *, steps: int) -> Rollout:
-    prompts = spread(prompt_files.read(options.prompts), options.num_prompts)
+    prompts = limit(prompt_files.read(options.prompts), options.num_prompts, repeat=True)
     plan = Unmasking(steps=steps)
     how = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed, unmasking=plan)
     return generator.sample(prompts, how)

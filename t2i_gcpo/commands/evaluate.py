@@ -10,7 +10,7 @@ from rewards.geneval.detectors import load as load_detector
 from t2i_gcpo.algorithms import ALL_STATS
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data import prompts as prompt_files
-from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.evaluation.credit_location import CreditObserver
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, pick
 from t2i_gcpo.reports.tables import print_credit, print_evaluation
@@ -20,7 +20,7 @@ from t2i_gcpo.utils import pictures
 def main(argv: list[str]) -> int:
     """`t2i-gcpo eval`: score a checkpoint on held-out prompts, per task, with 95 % intervals; writes eval.json and sample grids."""
     args = parser().parse_args(argv)
-    prompts = spread(prompt_files.read(args.prompts), args.limit)
+    prompts = limit(prompt_files.read(args.prompts), args.limit, repeat=True)
     reward = rewards.load(args.reward)
     results, measured = {}, {}
     for name in dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]):

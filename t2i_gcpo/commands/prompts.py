@@ -8,6 +8,9 @@ from pathlib import Path
 
 from t2i_gcpo.data.prompts import SHAPES, limit, read
 
+#: Suffixes of files that hold one JSON object a line.
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+
 
 def main(argv: list[str]) -> int:
     """`t2i-gcpo prompts SOURCE --out FILE`: a split as GenEval json lines, or the vocabulary as one word a line."""
@@ -17,6 +20,10 @@ def main(argv: list[str]) -> int:
 
         lines, what = vocabulary(), "words"
     else:
+        if args.out.suffix.lower() not in JSON_LINES:  # the suffix says how the file is read back
+            raise ValueError(
+                f"--out is {args.out}: prompts are written as JSON lines; name a file that ends in {' or '.join(JSON_LINES)}"
+            )
         prompts = limit(read(args.source), args.limit)
         lines, what = [json.dumps({**p.metadata, "prompt": p.text}, ensure_ascii=False) for p in prompts], "prompts"
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.arguments import dump, load, parse, to_mapping
 from t2i_gcpo.commands.options.build import build_trainer
 from t2i_gcpo.commands.options.config import TrainConfig
-from t2i_gcpo.data.prompts import read, spread
+from t2i_gcpo.data.prompts import limit, read
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, pick
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports import run_report as report
@@ -46,7 +46,7 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
     training, validation, test = (
         read(source) for source in (config.prompts.train, config.prompts.validation, config.prompts.test)
     )
-    test = spread(test, config.evaluate.test_limit)
+    test = limit(test, config.evaluate.test_limit, repeat=True)
     trainer = build_trainer(config, training, validation)
     trainer.generator.check_prompts([*validation, *test, *filter(None, [config.sampling.negative_prompt])])
     assert isinstance(trainer.reward, Reward)

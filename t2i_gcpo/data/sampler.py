@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from t2i_gcpo.data.prompts import by_task
+from t2i_gcpo.data.selection import by_task
 from t2i_gcpo.records import Prompt
 
 
 class PromptSampler:
     """Draws prompts without end, each once before any comes again.
 
-    With `balanced`, the tasks take turns in a random order, so that any stretch of as many draws as there are tasks, counted from the
-    start, holds each task once; within a task each prompt comes once before any comes again. The state restores the sequence exactly.
+    With `balanced`, the tasks take turns in a random order, so that any stretch of as many draws as there are tasks, counted
+    from the start, holds each task once; within a task each prompt comes once before any comes again. The state restores the
+    sequence exactly.
     """
 
     def __init__(self, prompts: Sequence[Prompt], *, seed: int, balanced: bool = True) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rewards.base import Reward, check
+from t2i_gcpo.data.selection import evenly
 from t2i_gcpo.evaluation.intervals import Estimates, Interval, estimate
 from t2i_gcpo.generators.base import ImageGenerator, chunks
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
@@ -180,7 +181,7 @@ def evaluate(
 ) -> EvalResult:
     """Sample `images_per_prompt` images for each row of `prompts`, score them.
 
-    prompts: a prompt may come more than once (see `spread`); its images then have noise of their own, and count as one cluster in the
+    prompts: a prompt may come more than once (see `limit`); its images then have noise of their own, and count as one cluster in the
     intervals. sampling: guidance, temperature and truncation; its group size, seed, contrast and stats are replaced. batch: images at once;
     the result does not depend on it. checkpoint, source, reward_name: names for eval.json. held_out: name -> a scorer that judges the same
     images besides. observe: called with each batch's rollout and images; with it the sampling's contrast and stats are kept, and the
@@ -269,13 +270,5 @@ def _number(value: float) -> float | None:
 
 
 def pick(result: EvalResult, count: int) -> list[int]:
-    """`count` rows for a picture, the tasks in equal parts; within a task evenly spread. Never chosen by their score."""
-    tasks: dict[str, list[int]] = {}
-    for k, row in enumerate(result.rows):
-        tasks.setdefault(row.task, []).append(k)
-    part = max(1, count // max(1, len(tasks)))
-    return [
-        indices[(2 * k + 1) * len(indices) // (2 * min(part, len(indices)))]
-        for indices in tasks.values()
-        for k in range(min(part, len(indices)))
-    ][: max(count, 0)]
+    """Choose `count` rows for a picture, the tasks in equal parts and evenly over the rows of each; never by their score."""
+    return evenly([row.task for row in result.rows], max(count, 0))

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rewards.base import Reward
 from t2i_gcpo.commands.options.config import GeneratorConfig, RewardConfig, SamplingConfig, TrainConfig, WatchConfig
-from t2i_gcpo.data.prompts import limit, spread
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.training.callbacks.pictures import Pictures
@@ -71,7 +71,7 @@ def build_trainer(config: TrainConfig, training: list[Prompt], validation: list[
     scorer = reward(config.reward)
     evaluation = sampling(config.sampling, guidance=config.evaluate.guidance)
     validate = Validation(
-        spread(validation, config.evaluate.limit),
+        limit(validation, config.evaluate.limit, repeat=True),
         scorer,
         sampling=evaluation,
         every=config.evaluate.every,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.geneval.reward import GenEvalReward
-from t2i_gcpo.data.prompts import spread
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.data.shapes.prompts import TASKS, split
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate
 from t2i_gcpo.generators import load
@@ -121,7 +121,7 @@ def draw_samples(generator: Any, file: Path, sampling: Sampling) -> None:
 def score(generator: Any, file: Path, name: str, sampling: Sampling, *, images: int) -> EvalResult:
     """GenEval's verdict on `images` prompts of shapes:test, written to the JSON `file`."""
     result = evaluate(
-        generator, spread(split("test"), images), GenEvalReward(), sampling=sampling, seed=SEED, progress=True,
+        generator, limit(split("test"), images, repeat=True), GenEvalReward(), sampling=sampling, seed=SEED, progress=True,
         checkpoint=name, source="shapes:test", reward_name="geneval",
     )  # fmt: skip
     result.save(file)
