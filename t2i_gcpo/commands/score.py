@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from t2i_gcpo.evaluation.intervals import Estimates, estimate
 from t2i_gcpo.reports.image_folders import Picture, find
 from t2i_gcpo.reports.tables import print_note, print_table, with_interval
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import finite_or_none
 
 NOTE = "mean over the images that have a value; in brackets: 95 % bootstrap interval, clustered by prompt"
 
@@ -92,14 +92,18 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """Numbers that do not exist are null."""
         e = self.by_group
-        columns = {name: [_number(value) for value in values.tolist()] for name, values in self._columns.items()}
+        columns = {name: [finite_or_none(value) for value in values.tolist()] for name, values in self._columns.items()}
         scores = columns.pop("score")
         return {
             "n": len(self.pictures),
             "failed": self.failed,
             **_mean(self.estimates["score"]),
             "groups": {
-                name: {"mean": _number(e.by_task[name]), "ci95": list(map(_number, e.by_task_ci95[name])), "n": n}
+                name: {
+                    "mean": finite_or_none(e.by_task[name]),
+                    "ci95": list(map(finite_or_none, e.by_task_ci95[name])),
+                    "n": n,
+                }
                 for name, n in e.n_by_task.items()
             },
             "parts": {name: {**_mean(part), "n": part.n} for name, part in self.estimates.items() if name != "score"},
@@ -146,11 +150,7 @@ def _batches(pictures: Sequence[Picture], most: int) -> Iterator[tuple[list[Pict
 
 
 def _mean(e: Estimates) -> dict[str, Any]:
-    return {"mean": _number(e.overall), "ci95": list(map(_number, e.ci95))}
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {"mean": finite_or_none(e.overall), "ci95": list(map(finite_or_none, e.ci95))}
 
 
 def parser() -> argparse.ArgumentParser:

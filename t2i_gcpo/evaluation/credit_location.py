@@ -23,6 +23,7 @@ from t2i_gcpo.algorithms import ALL_STATS, STATS, resolve, token_weights
 from t2i_gcpo.evaluation import localisation
 from t2i_gcpo.evaluation.intervals import Estimates, estimate
 from t2i_gcpo.records import Prompt, Rollout
+from t2i_gcpo.utils.json_files import finite_or_none
 
 ESTIMATED: tuple[credit.Divergence, ...] = get_args(credit.Divergence)
 """From the sampled token's log-probs."""
@@ -72,9 +73,9 @@ class CreditResult:
     def to_json(self) -> dict[str, Any]:
         def estimates(e: Estimates) -> dict[str, Any]:
             return {
-                "mean": _number(e.overall),
-                "ci95": [_number(v) for v in e.ci95],
-                "by_task": {task: _number(v) for task, v in e.by_task.items()},
+                "mean": finite_or_none(e.overall),
+                "ci95": [finite_or_none(v) for v in e.ci95],
+                "by_task": {task: finite_or_none(v) for task, v in e.by_task.items()},
                 "n": e.n,
             }
 
@@ -221,7 +222,3 @@ def weights(name: str, values: Tensor, rollout: Rollout, normalization: credit.N
 def _to_cpu(rollout: Rollout) -> Rollout:
     tensors: dict[str, Any] = {name: value.cpu() for name, value in vars(rollout).items() if isinstance(value, Tensor)}
     return replace(rollout, **tensors, stats={name: value.cpu() for name, value in rollout.stats.items()})
-
-
-def _number(value: float) -> float | None:
-    return value if np.isfinite(value) else None

@@ -23,6 +23,7 @@ from t2i_gcpo.data.selection import evenly
 from t2i_gcpo.evaluation.intervals import Estimates, Interval, estimate
 from t2i_gcpo.generators.base import ImageGenerator, chunks
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
+from t2i_gcpo.utils.json_files import finite_or_none
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,13 @@ class EvalResult:
         """eval.json. A number that does not exist (no image scored, an interval from one image) is null."""
         s = self.sampling
         return {
-            "overall": _number(self.overall),
-            "by_task": {task: _number(value) for task, value in self.by_task.items()},
+            "overall": finite_or_none(self.overall),
+            "by_task": {task: finite_or_none(value) for task, value in self.by_task.items()},
             "n": self.n,
-            "ci95": [_number(value) for value in self.ci95],
+            "ci95": [finite_or_none(value) for value in self.ci95],
             "checkpoint": self.checkpoint,
             "prompts": self.prompts,
-            "by_task_ci95": {task: [_number(v) for v in pair] for task, pair in self.by_task_ci95.items()},
+            "by_task_ci95": {task: [finite_or_none(v) for v in pair] for task, pair in self.by_task_ci95.items()},
             "n_by_task": self.estimates.n_by_task,
             "failed": self.failed,
             "reward": self.reward,
@@ -117,7 +118,7 @@ class EvalResult:
             "top_p": s.top_p,
             "unmasking": asdict(s.unmasking),
             "images": [
-                {"index": r.index, "image": r.image, "prompt": r.text, "task": r.task, "score": _number(r.score)}
+                {"index": r.index, "image": r.image, "prompt": r.text, "task": r.task, "score": finite_or_none(r.score)}
                 for r in self.rows
             ],
             "held_out": {name: _held_out_json(self.under(name)) for name in self.held_out},
@@ -238,12 +239,12 @@ def _scores(reward: Reward, name: str, images: Tensor, texts: list[str], metadat
 
 def _held_out_json(result: EvalResult) -> dict[str, Any]:
     return {
-        "overall": _number(result.overall),
-        "ci95": [_number(value) for value in result.ci95],
-        "by_task": {task: _number(value) for task, value in result.by_task.items()},
-        "by_task_ci95": {task: [_number(v) for v in pair] for task, pair in result.by_task_ci95.items()},
+        "overall": finite_or_none(result.overall),
+        "ci95": [finite_or_none(value) for value in result.ci95],
+        "by_task": {task: finite_or_none(value) for task, value in result.by_task.items()},
+        "by_task_ci95": {task: [finite_or_none(v) for v in pair] for task, pair in result.by_task_ci95.items()},
         "failed": result.failed,
-        "scores": [_number(row.score) for row in result.rows],
+        "scores": [finite_or_none(row.score) for row in result.rows],
     }
 
 
@@ -263,10 +264,6 @@ def paired_difference(a: EvalResult, b: EvalResult) -> Estimates:
 
 def _key(row: ScoredImage) -> tuple[int, int, str, str]:
     return row.index, row.image, row.text, row.task
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def pick(result: EvalResult, count: int) -> list[int]:

@@ -21,6 +21,7 @@ from t2i_gcpo.algorithms import STATS, Algorithm, TokenAdvantages
 from t2i_gcpo.heatmap import kinds, paint
 from t2i_gcpo.heatmap.recipe import Recipe
 from t2i_gcpo.records import ScoredRollout
+from t2i_gcpo.utils.files import write_atomically
 
 STRIP = 8
 """Labelled images side by side, at most; more stand in lines of equal length."""
@@ -227,11 +228,7 @@ class Heatmap:
         arrays |= {f"stats/{name}": value for name, value in self.stats.items()}
         if self.recipe is not None:
             arrays["recipe"] = np.array(self.recipe.dumps())
-        path = Path(path)
-        aside = path.with_name(f".tmp_{path.name}")
-        with aside.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        return aside.replace(path)
+        return write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
     @staticmethod
     def load(path: str | Path) -> Heatmap:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from t2i_gcpo.heatmap.data import Heatmap
 from t2i_gcpo.heatmap.kinds import KINDS
 from t2i_gcpo.heatmap.recipe import Recipe
 from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.utils.json_files import finite_or_none
 from t2i_gcpo.utils.pictures import enlargement
 
 
@@ -96,17 +96,13 @@ def cell(heatmap: Heatmap, index: int, row: int, column: int) -> dict[str, Any]:
     for name in ("logprob_positive", "logprob_negative", "logprob_behaviour", "logprob_reference"):
         values = getattr(heatmap, name)
         if values is not None:
-            found[name] = _number(values[index, t])
-    return found | {name: _number(values[index, t]) for name, values in heatmap.maps().items()}
+            found[name] = finite_or_none(float(values[index, t]))
+    return found | {name: finite_or_none(float(values[index, t])) for name, values in heatmap.maps().items()}
 
 
 def _check_index(heatmap: Heatmap, index: int) -> None:
     if not 0 <= index < len(heatmap):
         raise ValueError(f"there is no image {index}; the heatmap holds {len(heatmap)}, counted from 0")
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def as_rollout(heatmap: Heatmap) -> Rollout:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -15,12 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-
-def write_atomically(state: Any, path: Path) -> None:
-    """`torch.save` that leaves the old file or the new one, never half of one."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    os.replace(part, path)
+from t2i_gcpo.utils.files import write_atomically
 
 
 class Stage:
@@ -58,7 +52,8 @@ class Stage:
                     log.write(json.dumps(row) + "\n")
                 self.bar.set_postfix({name: f"{value:.4g}" for name, value in found.items()})
             if step == self.total or time.monotonic() - self.saved > self.every_seconds:
-                write_atomically(trainer.state_dict(), self.state_path)
+                state = trainer.state_dict()
+                write_atomically(self.state_path, lambda file: torch.save(state, file))
                 self.saved = time.monotonic()
 
         return report

@@ -22,6 +22,7 @@ from t2i_gcpo.reports.tables import (
     print_table,
     with_interval,
 )
+from t2i_gcpo.utils.json_files import finite_or_none
 
 #: Key in table.json -> column title; those that a group's mean row averages over its runs.
 AVERAGED = {
@@ -98,12 +99,12 @@ def numbers(run: Run) -> dict[str, Any]:
         "validation_final": run.last("validation/overall"),
         "validation_best": best and best[1],
         "validation_best_step": best and best[0],
-        "before": run.before and _finite(run.before.overall),
-        "before_ci95": run.before and list(map(_finite, run.before.ci95)),
-        "after": run.after and _finite(run.after.overall),
-        "after_ci95": run.after and list(map(_finite, run.after.ci95)),
-        "difference": difference and _finite(difference.overall),
-        "difference_ci95": difference and list(map(_finite, difference.ci95)),
+        "before": run.before and finite_or_none(run.before.overall),
+        "before_ci95": run.before and list(map(finite_or_none, run.before.ci95)),
+        "after": run.after and finite_or_none(run.after.overall),
+        "after_ci95": run.after and list(map(finite_or_none, run.after.ci95)),
+        "difference": difference and finite_or_none(difference.overall),
+        "difference_ci95": difference and list(map(finite_or_none, difference.ci95)),
         "no_difference": reason or None,
         "kl": run.last("kl"),
     }
@@ -197,7 +198,3 @@ def warning(grouped: Mapping[str, Sequence[Run]]) -> str:
 
 def _options(run: Run) -> str:
     return "\n".join(f"{name}: {value}" for name, value in run.config.items()) or "no config.yaml"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

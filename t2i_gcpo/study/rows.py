@@ -12,6 +12,7 @@ from t2i_gcpo.evaluation.evaluate import EvalResult, paired_difference
 from t2i_gcpo.evaluation.intervals import Estimates, pooled
 from t2i_gcpo.reports.run import Run
 from t2i_gcpo.study.spec import Trial
+from t2i_gcpo.utils.json_files import finite_or_none
 
 Status = Literal["pending", "done", "failed", "interrupted"]
 
@@ -126,7 +127,7 @@ def _pooled(
         first, second = (pooled([pair[k] for pair in scores], clusters, tasks) for k in (0, 1))
         difference = pooled([[b - a for a, b in zip(*pair, strict=True)] for pair in scores], clusters, tasks)
         seed = min(each, key=lambda seed: (each[seed], seed))
-        lowest = {"seed": seed, "difference": _finite(each[seed])}
+        lowest = {"seed": seed, "difference": finite_or_none(each[seed])}
     return {
         "images": difference and difference.n,
         names[0]: first and estimates(first),
@@ -140,11 +141,11 @@ def _pooled(
 def estimates(found: Estimates) -> dict[str, Any]:
     """Plain values for JSON; null for what there is not."""
     return {
-        "overall": _finite(found.overall),
-        "ci95": [_finite(bound) for bound in found.ci95],
+        "overall": finite_or_none(found.overall),
+        "ci95": [finite_or_none(bound) for bound in found.ci95],
         "n": found.n,
-        "by_task": {task: _finite(value) for task, value in found.by_task.items()},
-        "by_task_ci95": {task: [_finite(bound) for bound in pair] for task, pair in found.by_task_ci95.items()},
+        "by_task": {task: finite_or_none(value) for task, value in found.by_task.items()},
+        "by_task_ci95": {task: [finite_or_none(bound) for bound in pair] for task, pair in found.by_task_ci95.items()},
         "n_by_task": found.n_by_task,
     }
 
@@ -164,7 +165,3 @@ def _ends(run: Run) -> tuple[float | None, float | None]:
 def _mean(values: Sequence[float | None]) -> float | None:
     found = [value for value in values if value is not None]
     return statistics.fmean(found) if found else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

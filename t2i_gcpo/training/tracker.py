@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from t2i_gcpo.training.checkpoint import FOLDER as CHECKPOINTS
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import finite_or_none
 from t2i_gcpo.utils.nested import flatten
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
@@ -108,7 +108,7 @@ class Tracker:
         """One row: numbers, booleans and tensors of one element. The row is on disk when this returns."""
         numbers = {name: _number(value) for name, value in metrics.items()}
         self._file.write(
-            json.dumps({"step": step, **{k: _finite(v) for k, v in numbers.items()}}, allow_nan=False) + "\n"
+            json.dumps({"step": step, **{k: finite_or_none(v) for k, v in numbers.items()}}, allow_nan=False) + "\n"
         )
         self._file.flush()
         if self._events is not None:
@@ -155,10 +155,6 @@ class Tracker:
 
 def _number(value: Any) -> float | int | bool:
     return value if isinstance(value, (bool, int, float)) else value.item()
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _import_board(name: str) -> ModuleType:
