@@ -22,7 +22,7 @@ from t2i_gcpo.pretrain.janus.language import (
 )
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape, VQSettings, save_processor
 from t2i_gcpo.pretrain.janus.vq import VQTrainer, patch_codes
-from t2i_gcpo.pretrain.stages import Stage, write_atomically
+from t2i_gcpo.pretrain.stages import Stage, save_state
 
 VQ = VQSettings(codebook=16, kmeans_scenes=4, batch=1, full_batch=1, crop=16, crop_steps=2, full_steps=1)
 
@@ -45,7 +45,7 @@ def language_trainer(tokenizer: Any) -> LanguageTrainer:
 
 
 def saved(trainer: Any, path: Path) -> Any:
-    write_atomically(trainer.state_dict(), path)
+    save_state(trainer.state_dict(), path)
     return torch.load(path, weights_only=False)
 
 
@@ -79,7 +79,7 @@ def test_a_stage_cuts_its_log_back_to_the_state(tmp_path: Path, tokenizer: Any) 
     report = stage.on_step(trainer, every=1)
     report(1, {"loss": 1.0})
     trainer.optimisation.step_number = 1
-    write_atomically(trainer.state_dict(), stage.state_path)
+    save_state(trainer.state_dict(), stage.state_path)
     report(2, {"loss": 2.0})
     Stage(tmp_path, "test", 4, trainer.settings).resume(language_trainer(tokenizer))
     assert stage.log_path.read_text().count("\n") == 1

@@ -22,7 +22,7 @@ from t2i_gcpo.pretrain.amused.model import EMBEDDING_STD, MaskedModelShape, buil
 from t2i_gcpo.pretrain.amused.train import MaskedSettings, MaskedTrainer, Scenes, draw_masks
 from t2i_gcpo.pretrain.janus.model import VQSettings
 from t2i_gcpo.pretrain.janus.vq import patch_codes
-from t2i_gcpo.pretrain.stages import Stage, write_atomically
+from t2i_gcpo.pretrain.stages import Stage, save_state
 
 SHAPE = MaskedModelShape(
     width=32, layers=1, heads=2, mlp=32, res_blocks=1, text_width=32, text_layers=1, text_heads=2, micro_conditions=4
@@ -48,7 +48,7 @@ def test_the_masked_model_resumes_bit_for_bit(tmp_path: Path, vq: Any) -> None:
     straight, first, second = (trainer(vq) for _ in range(3))
     losses = [straight.step()["loss"] for _ in range(3)]
     first.step()
-    write_atomically(first.state_dict(), tmp_path / "state.pt")
+    save_state(first.state_dict(), tmp_path / "state.pt")
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
     assert [second.step()["loss"] for _ in range(2)] == losses[1:]
     a, b = (t.finished().state_dict() for t in (straight, second))

@@ -17,6 +17,11 @@ from tqdm import tqdm
 from t2i_gcpo.utils.files import write_atomically
 
 
+def save_state(state: Any, path: Path) -> None:
+    """Write a stage's state whole or not at all."""
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
 class Stage:
     """A stage's folder: its log, its resumable state, its progress bar."""
 
@@ -52,8 +57,7 @@ class Stage:
                     log.write(json.dumps(row) + "\n")
                 self.bar.set_postfix({name: f"{value:.4g}" for name, value in found.items()})
             if step == self.total or time.monotonic() - self.saved > self.every_seconds:
-                state = trainer.state_dict()
-                write_atomically(self.state_path, lambda file: torch.save(state, file))
+                save_state(trainer.state_dict(), self.state_path)
                 self.saved = time.monotonic()
 
         return report
