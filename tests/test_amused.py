@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_amused
 import torch
-import training
 from torch import Tensor
 
+from helpers import tiny_amused, training
 from t2i_gcpo import generators
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.amused.parts import AmusedParts

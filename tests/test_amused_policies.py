@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-import tiny_amused
 import torch
-import training
 from test_amused import PROMPTS, all_trajectories, as_rollout, close, sampling
 from torch import Tensor
 
+from helpers import tiny, tiny_amused, training
 from t2i_gcpo import generators
 from t2i_gcpo.bench.measure import peak_bytes
 from t2i_gcpo.commands.options import build

@@ -6,11 +6,11 @@ import itertools
 from dataclasses import replace
 
 import pytest
-import tiny_amused
 import torch
 from test_amused import PROMPTS, as_rollout, close, sampling
 from torch import Tensor
 
+from helpers import tiny_amused
 from t2i_gcpo import credit
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.tokens.sampling import draw, row_noise

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from training import sha256
 
+from helpers import tiny
+from helpers.training import sha256
 from t2i_gcpo import cli
 from t2i_gcpo.training import checkpoint
 from t2i_gcpo.training.tracker import read_metrics

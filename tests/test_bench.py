@@ -9,13 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import bench_options
 import pytest
-import tiny
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from helpers import bench_options, tiny
 from t2i_gcpo import bench, cli
 from t2i_gcpo.bench import credit, logprob, measure, rollout, step
 from t2i_gcpo.records import Prompt, Sampling

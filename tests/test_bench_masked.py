@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import bench_options
 import pytest
-import tiny
-import tiny_amused
 import torch
 
+from helpers import bench_options, tiny, tiny_amused
 from t2i_gcpo import cli
 from t2i_gcpo.bench import rollout_masked
 from t2i_gcpo.generators.amused.likelihoods import POLICIES

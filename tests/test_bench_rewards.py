@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import served
-import tiny
 import torch
 from torch import Tensor
 
+from helpers import served, tiny
 from t2i_gcpo import cli
 from t2i_gcpo.bench import geneval, measure, remote, rewards
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import run_folders
 
+from helpers import run_folders
 from t2i_gcpo.reports import comparison as compare
 from t2i_gcpo.reports import curves
 from t2i_gcpo.reports.run import groups, read

@@ -7,13 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import contract
-import pages
 import pytest
-import tiny
-import tiny_amused
 import torch
 
+from helpers import contract, pages, tiny, tiny_amused
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo import generators
 from t2i_gcpo.generators.janus.adapter import Janus

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange, repeat
-from fake_generator import FakeGenerator, options, token_score
 from torch import Tensor
 
+from helpers.fake_generator import FakeGenerator, options, token_score
 from rewards import RewardOutput
 from rewards.geneval import Detection
 from rewards.geneval.detectors.shapes import ShapesDetector

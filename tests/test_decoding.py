@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny_amused
 import torch
 
+from helpers import tiny_amused
 from t2i_gcpo import generators
 from t2i_gcpo.generators.decoding import decoding
 from t2i_gcpo.generators.janus.adapter import Janus

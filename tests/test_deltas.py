@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from torch import nn
-from training import redness
 
+from helpers import tiny
+from helpers.training import redness
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
 from t2i_gcpo.commands.export import provenance

@@ -13,12 +13,11 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pytest
-import run_folders
-import tiny
 import torch
 from PIL import Image
 
 import rewards
+from helpers import run_folders, tiny
 from t2i_gcpo import credit, demo, heatmap
 from t2i_gcpo.cli import main
 from t2i_gcpo.commands.options.arguments import load
@@ -49,7 +48,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """Two checkpoints of different weights, scored by how red an image is."""
     folder = tmp_path_factory.mktemp("demo")
     paths = {name: str(tiny.checkpoint(folder / name, seed=seed)) for name, seed in (("base", 0), ("tuned", 1))}
-    judge = Judge(rewards.load("training:redness"), "training:redness")
+    judge = Judge(rewards.load("helpers.training:redness"), "training:redness")
     return Desk(Models(paths, device=torch.device("cpu")), judge, folder / "runs", random.Random(0))
 
 

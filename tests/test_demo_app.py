@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import run_folders
-import tiny
 import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 import rewards
+from helpers import run_folders, tiny
 from t2i_gcpo.demo import app, free_port
 from t2i_gcpo.demo.context import Desk
 from t2i_gcpo.demo.models import Models
@@ -29,7 +28,7 @@ TEXT, OTHER = "a photo of a red circle and a blue star", "two blue star"
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("app")
     paths = {name: str(tiny.checkpoint(folder / name, seed=seed)) for name, seed in (("base", 0), ("tuned", 1))}
-    judge = Judge(rewards.load("training:redness"), "training:redness")
+    judge = Judge(rewards.load("helpers.training:redness"), "training:redness")
     desk = Desk(Models(paths, device=torch.device("cpu")), judge, folder / "runs", random.Random(0))
     blocks = app.build(desk)
     _, address, _ = blocks.launch(

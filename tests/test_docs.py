@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pages
 import pytest
 import torch
-from pages import DOCS, PAGES, ROOT
 
 import rewards
+from helpers import pages
+from helpers.pages import DOCS, PAGES, ROOT
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo import generators, heatmap
 from t2i_gcpo.algorithms import resolve, token_advantages

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 
-import pages
 import pytest
 import torch
 from torch import Tensor
 
+from helpers import pages
 from t2i_gcpo import advantages, credit, losses
 from t2i_gcpo.algorithms import TABLE, Algorithm
 

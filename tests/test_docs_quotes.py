@@ -10,10 +10,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import pages
 import pytest
-from pages import DOCS, PAGES, ROOT
 
+from helpers import pages
+from helpers.pages import DOCS, PAGES, ROOT
 from t2i_gcpo.cli import COMMANDS
 from t2i_gcpo.commands.options import arguments, reference
 from t2i_gcpo.commands.options.config import TrainConfig

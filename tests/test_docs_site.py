@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pages import ROOT
+
+from helpers.pages import ROOT
 
 Build = Callable[..., Path]
 

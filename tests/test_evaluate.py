@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from fake_generator import FakeGenerator, options, token_score
 from torch import Tensor
 
 import rewards
+from helpers.fake_generator import FakeGenerator, options, token_score
 from rewards import RewardOutput
 from t2i_gcpo import generators
 from t2i_gcpo.commands.evaluate import main

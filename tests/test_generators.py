@@ -10,9 +10,9 @@ import types
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+from helpers import tiny
 from t2i_gcpo import generators
 from t2i_gcpo.generators import checkpoints
 from t2i_gcpo.generators.base import as_negatives, check_tokens, chunks, in_chunks

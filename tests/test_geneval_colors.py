@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import pictures, seeded, stir
 from torch import Tensor
 
 import rewards
+from helpers.tiny_models import pictures, seeded, stir
 from rewards.geneval import Detection
 from rewards.geneval import reward as reward_module
 from rewards.geneval.colors import COLOR_NAMES, ClipColors, crop

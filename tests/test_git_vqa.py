@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import pictures, same, seeded, stir, word_tokenizer
 from torch import Tensor
 
 import rewards
+from helpers.tiny_models import pictures, same, seeded, stir, word_tokenizer
 from rewards.models import weights as weights_module
 from rewards.models.preprocess import CLIP_MEAN, CLIP_STD
 

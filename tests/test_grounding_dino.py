@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import pictures, seeded, word_tokenizer
 from torch import Tensor
 
 import rewards
+from helpers.tiny_models import pictures, seeded, word_tokenizer
 from rewards.models import weights as weights_module
 from rewards.t2i_r1.object_scores import Found
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_generator import FakeGenerator
 from PIL import Image
 
+from helpers.fake_generator import FakeGenerator
 from t2i_gcpo import generators, heatmap
 from t2i_gcpo.algorithms import TokenAdvantages, resolve, token_advantages
 from t2i_gcpo.commands import heatmap as heatmap_command

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import training
 from PIL import Image
 from test_heatmap_views import drawn
 
+from helpers import training
 from t2i_gcpo import heatmap
 from t2i_gcpo.commands import heatmap as heatmap_command
 from t2i_gcpo.heatmap import Heatmap

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_models import pictures, same, word_tokenizer
 from torch import Tensor
 from torch.nn import functional
 
 import rewards
+from helpers.tiny_models import pictures, same, word_tokenizer
 from rewards.models import weights as weights_module
 from rewards.models.preprocess import CLIP_MEAN, CLIP_STD
 

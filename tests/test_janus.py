@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+from helpers import tiny
 from t2i_gcpo import generators
 from t2i_gcpo.generators.compilation import batches, cut, filled, worth_compiling
 from t2i_gcpo.generators.janus.adapter import Janus

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import pictures, seeded
 from torch import Tensor
 
+from helpers.tiny_models import pictures, seeded
 from rewards.geneval import Detection
 from rewards.geneval import detectors as detectors_module
 from rewards.geneval.coco import COCO_CLASSES

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import training
 
+from helpers import training
 from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import token_weights
 from t2i_gcpo.heatmap import KINDS, Recipe

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import run_folders
 
+from helpers import run_folders
 from t2i_gcpo import cli
 from t2i_gcpo.reports import run_report as report
 from t2i_gcpo.reports import step_times as phases

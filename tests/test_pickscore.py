@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_models import pictures, same, seeded, stir, word_tokenizer
 from torch import Tensor
 
 import rewards
+from helpers.tiny_models import pictures, same, seeded, stir, word_tokenizer
 from rewards.models import weights as weights_module
 
 SIZE = 16

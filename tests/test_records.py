@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from fake_generator import FakeGenerator
 from torch import Tensor
 
+from helpers.fake_generator import FakeGenerator
 from t2i_gcpo.records import Prompt, Rollout, Sampling, ScoredRollout, cat_parts
 
 TENSORS = ("tokens", "logprob_positive", "logprob_negative", "logprob_behaviour", "commit_step")

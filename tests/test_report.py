@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import run_folders
 import torch
-from fake_generator import FakeGenerator
 
+from helpers import run_folders
+from helpers.fake_generator import FakeGenerator
 from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import resolve, token_advantages
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
@@ -62,8 +62,7 @@ def test_a_partial_run_says_what_is_missing(tmp_path: Path) -> None:
 def test_evaluations_of_different_images_are_not_paired(tmp_path: Path) -> None:
     run = run_folders.write(tmp_path / "run")
     other = run_folders.PROMPTS[:4]
-    from fake_generator import options, token_score
-
+    from helpers.fake_generator import options, token_score
     from rewards import RewardOutput
     from t2i_gcpo.evaluation.evaluate import evaluate
 

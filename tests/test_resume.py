@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from training import distance, generator, same, sha256, trainer, weights
 
+from helpers import tiny
+from helpers.training import distance, generator, same, sha256, trainer, weights
 from t2i_gcpo import cli, generators
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.training import checkpoint

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from served import Scorer, packed, pictures, request, send, serve
 
+from helpers.served import Scorer, packed, pictures, request, send, serve
 from rewards.remote import protocol as wire
 from rewards.remote.http import Handler
 from rewards.remote.protocol import SIGNATURE, Limits, decode_png, encode_png, png_size

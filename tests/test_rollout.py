@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from fake_generator import FakeGenerator, token_score
 from torch import Tensor
 
+from helpers.fake_generator import FakeGenerator, token_score
 from rewards.base import RewardOutput
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
 from t2i_gcpo.training.rollout import Collected, as_reward, collect, collect_informative, diversity

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
+from helpers import tiny
 from t2i_gcpo import cli
 from t2i_gcpo.commands.options.arguments import dump
 from t2i_gcpo.evaluation.evaluate import EvalResult, ScoredImage

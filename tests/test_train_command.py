@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from PIL import Image
 
+from helpers import tiny
 from t2i_gcpo import cli
 from t2i_gcpo.commands.options.arguments import load
 from t2i_gcpo.evaluation.evaluate import EvalResult

@@ -15,9 +15,9 @@ import pytest
 import torch
 from einops import repeat
 from torch import Tensor
-from training import PROMPTS, distance, generator, redness, same, trainer, weights
 
 import t2i_gcpo
+from helpers.training import PROMPTS, distance, generator, redness, same, trainer, weights
 from rewards import RewardOutput
 from t2i_gcpo.advantages import group_advantages
 from t2i_gcpo.algorithms import TABLE, resolve

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training import PROMPTS, distance, generator, same, weights
 
+from helpers.training import PROMPTS, distance, generator, same, weights
 from t2i_gcpo.algorithms import TokenAdvantages, resolve, token_advantages
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Rollout, Sampling

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import training
 from torch import Tensor
 
+from helpers import training
 from rewards import RewardOutput
 from t2i_gcpo.evaluation.image_diversity import color_entropy, near_duplicates
 from t2i_gcpo.reports import curves

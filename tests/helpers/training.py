@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 from torch import Tensor
 
+from helpers import tiny
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.algorithms import resolve
 from t2i_gcpo.generators.janus.adapter import Janus

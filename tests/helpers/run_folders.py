@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from fake_generator import FakeGenerator, options, token_score
 
+from helpers.fake_generator import FakeGenerator, options, token_score
 from rewards import RewardOutput
 from t2i_gcpo.algorithms import resolve
 from t2i_gcpo.commands.options import arguments

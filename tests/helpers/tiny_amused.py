@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import tiny
 import torch
 from torch import nn
 
+from helpers import tiny
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.amused.parts import AmusedParts
