@@ -4,14 +4,13 @@ import errno
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from limits import no_file_above
 from safetensors.torch import save_file
 
 from t2i_gcpo.utils import files
@@ -64,17 +63,6 @@ def test_the_standard_output_is_written_to_where_it_stands_in_a_file(tmp_path):
     with (tmp_path / "log").open("w") as log:
         subprocess.run([sys.executable, "-c", command], stdout=log, check=True)
     assert (tmp_path / "log").read_text().endswith("b\n")
-
-
-@contextmanager
-def no_file_above(size):
-    """Inside, writing more than `size` bytes to a file fails, as on a full disk: for Python and for libraries alike."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 TENSORS = {"a": torch.zeros(100_000)}

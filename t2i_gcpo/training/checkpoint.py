@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,8 @@ from typing import Any
 
 import torch
 
-from t2i_gcpo.utils.files import describe, sync, write_atomically
+from t2i_gcpo.utils.files import ASIDE, NO_ROOM, describe, no_room, sync, write_atomically
+from t2i_gcpo.utils.json_files import read_json
 from t2i_gcpo.utils.nested import flatten
 
 FOLDER = "checkpoints"
@@ -42,27 +44,28 @@ def save(run_dir: str | Path, step: int, *, state: Mapping[str, Any], save_model
     OSError, with what to do, where the disk is full; the checkpoints that were there stay as they were.
     """
     folder = Path(run_dir) / FOLDER
-    final, aside = folder / f"step_{step:06d}", folder / f".tmp_step_{step:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove(aside)
+    final, aside = folder / f"step_{step:06d}", folder / f"{ASIDE}step_{step:06d}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove(aside)
         aside.mkdir()
         save_model(aside)
-        torch.save(dict(state), aside / STATE)
+        with (aside / STATE).open("wb") as file:  # a path would hide the number of an error
+            torch.save(dict(state), file)
         files = {str(path.relative_to(aside)): describe(path) for path in _files(aside)}
         (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
         for path in (*_files(aside), *(p for p in aside.rglob("*") if p.is_dir()), aside):
             sync(path)
-        if final.exists():  # written before by a run that was resumed from an earlier step
-            _remove(final)
+        _remove(final)  # written before by a run that was resumed from an earlier step
         aside.rename(final)
         sync(folder)
     except BaseException as error:
+        number = _no_room(error, folder)  # asked before the half-written folder gives its room back
         shutil.rmtree(aside, ignore_errors=True)
-        if _disk_is_full(error, folder):
+        if number is not None:
             raise OSError(
-                errno.ENOSPC,
-                f"the disk is full: the checkpoint of step {step} was not written. "
+                number,
+                f"{NO_ROOM[number]}: the checkpoint of step {step} was not written. "
                 "Free some space, or keep fewer (--checkpoint.keep), and go on with --resume",
                 str(folder),
             ) from error
@@ -71,41 +74,85 @@ def save(run_dir: str | Path, step: int, *, state: Mapping[str, Any], save_model
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The state in a checkpoint folder. ValueError where the folder is not whole."""
-    problem = flaw(path)
+    """Return the state in a checkpoint folder. ValueError where the folder is not whole, or its state cannot be read."""
+    problem = damage(path)
     if problem:
         raise ValueError(f"{path} is no whole checkpoint: {problem}")
-    return torch.load(Path(path) / STATE, map_location="cpu", weights_only=True)
-
-
-def flaw(path: str | Path) -> str | None:
-    """What keeps a folder from being a whole checkpoint, or None."""
-    path = Path(path)
+    file = Path(path) / STATE
     try:
-        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no error of its own for a file that it cannot read
+        raise ValueError(f"{path} is no whole checkpoint: {STATE} cannot be read ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is no whole checkpoint: {STATE} holds a {type(state).__name__}, no state of a run")
+    return state
+
+
+def damage(path: str | Path) -> str | None:
+    """Return what keeps a folder from being a whole checkpoint, as a sentence, or None."""
+    path = Path(path)
+    if not (path / MANIFEST).exists():
         return f"it has no {MANIFEST}"
-    except (ValueError, KeyError, TypeError):
-        return f"its {MANIFEST} is damaged"
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if "sha256" in expected and describe(file) != expected:
-            return f"{name} is damaged (SHA-256 differs)"
+    try:
+        manifest = read_json(path / MANIFEST, {"step": int, "files": {str: {"bytes": int}}})
+        if STATE not in manifest["files"]:
+            return f"its {MANIFEST} names no {STATE}"
+        problems = (_damaged_file(path / name, name, expected) for name, expected in manifest["files"].items())
+        return next(filter(None, problems), None)
+    except (ValueError, OSError) as error:
+        return f"its {MANIFEST} is damaged ({error})"
+
+
+def _damaged_file(file: Path, name: str, expected: Mapping[str, Any]) -> str | None:
+    if not file.is_file():
+        return f"{name} is missing"
+    if file.stat().st_size != expected["bytes"]:
+        return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+    if "sha256" in expected and describe(file) != expected:
+        return f"{name} is damaged (SHA-256 differs)"
     return None
 
 
 def newest(run_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint of a run; warns of newer ones that are damaged."""
+    """Return the newest whole checkpoint of a run, or None; warn of newer ones that are damaged."""
+    return next((path for path, _ in _passable(run_dir, lambda path: None)), None)
+
+
+def newest_state(
+    run_dir: str | Path, problem: Callable[[dict[str, Any]], str | None]
+) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest whole checkpoint whose state can be used, with that state, or None; warn of newer ones that cannot.
+
+    `problem(state)` says, as a sentence, why a state cannot be used, or returns None.
+    """
+
+    def read(path: Path) -> dict[str, Any]:
+        state = load(path)
+        reason = problem(state)
+        if reason:
+            raise ValueError(reason)
+        return state
+
+    return next(_passable(run_dir, read), None)
+
+
+def _passable(run_dir: str | Path, read: Callable[[Path], Any]) -> Iterator[tuple[Path, Any]]:
+    """Yield whole checkpoints, newest first, with what `read` makes of them; warn of those that are damaged or that it refuses."""
     for path in reversed(_steps(run_dir)):
-        problem = flaw(path)
-        if problem is None:
-            return path
-        warnings.warn(f"{path} is passed over: {problem}", stacklevel=2)
-    return None
+        reason = damage(path)
+        if reason is None:
+            step = read_json(path / MANIFEST)["step"]
+            reason = None if step == step_of(path) else f"its {MANIFEST} says that it is of step {step}"
+        content = None
+        if reason is None:
+            try:
+                content = read(path)
+            except ValueError as error:
+                reason = str(error).removeprefix(f"{path} is no whole checkpoint: ")
+        if reason is None:
+            yield path, content
+        else:
+            warnings.warn(f"{path} is passed over: {reason}", stacklevel=4)
 
 
 def step_of(path: str | Path) -> int:
@@ -116,27 +163,34 @@ def step_of(path: str | Path) -> int:
 def record_best(run_dir: str | Path, step: int, score: float) -> bool:
     """Note that the checkpoint of `step` scores `score`; returns whether it is the best so far (a tie goes to the earlier)."""
     known = best(run_dir)
-    if math.isnan(score) or (known is not None and score <= known[1]):
+    if not math.isfinite(score) or (known is not None and score <= known[1]):
         return False
     write_atomically(Path(run_dir) / FOLDER / BEST, json.dumps({"step": step, "score": score}))
     return True
 
 
 def best(run_dir: str | Path) -> tuple[int, float] | None:
-    """(step, score) of the best checkpoint that is still there."""
+    """Return (step, score) of the best checkpoint that is still there, or None; warn where the note of it is damaged."""
     file = Path(run_dir) / FOLDER / BEST
-    if not file.is_file():
+    if not file.exists():
         return None
-    row = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        row = read_json(file, {"step": int, "score": float})
+    except (ValueError, OSError) as error:
+        warnings.warn(f"the best checkpoint of {run_dir} is not known: {error}", stacklevel=2)
+        return None
     return (row["step"], row["score"]) if (file.parent / f"step_{row['step']:06d}").is_dir() else None
 
 
-def prune(run_dir: str | Path, keep: int, *, keep_best: bool = True) -> list[Path]:
-    """Remove all but the `keep` newest whole checkpoints (0 removes none) and, with `keep_best`, the best; returns the removed."""
+def prune(run_dir: str | Path, keep: int, *, keep_best: bool = True, step: int | None = None) -> list[Path]:
+    """Remove all but the `keep` newest whole checkpoints (0 removes none) and, with `keep_best`, the best; return the removed.
+
+    Those after `step` (None: none) are left alone and not counted: a resumed run passed them over.
+    """
     if keep == 0:
         return []
     top = best(run_dir) if keep_best else None
-    whole = [path for path in _steps(run_dir) if flaw(path) is None]
+    whole = [path for path in _steps(run_dir) if (step is None or step_of(path) <= step) and damage(path) is None]
     removed = [path for path in whole[:-keep] if top is None or step_of(path) != top[0]]
     for path in removed:
         _remove(path)
@@ -144,9 +198,10 @@ def prune(run_dir: str | Path, keep: int, *, keep_best: bool = True) -> list[Pat
 
 
 def clean(run_dir: str | Path) -> None:
-    """Remove what a killed process left half-written. Call it once at the start of a run."""
-    for path in (Path(run_dir) / FOLDER).glob(".tmp_*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove what a killed process left half-written. Call it once at the start of a run, with the run's lock held."""
+    for folder in (Path(run_dir), Path(run_dir) / FOLDER):
+        for path in folder.glob(f"{ASIDE}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -166,9 +221,9 @@ def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def _steps(run_dir: str | Path) -> list[Path]:
-    """The checkpoint folders of a run, oldest first."""
-    folders = (path for path in (Path(run_dir) / FOLDER).glob("step_*") if path.name.removeprefix("step_").isdigit())
-    return sorted(folders, key=step_of)
+    """Return what may be the checkpoints of a run, oldest first."""
+    paths = (path for path in (Path(run_dir) / FOLDER).glob("step_*") if re.fullmatch("step_[0-9]{1,18}", path.name))
+    return sorted(paths, key=step_of)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -185,8 +240,9 @@ def _remove(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _disk_is_full(error: BaseException, folder: Path) -> bool:
-    """torch and safetensors report a full disk as errors of their own, so the disk itself is asked as well."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return isinstance(error, Exception) and shutil.disk_usage(folder).free < 2**20
+def _no_room(error: BaseException, folder: Path) -> int | None:
+    """Return the number of an error that says there is no room. Where it does not say, the disk itself is asked."""
+    number = no_room(error)
+    if number is None and isinstance(error, Exception) and shutil.disk_usage(folder).free < 2**20:
+        number = errno.ENOSPC
+    return number

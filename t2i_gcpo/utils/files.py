@@ -19,8 +19,8 @@ ASIDE = ".tmp_"
 #: What a file system answers that cannot force something to disk; CIFS and some FUSE file systems cannot for folders.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 _CANNOT_OPEN_FOLDER = {errno.EACCES, errno.EPERM, errno.EISDIR}
-#: What a file system answers that has no room, or a limit of the size of a file (`ulimit -f`, 4 GiB on FAT).
-_NO_ROOM = {
+#: Number of an error -> what it says: there is no room, or the size of a file has a limit (`ulimit -f`, 4 GiB on FAT).
+NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota of the disk is used up",
     errno.EFBIG: "the file is larger than the file system or `ulimit -f` allows",
@@ -107,12 +107,12 @@ def no_room(error: BaseException) -> int | None:
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
         if isinstance(cause, OSError):
-            if cause.errno in _NO_ROOM:
+            if cause.errno in NO_ROOM:
                 return cause.errno
         elif isinstance(cause, Exception):
             short = short or bool(_SHORT_WRITE.search(str(cause)))
             number = _OS_ERROR.search(str(cause))
-            if number and int(number[1]) in _NO_ROOM:
+            if number and int(number[1]) in NO_ROOM:
                 return int(number[1])
         cause = cause.__cause__ or cause.__context__
     return errno.ENOSPC if short else None
@@ -127,4 +127,4 @@ def disk_errors(path: Path, advice: str = "free some space, or name another plac
         number = no_room(error)
         if number is None:
             raise
-        raise OSError(number, f"{_NO_ROOM[number]}; {advice}", str(path)) from error
+        raise OSError(number, f"{NO_ROOM[number]}; {advice}", str(path)) from error
