@@ -21,13 +21,14 @@ from transformers.utils import logging
 
 import rewards
 from rewards import geneval
+from rewards.function import as_reward
 from rewards.geneval.detectors.shapes import ShapesDetector
 from rewards.registry import REWARDS, find
 from t2i_gcpo import advantages, generators
 from t2i_gcpo.data.prompts import limit, read
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.reports import tables
-from t2i_gcpo.training.rollout import as_reward, score
+from t2i_gcpo.training.rollout import score
 from t2i_gcpo.utils.pictures import font, sample_grid
 
 logging.disable_progress_bar()

@@ -1,16 +1,18 @@
-"""What a reward is, and the check that its scores are worth training on. B images, H, W their sides."""
+"""Defines what a reward is, and checks that its scores are worth training on. B images, H, W their sides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from rewards.identity import Identity, identity
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What happens to an image whose score is not finite: "raise" stops with a ValueError, "mark" keeps it as NaN, which leaves
-#: the image out of its group's statistics and of the loss.
+#: What happens to an image whose score is not finite: "raise" stops with a ValueError, "mark" keeps it as NaN, which
+#: leaves the image out of its group's statistics and of the loss.
 FailurePolicy = Literal["raise", "mark"]
 
 #: Prompts named in an error message at most.
@@ -27,20 +29,47 @@ class RewardOutput:
     """Name -> [B] float, for the log; NaN where a part does not apply to an image."""
 
 
+class PromptError(ValueError):
+    """A prompt that a reward cannot score; `index` is its place in the list that was checked."""
+
+    def __init__(self, index: int, problem: str) -> None:
+        super().__init__(problem)
+        self.index = index
+
+
 @runtime_checkable
 class Reward(Protocol):
-    """Anything that scores images. Stateless between calls: an image's score depends on its own row only."""
+    """Scores images. Stateless between calls: an image's score depends on its own row only.
+
+    A class that inherits from it needs `__call__` alone; everything else has a default. A class or function that does not inherit is
+    made a reward by `rewards.function.as_reward`.
+    """
+
+    name: str = ""
+    """What error messages call it; "" stands for the class's name."""
+    weights: Mapping[str, float] | None = None
+    """Of a weighted sum: the parts' names and their weights. None for any other reward."""
+    built_with: Mapping[str, Any] = {}
+    """The options that `rewards.load` built it with, defaults included."""
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
-        """`images` [B, 3, H, W] uint8, B prompts, B rows of metadata (GenEval's row, a target text, ...)."""
+        """Score `images` [B, 3, H, W] uint8 for B prompts with B rows of metadata (GenEval's row, a target text, ...)."""
         ...
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptError for the first prompt that cannot be scored, whatever the picture. By default every prompt can be."""
+        return None
+
+    def identity(self) -> Identity:
+        """Say which scorer it is: runs save it, and refuse to go on with another one."""
+        return identity(name_of(self), self.built_with, self.weights)
 
 
 class Pending(Protocol):
     """Scores that are being computed."""
 
     def result(self) -> RewardOutput:
-        """Waits for them. Raises what the reward raised."""
+        """Wait for the scores. Raises what the reward raised."""
         ...
 
 
@@ -52,13 +81,31 @@ class AsyncReward(Reward, Protocol):
     """Images of a `submit` at best; None: nothing is scored elsewhere, and there is nothing to gain by it."""
 
     def submit(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Pending:
-        """Arguments and result are those of a call."""
+        """Begin to score. Arguments and result are those of a call."""
         ...
 
 
+def name_of(reward: Reward) -> str:
+    """Return what error messages call a reward."""
+    return reward.name or type(reward).__name__
+
+
+def check_each(
+    check: Callable[[str, dict[str, Any]], object], prompts: Sequence[str], metadata: Sequence[dict[str, Any]]
+) -> None:
+    """Call `check` with each prompt and its row; a ValueError of it becomes a PromptError with the prompt's place."""
+    for index, (prompt, row) in enumerate(zip(prompts, metadata, strict=True)):
+        try:
+            check(prompt, row)
+        except ValueError as error:
+            raise PromptError(index, str(error)) from error
+
+
 def join(outputs: Sequence[RewardOutput]) -> RewardOutput:
-    """The scores of several batches, one after the other; a part that a batch lacks (that of a task of which it has no image) is NaN
-    there. ValueError for no batches."""
+    """Put the scores of several batches one after the other.
+
+    A part that a batch lacks (that of a task of which it has no image) is NaN there. ValueError for no batches.
+    """
     import torch
 
     if not outputs:
@@ -71,6 +118,7 @@ def join(outputs: Sequence[RewardOutput]) -> RewardOutput:
 
 
 def check_policy(failure: str) -> None:
+    """Raise ValueError unless `failure` is one of the two policies."""
     if failure not in ("raise", "mark"):
         raise ValueError(f"failure policy {failure!r} is unknown; allowed: raise, mark")
 
@@ -78,7 +126,7 @@ def check_policy(failure: str) -> None:
 def check(
     output: RewardOutput, batch: int, name: str, prompts: Sequence[str], *, failure: FailurePolicy = "raise"
 ) -> RewardOutput:
-    """`output` with float32 scores, or ValueError naming the reward and the prompts.
+    """Return `output` with float32 scores, or raise ValueError naming the reward and the prompts.
 
     Raises where the number of scores (or of a part's values) is not `batch`, and, with `failure="raise"`, where a score is
     not finite. With `failure="mark"` such a score becomes NaN, infinities too.

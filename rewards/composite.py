@@ -1,22 +1,24 @@
-"""Several rewards as one: their weighted sum, with every part in the log."""
+"""Makes one reward of several: their weighted sum, with every part in the log."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rewards.base import AsyncReward, FailurePolicy, Reward, RewardOutput, check, check_policy
+from rewards.base import AsyncReward, FailurePolicy, PromptError, Reward, RewardOutput, check, check_policy
+from rewards.function import as_reward
+from rewards.identity import Identity
 from rewards.registry import find, load
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Composite:
-    """`score = sum_k weight_k * score_k`. Parts: each reward's scores as `name`, each of its parts as `name/part`.
+class Composite(AsyncReward):
+    """Sums rewards: `score = sum_k weight_k * score_k`. Parts: each reward's scores as `name`, each of its parts as `name/part`.
 
     Args:
         rewards: name -> reward.
@@ -26,6 +28,8 @@ class Composite:
 
     Rewards that score elsewhere are asked first and work while the others do.
     """
+
+    name = "composite"
 
     def __init__(
         self,
@@ -43,8 +47,8 @@ class Composite:
             raise ValueError(
                 f"weights for {', '.join(strangers)}, which is no reward here; there are {', '.join(rewards)}"
             )
-        self.rewards = dict(rewards)
-        self.weights = {name: float(weights.get(name, 1.0)) for name in rewards}
+        self.rewards = {name: as_reward(reward, name=name, failure=failure) for name, reward in rewards.items()}
+        self.weights: dict[str, float] = {name: float(weights.get(name, 1.0)) for name in rewards}
         for name, weight in self.weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"the weight of reward {name!r} is {weight}; it must be a finite number")
@@ -52,6 +56,22 @@ class Composite:
         self._elsewhere = {name: reward for name, reward in self.rewards.items() if isinstance(reward, AsyncReward)}
         sizes = [reward.submit_batch for reward in self._elsewhere.values() if reward.submit_batch is not None]
         self.submit_batch = min(sizes, default=None)
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Let each reward check the prompts; of several that refuse one, the first prompt is reported."""
+        errors = []
+        for reward in self.rewards.values():
+            try:
+                reward.check_prompts(prompts, metadata)
+            except PromptError as error:
+                errors.append(error)
+        if errors:
+            raise min(errors, key=lambda error: error.index)
+
+    def identity(self) -> Identity:
+        """Say which rewards are summed, and how."""
+        rewards: dict[str, Any] = {name: reward.identity() for name, reward in self.rewards.items()}
+        return {"name": self.name, "options": {"rewards": rewards, "failure": self.failure}, "weights": self.weights}
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         return self.submit(images, prompts, metadata).result()
@@ -68,30 +88,33 @@ class Composite:
         return PendingSum(lambda: self._sum({name: output(name) for name in order}, images, prompts))
 
     def _sum(self, outputs: Mapping[str, RewardOutput], images: Tensor, prompts: list[str]) -> RewardOutput:
-        total: Tensor | float = 0.0
+        sums: list[Tensor] = []
         parts: dict[str, Tensor] = {}
         for name in self.rewards:
             output = check(outputs[name], len(images), name, prompts, failure=self.failure)
             scores = output.scores.to(images.device)
-            total = total + self.weights[name] * scores
+            sums.append(self.weights[name] * scores)
             parts[name] = scores
             parts.update({f"{name}/{part}": values.to(images.device) for part, values in output.parts.items()})
-        assert not isinstance(total, float), "there is at least one reward"
+        total = sums[0]
+        for term in sums[1:]:
+            total = total + term
         return RewardOutput(total, parts)
 
 
 @dataclass(frozen=True)
 class PendingSum:
-    """A sum of which some rewards are being computed elsewhere."""
+    """Holds a sum of which some rewards are being computed elsewhere."""
 
     finish: Callable[[], RewardOutput]
 
     def result(self) -> RewardOutput:
+        """Wait for all of them. Raises what the first of them raised."""
         return self.finish()
 
 
 def load_composite(rewards: Mapping[str, Mapping[str, Any] | None], *, failure: FailurePolicy = "raise") -> Composite:
-    """A composite from plain settings: label -> `{"name": the registry's name, "weight": 1.0, ...the reward's options}`.
+    """Load a composite from plain settings: label -> `{"name": the registry's name, "weight": 1.0, ...the reward's options}`.
 
     `name` may be left out where the label is the registry's name:
     `rewards.load("composite", rewards={"geneval": {"weight": 0.7}, "sharp": {"name": "mine:sharpness", "weight": 0.3}})`.

@@ -1,26 +1,29 @@
-"""A function of one's own as a reward, named `module:callable` or `path/to/file.py:callable`."""
+"""Makes rewards of one's own functions and classes, also of those named `module:callable` or `path/to/file.py:callable`."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rewards.base import FailurePolicy, RewardOutput, check, check_policy
+from rewards.base import FailurePolicy, Reward, RewardOutput, check, check_policy
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 
-class FunctionReward:
-    """Makes a reward of `function(images, prompts, metadata, **options)`.
+class FunctionReward(Reward):
+    """Makes a reward of `function(images, prompts, metadata, **options)`, or of an object that is called like it.
 
     The function gets images [B, 3, H, W] uint8, B prompts and B rows of metadata, and returns B numbers (a list, an array
-    or a tensor) or a RewardOutput.
+    or a tensor) or a RewardOutput. `None` in the place of a number is a picture without an opinion: its score is NaN. An object's
+    own `check_prompts(prompts, metadata)` and `weights` are used where it has them.
     """
 
     def __init__(
@@ -30,28 +33,56 @@ class FunctionReward:
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self.failure = failure
-        self.options = options
+        self.options = self.built_with = options
+        weights = getattr(function, "weights", None)
+        self.weights = dict(weights) if isinstance(weights, Mapping) else None
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         result = self.function(images, prompts, metadata, **self.options)
-        if not isinstance(result, RewardOutput):
-            result = RewardOutput(self._scores(result))
-        return check(result, len(images), self.name, prompts, failure=self.failure)
+        given = result if isinstance(result, RewardOutput) else RewardOutput(result)
+        parts = {str(part): self._numbers(values) for part, values in given.parts.items()}
+        output = RewardOutput(self._numbers(given.scores), parts)
+        return check(output, len(images), self.name, prompts, failure=self.failure)
 
-    def _scores(self, result: Any) -> Tensor:
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Ask the object's own `check_prompts`, where it has one."""
+        own = getattr(self.function, "check_prompts", None)
+        if callable(own):
+            own(prompts, metadata)
+
+    def _numbers(self, result: Any) -> Tensor:
         import torch
 
         try:
-            return torch.as_tensor(result, dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
+            if isinstance(result, torch.Tensor):
+                return _real(result).float()
+            return torch.from_numpy(_array(result))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(
                 f"reward {self.name!r} returned {type(result).__name__}, which is no list of numbers; it must return one "
                 "number per image or a RewardOutput"
             ) from error
 
 
-def load_function(path: str, *, failure: FailurePolicy = "raise", **options: Any) -> FunctionReward:
-    """The reward named `module:callable`; a class is built with `options`, a function gets them at every call.
+def as_reward(reward: Any, *, name: str = "", failure: FailurePolicy | None = None) -> Reward:
+    """Return a reward as it is, and make one of any other function or object that is called like one.
+
+    A function may return any B numbers. `failure` is of what is no reward yet: by default a score that is not finite is an error
+    of a function, and marked where an object returns it.
+    """
+    if isinstance(reward, Reward):
+        return reward
+    if not callable(reward):
+        raise ValueError(
+            f"the reward is {type(reward).__name__}, which cannot be called; give a function (images, prompts, metadata) -> "
+            "numbers, or what rewards.load returns"
+        )
+    plain = inspect.isroutine(reward) or isinstance(reward, functools.partial)
+    return FunctionReward(reward, name=name, failure=failure or ("raise" if plain else "mark"))
+
+
+def load_function(path: str, *, failure: FailurePolicy = "raise", **options: Any) -> Reward:
+    """Load the reward named `module:callable`; a class is built with `options`, a function gets them at every call.
 
     ValueError where the module, the file or the name in it is missing.
     """
@@ -62,8 +93,42 @@ def load_function(path: str, *, failure: FailurePolicy = "raise", **options: Any
         raise ValueError(f"reward {path!r}: {source!r} has no callable {attribute!r}")
     if inspect.isclass(target):
         scorer: Any = target(**options)
-        return FunctionReward(scorer, name=path, failure=failure)
+        reward = FunctionReward(scorer, name=path, failure=failure)
+        reward.built_with = options
+        return reward
     return FunctionReward(target, name=path, failure=failure, **options)
+
+
+def _real(values: Tensor) -> Tensor:
+    if values.is_complex():
+        raise TypeError("complex numbers have no order")
+    return values.detach()
+
+
+def _array(values: Any) -> np.ndarray:
+    """Copy numbers of any kind to float32; None and masked values become NaN. TypeError for texts and the like."""
+    import numpy as np
+    import torch
+
+    if isinstance(values, np.ma.MaskedArray):
+        values = np.ma.filled(values.astype(float), np.nan)
+    if isinstance(values, (list, tuple)):
+        values = [value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value for value in values]
+    array = np.asarray(values)
+    if array.dtype == object:
+        array = np.asarray([_number(value) for value in array.flat], dtype=np.float64).reshape(array.shape)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{array.dtype} values are no numbers")
+    # A copy in one piece: numpy's views with negative strides, in the other byte order or read-only are nothing for torch.
+    return np.array(array, dtype=np.float32, order="C")
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return float("nan")
+    if isinstance(value, (str, bytes)):
+        raise TypeError("a text is no number")
+    return float(value)
 
 
 def _module(source: str, path: str) -> ModuleType:
@@ -72,7 +137,8 @@ def _module(source: str, path: str) -> ModuleType:
         if not file.is_file():
             raise ValueError(f"reward {path!r}: there is no file {source!r}")
         spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None and spec.loader is not None, "a .py file always has a loader"
+        if spec is None or spec.loader is None:
+            raise ValueError(f"reward {path!r}: {source!r} cannot be imported as a Python file")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

@@ -1,4 +1,4 @@
-"""Rewards by name. A reward's module is imported when it is loaded, so `import rewards` stays quick."""
+"""Loads rewards by name. A reward's module is imported when it is loaded, so `import rewards` stays quick."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ REWARDS: dict[str, str] = {
 
 
 def available() -> list[str]:
-    """The names that `load` knows, sorted."""
+    """List the names that `load` knows, sorted."""
     return sorted(REWARDS)
 
 
 def load(name: str, **options: Any) -> Reward:
-    """A reward by name, or a function of one's own as `module:callable` or `path/to/file.py:callable`.
+    """Load a reward by name, or a function of one's own as `module:callable` or `path/to/file.py:callable`.
+
+        reward = rewards.load("geneval", score="clauses")
+        reward(images, prompts, metadata).scores                      # [B] float; images [B, 3, H, W] uint8
 
     ValueError for an unknown name (listing the available ones), for an option that the reward does not have, and for one that it needs.
     """
@@ -47,11 +50,14 @@ def load(name: str, **options: Any) -> Reward:
     missing = [key for key, value in allowed.items() if value.default is value.empty and key not in options]
     if missing:
         raise ValueError(f"reward {name!r} needs the option {', '.join(missing)}; its options: {', '.join(allowed)}")
-    return builder(**options)
+    reward = builder(**options)
+    defaults = {key: value.default for key, value in allowed.items() if value.default is not value.empty}
+    reward.built_with = {**defaults, **options}
+    return reward
 
 
 def find(name: str) -> Callable[..., Reward]:
-    """What builds the registered reward `name`. ValueError, listing the available ones, for an unknown name."""
+    """Return what builds the registered reward `name`. ValueError, listing the available ones, for an unknown name."""
     if name not in REWARDS:
         raise ValueError(
             f"unknown reward {name!r}; available: {', '.join(available())}, or your own as module:callable"

@@ -24,6 +24,8 @@ class Prompt:
 
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    source: str = field(default="", compare=False, repr=False)
+    """File and line that it was read from, for error messages; "" where it is from no file."""
 
     @property
     def task(self) -> str:

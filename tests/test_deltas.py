@@ -12,13 +12,14 @@ from torch import nn
 
 from helpers import tiny
 from helpers.training import redness
+from rewards.function import as_reward
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
 from t2i_gcpo.commands.export import provenance
 from t2i_gcpo.generators import checkpoints, deltas
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Prompt, Sampling
-from t2i_gcpo.training.rollout import as_reward, collect
+from t2i_gcpo.training.rollout import collect
 from t2i_gcpo.training.tracker import Tracker
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue square")]

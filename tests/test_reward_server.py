@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from helpers.served import Scorer, packed, pictures, request, send, serve
+from rewards.base import Reward
 from rewards.remote import protocol as wire
 from rewards.remote.http import Handler
 from rewards.remote.protocol import SIGNATURE, Limits, decode_png, encode_png, png_size
@@ -396,11 +397,15 @@ def test_the_parts_of_a_weighted_sum_stay_where_all_of_them_failed() -> None:
 
 
 def test_a_scorer_that_is_no_reward_is_said_to_be_none() -> None:
-    for reward, says in (
-        (lambda images, prompts, metadata: [1.0], "returned list"),
-        (lambda images, prompts, metadata: wire.RewardOutput(torch.ones(3)), r"shape (3,)"),
-    ):
-        with serve(reward) as server:
+    class Answers(Reward):
+        def __init__(self, answer: Any) -> None:
+            self.answer = answer
+
+        def __call__(self, images: Any, prompts: Any, metadata: Any) -> Any:
+            return self.answer
+
+    for answer, says in (([1.0], "returned list"), (wire.RewardOutput(torch.ones(3)), r"shape (3,)")):
+        with serve(Answers(answer)) as server:
             status, answer = send(server, request())
             assert status == 422 and says in answer["error"]
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from helpers.fake_generator import FakeGenerator, token_score
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
+from rewards.function import as_reward
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
-from t2i_gcpo.training.rollout import Collected, as_reward, collect, collect_informative, diversity
+from t2i_gcpo.training.rollout import Collected, collect, collect_informative, diversity
 
 PROMPTS = [Prompt(f"prompt {p}", {"k": p}) for p in range(40)]
 TWO = Sampling(group_size=2, seed=1)
@@ -49,7 +50,7 @@ def constant(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]])
     return [1.0] * len(images)
 
 
-class Scorer:
+class Scorer(Reward):
     """A reward of one's own that is no function; `answer` is what it returns."""
 
     def __init__(self, answer: Callable[[int], Any]) -> None:

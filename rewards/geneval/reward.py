@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from rewards.base import RewardOutput
-from rewards.geneval.detectors import Detector
+from rewards.base import Reward, RewardOutput, check_each
+from rewards.geneval.detectors import Detector, as_detector
 from rewards.geneval.detectors import load as load_detector
+from rewards.geneval.rows import check_row, clauses
 from rewards.geneval.rules import ColorNamer, Detection, Verdict, colorless, judge
+from rewards.geneval.vocabulary import COLORS
+
+if TYPE_CHECKING:
+    from rewards.geneval.colors import ClipColors
 
 
-class GenEvalReward:
-    """GenEval's verdict (2310.11513) as a score in [0, 1].
+class GenEvalReward(Reward):
+    """Scores a picture by GenEval's verdict (2310.11513), in [0, 1].
 
     Args:
         detector: a detector's name, or a detector: images -> detections. "shapes" finds ShapeScenes' objects exactly and on
@@ -33,13 +38,15 @@ class GenEvalReward:
     as `task/<tag>` (NaN for images of other tasks).
 
     ValueError: an option that the detector does not have, weights that are missing, an image without GenEval metadata, a
-    class that the detector cannot find.
+    class that the detector cannot find, a row that cannot be judged.
     """
+
+    name = "geneval"
 
     def __init__(
         self,
         *,
-        detector: str | Detector = "shapes",
+        detector: str | Detector | Callable[[Tensor], list[list[Detection]]] = "shapes",
         score: Literal["strict", "clauses"] = "strict",
         colors: ColorNamer | None = None,
         device: str | None = None,
@@ -53,14 +60,17 @@ class GenEvalReward:
         given = {"device": device, "dtype": dtype, "batch_size": batch_size}
         shared = {key: value for key, value in given.items() if value is not None}
         named = isinstance(detector, str)
-        self.detector: Detector = (
+        self.detector: Detector = as_detector(
             load_detector(detector, **{**shared, **(detector_options or {})}) if isinstance(detector, str) else detector
         )
-        self.score, self.colors, self.clip_colors = score, colors, None
-        if colors is None and not getattr(self.detector, "names_colors", True):
+        self.score, self.colors = score, colors
+        self.clip_colors: ClipColors | None = None
+        self.color_names = self.detector.color_names if colors is None else None
+        if colors is None and not self.detector.names_colors:
             from rewards.geneval.colors import ClipColors
 
             self.clip_colors = ClipColors(**{**shared, **(color_options or {})})
+            self.color_names = tuple(COLORS)
         unused = [*(color_options or ()), *(() if named else shared)] if self.clip_colors is None else []
         unused += [] if named else [*(detector_options or ())]
         if unused:
@@ -70,51 +80,50 @@ class GenEvalReward:
             )
 
     def verdicts(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[Verdict]:
-        """B verdicts. ValueError for an image without GenEval metadata or of an unknown class, naming its prompt."""
-        for prompt, row in zip(prompts, metadata, strict=True):
-            self._check(prompt, row)
-        found = self.detector(images)
+        """Return B verdicts. ValueError for an image without GenEval metadata or of an unknown class, naming its prompt."""
+        self.check_prompts(prompts, metadata)
+        detections = self.detector(images)
         if self.clip_colors is not None:
-            found = self._colored(images, found, metadata)
-        return [judge(objects, row, colors=self.colors) for objects, row in zip(found, metadata, strict=True)]
+            detections = _colored(self.clip_colors, images, detections, metadata)
+        return [judge(objects, row, colors=self.colors) for objects, row in zip(detections, metadata, strict=True)]
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptError for the first row that cannot be judged, or asks for what the detector cannot find."""
+        check_each(self._check, prompts, metadata)
 
     def _check(self, prompt: str, row: dict[str, Any]) -> None:
-        clauses = [*(row.get("include") or ()), *(row.get("exclude") or ())] if row else []
-        if not clauses:
+        try:
+            include = clauses(row or {}, "include")
+            asked = [*include, *clauses(row or {}, "exclude")]
+            if asked:
+                check_row(row)
+        except ValueError as error:
+            raise ValueError(f"the geneval reward cannot judge the prompt {prompt!r}: {error}") from error
+        if not asked:
             raise ValueError(
                 f"the geneval reward has no metadata for the prompt {prompt!r}; it needs a GenEval row with 'tag' and "
                 "'include' (take prompts from shapes:train or a GenEval .jsonl file)"
             )
-        known: Sequence[str] | None = getattr(self.detector, "classes", None)
-        for clause in clauses:
+        known = self.detector.classes
+        for clause in asked:
             if known is not None and clause["class"] not in known:
                 raise ValueError(
                     f"the prompt {prompt!r} asks for the class {clause['class']!r}, which the detector cannot find; it knows: "
                     f"{', '.join(known)}; take prompts or a detector that fit (shapes, mask2former)"
                 )
-
-    def _colored(
-        self, images: Tensor, found: list[list[Detection]], metadata: list[dict[str, Any]]
-    ) -> list[list[Detection]]:
-        """The same detections, with a colour where a verdict asks for it; the crops of all images together."""
-        assert self.clip_colors is not None
-        asked = [
-            (index, one)
-            for index, (objects, row) in enumerate(zip(found, metadata, strict=True))
-            for one in colorless(objects, row)
-        ]
-        names = self.clip_colors([images[index] for index, _ in asked], [one for _, one in asked])
-        named = {(index, id(one)): name for (index, one), name in zip(asked, names, strict=True)}
-        return [
-            [dataclasses.replace(one, color=named.get((index, id(one)), one.color)) for one in objects]
-            for index, objects in enumerate(found)
-        ]
+        for clause in include:
+            color = clause.get("color")
+            if self.color_names is not None and color is not None and color not in self.color_names:
+                raise ValueError(
+                    f"the prompt {prompt!r} asks for the colour {color!r}, which no object is ever said to have; known are: "
+                    f"{', '.join(self.color_names)}"
+                )
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         return self.output(self.verdicts(images, prompts, metadata), metadata)
 
     def output(self, verdicts: Sequence[Verdict], metadata: Sequence[Mapping[str, Any]]) -> RewardOutput:
-        """The scores and parts of B verdicts, for whoever wants both and detects once."""
+        """Return the scores and parts of B verdicts, for whoever wants both and detects once."""
         strict = torch.tensor([float(verdict.correct) for verdict in verdicts])
         clauses = torch.tensor([sum(verdict.clauses) / len(verdict.clauses) for verdict in verdicts])
         parts = {"strict": strict, "clauses": clauses}
@@ -130,3 +139,20 @@ class GenEvalReward:
             mine = torch.tensor([other == tag for other in tags])
             parts[f"task/{tag}"] = strict.masked_fill(~mine, float("nan"))
         return RewardOutput(strict if self.score == "strict" else clauses, parts)
+
+
+def _colored(
+    namer: ClipColors, images: Tensor, detections: list[list[Detection]], metadata: list[dict[str, Any]]
+) -> list[list[Detection]]:
+    """Return the same detections, with a colour where a verdict asks for it; the crops of all images together."""
+    asked = [
+        (index, one)
+        for index, (objects, row) in enumerate(zip(detections, metadata, strict=True))
+        for one in colorless(objects, row)
+    ]
+    names = namer([images[index] for index, _ in asked], [one for _, one in asked])
+    named = {(index, id(one)): name for (index, one), name in zip(asked, names, strict=True)}
+    return [
+        [dataclasses.replace(one, color=named.get((index, id(one)), one.color)) for one in objects]
+        for index, objects in enumerate(detections)
+    ]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards.geneval.vocabulary import RELATIONS
+from rewards.geneval.rows import check_row, count_of
 
 #: Detections at or below these scores do not count; the stricter one holds for every class of a counting prompt.
 SCORE_THRESHOLD = 0.3
@@ -101,8 +101,8 @@ def colorless(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> l
     objects = kept_objects(detections, metadata.get("tag"))
     asked: dict[int, Detection] = {}
     for clause in metadata.get("include") or []:
-        found = objects.get(clause["class"], [])[: _count(clause)]
-        if clause.get("color") is not None and len(found) >= _count(clause):
+        found = objects.get(clause["class"], [])[: count_of(clause)]
+        if clause.get("color") is not None and len(found) >= count_of(clause):
             asked.update((id(one), one) for one in found if one.color is None)
     return list(asked.values())
 
@@ -126,11 +126,12 @@ def judge(detections: Sequence[Detection], metadata: Mapping[str, Any], *, color
             f"GenEval metadata for {metadata.get('prompt')!r} has neither include nor exclude clauses (keys: "
             f"{sorted(metadata)}); give a GenEval row such as {{'tag': ..., 'include': [{{'class': ..., 'count': 1}}]}}"
         )
+    check_row(metadata)
     objects = kept_objects(detections, metadata.get("tag"))
     groups: list[list[Detection] | None] = []  # per include clause its objects, None where the clause failed
     failures: list[str] = []
     for clause in include:
-        found = objects.get(clause["class"], [])[: _count(clause)]
+        found = objects.get(clause["class"], [])[: count_of(clause)]
         failure = (
             _missing(clause, found) or _wrong_color(clause, found, colors) or _wrong_position(clause, found, groups)
         )
@@ -138,20 +139,15 @@ def judge(detections: Sequence[Detection], metadata: Mapping[str, Any], *, color
         failures.append(failure)
     for clause in exclude:
         number = len(objects.get(clause["class"], []))
-        excess = number >= _count(clause)
-        failures.append(f"expected {clause['class']}<{_count(clause)}, found {number}" if excess else "")
+        excess = number >= count_of(clause)
+        failures.append(f"expected {clause['class']}<{count_of(clause)}, found {number}" if excess else "")
     clauses = [not failure for failure in failures]
     return Verdict(all(clauses), clauses, "\n".join(filter(None, failures)))
 
 
-def _count(clause: Mapping[str, Any]) -> int:
-    count = clause.get("count")
-    return 1 if count is None else int(count)
-
-
 def _missing(clause: Mapping[str, Any], found: list[Detection]) -> str:
-    if len(found) < _count(clause):
-        return f"expected {clause['class']}>={_count(clause)}, found {len(found)}"
+    if len(found) < count_of(clause):
+        return f"expected {clause['class']}>={count_of(clause)}, found {len(found)}"
     return ""
 
 
@@ -162,7 +158,7 @@ def _wrong_color(clause: Mapping[str, Any], found: list[Detection], colors: Colo
     names = _color_names(found, colors)
     if all(name == wanted for name in names):
         return ""
-    return f"expected {wanted} {clause['class']}>={_count(clause)}, found {' and '.join(names)}"
+    return f"expected {wanted} {clause['class']}>={count_of(clause)}, found {' and '.join(names)}"
 
 
 def _color_names(found: list[Detection], colors: ColorNamer | None) -> list[str]:
@@ -182,14 +178,7 @@ def _color_names(found: list[Detection], colors: ColorNamer | None) -> list[str]
 def _wrong_position(clause: Mapping[str, Any], found: list[Detection], groups: list[list[Detection] | None]) -> str:
     if clause.get("position") is None:
         return ""
-    relation, index = clause["position"]
-    if relation not in RELATIONS:
-        raise ValueError(f"unknown relation {relation!r} in GenEval metadata; allowed: {', '.join(RELATIONS)}")
-    if not 0 <= index < len(groups):
-        raise ValueError(
-            f"position {clause['position']!r} of {clause['class']!r} must point at an earlier include clause "
-            f"(0 to {len(groups) - 1}; this is clause {len(groups)})"
-        )
+    relation, index = clause["position"][0], int(clause["position"][1])
     targets = groups[index]
     if targets is None:
         return f"no target for {clause['class']} to be {relation}"

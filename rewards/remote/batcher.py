@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,9 +47,8 @@ class Gatherer:
         if batch < 1:
             raise ValueError(f"the server's batch is {batch}; it must be at least 1")
         self.reward, self.name, self.batch = reward, name, batch
-        # A weighted sum says so: its parts of these names are asked for by whoever normalises them.
-        weights = getattr(reward, "weights", None)
-        self.weights: dict[str, float] = dict(weights) if isinstance(weights, Mapping) else {}
+        # The parts of a weighted sum are asked for by whoever normalises them.
+        self.weights: dict[str, float] = dict(reward.weights or {})
         self.counts = {"requests": 0, "images": 0, "batches": 0}
         """What was scored so far. A batch is one call of the scorer."""
         self._waiting: deque[Job] = deque()

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rewards.base import FailurePolicy, RewardOutput, check, check_policy, join
+from rewards.base import AsyncReward, FailurePolicy, RewardOutput, check, check_policy, join
 from rewards.remote.server_pool import Servers
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "T2I_GCPO_REWARD_TOKEN"
 
 
-class RemoteReward:
+class RemoteReward(AsyncReward):
     """The scores of a reward server: what it serves, its range and its parts are those of the scorer there.
 
     Args:

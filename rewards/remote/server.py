@@ -7,9 +7,7 @@ behind a tunnel or a proxy with TLS where the network is not your own.
 from __future__ import annotations
 
 import ipaddress
-import math
 import platform
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,14 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rewards.base import Reward
+from rewards.function import as_reward
+from rewards.identity import without_secrets
 from rewards.remote.batcher import Gatherer
 from rewards.remote.http import Budget, HttpServer
 from rewards.remote.protocol import PROTOCOL, Limits
 
 #: Requests of the largest size whose bytes may be in memory at once.
 BODIES = 4
-#: Names of options that are no one else's business.
-SECRET = re.compile(r"token|secret|password|credential|api_?key", re.IGNORECASE)
 
 
 class RewardServer:
@@ -66,7 +64,7 @@ class RewardServer:
         self.bodies, self.pixels = Budget(BODIES * self.limits.body), Budget(self.limits.waiting)
         self.stopping = False
         self._http = HttpServer((host, port), self)  # first, as the port may be taken
-        self.gatherer = Gatherer(reward, name=name, batch=batch)
+        self.gatherer = Gatherer(as_reward(reward, name=name, failure="mark"), name=name, batch=batch)
         self._about = {
             "protocol": PROTOCOL,
             "reward": name,
@@ -113,18 +111,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def without_secrets(value: Any) -> Any:
-    """Options as plain values for JSON, those with a secret's name hidden."""
-    if isinstance(value, Mapping):
-        return {
-            str(key): "(hidden)" if SECRET.search(str(key)) else without_secrets(item) for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [without_secrets(item) for item in value]
-    plain = isinstance(value, (str, int, bool, type(None))) or (isinstance(value, float) and math.isfinite(value))
-    return value if plain else repr(value)
 
 
 def _versions(*packages: str) -> dict[str, str]:

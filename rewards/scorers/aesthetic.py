@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.models import weights
 from rewards.models.batches import check_images, in_batches
 from rewards.models.open_clip_model import load_open_clip, read_tensors
@@ -22,7 +22,7 @@ IMPROVED_REVISION = "7f639699bec8126062148a47ecb1a4312d8e6688"
 MLP_LAYERS = (0, 2, 4, 6, 7)
 
 
-class AestheticReward:
+class AestheticReward(Reward):
     """LAION's aesthetic rating, a head on normalised CLIP ViT-L/14 features: trained on ratings from 1 to 10, not bounded.
 
     Two heads, told apart by their files:
@@ -48,6 +48,8 @@ class AestheticReward:
     Takes [B, 3, H, W] uint8 of any size. No parts. ValueError: weights that are missing or do not fit, a head
     of another kind or width, images of another type.
     """
+
+    name = "aesthetic"
 
     def __init__(
         self,

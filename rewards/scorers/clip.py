@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.models.batches import TextCache
 from rewards.models.open_clip_encoder import UnfitText, cosines
 from rewards.models.open_clip_model import load_open_clip
@@ -17,7 +17,7 @@ CLIP_MINI = "clip-mini"
 ASSETS = Path(__file__).parent.parent / "assets"
 
 
-class ClipReward:
+class ClipReward(Reward):
     """Cosine of the picture's and the prompt's CLIP features (arXiv 2103.00020), times `scale`: in [-scale, scale].
 
     `clip-mini`, the default, lies in this package and knows the words and pictures of ShapeScenes only. A checkpoint of the
@@ -40,6 +40,8 @@ class ClipReward:
     Takes [B, 3, H, W] uint8 of any size. Part: `cosine`, without the scale. ValueError: weights that are missing or do not
     fit, a QuickGELU that does not fit the weights, unknown names, images of another type.
     """
+
+    name = "clip"
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.models.batches import check_images, check_prompts, in_batches
 from rewards.models.text_tokens import TextReader
 from rewards.models.transformers_model import load_model, read_preprocess
@@ -18,7 +18,7 @@ from rewards.t2i_r1 import fields as t2i_r1
 NOT_ASKED = (t2i_r1.SPATIAL, t2i_r1.NUMERACY)
 
 
-class GitVqaReward:
+class GitVqaReward(Reward):
     """How sure GIT (arXiv 2205.14100) is that each thing is in the picture, on average: T2I-R1's reward (arXiv 2505.00703), in [0, 1].
 
     Asked "red car?", it answers yes with p(yes) / (p(yes) + p(no)), from its next token. The things are the row's
@@ -35,6 +35,8 @@ class GitVqaReward:
     Takes [B, 3, H, W] uint8 of any size; a picture that is not square is cropped. Part: `yes`, the score where there was a
     question, else NaN. ValueError: weights that are missing or do not fit, a row without nouns, images of another type.
     """
+
+    name = "git_vqa"
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.models.batches import check_batch_size, check_images, check_prompts, room
 from rewards.models.text_tokens import TextReader
 from rewards.models.transformers_model import load_image_processor, load_model
@@ -19,7 +19,7 @@ from rewards.t2i_r1 import fields as t2i_r1
 from rewards.t2i_r1.object_scores import Found, present, scorer
 
 
-class GroundingDinoReward:
+class GroundingDinoReward(Reward):
     """T2I-R1's detector reward (arXiv 2505.00703): objects found by Grounding DINO (arXiv 2303.05499), in [0, 1].
 
     By the row's `task_type`:
@@ -42,6 +42,8 @@ class GroundingDinoReward:
     `found`, the share of the nouns that is found, for every task. ValueError: weights that are missing or do not fit, a row
     without the fields of its task, images of another type.
     """
+
+    name = "grounding_dino"
 
     def __init__(
         self,

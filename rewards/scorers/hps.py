@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.models.batches import TextCache
 from rewards.models.open_clip_encoder import UnfitText, cosines
 from rewards.models.open_clip_model import load_open_clip
@@ -15,7 +15,7 @@ from rewards.models.open_clip_model import load_open_clip
 FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
-class HpsReward:
+class HpsReward(Reward):
     """Human Preference Score v2 (arXiv 2306.09341): cosine of a CLIP ViT-H-14 trained on people's choices, in [-1, 1].
 
     Published tables show it times 100, with averages of 20 to 35. Weights: `xswu/HPSv2`, Apache-2.0. The two versions
@@ -32,6 +32,8 @@ class HpsReward:
     Takes [B, 3, H, W] uint8 of any size; a picture that is not square is padded with black, not cropped. No parts.
     ValueError: weights that are missing or do not fit, unknown version or names, images of another type.
     """
+
+    name = "hps"
 
     def __init__(
         self,

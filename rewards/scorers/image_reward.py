@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.models import weights
 from rewards.models.batches import check_images, check_prompts, in_batches
 from rewards.models.blip_weights import build
@@ -25,7 +25,7 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072
 LENGTH = 35
 
 
-class ImageReward:
+class ImageReward(Reward):
     """ImageReward v1.0 (arXiv 2304.05977): BLIP ViT-L reads the prompt over the picture, a head rates what it read.
 
     Standardised on the authors' data: mean 0 and standard deviation 1 there, not bounded, mostly within -2.5 and 2.5.
@@ -43,6 +43,8 @@ class ImageReward:
     Takes [B, 3, H, W] uint8 of any size; a picture that is not square is cropped. No parts. ValueError: weights that are
     missing or do not fit, unknown names, images of another type.
     """
+
+    name = "image_reward"
 
     def __init__(
         self,

@@ -10,14 +10,14 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.models.batches import check_images, check_prompts, require
 
 #: Texts in quotes: "a", “a”, „a“, «a», ‘a’ and 'a'; the apostrophe of "don't" opens nothing.
 _QUOTED = re.compile(r"\"([^\"]+)\"|[“„]([^“”]+)[“”]|«([^»]+)»|(?<!\w)[‘']([^‘’']+(?:\w['’]\w[^‘’']*)*)[’'](?!\w)")
 
 
-class OcrReward:
+class OcrReward(Reward):
     """1 minus the edit distance of the text that is read and the text that is asked for, per character: in [0, 1].
 
     With n the length of the wanted text, `1 - min(levenshtein, n) / n` (the text reward of Flow-GRPO, arXiv 2505.05470). Case
@@ -40,6 +40,8 @@ class OcrReward:
     Pictures are read one by one. Parts: `exact`, 1 where the text is right to the letter, and `letters`, the number of letters
     that were read. ValueError: a row and prompt without a text, unknown options, images of another type.
     """
+
+    name = "ocr"
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.models.batches import TextCache, check_images, check_prompts, in_batches
 from rewards.models.open_clip_encoder import UnfitText
 from rewards.models.text_tokens import TextReader
@@ -18,7 +18,7 @@ from rewards.models.transformers_model import load_model, read_preprocess
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-class PickScoreReward:
+class PickScoreReward(Reward):
     """PickScore (arXiv 2305.01569): a CLIP ViT-H-14 trained on what people picked, image and prompt compared.
 
     The published score is the cosine times the model's learned logit scale, 100 in the released weights: it lies in
@@ -37,6 +37,8 @@ class PickScoreReward:
     Takes [B, 3, H, W] uint8 of any size; a picture that is not square is cropped. Part: `cosine`. ValueError: weights that
     are missing or do not fit, unknown names, images of another type.
     """
+
+    name = "pickscore"
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.remote.client import RemoteReward
 from rewards.remote.server import RewardServer
 from t2i_gcpo.bench import positive
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--request", type=positive, default=16, help="images a request")
 
 
-class Scorer:
+class Scorer(Reward):
     """The mean brightness of an image, after some work that has nothing to do with it."""
 
     def __init__(self, kind: Kind, milliseconds: float, products: int) -> None:

@@ -13,6 +13,7 @@ from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.evaluation.credit_location import CreditObserver
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, pick
+from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.reports.tables import print_credit, print_evaluation
 from t2i_gcpo.utils import pictures
 
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     prompts = limit(prompt_files.read(args.prompts), args.limit, repeat=True)
     reward = rewards.load(args.reward)
+    check_scorable(prompts, reward)
     results, measured = {}, {}
     for name in dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]):
         observer = CreditObserver(load_detector("shapes")) if args.credit else None

@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rewards.base import Reward, RewardOutput, check, join
-from rewards.remote.server import without_secrets
+from rewards.identity import without_secrets
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.shared import add_reward_option, take_reward
 from t2i_gcpo.evaluation.intervals import Estimates, estimate
+from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.reports.image_folders import Picture, find
 from t2i_gcpo.reports.tables import print_note, print_table, with_interval
 from t2i_gcpo.utils.files import write_atomically
@@ -38,7 +39,9 @@ def main(argv: list[str]) -> int:
     if args.out.is_dir():
         raise ValueError(f"--out {args.out} is a folder; name a file, e.g. {args.out / 'scores.json'}")
     pictures, source = find(args.images, args.prompts)
-    scores = score(pictures, build.reward(options), name=options.name, batch=args.batch, progress=True)
+    reward = build.reward(options)
+    check_scorable([picture.prompt for picture in pictures], reward)
+    scores = score(pictures, reward, name=options.name, batch=args.batch, progress=True)
     print_table(*scores.table(), title=f"{options.name} on {args.images}")
     print_note(NOTE + (f"; {scores.failed} images could not be scored" if scores.failed else ""))
     about = {"reward": options.name, "options": without_secrets(options.options)}

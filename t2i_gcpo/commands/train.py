@@ -47,7 +47,7 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
         read(source) for source in (config.prompts.train, config.prompts.validation, config.prompts.test)
     )
     test = limit(test, config.evaluate.test_limit, repeat=True)
-    trainer = build_trainer(config, training, validation)
+    trainer = build_trainer(config, training, validation, test)
     trainer.generator.check_prompts([*validation, *test, *filter(None, [config.sampling.negative_prompt])])
     assert isinstance(trainer.reward, Reward)
     tracking.prepare_run(folder, dump(config), resume=resume)

@@ -79,7 +79,8 @@ def check_text(text: str, where: str) -> str:
 def _read_lines(path: Path, text: str) -> Iterator[Prompt]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield Prompt(check_text(line, f"{path}, line {number}: the prompt"))
+            where = f"{path}, line {number}"
+            yield Prompt(check_text(line, f"{where}: the prompt"), source=where)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
@@ -149,10 +150,10 @@ def _json_prompt(row: Any, where: str) -> Prompt:
     metadata = _without_null(row)
     key = next((key for key in _TASK_KEYS if metadata.get(key)), None)
     if key is None:
-        return Prompt(check_text(text, f'{where}: "prompt"'), metadata)
+        return Prompt(check_text(text, f'{where}: "prompt"'), metadata, where)
     if isinstance(metadata[key], (list, dict)):
         raise ValueError(f'{where}: "{key}" is {metadata[key]!r}; it names the prompt\'s task and must be a text')
-    return Prompt(check_text(text, f'{where}: "prompt"'), {**metadata, "tag": str(metadata[key])})
+    return Prompt(check_text(text, f'{where}: "prompt"'), {**metadata, "tag": str(metadata[key])}, where)
 
 
 def _check_objects(objects: Any, where: str) -> None:
@@ -233,7 +234,7 @@ def _table(path: Path, rows: Rows) -> Iterator[Prompt]:
             raise ValueError(f'{where}: the column "{names[text_column]}" is empty')
         text = check_text(cells[text_column], f'{where}: the column "{names[text_column]}"')
         task = cells[task_column].strip() if task_column is not None else ""
-        yield Prompt(text, {"prompt": text, "tag": task} if task else {"prompt": text})
+        yield Prompt(text, {"prompt": text, "tag": task} if task else {"prompt": text}, where)
 
 
 def _column(path: Path, line: int, names: Sequence[str], wanted: Sequence[str]) -> int | None:

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rewards.base import Reward, check
+from rewards.base import Reward, check, name_of
+from rewards.function import as_reward
 from t2i_gcpo.data.selection import evenly
 from t2i_gcpo.evaluation.intervals import Estimates, Interval, estimate
+from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator, chunks
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
 from t2i_gcpo.utils.json_files import finite_or_none
@@ -192,12 +194,15 @@ def evaluate(
         raise ValueError("there are no prompts to evaluate on")
     if batch < 1 or images_per_prompt < 1:
         raise ValueError(f"batch is {batch}, images_per_prompt {images_per_prompt}; both must be at least 1")
+    scorer = as_reward(reward, name=reward_name, failure="mark")
+    others = {name: as_reward(other, name=name, failure="mark") for name, other in (held_out or {}).items()}
+    check_scorable(prompts, scorer, *others.values())
     sampling = replace(sampling, group_size=images_per_prompt, seed=seed)
     if observe is None:
         sampling = replace(sampling, contrast=False, stats=())
     rows: list[ScoredImage] = []
     kept: list[Tensor] = []
-    others: dict[str, list[float]] = {name: [] for name in held_out or {}}
+    other_scores: dict[str, list[float]] = {name: [] for name in others}
     with tqdm(
         total=len(prompts) * images_per_prompt, unit="image", desc="evaluate", disable=not progress, leave=False
     ) as bar:
@@ -210,13 +215,13 @@ def evaluate(
             owners = [(index, image) for index in part for image in range(images_per_prompt)]
             texts = [prompts[index].text for index, _ in owners]
             metadata = [prompts[index].metadata for index, _ in owners]
-            scores = _scores(reward, reward_name or type(reward).__name__, images, texts, metadata)
+            scores = _scores(scorer, reward_name or name_of(scorer), images, texts, metadata)
             rows += [
                 ScoredImage(index, image, prompts[index].text, prompts[index].task, score)
                 for (index, image), score in zip(owners, scores, strict=True)
             ]
-            for name, other in (held_out or {}).items():
-                others[name] += _scores(other, name, images, texts, metadata)
+            for name, other in others.items():
+                other_scores[name] += _scores(other, name, images, texts, metadata)
             if keep_images:
                 kept.append(images.cpu())
             bar.update(len(owners))
@@ -227,7 +232,7 @@ def evaluate(
         checkpoint,
         source,
         reward_name,
-        {name: tuple(scores) for name, scores in others.items()},
+        {name: tuple(scores) for name, scores in other_scores.items()},
         torch.cat(kept) if keep_images else None,
     )
 

@@ -5,8 +5,6 @@ P prompts, G images a prompt, B = P * G rows, N images of a step, discarded ones
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,8 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rewards.base import AsyncReward, Pending, Reward, RewardOutput, check, join
-from rewards.function import FunctionReward
+from rewards.base import AsyncReward, Pending, Reward, RewardOutput, check, join, name_of
 from t2i_gcpo.advantages import informative_groups
 from t2i_gcpo.generators.base import ImageGenerator, Negative
 from t2i_gcpo.records import Prompt, Rollout, Sampling, ScoredRollout, cat_parts
@@ -29,12 +26,6 @@ def _untimed(name: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def as_reward(reward: Reward | Callable[..., Any]) -> Reward:
-    """A plain function, which may return any B numbers, becomes a reward; a reward stays what it is."""
-    plain = inspect.isroutine(reward) or isinstance(reward, functools.partial)
-    return FunctionReward(reward) if plain else reward
-
-
 def score(generator: ImageGenerator, reward: Reward, rollout: Rollout, *, phase: Phase = _untimed) -> ScoredRollout:
     """Decode a rollout's tokens and score the images. ValueError where the reward gives the wrong number of scores.
 
@@ -42,7 +33,7 @@ def score(generator: ImageGenerator, reward: Reward, rollout: Rollout, *, phase:
     """
     owners = [prompt for prompt in rollout.prompts for _ in range(rollout.sampling.group_size)]
     texts, metadata = [prompt.text for prompt in owners], [prompt.metadata for prompt in owners]
-    name = getattr(reward, "name", type(reward).__name__)
+    name = name_of(reward)
     if isinstance(reward, AsyncReward) and reward.submit_batch is not None:
         decoded: list[Tensor] = []
         pending: list[Pending] = []

@@ -17,15 +17,17 @@ from typing import Any
 import torch
 
 from rewards.base import Reward
+from rewards.function import as_reward
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, resolve, token_advantages
 from t2i_gcpo.data.prompts import read
 from t2i_gcpo.data.sampler import PromptSampler
+from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import DISTRIBUTIONS, Distribution, ImageGenerator, Negative, as_prompts
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
 from t2i_gcpo.training import checkpoint as checkpoints
 from t2i_gcpo.training.optim import NonFiniteGuard
 from t2i_gcpo.training.options import CheckpointPlan, Schedule
-from t2i_gcpo.training.rollout import Collected, as_reward, collect, collect_informative, diversity
+from t2i_gcpo.training.rollout import Collected, collect, collect_informative, diversity
 from t2i_gcpo.training.tracker import Tracker, check_unused
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils.clock import Clock
@@ -114,6 +116,7 @@ class Trainer:
         self.output_dir = Path(self.output_dir)
         self.rng = torch.Generator().manual_seed(self.seed)
         self.generator.check_prompts(prompts)
+        check_scorable(prompts, as_reward(self.reward))
         self.prompt_sampler = PromptSampler(prompts, seed=self.seed, balanced=self.balanced)
         self.generator.keep_reference()
         if hasattr(self.generator, "compiles"):
@@ -161,7 +164,7 @@ class Trainer:
         def collect_prompts(prompts: list[Prompt]) -> ScoredRollout:
             return collect(
                 self.generator,
-                self.reward,
+                as_reward(self.reward),
                 prompts,
                 self.sampling,
                 rng=self.rng,
@@ -188,7 +191,7 @@ class Trainer:
                 scored.scores,
                 generator=self.rng,
                 parts=scored.parts,
-                part_weights=getattr(self.reward, "weights", None),
+                part_weights=as_reward(self.reward).weights,
                 reference_entropy=reference_entropy,
             )
 

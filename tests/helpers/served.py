@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import RewardOutput
+from rewards.base import Reward, RewardOutput
 from rewards.remote.protocol import encode_png
 from rewards.remote.server import RewardServer
 
 
-class Scorer:
+class Scorer(Reward):
     """Mean of the pixels / 255, plus the prompt's length, plus the row's "bonus"; NaN where "bonus" is null in the row.
 
     While `gate` is closed it waits. Raises the row's "error" as the class of that name.

@@ -1,10 +1,11 @@
-"""Detectors for GenEval: images -> the objects in them."""
+"""Finds the objects in images for GenEval: each detector is at home here, and no rule that judges what was found."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rewards.geneval.rules import Detection
 
@@ -18,16 +19,41 @@ DETECTORS: dict[str, str] = {
 }
 
 
+@runtime_checkable
 class Detector(Protocol):
-    """May have `classes`, the names that it can find, and `names_colors`: False where its objects come without a colour."""
+    """Finds objects in images. A class that inherits from it needs `__call__` alone; everything else has a default."""
+
+    classes: Sequence[str] | None = None
+    """The names that it can find; None: it does not say."""
+    names_colors: bool = True
+    """False where its objects come without a colour, so that something else has to name it."""
+    color_names: Sequence[str] | None = None
+    """What it may call its objects' colours; None: it does not say, or names none."""
 
     def __call__(self, images: Tensor) -> list[list[Detection]]:
-        """`images` [B, 3, H, W] uint8 -> per image its detections."""
+        """Return the detections of each of `images` [B, 3, H, W] uint8."""
         ...
 
 
+class PlainDetector(Detector):
+    """Makes a detector of a function of one's own; its `classes` and `names_colors` count where it has them."""
+
+    def __init__(self, function: Callable[[Tensor], list[list[Detection]]]) -> None:
+        self.function = function
+        self.classes = getattr(function, "classes", None)
+        self.names_colors = getattr(function, "names_colors", True)
+
+    def __call__(self, images: Tensor) -> list[list[Detection]]:
+        return self.function(images)
+
+
+def as_detector(detector: Detector | Callable[[Tensor], list[list[Detection]]]) -> Detector:
+    """Return a detector as it is, and make one of a function images -> detections."""
+    return detector if isinstance(detector, Detector) else PlainDetector(detector)
+
+
 def load(name: str, **options: Any) -> Detector:
-    """A detector by name; ValueError for an unknown one, and for an option that it does not have."""
+    """Load a detector by name; ValueError for an unknown one, and for an option that it does not have."""
     if name not in DETECTORS:
         raise ValueError(f"unknown detector {name!r}; available: {', '.join(sorted(DETECTORS))}")
     module, _, attribute = DETECTORS[name].partition(":")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rewards.geneval.coco import COCO_CLASSES
+from rewards.geneval.detectors import Detector
 from rewards.geneval.rules import SCORE_THRESHOLD, Detection
 from rewards.models.batches import check_batch_size, check_images, room
 from rewards.models.transformers_model import load_image_processor, load_model
@@ -25,7 +26,7 @@ MOST_OBJECTS = 100
 MASK_EPS = 1e-6
 
 
-class Mask2FormerDetector:
+class Mask2FormerDetector(Detector):
     """Mask2Former (2112.01527), Swin-S, on COCO's classes under GenEval's names: images -> objects with box and mask.
 
     The default is its authors' checkpoint `facebook/mask2former-swin-small-coco-instance`; see its page for the licence of the
@@ -69,7 +70,8 @@ class Mask2FormerDetector:
             dtype=dtype,
         )
         self.processor = load_image_processor("geneval", folder)
-        self.classes, self.score_threshold, self.batch_size = tuple(classes), score_threshold, batch_size
+        self.classes: tuple[str, ...] = tuple(classes)
+        self.score_threshold, self.batch_size = score_threshold, batch_size
         if self.model.config.num_labels != len(self.classes):
             raise ValueError(
                 f"detector 'mask2former': {folder} tells {self.model.config.num_labels} classes apart, but {len(self.classes)} "

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from rewards.geneval.detectors import Detector
 from rewards.geneval.rules import Detection
 from rewards.geneval.vocabulary import BACKGROUND, CLASSES, COLORS, OUTLINES, coverage
 
@@ -67,7 +68,7 @@ class _Blob:
     """[h, w] bool, the pixels that may belong to it, fringe included; `top`, `left` place the window in the image."""
 
 
-class ShapesDetector:
+class ShapesDetector(Detector):
     """Images of ShapeScenes -> detections with class, colour, box, mask and a score.
 
     A cleanly drawn shape scores above 0.95 and a slightly garbled one above 0.9; one with a piece missing or added, with
@@ -75,6 +76,7 @@ class ShapesDetector:
     """
 
     classes = CLASSES
+    color_names = tuple(COLORS)
 
     def __call__(self, images: Tensor) -> list[list[Detection]]:
         """`images` [B, 3, H, W] uint8 -> per image its detections, most confident first. ValueError for other input."""

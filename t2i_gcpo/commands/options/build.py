@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rewards.base import Reward
 from t2i_gcpo.commands.options.config import GeneratorConfig, RewardConfig, SamplingConfig, TrainConfig, WatchConfig
 from t2i_gcpo.data.prompts import limit
+from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.training.callbacks.pictures import Pictures
@@ -66,9 +68,16 @@ def sampling(options: SamplingConfig, *, guidance: float | None = None) -> Sampl
     )
 
 
-def build_trainer(config: TrainConfig, training: list[Prompt], validation: list[Prompt]) -> Trainer:
-    """The trainer that the options describe, with its callbacks and without a tracker."""
-    scorer = reward(config.reward)
+def build_trainer(
+    config: TrainConfig, training: list[Prompt], validation: list[Prompt], test: Sequence[Prompt] = ()
+) -> Trainer:
+    """Build the trainer that the options describe, with its callbacks and without a tracker.
+
+    ValueError, before the generator is loaded, for a prompt that a scorer cannot score; `test`: the prompts of the evaluations.
+    """
+    scorer, watched = reward(config.reward), held_out(config.watch)
+    check_scorable([*training, *validation, *test], scorer)
+    check_scorable([*training, *test], *watched.values())
     evaluation = sampling(config.sampling, guidance=config.evaluate.guidance)
     validate = Validation(
         limit(validation, config.evaluate.limit, repeat=True),
@@ -87,7 +96,7 @@ def build_trainer(config: TrainConfig, training: list[Prompt], validation: list[
         seed=config.evaluate.seed,
         negative_prompt=config.sampling.negative_prompt,
     )
-    watch = Watch(held_out(config.watch), every=config.watch.every)
+    watch = Watch(watched, every=config.watch.every)
     return Trainer(
         generator(config.generator, seed=config.seed),
         scorer,
