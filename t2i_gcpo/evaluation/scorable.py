@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from rewards.base import PromptError, Reward
+from rewards.function import as_reward
 from t2i_gcpo.records import Prompt
 
 
-def check_scorable(prompts: Sequence[Prompt], *rewards: Reward) -> None:
+def check_scorable(prompts: Sequence[Prompt], *rewards: Reward | Callable[..., Any]) -> None:
     """Raise ValueError, with file and line where the prompt has them, for the first prompt that a reward cannot score."""
     unique = list({id(prompt): prompt for prompt in prompts}.values())  # an evaluation repeats its prompts
     for reward in rewards:
         try:
-            reward.check_prompts([prompt.text for prompt in unique], [prompt.metadata for prompt in unique])
+            as_reward(reward).check_prompts([prompt.text for prompt in unique], [prompt.metadata for prompt in unique])
         except PromptError as error:
             source = unique[error.index].source
             raise ValueError(f"{source}: {error}" if source else str(error)) from error

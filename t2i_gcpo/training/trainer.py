@@ -116,7 +116,7 @@ class Trainer:
         self.output_dir = Path(self.output_dir)
         self.rng = torch.Generator().manual_seed(self.seed)
         self.generator.check_prompts(prompts)
-        check_scorable(prompts, as_reward(self.reward))
+        check_scorable(prompts, self.reward)
         self.prompt_sampler = PromptSampler(prompts, seed=self.seed, balanced=self.balanced)
         self.generator.keep_reference()
         if hasattr(self.generator, "compiles"):
