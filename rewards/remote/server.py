@@ -6,7 +6,6 @@ behind a tunnel or a proxy with TLS where the network is not your own.
 
 from __future__ import annotations
 
-import ipaddress
 import platform
 import threading
 import time
@@ -19,6 +18,7 @@ from rewards.base import Reward
 from rewards.function import as_reward
 from rewards.identity import without_secrets
 from rewards.remote.batcher import Gatherer
+from rewards.remote.hosts import is_loopback
 from rewards.remote.http import Budget, HttpServer
 from rewards.remote.protocol import PROTOCOL, Limits
 
@@ -103,14 +103,6 @@ class RewardServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server on `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _versions(*packages: str) -> dict[str, str]:
