@@ -461,5 +461,5 @@ display(Markdown(tables.markdown(["map", *normalizations], lines)))
 # | group-relative advantage | `t2i_gcpo/advantages.py` |
 # | contrast, divergence, weights, controls | `t2i_gcpo/credit.py` |
 # | clipped loss, KL and its weights | `t2i_gcpo/losses.py` |
-# | which algorithm takes which | `TABLE` in `t2i_gcpo/algorithms.py` |
+# | which algorithm takes which | `TABLE` in `t2i_gcpo/algorithms/table.py` |
 # | the maps | `t2i_gcpo/heatmap/`, on the command line `t2i-gcpo heatmap` |

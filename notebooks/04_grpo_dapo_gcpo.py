@@ -38,7 +38,7 @@ COLOR = dict(zip(ALGORITHMS, COLORS, strict=False))
 # %% [markdown]
 # ## Where the rows differ
 #
-# All options of the table in `t2i_gcpo/algorithms.py` in which the three are not alike:
+# All options of the table in `t2i_gcpo/algorithms/table.py` in which the three are not alike:
 
 # %%
 choices = {name: asdict(TABLE[name]) for name in ALGORITHMS}

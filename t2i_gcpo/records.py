@@ -6,11 +6,13 @@ P prompts, G images a prompt, B = P * G rows with row = p * G + g, T = rows * co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from t2i_gcpo.utils.checks import at_least, declared
 
 #: How many tokens stay masked after each sampling step; `generators.tokens.unmasking` has the curves.
 Schedule = Literal["cosine", "linear", "square", "cubic", "sqrt"]
@@ -47,52 +49,60 @@ class Unmasking:
     """Of the Gumbel noise on the confidence at the first step; falls to 0 in equal parts."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"{self.steps} unmasking steps; there must be at least 1")
-        for what, name, known in (
-            ("schedule", self.schedule, get_args(Schedule)),
-            ("order", self.order, get_args(Order)),
-        ):
-            if name not in known:
-                raise ValueError(f"unmasking {what} {name!r} is unknown; allowed: {', '.join(known)}")
-        if self.temperature < 0:
-            raise ValueError(f"the unmasking temperature is {self.temperature}; it must be at least 0")
+        declared(self, "unmasking.")
+        at_least(1, "unmasking.", steps=self.steps)
+        at_least(0, "unmasking.", temperature=self.temperature)
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingOptions:
     """How tokens are drawn. The behaviour distribution is `softmax(truncate(mix(c, u) / temperature))`."""
 
-    group_size: int = 1
-    """G, images a prompt."""
-    guidance: float = 1.0
-    """Classifier-free guidance scale g in `u + g (c - u)`; 1 samples the conditional distribution, without a second branch."""
+    guidance: float = 2.0
+    """Classifier-free guidance scale g in u + g (c - u); 1 samples the conditional distribution, without guidance."""
     temperature: float = 1.0
-    """Divides the guided logits; 0 is greedy."""
+    """Divides the guided logits; 0 is greedy, which cannot be trained on."""
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of tokens with this much probability; 1 keeps all."""
+    unmasking: Unmasking = field(default_factory=Unmasking)
+    """The order in which masked generators fix their tokens."""
+
+    def __post_init__(self) -> None:
+        declared(self, "sampling.")
+        if self.guidance < 0:
+            raise ValueError(f"sampling.guidance is {self.guidance}; it must be at least 0 (1 is no guidance)")
+        if self.temperature < 0:
+            raise ValueError(f"sampling.temperature is {self.temperature}; it must be at least 0 (0 is greedy)")
+        if self.top_k < 0:
+            raise ValueError(f"sampling.top_k is {self.top_k}; it must be at least 0 (0 keeps all tokens)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling.top_p is {self.top_p}; it must be in (0, 1] (1 keeps all tokens)")
+
+
+@dataclass(frozen=True)
+class Sampling(SamplingOptions):
+    """How the tokens of one rollout are drawn, and what is kept of their logits."""
+
+    group_size: int = 1
+    """G, images a prompt."""
     seed: int = 0
     """Each image's noise depends on (seed, prompt index, image index) only."""
     contrast: bool = True
     """Whether `logprob_negative` is wanted. Free under guidance with the null prompt, else one forward without gradient."""
     stats: tuple[str, ...] = ("entropy",)
     """Which of "entropy", "exact_kl", "js" to take from the logits at sampling time."""
-    unmasking: Unmasking = field(default_factory=Unmasking)
-    """Of masked generators."""
+
+    @classmethod
+    def of(cls, options: SamplingOptions, **choices: Any) -> Sampling:
+        """The options of a user, with `choices` for the other fields (and for single options)."""
+        shared = {field.name: getattr(options, field.name) for field in fields(SamplingOptions)}
+        return cls(**{**shared, **choices})
 
     def __post_init__(self) -> None:
-        if self.group_size < 1:
-            raise ValueError(f"group size is {self.group_size}; it must be at least 1")
-        if self.guidance < 0:
-            raise ValueError(f"guidance is {self.guidance}; it must be at least 0 (1 is no guidance)")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be at least 0 (0 is greedy)")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 0 (0 keeps all tokens)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be in (0, 1] (1 keeps all tokens)")
+        super().__post_init__()
+        at_least(1, "sampling.", group_size=self.group_size)
         unknown = set(self.stats) - {"entropy", "exact_kl", "js"}
         if unknown:
             raise ValueError(f"unknown sampling stats {sorted(unknown)}; allowed: entropy, exact_kl, js")

@@ -214,7 +214,7 @@ def test_a_negative_text_gives_its_own_log_probs_and_leaves_the_tokens_alone(sha
 
 
 def test_each_prompt_may_have_its_own_negative(shared: Janus) -> None:
-    sampling = Sampling(group_size=2, seed=5)
+    sampling = Sampling(group_size=2, guidance=1.0, seed=5)
     rollout = shared.sample(PROMPTS, sampling, negative_prompts=["no text", "a star"])
     with torch.no_grad():
         for row, text in enumerate(["no text", "no text", "a star", "a star"]):

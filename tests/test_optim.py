@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor, scheduler
+from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor
 
 
 def test_decay_acts_on_trainable_matrices_only() -> None:
@@ -45,27 +45,6 @@ def test_schedules_by_hand() -> None:
     assert lr_factor(0, schedule="cosine", steps=1) == 1
     with pytest.raises(ValueError, match="cosine"):
         lr_factor(0, schedule="cosin", steps=5)
-
-
-def test_scheduler_sets_the_rate_of_each_update_and_resumes() -> None:
-    def build() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-        optimizer = adamw(nn.Linear(2, 2), lr=0.1)
-        return optimizer, scheduler(optimizer, schedule="linear", steps=5, warmup_steps=2, min_ratio=0.0)
-
-    optimizer, schedule = build()
-    rates = []
-    for step in range(5):
-        rates.append(optimizer.param_groups[0]["lr"])
-        if step == 2:
-            saved = schedule.state_dict()
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([0.05, 0.1, 0.1 * 2 / 3, 0.1 / 3, 0.0])
-    other, resumed = build()
-    resumed.load_state_dict(saved)
-    other.step()
-    resumed.step()
-    assert other.param_groups[0]["lr"] == pytest.approx(rates[3])
 
 
 def test_clipping_returns_the_norm_before_and_leaves_nonfinite_gradients() -> None:

@@ -95,7 +95,7 @@ def test_a_part_that_a_batch_lacks_is_nan_there() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group_size": 0}, "group size is 0"),
+        ({"group_size": 0}, "group_size is 0"),
         ({"guidance": -1}, "guidance is -1"),
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"top_k": -1}, "top_k is -1"),

@@ -20,6 +20,7 @@ from helpers.training import distance, generator, same, sha256, trainer, weights
 from t2i_gcpo import cli, generators
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.training import checkpoint
+from t2i_gcpo.training.optim import lr_factor
 from t2i_gcpo.training.options import CheckpointPlan, Schedule
 from t2i_gcpo.training.tracker import read_metrics
 from t2i_gcpo.training.trainer import StepRecord, Trainer
@@ -71,6 +72,20 @@ def test_stopped_and_resumed_is_straight_through(
     kept = [tmp_path / run / "checkpoints" / "step_000004" for run in ("part", "straight")]
     weight_file = "adapter_model.safetensors" if changes.get("lora") else "model.safetensors"
     assert sha256(kept[0] / weight_file) == sha256(kept[1] / weight_file)
+
+
+def test_a_longer_run_has_the_rates_of_its_own_schedule(tmp_path: Path) -> None:
+    """Resumed with more steps: every step's rate is the schedule's, the first one's too."""
+    optim = Schedule(lr=1e-4, schedule="cosine", warmup_steps=0)
+    trainer(tmp_path, steps=2, optim=optim).train()
+    rest = trainer(tmp_path, steps=5, optim=optim)
+    assert rest.resume() == 2
+    rest.train()
+    course = [lr_factor(step, schedule="cosine", steps=5, min_ratio=0.05) for step in range(5)]
+    rates = [row["lr"] for row in read_metrics(tmp_path)]
+    assert rates[2:] == pytest.approx([1e-4 * factor for factor in course[2:]])
+    used = {group["lr"] for group in rest.updater.optimizer.param_groups}
+    assert used == {rates[-1]}
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

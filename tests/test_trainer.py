@@ -265,7 +265,7 @@ def test_the_algorithm_decides_how_is_sampled(tmp_path: Path) -> None:
     [
         ({"algorithm": "grop"}, "unknown algorithm 'grop'; allowed: grpo"),
         ({"distribution": "guidd"}, "distribution is 'guidd'; allowed: conditional"),
-        ({"optim": Schedule(schedule="cosin")}, "unknown schedule 'cosin'"),
+        ({"schedule": "cosin"}, "optim.schedule is 'cosin'; allowed: constant, linear, cosine"),
     ],
 )
 def test_wrong_options_fail_before_anything_is_sampled(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Rollout, Sampling
 from t2i_gcpo.training import updater as update_module
 from t2i_gcpo.training.master_weights import MasterWeights
-from t2i_gcpo.training.optim import NonFiniteGuard
+from t2i_gcpo.training.options import LoopOptions, OptimConfig, with_options
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils.clock import Clock
 
@@ -29,22 +29,11 @@ OPTIM = {"lr": 1e-2, "weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 1e-2}
 
 
 def updater(policy: Janus, name: str = "gcpo", **changes: Any) -> Updater:
-    options: dict[str, Any] = {
-        "distribution": "guided",
-        "steps": 100,
-        "epochs": 1,
-        "minibatches": 1,
-        "micro_batch": 8,
-        "guard": NonFiniteGuard(3),
-        **OPTIM,
-        "schedule": "constant",
-        "warmup_steps": 0,
-        "min_ratio": 1.0,
-        "max_grad_norm": 0.5,
-    }
-    options |= changes
-    algorithm = options.pop("algorithm", None) or resolve(name, group_size=4, kl_coef=0.5)
-    return Updater(policy, algorithm, **options)
+    """`changes` are options of the loop or of the optimiser by their names, `max_nonfinite` among them."""
+    optim = {**OPTIM, "warmup_steps": 0, "min_ratio": 1.0, "max_grad_norm": 0.5}
+    algorithm = changes.pop("algorithm", None) or resolve(name, group_size=4, kl_coef=0.5)
+    groups = {"loop": LoopOptions(steps=100, micro_batch=8), "optim": OptimConfig(**optim)}
+    return Updater(policy, algorithm, **with_options(groups, changes))
 
 
 def moved(policy: Janus) -> Janus:
@@ -338,7 +327,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(monkeypatch: pytest.MonkeyPatc
 def test_it_gives_up_after_a_stated_number_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = moved(generator())
     rollout, targets = draw(policy)
-    target = updater(policy, guard=NonFiniteGuard(3))
+    target = updater(policy, max_nonfinite=3)
     broken(policy, 3, monkeypatch)
     for _ in range(2):
         run(target, rollout, targets)

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", default="shapes:val", help="file of GenEval rows, or shapes:train|val|test")
     parser.add_argument("--num-prompts", type=positive, default=6, help="prompts of a batch")
     parser.add_argument("--group-size", type=positive, default=16, help="images of a prompt")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale")
+    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                         help="compile the sampler; None: where torch can compile")  # fmt: skip
 

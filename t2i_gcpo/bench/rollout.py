@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", default="shapes:val", help="prompt file, or shapes:train|val|test")
     parser.add_argument("--num-prompts", type=positive, default=8, help="prompts of a batch")
     parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale, above 1")
+    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale, above 1")
     parser.add_argument("--steps", type=positive, default=12, help="sampling steps of a masked checkpoint")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                         help="measure our compiled sampler; None: where torch can compile")  # fmt: skip

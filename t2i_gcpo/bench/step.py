@@ -23,7 +23,7 @@ from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.base import DISTRIBUTIONS, ImageGenerator
 from t2i_gcpo.records import Rollout, Sampling
-from t2i_gcpo.training.optim import NonFiniteGuard
+from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils.clock import Clock
 
@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-prompts", type=positive, default=8, help="prompts of a rollout")
     parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt, at least 2")
     parser.add_argument("--micro-batch", type=positive, default=16, help="images of a forward and backward pass")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale of the rollout, other than 1")
+    parser.add_argument(
+        "--guidance", type=float, default=Sampling.guidance, help="guidance scale of the rollout, other than 1"
+    )
     parser.add_argument(
         "--distribution", choices=DISTRIBUTIONS, default="guided", help="the distribution that is trained"
     )
@@ -57,24 +59,8 @@ class Step:
     ) -> None:
         self.algorithm, self.rollout, self.scores = algorithm, rollout, scores
         self.device = generator.device
-        self.updater = Updater(
-            generator,
-            algorithm,
-            distribution=options.distribution,
-            steps=10**6,
-            epochs=1,
-            minibatches=1,
-            micro_batch=options.micro_batch,
-            guard=NonFiniteGuard(1),
-            lr=1e-4,
-            weight_decay=0.0,
-            betas=(0.9, 0.99),
-            eps=1e-8,
-            schedule="constant",
-            warmup_steps=0,
-            min_ratio=1.0,
-            max_grad_norm=1.0,
-        )
+        loop = LoopOptions(distribution=options.distribution, micro_batch=options.micro_batch, max_nonfinite=1)
+        self.updater = Updater(generator, algorithm, loop, OptimConfig(warmup_steps=0))
         self.start: dict[str, Any] = copy.deepcopy(self.updater.state_dict())
 
     def __call__(self) -> None:
@@ -159,7 +145,7 @@ def check(gcpo: Step, grpo: Step) -> None:
         raise ValueError(
             "the rollout's images show no contrast, so GCPO is GRPO here; take another checkpoint or other prompts"
         )
-    everywhere = replace(gcpo.algorithm, floor=float("inf"))  # no contrast is above it: all weights are 1
+    everywhere = replace(gcpo.algorithm, floor=1e6)  # no contrast is above it: all weights are 1
     uniform = gcpo.gradients(token_advantages(everywhere, gcpo.rollout, gcpo.scores))
     plain = grpo.gradients(token_advantages(grpo.algorithm, grpo.rollout, grpo.scores))
     check_same("gradients where the credit is uniform", uniform, plain, rtol=1e-4, atol=1e-6)

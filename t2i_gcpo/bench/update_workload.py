@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, pairs: int, unit: str) -> 
     parser.add_argument("--prompts", default="shapes:val", help="prompt file, or shapes:train|val|test")
     parser.add_argument("--num-prompts", type=positive, default=2, help="prompts of a rollout")
     parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale of the rollout")
+    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale of the rollout")
     parser.add_argument("--steps", type=positive, default=12, help="sampling steps")
 
 

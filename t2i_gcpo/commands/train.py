@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from rewards.base import Reward
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.arguments import dump, load, parse, to_mapping
 from t2i_gcpo.commands.options.build import build_trainer
@@ -49,7 +48,6 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
     test = limit(test, config.evaluate.test_limit, repeat=True)
     trainer = build_trainer(config, training, validation, test)
     trainer.generator.check_prompts([*validation, *test, *filter(None, [config.sampling.negative_prompt])])
-    assert isinstance(trainer.reward, Reward)
     tracking.prepare_run(folder, dump(config), resume=resume)
     checkpoint.clean(folder)
     if resume and checkpoint.newest(folder) is not None:
@@ -101,7 +99,6 @@ def _tracker(config: TrainConfig, trainer: Trainer) -> tracking.Tracker:
 
 
 def _evaluate(config: TrainConfig, trainer: Trainer, prompts: list[Prompt], *, name: str) -> EvalResult:
-    assert isinstance(trainer.reward, Reward)
     watch = next(callback for callback in trainer.callbacks if isinstance(callback, Watch))
     return evaluate(
         trainer.generator,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda progress, floor: 1.0,
@@ -52,18 +51,6 @@ def lr_factor(step: int, *, schedule: str, steps: int, warmup_steps: int = 0, mi
     first = max(warmup_steps - 1, 0)  # the last update that has the peak
     progress = (step - first) / max(steps - 1 - first, 1)
     return SCHEDULES[schedule](min(progress, 1.0), min_ratio)
-
-
-def scheduler(
-    optimizer: torch.optim.Optimizer, *, schedule: str, steps: int, warmup_steps: int = 0, min_ratio: float = 0.0
-) -> LambdaLR:
-    """`lr_factor` as a torch scheduler; call its `step()` once after each update."""
-
-    def factor(step: int) -> float:
-        return lr_factor(step, schedule=schedule, steps=steps, warmup_steps=warmup_steps, min_ratio=min_ratio)
-
-    factor(0)  # an unknown schedule fails here, with its own message
-    return LambdaLR(optimizer, factor)
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

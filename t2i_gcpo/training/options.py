@@ -1,34 +1,75 @@
-"""The trainer's groups of options: plain values, for which `optim.py` and `checkpoint.py` say what they do."""
+"""The options of a training: one frozen dataclass for each part of it, with its defaults, docstrings and checks.
+
+`Trainer` and `Updater` take these groups, and the command's configuration is composed of them, so that an option is declared
+here once and refused with the same sentence from Python, the command line and a YAML.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
-from t2i_gcpo.utils.checks import above_zero, at_least, share
+from t2i_gcpo.algorithms import Algorithm
+from t2i_gcpo.records import SamplingOptions
+from t2i_gcpo.utils.checks import above_zero, at_least, declared, share
 
-
-@dataclass
-class Schedule:
-    """The learning rate's course and AdamW's options, as in `optim.py`."""
-
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    schedule: str = "constant"
-    warmup_steps: int = 10
-    min_ratio: float = 0.05
-    max_grad_norm: float = 1.0
+DEFAULT_ALGORITHM = "gcpo"
 
 
-@dataclass
-class CheckpointPlan:
-    """When checkpoints are written: every `every` steps (0: at the end only), `keep` newest (0: all) and the best kept."""
+@dataclass(frozen=True)
+class LoopOptions:
+    """How long a run is and how a rollout is used."""
 
-    every: int = 50
-    keep: int = 2
-    keep_best: bool = True
+    steps: int = 200
+    """Training steps: each samples images, scores them and updates the generator."""
+    prompts_per_step: int = 8
+    """Prompts of a rollout; each gets `algorithm.group-size` images."""
+    distribution: Literal["conditional", "guided", "guided_detached"] = "guided"
+    """Whose log-probs are trained: the generator's under the prompt, those of the guided mix that was sampled, or the latter without gradient through the unconditional branch."""
+    epochs: int = 1
+    """Passes of the optimiser over a rollout."""
+    minibatches: int = 1
+    """Optimiser steps a pass; the rollout's images are dealt out evenly."""
+    micro_batch: int = 16
+    """Rows in one training forward and backward pass; gradients are accumulated, so it changes memory and time, not the update."""
+    kl_stop: float | None = None
+    """Stop the run when the KL to the reference exceeds this many nats a token; null never does."""
+    max_nonfinite: int = 3
+    """Stop the run after this many updates in a row with a non-finite loss or gradient; each such update is skipped."""
+    seed: int = 0
+    """Every random choice of the run follows from it."""
+
+    def __post_init__(self) -> None:
+        declared(self)
+        at_least(0, seed=self.seed)
+        at_least(1, steps=self.steps, prompts_per_step=self.prompts_per_step)
+        at_least(1, epochs=self.epochs, minibatches=self.minibatches, micro_batch=self.micro_batch)
+        at_least(1, max_nonfinite=self.max_nonfinite)
+        above_zero(kl_stop=self.kl_stop)
+
+    def check_rollout(self, algorithm: Algorithm) -> None:
+        """Raise ValueError where the mini-batches do not divide the images of a rollout."""
+        rows = self.prompts_per_step * algorithm.group_size
+        if rows % self.minibatches:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, which does not divide the {rows} images of a rollout "
+                f"(prompts_per_step {self.prompts_per_step} x algorithm.group_size {algorithm.group_size})"
+            )
+
+
+@dataclass(frozen=True)
+class SamplingConfig(SamplingOptions):
+    """How the rollout's images are sampled."""
+
+    negative_prompt: str | None = None
+    """The prompt that GCPO contrasts with; null is the null prompt of classifier-free guidance, which costs no extra forward pass."""
+
+    def __post_init__(self) -> None:
+        declared(self, "sampling.")
+        above_zero("sampling.", temperature=self.temperature)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -53,6 +94,7 @@ class OptimConfig:
     """Gradients are scaled down to this global norm."""
 
     def __post_init__(self) -> None:
+        declared(self, "optim.")
         above_zero("optim.", lr=self.lr, eps=self.eps, max_grad_norm=self.max_grad_norm)
         at_least(0, "optim.", weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
         share("optim.", min_ratio=self.min_ratio)
@@ -72,4 +114,27 @@ class CheckpointConfig:
     """Keep the checkpoint with the best validation score as well."""
 
     def __post_init__(self) -> None:
+        declared(self, "checkpoint.")
         at_least(0, "checkpoint.", every=self.every, keep=self.keep)
+
+
+#: The names of the same classes in Python programs.
+Schedule = OptimConfig
+CheckpointPlan = CheckpointConfig
+
+
+def with_options(groups: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Change single options of groups by their names alone: `{"lr": 1e-4}` changes `groups["optim"]`.
+
+    ValueError for a name that no group has, saying what to write instead.
+    """
+    owners = {field.name: name for name, group in groups.items() for field in fields(group)}
+    owners.pop("name", None)  # an algorithm's name is given as `algorithm`
+    changes: dict[str, dict[str, Any]] = {name: {} for name in groups}
+    for name, value in options.items():
+        if name not in owners:
+            close = difflib.get_close_matches(name, owners, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"allowed: {', '.join(sorted(owners))}"
+            raise ValueError(f"Trainer has no option {name!r}; {hint}")
+        changes[owners[name]][name] = value
+    return {name: replace(group, **changes[name]) for name, group in groups.items()}

@@ -1,16 +1,13 @@
-"""The training loop: sample and score, spread the advantages over the tokens, update; and go on after any interruption.
+"""The run around the steps: callbacks, the log, checkpoints, and going on after any interruption.
 
-It does not know which algorithm it runs: that is a row of `algorithms.TABLE`.
-
-P prompts, G images a prompt, B = P * G rows, T tokens.
+What one step does is in `step.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,119 +15,116 @@ import torch
 
 from rewards.base import Reward
 from rewards.function import as_reward
-from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, resolve, token_advantages
+from t2i_gcpo.algorithms import Algorithm, resolve
 from t2i_gcpo.data.prompts import read
 from t2i_gcpo.data.sampler import PromptSampler
 from t2i_gcpo.evaluation.scorable import check_scorable
-from t2i_gcpo.generators.base import DISTRIBUTIONS, Distribution, ImageGenerator, Negative, as_prompts
-from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
+from t2i_gcpo.generators.base import ImageGenerator, as_prompts
+from t2i_gcpo.records import Prompt, Sampling, SamplingOptions
 from t2i_gcpo.training import checkpoint as checkpoints
-from t2i_gcpo.training.optim import NonFiniteGuard
-from t2i_gcpo.training.options import CheckpointPlan, Schedule
-from t2i_gcpo.training.rollout import Collected, collect, collect_informative, diversity
+from t2i_gcpo.training.options import (
+    DEFAULT_ALGORITHM,
+    CheckpointPlan,
+    LoopOptions,
+    SamplingConfig,
+    Schedule,
+    with_options,
+)
+from t2i_gcpo.training.step import Step, StepRecord
 from t2i_gcpo.training.tracker import Tracker, check_unused
 from t2i_gcpo.training.updater import Updater
-from t2i_gcpo.utils.clock import Clock
 from t2i_gcpo.utils.interrupt import on_interrupt
 
 __all__ = ["Callback", "CheckpointPlan", "Schedule", "StepRecord", "Trainer"]
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What callbacks see of a finished step. `metrics` may be added to; it is logged after them."""
-
-    step: int
-    """Steps done, this one included."""
-    metrics: dict[str, float]
-    scored: ScoredRollout | None = None
-    """The rollout that was trained on; None where no group had reward spread."""
-    targets: TokenAdvantages | None = None
-    """The very tensors that the loss used."""
-
-
-Callback = Callable[["Trainer", StepRecord], None]
-
-
-@dataclass(eq=False)
 class Trainer:
     """Fine-tunes `generator` on `prompts` for `reward`.
 
         def redness(images, prompts, metadata):                       # [B, 3, H, W] uint8 -> B numbers
             return images[:, 0].float().mean(dim=(1, 2)) / 255
 
-        trainer = Trainer(generators.load("janus-mini"), redness, "shapes:train", "runs/red", algorithm="gcpo", steps=50)
+        trainer = Trainer(generators.load("janus-mini"), redness, "shapes:train", "runs/red", algorithm="gcpo", steps=50, lr=1e-4)
         trainer.train()
 
     `trainer.resume()` before `train()` goes on from the newest checkpoint. A run that is resumed is the run uninterrupted, bit for
     bit on the CPU of one machine, if the generator is the one that the run began with and the arguments are the same.
     """
 
-    generator: ImageGenerator
-    reward: Reward | Callable[..., Any]
-    """A reward, or a function `(images [B, 3, H, W] uint8, prompts, metadata) -> B numbers`."""
-    prompts: str | Path | Sequence[Prompt | str]
-    """Prompts, or what `prompts.read` reads: a file, or shapes:train."""
-    output_dir: str | Path
-    algorithm: Algorithm | str = "gcpo"
-    steps: int = 200
-    prompts_per_step: int = 8
-    sampling: Sampling = field(default_factory=lambda: Sampling(guidance=2.0))
-    """Its group size, contrast and statistics are those that the algorithm needs, its seed is drawn for each rollout."""
-    negative_prompt: Negative = None
-    distribution: Distribution = "guided"
-    epochs: int = 1
-    """Passes over a rollout."""
-    minibatches: int = 1
-    """Optimiser steps a pass."""
-    micro_batch: int = 16
-    """Rows in one training forward and backward pass: changes memory and time, not the update."""
-    balanced: bool = True
-    """Draw the prompts' tasks in equal parts."""
-    optim: Schedule = field(default_factory=Schedule)
-    checkpoint: CheckpointPlan = field(default_factory=CheckpointPlan)
-    kl_stop: float | None = None
-    """Stop the run where the KL to the reference exceeds this many nats a token."""
-    max_nonfinite: int = 3
-    """Give up after this many updates in a row with a non-finite loss or gradient."""
-    seed: int = 0
-    callbacks: Sequence[Callback] = ()
-    """Called after each step with the trainer and a `StepRecord`."""
-    tracker: Tracker | None = None
-    """Who passes one closes it. None: `train` makes one, with metrics.jsonl and a progress bar."""
-    config: dict[str, Any] | None = None
-    """What the trainer's own tracker shows of the run's options."""
+    def __init__(
+        self,
+        generator: ImageGenerator,
+        reward: Reward | Callable[..., Any],
+        prompts: str | Path | Sequence[Prompt | str],
+        output_dir: str | Path,
+        *,
+        algorithm: Algorithm | str = DEFAULT_ALGORITHM,
+        loop: LoopOptions = LoopOptions(),  # noqa: B008 (frozen)
+        sampling: SamplingOptions = SamplingConfig(),  # noqa: B008
+        optim: Schedule = Schedule(),  # noqa: B008
+        checkpoint: CheckpointPlan = CheckpointPlan(),  # noqa: B008
+        balanced: bool = True,
+        callbacks: Sequence[Callback] = (),
+        tracker: Tracker | None = None,
+        config: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Set up a run; nothing is written or sampled before `train`.
 
-    def __post_init__(self) -> None:
-        self.algorithm = algorithm = resolve(self.algorithm) if isinstance(self.algorithm, str) else self.algorithm
-        if self.distribution not in DISTRIBUTIONS:
-            raise ValueError(f"distribution is {self.distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
-        self.reward = as_reward(self.reward)
-        prompts = read(self.prompts) if isinstance(self.prompts, (str, Path)) else as_prompts(self.prompts)
-        self.sampling = replace(
-            self.sampling,
-            group_size=algorithm.group_size,
-            contrast=algorithm.needs_contrast,
-            stats=tuple(sorted({*self.sampling.stats, *algorithm.needed_stats, "entropy"})),
+        reward: a reward, or a function `(images [B, 3, H, W] uint8, prompts, metadata) -> B numbers`. prompts: what `prompts.read`
+        reads (a file, or shapes:train), or the prompts themselves. algorithm: a row's name, or `resolve(name, ...)`. sampling: of a
+        `Sampling`, the group size, contrast and statistics are replaced by those that the algorithm needs, and the seed by one drawn for
+        each rollout. balanced: draw the prompts' tasks in equal parts. callbacks: called after each step with the trainer and a
+        `StepRecord`. tracker: who passes one closes it; without one `train` makes one, with metrics.jsonl and a progress bar. config:
+        what the trainer's own tracker shows of the run's options.
+
+        options: any option of `algorithm`, `loop`, `sampling`, `optim` and `checkpoint` by its own name, e.g. steps=50, group_size=16,
+        guidance=3.0, lr=1e-4. ValueError for an option or a value that is not allowed.
+        """
+        groups: dict[str, Any] = {
+            "algorithm": resolve(algorithm) if isinstance(algorithm, str) else algorithm,
+            "loop": loop,
+            "sampling": _training_sampling(sampling),
+            "optim": optim,
+            "checkpoint": checkpoint,
+        }
+        groups = with_options(groups, options)
+        self.generator = generator
+        self.reward: Reward = as_reward(reward)
+        self.output_dir = Path(output_dir)
+        self.algorithm: Algorithm = groups["algorithm"]
+        self.loop: LoopOptions = groups["loop"]
+        self.optim: Schedule = groups["optim"]
+        self.checkpoint: CheckpointPlan = groups["checkpoint"]
+        self.negative_prompt: str | None = groups["sampling"].negative_prompt
+        self.balanced, self.callbacks, self.tracker, self.config = balanced, callbacks, tracker, config
+        self.loop.check_rollout(self.algorithm)
+        stats = sampling.stats if isinstance(sampling, Sampling) else ()
+        self.sampling = Sampling.of(
+            groups["sampling"],
+            group_size=self.algorithm.group_size,
+            contrast=self.algorithm.needs_contrast,
+            stats=tuple(sorted({*stats, *self.algorithm.needed_stats, "entropy"})),
         )
-        self.output_dir = Path(self.output_dir)
-        self.rng = torch.Generator().manual_seed(self.seed)
-        self.generator.check_prompts(prompts)
-        check_scorable(prompts, self.reward)
-        self.prompt_sampler = PromptSampler(prompts, seed=self.seed, balanced=self.balanced)
+        rows = read(prompts) if isinstance(prompts, (str, Path)) else as_prompts(prompts)
+        self.generator.check_prompts(rows)
+        check_scorable(rows, self.reward)
+        self.prompt_sampler = PromptSampler(rows, seed=self.loop.seed, balanced=balanced)
+        self.rng = torch.Generator().manual_seed(self.loop.seed)
         self.generator.keep_reference()
         if hasattr(self.generator, "compiles"):
             self.generator.compiles.rollouts_ahead = self.steps
-        self.updater = Updater(
+        self.updater = Updater(self.generator, self.algorithm, self.loop, self.optim)
+        self._step = Step(
             self.generator,
-            algorithm,
-            distribution=self.distribution,
-            steps=self.steps,
-            epochs=self.epochs,
-            minibatches=self.minibatches,
-            micro_batch=self.micro_batch,
-            guard=NonFiniteGuard(self.max_nonfinite),
-            **vars(self.optim),
+            self.reward,
+            self.algorithm,
+            self.updater,
+            self.prompt_sampler,
+            self.sampling,
+            self.negative_prompt,
+            self.loop.prompts_per_step,
+            self.rng,
         )
         self.step_number = 0
         self.images_sampled = 0
@@ -141,64 +135,22 @@ class Trainer:
         self._saved_step: int | None = None
         self._begun = False
 
-    # -- one step ------------------------------------------------------------------------------------------------------
+    @property
+    def steps(self) -> int:
+        """The step that the run ends at. Setting it makes the run longer or shorter, and with it the learning rate's course."""
+        return self.loop.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.loop = self.updater.loop = replace(self.loop, steps=steps)
 
     def step(self) -> StepRecord:
         """Sample, score, spread the credit, update. FloatingPointError after `max_nonfinite` non-finite updates in a row."""
-        clock, lr = Clock(self.generator.device), self.updater.learning_rate
-        collected = self._collect(clock)
-        self.images_sampled += len(collected.scores)
-        metrics, scored, targets = collected.metrics(), collected.scored, None
-        if scored is not None:
-            targets = self._targets(scored, clock)
-            metrics |= {**targets.metrics, "diversity": diversity(scored.rollout)}
-            metrics["entropy"] = float(scored.rollout.stats["entropy"].mean())
-            if bool(targets.mask.any()):  # else every image failed, and there is nothing to learn from
-                metrics |= self.updater.update(scored.rollout, targets, clock, self.rng)
+        outcome = self._step()
         self.step_number += 1
-        metrics |= {"lr": lr, "images_sampled": float(self.images_sampled), **clock.report()}
-        metrics["tokens_per_s"] = len(collected.scores) * math.prod(self.generator.grid) / metrics["time/step"]
-        return StepRecord(self.step_number, metrics, scored, targets)
-
-    def _collect(self, clock: Clock) -> Collected:
-        def collect_prompts(prompts: list[Prompt]) -> ScoredRollout:
-            return collect(
-                self.generator,
-                as_reward(self.reward),
-                prompts,
-                self.sampling,
-                rng=self.rng,
-                negative_prompts=self.negative_prompt,
-                phase=clock.phase,
-            )
-
-        draw, wanted, algorithm = self.prompt_sampler.draw, self.prompts_per_step, self._algorithm
-        if algorithm.dynamic_sampling:
-            return collect_informative(draw, collect_prompts, wanted, algorithm.dynamic_sampling_limit)
-        scored = collect_prompts(draw(wanted))
-        return Collected(scored, scored.scores, scored.parts)
-
-    def _targets(self, scored: ScoredRollout, clock: Clock) -> TokenAdvantages:
-        """Group advantages times token weights."""
-        reference_entropy = None
-        if self._algorithm.entropy_reward_coef > 0:
-            with clock.phase("forward"):
-                reference_entropy = self.updater.reference_entropy(scored.rollout)
-        with clock.phase("credit"):
-            return token_advantages(
-                self._algorithm,
-                scored.rollout,
-                scored.scores,
-                generator=self.rng,
-                parts=scored.parts,
-                part_weights=as_reward(self.reward).weights,
-                reference_entropy=reference_entropy,
-            )
-
-    @property
-    def _algorithm(self) -> Algorithm:
-        assert isinstance(self.algorithm, Algorithm)
-        return self.algorithm
+        self.images_sampled += outcome.images
+        metrics = {**outcome.metrics, "images_sampled": float(self.images_sampled)}
+        return StepRecord(self.step_number, metrics, outcome.scored, outcome.targets)
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -256,8 +208,9 @@ class Trainer:
     def _finish(self, record: StepRecord, tracker: Tracker) -> None:
         """What follows a step: callbacks, the log, a checkpoint where one is due."""
         kl = record.metrics.get("kl", 0.0)
-        if self.kl_stop is not None and kl > self.kl_stop:
-            self.stop(f"the KL to the reference is {kl:.4g} nats a token, above kl_stop = {self.kl_stop:g}")
+        limit = self.loop.kl_stop
+        if limit is not None and kl > limit:
+            self.stop(f"the KL to the reference is {kl:.4g} nats a token, above kl_stop = {limit:g}")
         try:
             for callback in self.callbacks:
                 callback(self, record)
@@ -297,7 +250,7 @@ class Trainer:
             self.updater.guard.in_a_row = 0  # the resumed run draws other images, and may try as often
         elif self.step_number == 0:
             return  # nothing to lose
-        elif self.step_number == before["step"] and not self.updater.under_way:
+        elif self.step_number == before["step"] and not self.updater.incomplete:
             self._set_position(before)  # nothing was learnt from this step: the resumed run repeats it
         with contextlib.suppress(OSError):  # a full disk must not hide the error
             if self._saved_step != self.step_number or isinstance(error, FloatingPointError):
@@ -330,9 +283,10 @@ class Trainer:
 
     def _options(self) -> dict[str, Any]:
         """What decides what is trained on what, nested."""
-        names = ("negative_prompt", "distribution", "prompts_per_step", "epochs", "minibatches", "balanced", "seed")
-        groups = {"algorithm": asdict(self._algorithm), "sampling": asdict(self.sampling), "optim": asdict(self.optim)}
-        return {**groups, **{name: getattr(self, name) for name in names}}
+        names = ("distribution", "prompts_per_step", "epochs", "minibatches", "seed")
+        groups = {"algorithm": asdict(self.algorithm), "sampling": asdict(self.sampling), "optim": asdict(self.optim)}
+        own = {"negative_prompt": self.negative_prompt, "balanced": self.balanced}
+        return {**groups, **own, **{name: getattr(self.loop, name) for name in names}}
 
     def save(self) -> Path:
         """Write the checkpoint of the present step: a folder that `--checkpoint` takes, and that `resume` goes on from."""
@@ -362,3 +316,13 @@ class Trainer:
             self._saved_step = self.step_number
             self._keep_best()  # the run may have been killed before it noted its best score
         return self.step_number
+
+
+Callback = Callable[[Trainer, StepRecord], None]
+
+
+def _training_sampling(options: SamplingOptions) -> SamplingConfig:
+    """The group of a training from any group of sampling options."""
+    if isinstance(options, SamplingConfig):
+        return options
+    return SamplingConfig(**{field.name: getattr(options, field.name) for field in fields(SamplingOptions)})

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, loss, loss_denominator
-from t2i_gcpo.generators.base import Distribution, ImageGenerator, TrainingScores, training_scores
+from t2i_gcpo.generators.base import ImageGenerator, TrainingScores, training_scores
 from t2i_gcpo.records import Rollout
 from t2i_gcpo.training.master_weights import MasterWeights
-from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, scheduler
+from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor
+from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.utils.clock import Clock
 
 #: Mean |re-scored - recorded log-prob|, nats, up to which the recorded ones serve as old log-probs. fp32 re-scores to 1e-5,
@@ -26,41 +27,30 @@ DRIFT_TOLERANCE = 1e-4
 class Updater:
     """Holds the optimiser, and updates the generator's policy from a rollout and its token advantages."""
 
-    def __init__(
-        self,
-        generator: ImageGenerator,
-        algorithm: Algorithm,
-        *,
-        distribution: Distribution,
-        steps: int,
-        epochs: int,
-        minibatches: int,
-        micro_batch: int,
-        guard: NonFiniteGuard,
-        lr: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
-        schedule: str,
-        warmup_steps: int,
-        min_ratio: float,
-        max_grad_norm: float,
-    ) -> None:
-        self.generator, self.algorithm, self.distribution = generator, algorithm, distribution
-        self.epochs, self.minibatches, self.micro_batch = epochs, minibatches, micro_batch
-        self.guard, self.max_grad_norm = guard, max_grad_norm
+    def __init__(self, generator: ImageGenerator, algorithm: Algorithm, loop: LoopOptions, optim: OptimConfig) -> None:
+        """Set up the optimiser over the generator's trainable parameters. ValueError where there are none."""
+        self.generator, self.algorithm, self.loop, self.optim = generator, algorithm, loop, optim
+        self.guard = NonFiniteGuard(loop.max_nonfinite)
         self.weights = MasterWeights(generator.trainable_parameters())
-        self.optimizer = adamw(self.weights, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
-        self.scheduler = scheduler(
-            self.optimizer, schedule=schedule, steps=steps, warmup_steps=warmup_steps, min_ratio=min_ratio
+        self.optimizer = adamw(
+            self.weights, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps
         )
-        self.under_way = False
+        self.updates = 0
+        """Rollouts that the weights were updated from: where the learning rate is on its course."""
+        self.incomplete = False
         """Whether an error stopped `update` between two optimiser steps of one rollout."""
 
     @property
     def learning_rate(self) -> float:
-        """That of the next update."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """That of the next update: a function of the options and of the updates that were done, and of nothing else."""
+        optim = self.optim
+        return optim.lr * lr_factor(
+            self.updates,
+            schedule=optim.schedule,
+            steps=self.loop.steps,
+            warmup_steps=optim.warmup_steps,
+            min_ratio=optim.min_ratio,
+        )
 
     # -- the update ----------------------------------------------------------------------------------------------------
 
@@ -73,6 +63,8 @@ class Updater:
             old, drift = self._old(rollout)
         history: list[dict[str, Tensor]] = []
         skipped = 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
         for index in self._minibatches(rollout.batch, rng):
             batch_targets = targets.rows(index)
             if not bool(batch_targets.mask.any()):
@@ -80,26 +72,26 @@ class Updater:
             denominator = loss_denominator(self.algorithm, batch_targets)
             self.weights.clear_gradients()
             rows = [self._accumulate(rollout, targets, part, old, reference, denominator, clock)
-                    for part in index.split(self.micro_batch)]  # fmt: skip
+                    for part in index.split(self.loop.micro_batch)]  # fmt: skip
             history += rows
             with clock.phase("backward"):
-                rows[-1]["grad_norm"] = norm = clip_gradients(self.weights.masters, self.max_grad_norm)
+                rows[-1]["grad_norm"] = norm = clip_gradients(self.weights.masters, self.optim.max_grad_norm)
                 if self.guard.ok(norm, *(row["loss"] for row in rows)):
-                    self.under_way = True
+                    self.incomplete = True
                     self.optimizer.step()
                     self.weights.publish()
                 else:
                     skipped += 1
-        if self.under_way:  # a step without any update is none of the schedule's
-            self.scheduler.step()
-        self.under_way = False
+        if self.incomplete:  # a step without any update is none of the schedule's
+            self.updates += 1
+        self.incomplete = False
         return {**_means(history), **drift, "updates/skipped": float(skipped)}
 
     def _minibatches(self, batch: int, rng: torch.Generator) -> Iterator[Tensor]:
         """Row indices of each optimiser step. One step takes the rows in order; several deal them out anew each pass."""
-        for _ in range(self.epochs):
-            order = torch.arange(batch) if self.minibatches == 1 else torch.randperm(batch, generator=rng)
-            yield from order.tensor_split(min(self.minibatches, batch))
+        for _ in range(self.loop.epochs):
+            order = torch.arange(batch) if self.loop.minibatches == 1 else torch.randperm(batch, generator=rng)
+            yield from order.tensor_split(min(self.loop.minibatches, batch))
 
     def _accumulate(
         self,
@@ -115,7 +107,7 @@ class Updater:
         part = part.to(reference.device)
         rows, part_targets = rollout.rows(part), targets.rows(part)
         with clock.phase("forward"):
-            scores = training_scores(self.generator, rows, self.distribution)
+            scores = training_scores(self.generator, rows, self.loop.distribution)
             fresh, scale = scores.logprob.detach(), scores.scale
             output = loss(
                 self.algorithm,
@@ -142,7 +134,7 @@ class Updater:
 
     def _recorded(self, rollout: Rollout) -> Tensor:
         """The log-probs of the trained distribution that sampling kept."""
-        return rollout.logprob_positive if self.distribution == "conditional" else rollout.logprob_behaviour
+        return rollout.logprob_positive if self.loop.distribution == "conditional" else rollout.logprob_behaviour
 
     def _reference(self, rollout: Rollout) -> Tensor:
         """[B, T] log-probs of the tokens under the reference model."""
@@ -152,19 +144,19 @@ class Updater:
     @torch.no_grad()
     def _scored(self, rollout: Rollout) -> list[TrainingScores]:
         """Of each micro-batch of the rollout, in order, without gradients."""
-        parts = torch.arange(rollout.batch).split(self.micro_batch)
-        return [training_scores(self.generator, rollout.rows(part), self.distribution) for part in parts]
+        parts = torch.arange(rollout.batch).split(self.loop.micro_batch)
+        return [training_scores(self.generator, rollout.rows(part), self.loop.distribution) for part in parts]
 
     def _old(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, float]]:
         """[B, T] old log-probs for several updates from one rollout, and how far the training forward is from the recorded ones.
 
         None where one update needs no memory of them: its ratio is 1 whatever the rounding.
         """
-        if self.epochs * self.minibatches == 1:
+        if self.loop.epochs * self.loop.minibatches == 1:
             return None, {}
-        probe, recorded = torch.arange(rollout.batch)[: self.micro_batch], self._recorded(rollout)
+        probe, recorded = torch.arange(rollout.batch)[: self.loop.micro_batch], self._recorded(rollout)
         with torch.no_grad():
-            found = training_scores(self.generator, rollout.rows(probe), self.distribution)
+            found = training_scores(self.generator, rollout.rows(probe), self.loop.distribution)
         drift = {}
         if found.scale is None:  # else sampling did not record what is trained
             drift = {"logprob_drift": float((found.logprob - recorded[: len(probe)]).abs().mean())}
@@ -177,7 +169,7 @@ class Updater:
         """[B, T] nats: the reference model's entropy at the rollout's tokens (STAGE's entropy reward)."""
         with self.generator.reference():
             parts = [self.generator.token_entropy(rollout.rows(part))
-                     for part in torch.arange(rollout.batch).split(self.micro_batch)]  # fmt: skip
+                     for part in torch.arange(rollout.batch).split(self.loop.micro_batch)]  # fmt: skip
         return torch.cat(parts)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
@@ -186,7 +178,7 @@ class Updater:
         return {
             "weights": self.weights.weights(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "updates": self.updates,
             "skipped_in_a_row": self.guard.in_a_row,
             "skipped_in_all": self.guard.total,
         }
@@ -194,9 +186,9 @@ class Updater:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.weights.load_weights(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self.updates = state["updates"]
         self.guard.in_a_row, self.guard.total = state["skipped_in_a_row"], state["skipped_in_all"]
-        self.under_way = False
+        self.incomplete = False
 
 
 #: Metrics that add up over the micro-batches of an update, because they carry the whole batch's denominator.

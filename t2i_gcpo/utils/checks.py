@@ -1,8 +1,64 @@
-"""Checks of numbers: ValueError with the name, the value and what is allowed. NaN and the infinities are never allowed."""
+"""Checks of options: ValueError with the name, the value and what is allowed.
+
+A group of options is a frozen dataclass. Its `__post_init__` calls `declared`, which holds each value to the type that its field
+declares, and then the ranges that are its own. So the same sentence answers from Python, the command line and a YAML. NaN and the
+infinities are never allowed.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
+import numbers
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def declared(options: Any, group: str = "") -> None:
+    """Check that each number, text, truth value and choice of a dataclass is what its field declares.
+
+    A number must be finite, a whole number whole; None is allowed where the field allows it. Other types (tensors, other groups) are
+    left alone. ValueError names the first field that is something else.
+    """
+    kind_of_group: Any = type(options)
+    for name, kind in _hints(kind_of_group).items():
+        value = getattr(options, name)
+        problem = _problem(value, kind)
+        if problem:
+            raise ValueError(f"{group}{name} is {value!r}; {problem}")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _problem(value: Any, kind: Any) -> str | None:
+    """What `value` must be instead, or None where it is of the type `kind`."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return None if value in parts else f"allowed: {', '.join(map(str, parts))}"
+    if origin in (Union, types.UnionType):
+        problems = [_problem(value, part) for part in parts]
+        return None if None in problems else next(problem for problem in problems if problem)
+    if origin is tuple:
+        items = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
+        if not isinstance(value, tuple) or len(value) != len(items):
+            return f"it must be {'a tuple' if Ellipsis in parts else f'a tuple of {len(parts)}'}"
+        return next((f"each of them {p}" for p in map(_problem, value, items) if p), None)
+    if kind is types.NoneType:
+        return None if value is None else "it must be None"
+    if kind is bool:
+        return None if isinstance(value, bool) else "it must be True or False"
+    if kind is int:
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return None if whole else "it must be a whole number"
+    if kind is float:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return None if number and math.isfinite(value) else "it must be a finite number"
+    if kind is str:
+        return None if isinstance(value, str) else "it must be text"
+    return None
 
 
 def finite(group: str = "", /, **values: float | None) -> None:

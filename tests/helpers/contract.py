@@ -42,7 +42,7 @@ def a_rollout_says_what_was_drawn(make: Make, prompts: list[str], folder: Path) 
 def scoring_gives_the_log_probs_of_sampling(make: Make, prompts: list[str], folder: Path) -> None:
     """On-policy the probability ratio is 1: under guidance, temperature and truncation, and without any of them."""
     generator = make()
-    for drawn in (DRAWN, Sampling(guidance=3.0, temperature=0.8, top_k=9, top_p=0.9), Sampling()):
+    for drawn in (DRAWN, Sampling(guidance=3.0, temperature=0.8, top_k=9, top_p=0.9), Sampling(guidance=1.0)):
         rollout = generator.sample(prompts, drawn)
         for recorded, how in (
             (rollout.logprob_positive, {}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from rewards.base import Reward
 from t2i_gcpo.commands.options.config import GeneratorConfig, RewardConfig, SamplingConfig, TrainConfig, WatchConfig
@@ -14,7 +13,6 @@ from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
 from t2i_gcpo.training.callbacks.validation import Validation
-from t2i_gcpo.training.options import CheckpointPlan, Schedule
 from t2i_gcpo.training.trainer import Trainer
 from t2i_gcpo.utils.device import pick_device
 
@@ -59,13 +57,7 @@ def held_out(options: WatchConfig) -> dict[str, Reward]:
 
 def sampling(options: SamplingConfig, *, guidance: float | None = None) -> Sampling:
     """How images are drawn; `guidance` replaces that of the options where it is given."""
-    return Sampling(
-        guidance=options.guidance if guidance is None else guidance,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        unmasking=options.unmasking,
-    )
+    return Sampling.of(options, **({} if guidance is None else {"guidance": guidance}))
 
 
 def build_trainer(
@@ -103,19 +95,10 @@ def build_trainer(
         training,
         config.output_dir,
         algorithm=config.algorithm,
-        steps=config.steps,
-        prompts_per_step=config.prompts_per_step,
-        sampling=sampling(config.sampling),
-        negative_prompt=config.sampling.negative_prompt,
-        distribution=config.distribution,
-        epochs=config.epochs,
-        minibatches=config.minibatches,
-        micro_batch=config.micro_batch,
+        loop=config,
+        sampling=config.sampling,
+        optim=config.optim,
+        checkpoint=config.checkpoint,
         balanced=config.prompts.balanced,
-        optim=Schedule(**asdict(config.optim)),
-        checkpoint=CheckpointPlan(**asdict(config.checkpoint)),
-        kl_stop=config.kl_stop,
-        max_nonfinite=config.max_nonfinite,
-        seed=config.seed,
         callbacks=[watch, validate, draw],
     )

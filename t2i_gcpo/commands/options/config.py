@@ -1,10 +1,10 @@
-"""The options of `t2i-gcpo train`: each is declared here once, with its type, default, range and help text.
+"""The options of `t2i-gcpo train`: the groups that its components own, and those of the command itself.
 
-The attribute docstrings are the help of `t2i-gcpo train --help`. Groups nest, so that `--optim.lr 1e-5` on the command line is
-`optim: {lr: 1e-5}` in a YAML (`arguments.py` turns one into the other). Classes and functions of the library never see
-these dataclasses: the builders in `build.py` take them apart into plain keyword arguments.
+Each option is declared once, with its type, default, range and help text: the attribute docstrings are the help of
+`t2i-gcpo train --help`. Groups nest, so that `--optim.lr 1e-5` on the command line is `optim: {lr: 1e-5}` in a YAML (`arguments.py` turns
+one into the other). The options of the loop itself have no group: `TrainConfig` is a `LoopOptions`.
 
-Options of one algorithm are a row of the table in `algorithms.py`; `--algorithm.name` picks the row, and the
+Options of one algorithm are a row of the table in `algorithms/table.py`; `--algorithm.name` picks the row, and the
 other `--algorithm.*` options change single choices in it.
 """
 
@@ -16,11 +16,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from t2i_gcpo.algorithms import TABLE, Algorithm
-from t2i_gcpo.records import Unmasking
-from t2i_gcpo.training.options import CheckpointConfig, OptimConfig
-from t2i_gcpo.utils.checks import above_zero, at_least, share
-
-DEFAULT_ALGORITHM = "gcpo"
+from t2i_gcpo.training.options import DEFAULT_ALGORITHM, CheckpointConfig, LoopOptions, OptimConfig, SamplingConfig
+from t2i_gcpo.utils.checks import above_zero, at_least, declared
 
 
 @dataclass(frozen=True)
@@ -55,32 +52,11 @@ class GeneratorConfig:
     """Masked generators: score all passes in one batch, for speed on a GPU; the activations of all of them exist at once."""
 
     def __post_init__(self) -> None:
+        declared(self, "generator.")
         at_least(0, "generator.", lora_rank=self.lora_rank)
         above_zero("generator.", lora_alpha=self.lora_alpha)
         at_least(1, "generator.", max_batch=self.max_batch)
         at_least(0, "generator.", masked_passes=self.masked_passes)
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the rollout's images are sampled."""
-
-    guidance: float = 2.0
-    """Classifier-free guidance scale g in u + g (c - u); 1 samples without guidance."""
-    temperature: float = 1.0
-    """Divides the guided logits."""
-    top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens with this much probability; 1 keeps all."""
-    negative_prompt: str | None = None
-    """The prompt that GCPO contrasts with; null is the null prompt of classifier-free guidance, which costs no extra forward pass."""
-    unmasking: Unmasking = field(default_factory=Unmasking)
-
-    def __post_init__(self) -> None:
-        at_least(0, "sampling.", guidance=self.guidance, top_k=self.top_k)
-        above_zero("sampling.", temperature=self.temperature, top_p=self.top_p)
-        share("sampling.", top_p=self.top_p)
 
 
 @dataclass(frozen=True)
@@ -106,6 +82,9 @@ class PromptsConfig:
     balanced: bool = True
     """Draw the tasks in equal parts; else each prompt is drawn equally often."""
 
+    def __post_init__(self) -> None:
+        declared(self, "prompts.")
+
 
 @dataclass(frozen=True)
 class LoggingConfig:
@@ -121,6 +100,9 @@ class LoggingConfig:
     """Project name for wandb and trackio."""
     progress: bool = True
     """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        declared(self, "logging.")
 
 
 @dataclass(frozen=True)
@@ -143,6 +125,7 @@ class EvaluateConfig:
     """Noise of the evaluations and pictures: runs of different `seed` share it unless this is set, so that they are compared on the same noise; `t2i-gcpo eval --seed` takes it to repeat eval_after.json."""
 
     def __post_init__(self) -> None:
+        declared(self, "evaluate.")
         at_least(0, "evaluate.", every=self.every, limit=self.limit, test_limit=self.test_limit)
         at_least(0, "evaluate.", guidance=self.guidance, seed=self.seed)
 
@@ -159,6 +142,7 @@ class PicturesConfig:
     """Images of each prompt in a picture, at most the group."""
 
     def __post_init__(self) -> None:
+        declared(self, "pictures.")
         at_least(0, "pictures.", every=self.every)
         at_least(1, "pictures.", prompts=self.prompts, group=self.group)
 
@@ -173,6 +157,7 @@ class WatchConfig:
     """Steps between their scores."""
 
     def __post_init__(self) -> None:
+        declared(self, "watch.")
         at_least(1, "watch.", every=self.every)
         twice = sorted({name for name in self.rewards if self.rewards.count(name) > 1})
         if twice:
@@ -180,7 +165,7 @@ class WatchConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(LoopOptions):
     """Every option of a training run."""
 
     algorithm: Algorithm = field(default_factory=lambda: TABLE[DEFAULT_ALGORITHM])
@@ -197,42 +182,9 @@ class TrainConfig:
 
     output_dir: str = "runs/train"
     """The run folder: config.yaml, metrics.jsonl, samples/, heatmaps/, checkpoints/step_N/, report.html."""
-    steps: int = 200
-    """Training steps: each samples images, scores them and updates the generator."""
-    prompts_per_step: int = 8
-    """Prompts of a rollout; each gets `algorithm.group-size` images."""
-    distribution: Literal["conditional", "guided", "guided_detached"] = "guided"
-    """Whose log-probs are trained: the generator's under the prompt, those of the guided mix that was sampled, or the latter without gradient through the unconditional branch."""
-    epochs: int = 1
-    """Passes of the optimiser over a rollout."""
-    minibatches: int = 1
-    """Optimiser steps a pass; the rollout's images are dealt out evenly."""
-    micro_batch: int = 16
-    """Rows in one training forward and backward pass; gradients are accumulated, so it changes memory and time, not the update."""
-    kl_stop: float | None = None
-    """Stop the run when the KL to the reference exceeds this many nats a token; null never does."""
-    max_nonfinite: int = 3
-    """Stop the run after this many updates in a row with a non-finite loss or gradient; each such update is skipped."""
-    seed: int = 0
-    """Every random choice of the run follows from it."""
 
     def __post_init__(self) -> None:
         if not self.output_dir:
             raise ValueError("output_dir is empty; name a folder, e.g. --output-dir runs/first")
-        at_least(0, seed=self.seed)
-        at_least(
-            1,
-            steps=self.steps,
-            prompts_per_step=self.prompts_per_step,
-            epochs=self.epochs,
-            minibatches=self.minibatches,
-            micro_batch=self.micro_batch,
-            max_nonfinite=self.max_nonfinite,
-        )
-        above_zero(kl_stop=self.kl_stop)
-        rows = self.prompts_per_step * self.algorithm.group_size
-        if rows % self.minibatches:
-            raise ValueError(
-                f"minibatches is {self.minibatches}, which does not divide the {rows} images of a rollout "
-                f"(prompts_per_step {self.prompts_per_step} x algorithm.group_size {self.algorithm.group_size})"
-            )
+        super().__post_init__()
+        self.check_rollout(self.algorithm)

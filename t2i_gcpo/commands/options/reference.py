@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import itertools
 import re
 import sys
 import textwrap
@@ -28,7 +29,7 @@ from t2i_gcpo.training.checkpoint import MAY_CHANGE
 
 HEAD = """# Configuration
 
-*Written by `make docs` from the code, and kept equal to it by a test. Change `t2i_gcpo/commands/options/config.py`, not this page.*
+*Written by `make docs` from the code, and kept equal to it by a test. Change the dataclasses that `t2i_gcpo/commands/options/config.py` is composed of, not this page.*
 
 An option of `t2i-gcpo train` has one name: `optim.lr` below is `--optim.lr 1e-5` on the command line and `optim: {lr: 1e-5}` in a YAML that
 `--config` names. On the command line, `-` and `_` are the same. A YAML holds only what differs from the defaults, the command line overrides it, and
@@ -106,15 +107,24 @@ def _table(options: Any, prefix: str) -> Iterator[str]:
 
 
 def docstrings(kind: type) -> dict[str, str]:
-    """Field of a class -> the docstring below it, on one line."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for field, text in zip(tree.body, tree.body[1:], strict=False):
+    """Map each field of a class, inherited ones included, to the docstring below it, on one line."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            texts |= _own_docstrings(base)
+    return texts
+
+
+def _own_docstrings(kind: type) -> dict[str, str]:
+    """Map each field that a class declares itself to its docstring."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    texts = {}
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    for field, text in itertools.pairwise(body):
         match field, text:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(docstring))):
-                found[name] = _line(docstring)
-    return found
+                texts[name] = _line(docstring)
+    return texts
 
 
 def type_name(hint: Any) -> str:

@@ -12,7 +12,7 @@ from t2i_gcpo.commands.options.build import COMPILE
 from t2i_gcpo.commands.options.config import RewardConfig
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.tokens.unmasking import ORDERS, SCHEDULES
-from t2i_gcpo.records import Sampling, Unmasking
+from t2i_gcpo.records import Sampling, SamplingOptions, Unmasking
 from t2i_gcpo.utils.device import pick_device
 
 
@@ -33,15 +33,35 @@ def add_generator_options(parser: argparse.ArgumentParser, *, checkpoint: Any = 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--guidance", type=float, default=2.0, help="classifier-free guidance scale; 1 is none (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
-    add("--top-k", type=int, default=0, help="keep the k most likely tokens; 0 keeps all")
-    add("--top-p", type=float, default=1.0, help="keep the smallest set of tokens with this probability; 1 keeps all")
+    add(
+        "--guidance",
+        type=float,
+        default=SamplingOptions.guidance,
+        help="classifier-free guidance scale; 1 is none (default: %(default)s)",
+    )
+    add("--temperature", type=float, default=SamplingOptions.temperature, help="0 is greedy (default: %(default)s)")
+    add("--top-k", type=int, default=SamplingOptions.top_k, help="keep the k most likely tokens; 0 keeps all")
+    add(
+        "--top-p",
+        type=float,
+        default=SamplingOptions.top_p,
+        help="keep the smallest set of tokens with this probability; 1 keeps all",
+    )
     masked = "of masked generators: "
-    add("--steps", type=int, default=12, help=masked + "sampling steps (default: %(default)s)")
-    add("--schedule", default="cosine", choices=tuple(SCHEDULES), help=masked + "tokens that stay masked, by step")
-    add("--order", default="confidence", choices=ORDERS, help=masked + "which tokens a step fixes")
-    add("--order-temperature", type=float, default=2.0, help=masked + "noise on the confidence (default: %(default)s)")
+    add("--steps", type=int, default=Unmasking.steps, help=masked + "sampling steps (default: %(default)s)")
+    add(
+        "--schedule",
+        default=Unmasking.schedule,
+        choices=tuple(SCHEDULES),
+        help=masked + "tokens that stay masked, by step",
+    )
+    add("--order", default=Unmasking.order, choices=ORDERS, help=masked + "which tokens a step fixes")
+    add(
+        "--order-temperature",
+        type=float,
+        default=Unmasking.temperature,
+        help=masked + "noise on the confidence (default: %(default)s)",
+    )
     add("--seed", type=int, default=0, help="the same seed and prompt give the same images (default: %(default)s)")
 
 
@@ -63,15 +83,14 @@ def load_generator(args: argparse.Namespace, checkpoint: str | None = None) -> I
 
 def sampling(args: argparse.Namespace, **choices: Any) -> Sampling:
     """The options as a `Sampling`; `choices` are its other fields."""
-    return Sampling(
+    drawn = SamplingOptions(
         guidance=args.guidance,
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
-        seed=args.seed,
         unmasking=Unmasking(args.steps, args.schedule, args.order, args.order_temperature),
-        **choices,
     )
+    return Sampling.of(drawn, seed=args.seed, **choices)
 
 
 def add_reward_option(parser: argparse.ArgumentParser) -> None:

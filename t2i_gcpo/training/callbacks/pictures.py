@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,7 +56,7 @@ class Pictures:
             group = first_with_spread(record.targets.sequence_advantages, size)
             scored = record.scored.groups(torch.tensor([group]))
             heatmap.save(
-                Path(trainer.output_dir) / "heatmaps",
+                trainer.output_dir / "heatmaps",
                 f"step_{record.step:06d}_trained",
                 scored,
                 record.targets.rows(torch.arange(group * size, (group + 1) * size)),
@@ -67,7 +66,6 @@ class Pictures:
 
     def draw(self, trainer: Trainer, step: int) -> None:
         """Samples and heatmap of the fixed prompts under the present weights."""
-        assert not isinstance(trainer.algorithm, str)
         group = self.sampling.group_size
         algorithm = replace(trainer.algorithm, group_size=group, entropy_reward_coef=0.0, normalize_parts=False)
         scored = collect(
@@ -88,7 +86,7 @@ class Pictures:
         if trainer.tracker is not None:
             trainer.tracker.picture(step, "samples", grid)
         heatmap.save(
-            Path(trainer.output_dir) / "heatmaps",
+            trainer.output_dir / "heatmaps",
             f"step_{step:06d}",
             scored,
             targets,
@@ -104,7 +102,7 @@ def reference_logprobs(trainer: Trainer, rollout: Rollout) -> Tensor:
         return in_chunks(
             lambda index: trainer.generator.token_logprobs(rollout.rows(index)),
             torch.arange(rollout.batch),
-            trainer.micro_batch,
+            trainer.loop.micro_batch,
         )
 
 

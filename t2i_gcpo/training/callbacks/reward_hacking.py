@@ -105,7 +105,7 @@ class Watch:
         self._warned: set[str] = set()
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
-        folder = Path(trainer.output_dir)
+        folder = trainer.output_dir
         if self._series is None:
             self._recall(folder, record.step)
         assert self._series is not None

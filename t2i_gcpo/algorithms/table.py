@@ -1,0 +1,143 @@
+"""GRPO, Dr. GRPO, DAPO, GCPO and their controls: `TABLE` has one row of choices for each.
+
+This is the place to read how they differ; `objective.py` says what a row's choices do to a rollout. P prompts, G images a prompt,
+B = P * G rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from t2i_gcpo import credit as credits
+from t2i_gcpo.utils.checks import declared
+
+STATS = {"exact_kl": ("exact_kl", 2.0), "js_full": ("js", 8.0)}
+"""Full-vocabulary divergence -> its name in `Rollout.stats`, and c where it is d^2 / c for a small contrast d (its
+floor)."""
+ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()))
+"""The statistics of a rollout that any rule of credit may ask for; free where guidance has both branches anyway."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One row of choices. The defaults are GCPO's. ValueError for a value that is not allowed."""
+
+    name: str = "gcpo"
+    """Row of the table that the other fields start from: grpo, dr_grpo, dapo, gcpo, gcpo_dapo, gcpo_entropy,
+    gcpo_random, gcpo_shuffled."""
+    group_size: int = 8
+    """G, images a prompt, compared with one another; at least 2."""
+    advantage_scale: Literal["std", "none"] = "std"
+    """std: divide by the group's standard deviation (GRPO); none: subtract the mean only (Dr. GRPO)."""
+    advantage_eps: float = 1e-4
+    """Added to the group's standard deviation."""
+    normalize_parts: bool = False
+    """Normalise each part of the reward within its group before the weighted sum, instead of the sum."""
+    entropy_reward_coef: float = 0.0
+    """Factor of STAGE's entropy reward 1 / (1 + (H_reference - H)^2), centred, for the best images of a group; 0 is
+    off, STAGE's code has 0.4."""
+    dynamic_sampling: bool = False
+    """Draw more prompts until every group kept has reward spread (DAPO)."""
+    dynamic_sampling_limit: int = 4
+    """Rollouts drawn for one update at most, the first included; then the groups with spread that there are must
+    do."""
+    credit: Literal["uniform", "contrast", "entropy", "random", "shuffled"] = "contrast"
+    """Which tokens get the credit. contrast: where the prompt matters (GCPO); entropy: where the model is undecided;
+    random, shuffled: controls."""
+    divergence: Literal["kl", "abs", "js", "information_gain", "exact_kl", "js_full"] = "kl"
+    """Contrast between the two prompts: the first four from the sampled token's log-probs, exact_kl and js_full over
+    the whole codebook."""
+    normalization: Literal["rank", "softmax", "minmax", "none"] = "rank"
+    """From divergences to weights, within each image."""
+    top: float = credits.DEFAULT_TOP
+    """rank: this share of an image's tokens ..."""
+    mass: float = credits.DEFAULT_MASS
+    """rank: ... carries this share of its credit."""
+    floor: float = credits.DEFAULT_FLOOR
+    """Mean contrast of an image, |log-prob difference| in nats, below which all its tokens weigh 1."""
+    clip_low: float = 0.2
+    """The probability ratio's lower bound is 1 - clip_low."""
+    clip_high: float = 0.2
+    """The probability ratio's upper bound is 1 + clip_high."""
+    reduction: Literal["token", "sequence", "constant"] = "sequence"
+    """token: mean over the batch's valid tokens (DAPO); sequence: mean of the images' means (GRPO); constant: sum /
+    (B * T) (Dr. GRPO)."""
+    kl_estimator: Literal["none", "k2", "k3"] = "k3"
+    """KL to the reference model in the loss; none needs no reference."""
+    kl_coef: float = 0.01
+    """Factor of the KL term (2605.29198's code has 0.03, GRPO's paper 0.04)."""
+    kl_weighting: bool = True
+    """Weigh each token's KL by 0.5 + 0.5 clamp(2 - 2 w, 0, 1): tokens with credit may move, the rest stay near the
+    reference."""
+
+    def __post_init__(self) -> None:
+        declared(self, "algorithm.")
+        bounds = {
+            "group_size": (self.group_size >= 2, "at least 2, as an image is compared with its siblings"),
+            "advantage_eps": (self.advantage_eps > 0, "above 0"),
+            "entropy_reward_coef": (self.entropy_reward_coef >= 0, "at least 0 (0 is off)"),
+            "dynamic_sampling_limit": (self.dynamic_sampling_limit >= 1, "at least 1"),
+            "top": (0 < self.top < 1, "in (0, 1)"),
+            "mass": (self.top <= self.mass < 1, "below 1, and at least algorithm.top"),
+            "floor": (self.floor >= 0, "at least 0"),
+            "clip_low": (0 <= self.clip_low <= 1, "in [0, 1]"),
+            "clip_high": (self.clip_high >= 0, "at least 0"),
+            "kl_coef": (self.kl_coef >= 0, "at least 0"),
+        }
+        if self.normalize_parts and self.entropy_reward_coef > 0:
+            raise ValueError(
+                "entropy_reward_coef adds to the whole reward, which normalize_parts does not use; set one"
+            )
+        for name, (holds, rule) in bounds.items():
+            if not holds:
+                raise ValueError(f"algorithm.{name} is {getattr(self, name)}; it must be {rule}")
+
+    @property
+    def needs_contrast(self) -> bool:
+        """Whether the rollout must have `logprob_negative` (`Sampling.contrast`)."""
+        return self.credit in ("contrast", "shuffled")
+
+    @property
+    def needed_stats(self) -> tuple[str, ...]:
+        """What the rollout must have in `Rollout.stats` (`Sampling.stats`)."""
+        needed = {STATS[self.divergence][0]} if self.needs_contrast and self.divergence in STATS else set()
+        if self.credit == "entropy" or self.entropy_reward_coef > 0:
+            needed.add("entropy")
+        return tuple(sorted(needed))
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss wants the reference model's log-probs."""
+        return self.kl_estimator != "none" and self.kl_coef > 0
+
+
+def _row(name: str, **choices: Any) -> Algorithm:
+    return Algorithm(name=name, **choices)
+
+
+_GRPO: dict[str, Any] = {"credit": "uniform", "kl_weighting": False}
+_DAPO: dict[str, Any] = {"clip_high": 0.28, "reduction": "token", "kl_estimator": "none", "dynamic_sampling": True}
+
+TABLE: dict[str, Algorithm] = {
+    "grpo": _row("grpo", **_GRPO),
+    "dr_grpo": _row("dr_grpo", **_GRPO, advantage_scale="none", reduction="constant", kl_estimator="none"),
+    "dapo": _row("dapo", **_GRPO, **_DAPO),
+    "gcpo": _row("gcpo"),
+    "gcpo_dapo": _row("gcpo_dapo", **_DAPO),
+    "gcpo_entropy": _row("gcpo_entropy", credit="entropy"),
+    "gcpo_random": _row("gcpo_random", credit="random"),
+    "gcpo_shuffled": _row("gcpo_shuffled", credit="shuffled"),
+}
+
+
+def resolve(name: str, **overrides: Any) -> Algorithm:
+    """The table's row `name` with some fields changed. ValueError for an unknown row or field, listing the
+    allowed."""
+    if name not in TABLE:
+        raise ValueError(f"unknown algorithm {name!r}; allowed: {', '.join(TABLE)}")
+    allowed = [field.name for field in fields(Algorithm) if field.name != "name"]
+    unknown = sorted(set(overrides) - set(allowed))
+    if unknown:
+        raise ValueError(f"unknown algorithm option {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    return replace(TABLE[name], **overrides)
