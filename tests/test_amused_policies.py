@@ -19,7 +19,6 @@ from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.config import GeneratorConfig
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.amused.likelihoods import POLICIES, plan, step_gain
-from t2i_gcpo.generators.base import training_scores
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits
 from t2i_gcpo.generators.tokens.unmasking import state
 from t2i_gcpo.records import Rollout, Sampling, Unmasking
@@ -193,7 +192,7 @@ def test_passes_in_one_batch_or_one_by_one_give_the_same(made: dict[str, Amused]
     one_by_one = made[name]
     rollout = one_by_one.sample(PROMPTS, sampling(group_size=1))
     batch = tiny_amused.generator(masked_policy=name, fold_passes=True, gradient_checkpointing=False)
-    a, b = (training_scores(g, rollout, "guided") for g in (one_by_one, batch))
+    a, b = (g.training_scores(rollout, distribution="guided") for g in (one_by_one, batch))
     assert close(a.logprob, b.logprob, 1e-4)
     assert same(gradients(one_by_one, rollout), gradients(batch, rollout))
 

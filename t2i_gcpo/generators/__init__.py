@@ -48,9 +48,9 @@ def load(
             + (f" (this is {ADVICE[checkpoint.model_type]})" if checkpoint.model_type in ADVICE else "")
         )
     module, name = target.split(":")
-    adapter = getattr(importlib.import_module(module), name)
+    adapter: Any = getattr(importlib.import_module(module), name)
     foreign = [option for option in MASKED_OPTIONS if option in options]
-    if foreign and not getattr(adapter, "masked", False):
+    if foreign and not adapter.masked:
         raise ValueError(
             f"{', '.join(f'generator.{option}' for option in foreign)}: for masked generators, and {name_or_path} is a "
             f"{checkpoint.model_type} checkpoint, which draws its tokens one after the other; leave the option out"

@@ -5,15 +5,17 @@ P prompts, G images a prompt, B = P * G rows with row = p * G + g, T tokens of t
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from t2i_gcpo.generators.checkpoints import Checkpoint
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 Distribution = Literal["conditional", "guided", "guided_detached"]
@@ -25,82 +27,8 @@ Negative = str | Sequence[str] | None
 Item = TypeVar("Item")
 
 
-class ImageGenerator(Protocol):
-    """A model that draws a grid of codebook tokens for a prompt, and can score the tokens again."""
-
-    kind: str
-    """The model_type that `generators.load` chose the adapter by."""
-    grid: tuple[int, int]
-    """(rows, columns); T = rows * columns."""
-    codebook_size: int
-    policy: nn.Module
-    """The module whose weights are trained. May be replaced by a wrapper (DDP) around the same module."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def sample(
-        self,
-        prompts: Sequence[Prompt | str],
-        sampling: Sampling,
-        *,
-        rng: torch.Generator | None = None,
-        first_prompt_index: int = 0,
-        negative_prompts: Negative = None,
-    ) -> Rollout:
-        """Draw `sampling.group_size` token grids for each of P prompts, without gradient.
-
-        Each image's noise depends on (seed, `first_prompt_index` + p, g) only. With `rng`, one 63-bit draw from it replaces
-        `sampling.seed` and is recorded in the rollout's sampling.
-        """
-        ...
-
-    def token_logprobs(
-        self,
-        rollout: Rollout,
-        *,
-        prompt: str | list[str] = "positive",
-        distribution: Distribution = "conditional",
-    ) -> Tensor:
-        """Log-probs [B, T] fp32 in nats of the rollout's tokens, differentiable in the policy's weights."""
-        ...
-
-    def token_entropy(self, rollout: Rollout) -> Tensor:
-        """Entropy [B, T] fp32 in nats of the raw conditional distribution at the rollout's tokens, without gradient."""
-        ...
-
-    def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
-        """ValueError for prompts that the generator cannot read, e.g. words that its tokenizer does not know."""
-        ...
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T] int64 -> images [B, 3, H, W] uint8."""
-        ...
-
-    def trainable_parameters(self) -> list[nn.Parameter]: ...
-
-    def add_lora(self, rank: int = 16, alpha: float = 32.0, **options: Any) -> None:
-        """Train low-rank adapters of the policy instead of its own weights."""
-        ...
-
-    def keep_reference(self) -> None:
-        """Keep the policy as it is now for `reference()`. Costs nothing with LoRA, where the reference is the base."""
-        ...
-
-    def reference(self) -> AbstractContextManager[None]:
-        """Inside, the generator is the reference model."""
-        ...
-
-    def save(self, path: str | Path) -> None:
-        """Write a folder that `generators.load` accepts."""
-        ...
-
-
 class TrainingScores(NamedTuple):
-    """What an update trains."""
+    """The log-probs that an update trains, and how much each token counts."""
 
     logprob: Tensor
     """[B, T] fp32, nats, differentiable in the policy's weights."""
@@ -115,13 +43,109 @@ class TrainingScores(NamedTuple):
         return self.logprob if self.token_logprob is None else self.token_logprob
 
 
-def training_scores(generator: ImageGenerator, rollout: Rollout, distribution: Distribution) -> TrainingScores:
-    """The log-prob of each token; or, of a generator with a method `training_scores(rollout, distribution=...)`, what that gives."""
-    own = getattr(generator, "training_scores", None)
-    if own is None:
-        return TrainingScores(generator.token_logprobs(rollout, distribution=distribution))
-    found: TrainingScores = own(rollout, distribution=distribution)
-    return found
+class ImageGenerator(Protocol):
+    """A model that draws a grid of codebook tokens for a prompt, and can score the tokens again.
+
+    Derive from it to have the defaults of what is optional: `masked`, `base`, `has_lora`, `prepare`, `training_scores`, `merge_lora`.
+    """
+
+    kind: str
+    """The model_type that `generators.load` chose the adapter by."""
+    grid: tuple[int, int]
+    """(rows, columns); T = rows * columns."""
+    codebook_size: int
+    masked: ClassVar[bool] = False
+    """Whether the class takes the options of masked generators, `generators.MASKED_OPTIONS`."""
+    base: Checkpoint | None = None
+    """The checkpoint that the generator was loaded from; None where it was built in memory."""
+
+    @property
+    @abstractmethod
+    def policy(self) -> nn.Module:
+        """The module whose weights are trained. An adapter may let it be set to a wrapper (DDP) around the same module."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype: ...
+
+    @abstractmethod
+    def sample(
+        self,
+        prompts: Sequence[Prompt | str],
+        sampling: Sampling,
+        *,
+        rng: torch.Generator | None = None,
+        first_prompt_index: int = 0,
+        negative_prompts: Negative = None,
+    ) -> Rollout:
+        """Draw `sampling.group_size` token grids for each of P prompts, without gradient.
+
+        Each image's noise depends on (seed, `first_prompt_index` + p, g) only. With `rng`, one 63-bit draw from it replaces
+        `sampling.seed` and is recorded in the rollout's sampling.
+        """
+
+    @abstractmethod
+    def token_logprobs(
+        self,
+        rollout: Rollout,
+        *,
+        prompt: str | list[str] = "positive",
+        distribution: Distribution = "conditional",
+    ) -> Tensor:
+        """Log-probs [B, T] fp32 in nats of the rollout's tokens, differentiable in the policy's weights."""
+
+    def training_scores(self, rollout: Rollout, *, distribution: Distribution = "conditional") -> TrainingScores:
+        """Return what an update trains: by default the log-prob of each token, and every token counts alike."""
+        return TrainingScores(self.token_logprobs(rollout, distribution=distribution))
+
+    @abstractmethod
+    def token_entropy(self, rollout: Rollout) -> Tensor:
+        """Entropy [B, T] fp32 in nats of the raw conditional distribution at the rollout's tokens, without gradient."""
+
+    @abstractmethod
+    def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
+        """ValueError for prompts that the generator cannot read, e.g. words that its tokenizer does not know."""
+
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, T] int64 -> images [B, 3, H, W] uint8."""
+
+    def prepare(self, rollouts_ahead: int) -> None:
+        """Take note that the caller will ask for so many rollouts of like size in all. By default nothing depends on it."""
+        del rollouts_ahead
+
+    @abstractmethod
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Return the policy's parameters that are trained (with LoRA its adapters'), in a fixed order."""
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether low-rank adapters are trained instead of the policy's own weights."""
+        return False
+
+    @abstractmethod
+    def add_lora(self, rank: int = 16, alpha: float = 32.0, **options: Any) -> None:
+        """Train low-rank adapters of the policy instead of its own weights."""
+
+    def merge_lora(self) -> None:
+        """Add the low-rank adapters to the policy's weights, and train these from here on. ValueError where there are none."""
+        raise ValueError("there are no LoRA adapters to merge")
+
+    @abstractmethod
+    def keep_reference(self) -> None:
+        """Keep the policy as it is now for `reference()`. Costs nothing with LoRA, where the reference is the base."""
+
+    @abstractmethod
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside, the generator is the reference model."""
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write a folder that `generators.load` accepts."""
 
 
 def as_prompts(prompts: Sequence[Prompt | str]) -> tuple[Prompt, ...]:

@@ -112,8 +112,7 @@ class Trainer:
         self.prompt_sampler = PromptSampler(rows, seed=self.loop.seed, balanced=balanced)
         self.rng = torch.Generator().manual_seed(self.loop.seed)
         self.generator.keep_reference()
-        if hasattr(self.generator, "compiles"):
-            self.generator.compiles.rollouts_ahead = self.steps
+        self.generator.prepare(rollouts_ahead=self.steps)
         self.updater = Updater(self.generator, self.algorithm, self.loop, self.optim)
         self._step = Step(
             self.generator,

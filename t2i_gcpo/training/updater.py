@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, loss, loss_denominator
-from t2i_gcpo.generators.base import ImageGenerator, TrainingScores, training_scores
+from t2i_gcpo.generators.base import ImageGenerator, TrainingScores
 from t2i_gcpo.records import Rollout
 from t2i_gcpo.training.master_weights import MasterWeights
 from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor
@@ -107,7 +107,7 @@ class Updater:
         part = part.to(reference.device)
         rows, part_targets = rollout.rows(part), targets.rows(part)
         with clock.phase("forward"):
-            scores = training_scores(self.generator, rows, self.loop.distribution)
+            scores = self.generator.training_scores(rows, distribution=self.loop.distribution)
             fresh, scale = scores.logprob.detach(), scores.scale
             output = loss(
                 self.algorithm,
@@ -145,7 +145,9 @@ class Updater:
     def _scored(self, rollout: Rollout) -> list[TrainingScores]:
         """Of each micro-batch of the rollout, in order, without gradients."""
         parts = torch.arange(rollout.batch).split(self.loop.micro_batch)
-        return [training_scores(self.generator, rollout.rows(part), self.loop.distribution) for part in parts]
+        return [
+            self.generator.training_scores(rollout.rows(part), distribution=self.loop.distribution) for part in parts
+        ]
 
     def _old(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, float]]:
         """[B, T] old log-probs for several updates from one rollout, and how far the training forward is from the recorded ones.
@@ -156,7 +158,7 @@ class Updater:
             return None, {}
         probe, recorded = torch.arange(rollout.batch)[: self.loop.micro_batch], self._recorded(rollout)
         with torch.no_grad():
-            found = training_scores(self.generator, rollout.rows(probe), self.loop.distribution)
+            found = self.generator.training_scores(rollout.rows(probe), distribution=self.loop.distribution)
         drift = {}
         if found.scale is None:  # else sampling did not record what is trained
             drift = {"logprob_drift": float((found.logprob - recorded[: len(probe)]).abs().mean())}

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from t2i_gcpo import generators
-from t2i_gcpo.generators.base import DISTRIBUTIONS
+from t2i_gcpo.generators.base import DISTRIBUTIONS, ImageGenerator
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 Make = Callable[[], Any]
@@ -126,6 +127,21 @@ def the_reference_is_the_policy_as_it_was_kept(make: Make, prompts: list[str], f
     assert torch.equal(generator.token_logprobs(rollout).detach(), changed) and not torch.allclose(changed, before)
 
 
+def what_is_optional_has_a_default(make: Make, prompts: list[str], folder: Path) -> None:
+    """The trainer, the updater and the export ask every generator the same, and never whether it has a method."""
+    generator: ImageGenerator = make()
+    generator.prepare(rollouts_ahead=3)
+    rollout = generator.sample(prompts, DRAWN)
+    for distribution in DISTRIBUTIONS:
+        scores = generator.training_scores(rollout, distribution=distribution)
+        expected = generator.token_logprobs(rollout, distribution=distribution)
+        torch.testing.assert_close(scores.own.detach(), expected.detach(), **CLOSE)
+        assert scores.logprob.requires_grad and (scores.scale is None or scores.scale.shape == rollout.tokens.shape)
+    assert not generator.has_lora and generator.base is None, "built in memory, without adapters"
+    with pytest.raises(ValueError, match="no LoRA"):
+        generator.merge_lora()
+
+
 def a_saved_folder_is_the_same_generator(make: Make, prompts: list[str], folder: Path) -> None:
     generator = make()
     with torch.no_grad():
@@ -155,6 +171,7 @@ RULES: tuple[Rule, ...] = (
     a_negative_prompt_is_the_contrast_and_leaves_the_tokens_alone,
     the_distribution_decides_the_gradient_and_only_the_policy_has_one,
     the_reference_is_the_policy_as_it_was_kept,
+    what_is_optional_has_a_default,
     a_saved_folder_is_the_same_generator,
     an_image_depends_on_its_own_tokens_alone,
 )

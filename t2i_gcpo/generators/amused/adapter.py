@@ -9,17 +9,14 @@ like a token of an autoregressive generator. What is trained may be another row 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from t2i_gcpo.generators import deltas
 from t2i_gcpo.generators.amused.likelihoods import passes, resolve
 from t2i_gcpo.generators.amused.parts import AmusedParts, TextEncoder
 from t2i_gcpo.generators.amused.sampler import StepSampler
@@ -31,14 +28,13 @@ from t2i_gcpo.generators.base import (
     as_negatives,
     as_prompts,
     check_tokens,
-    in_chunks,
     seeded,
 )
-from t2i_gcpo.generators.checkpoints import Checkpoint, locate
-from t2i_gcpo.generators.compilation import Compilation, batches
-from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
-from t2i_gcpo.generators.policy_weights import PolicyWeights
-from t2i_gcpo.generators.tokens.branches import Drawn
+from t2i_gcpo.generators.checkpoints import Checkpoint
+from t2i_gcpo.generators.compilation import batches
+from t2i_gcpo.generators.decoding import DecodeDtype
+from t2i_gcpo.generators.tokens.branches import SampledRows
+from t2i_gcpo.generators.trainable import TrainableGenerator
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 #: The attention projections and feed-forward layers of a `UVit2DModel`.
@@ -55,12 +51,12 @@ UVIT_TARGETS: tuple[str, ...] = (
 )
 
 
-class Amused:
+class Amused(TrainableGenerator):
     """See `generators.base.ImageGenerator` for the methods' contracts; how tokens are unmasked stands in `Sampling.unmasking`."""
 
     kind = "amused"
     masked = True
-    """Takes the options `masked_policy`, `masked_passes` and `fold_passes`."""
+    lora_targets = UVIT_TARGETS
 
     def __init__(
         self,
@@ -90,14 +86,18 @@ class Amused:
             raise ValueError(
                 "fold_passes holds the activations of all passes at once, and gradient_checkpointing those of one; set one of the two"
             )
-        check_decode_dtype(decode_dtype)
-        self.decode_dtype = decode_dtype
+        super().__init__(
+            parts,
+            "transformer",
+            parts.text_encoder.device,
+            base=base,
+            max_batch=max_batch,
+            compile=compile,
+            decode_dtype=decode_dtype,
+        )
         self.parts = parts.eval()
-        self.compiles = Compilation(compile, parts.text_encoder.device)
-        self.base, self.max_batch = base, max_batch
         self.grid = parts.grid
         self.codebook_size = int(parts.transformer.config.codebook_size)
-        self.weights = PolicyWeights(parts, "transformer")
         self.texts = TextEncoder(parts)
         self.masked_policy, self.masked_passes = resolve(masked_policy), masked_passes
         self.sampler = StepSampler(parts, self.texts, with_gain=self.masked_policy.name == "key_steps")
@@ -114,53 +114,13 @@ class Amused:
     # -- loading and saving --------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(
-        cls,
-        name_or_path: str,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        revision: str | None = None,
-        **options: Any,
-    ) -> Amused:
-        """As `generators.load`, for a checkpoint known to be aMUSEd. `options` go to `__init__`."""
-        checkpoint = locate(str(name_or_path), revision=revision)
-        return cls.from_checkpoint(checkpoint, device=torch.device(device), dtype=dtype, **options)
+    def from_folder(cls, folder: Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Amused:
+        """Load the whole model in a folder of diffusers' layout. `options` go to `__init__`."""
+        return cls(AmusedParts.load(folder, dtype).to(device), **options)
 
-    @classmethod
-    def from_checkpoint(
-        cls, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, **options: Any
-    ) -> Amused:
-        generator = cls(AmusedParts.load(checkpoint.folder, dtype).to(device), base=checkpoint, **options)
-        if checkpoint.delta is not None:
-            deltas.apply(generator.policy, checkpoint.delta, checkpoint.folder)
-        if checkpoint.adapter is not None:
-            generator.weights.load_lora(checkpoint.adapter, device)
-        return generator
-
-    def save(self, path: str | Path) -> None:
-        """A folder in diffusers' layout; with LoRA an adapter folder that names its base."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        if self.weights.peft is None:
-            self.parts.save(path)
-        elif self.base is None:
-            raise ValueError(
-                "a LoRA adapter needs the name of its base: load the model with generators.load, or merge_lora() first"
-            )
-        else:
-            self.weights.save_lora(path, base=self.base.name, revision=self.base.revision)
-
-    # -- the trained weights -------------------------------------------------------------------------------------------
-
-    @property
-    def policy(self) -> nn.Module:
-        """The transformer. Set it to a wrapper of the same module (DDP) to train through that."""
-        return self.weights.module
-
-    @policy.setter
-    def policy(self, module: nn.Module) -> None:
-        self.weights.module = module
+    def save_model(self, folder: Path) -> None:
+        """Write all parts in diffusers' layout."""
+        self.parts.save(folder)
 
     @property
     def device(self) -> torch.device:
@@ -169,24 +129,6 @@ class Amused:
     @property
     def dtype(self) -> torch.dtype:
         return self.parts.text_encoder.dtype
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return self.weights.trainable_parameters()
-
-    def add_lora(
-        self, rank: int = 16, alpha: float = 32.0, *, targets: Sequence[str] = UVIT_TARGETS, seed: int = 0
-    ) -> None:
-        """Train LoRA adapters on the transformer's projections. Does nothing if a loaded adapter has the same shape."""
-        self.weights.add_lora(rank, alpha, targets, seed)
-
-    def merge_lora(self) -> None:
-        self.weights.merge_lora()
-
-    def keep_reference(self) -> None:
-        self.weights.keep_reference()
-
-    def reference(self) -> AbstractContextManager[None]:
-        return self.weights.reference()
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
@@ -215,46 +157,26 @@ class Amused:
             self.masked_policy, self.masked_passes, sampling.unmasking.steps, sampling.unmasking.order
         )  # or a ValueError
         rows = [(prompt, image) for prompt in range(len(prompts)) for image in range(sampling.group_size)]
-        drawn = self._draw(prompts, negatives, sampling, rows, first_prompt_index)
-        records = drawn.records
-        rollout = Rollout(
-            tokens=drawn.tokens,
-            logprob_positive=records.pop("positive"),
-            logprob_negative=records.pop("negative", None),
-            logprob_behaviour=records.pop("behaviour"),
-            commit_step=records.pop("commit_step"),
-            prompts=prompts,
-            grid=self.grid,
-            sampling=sampling,
-            negative_prompts=negatives,
-            stats=records,
-        )
-        if rollout.logprob_negative is None and sampling.contrast:
-            negative = in_chunks(
-                lambda part: self.token_logprobs(rollout.rows(part), prompt="negative"),
-                torch.arange(rollout.batch),
-                self.max_batch,
-            )
-            rollout = replace(rollout, logprob_negative=negative)
-        return rollout
+        sampled = self._sample_rows(prompts, negatives, sampling, rows, first_prompt_index)
+        return self.as_rollout(sampled, prompts, negatives, sampling)
 
-    def _draw(
+    def _sample_rows(
         self,
         prompts: tuple[Prompt, ...],
         negatives: tuple[str, ...] | None,
         sampling: Sampling,
         rows: list[tuple[int, int]],
         first_prompt_index: int,
-    ) -> Drawn:
-        """All rows (prompt, image), `commit_step` among their records."""
-        found = []
-        with self._eval_mode() as policy:
+    ) -> SampledRows:
+        """Sample all rows (prompt, image), in batches."""
+        parts = []
+        with self.eval_mode() as policy:
             for batch in batches(rows, self.max_batch, self.compiles()):
-                drawn = self.sampler.draw(
+                part = self.sampler.draw(
                     policy, prompts, negatives, sampling, batch.rows, first_prompt_index, compile=batch.compile
                 )
-                found.append(drawn.first(batch.asked))
-        return Drawn.cat(found)
+                parts.append(part.first(batch.asked))
+        return SampledRows.cat(parts)
 
     # -- scoring -------------------------------------------------------------------------------------------------------
 
@@ -295,30 +217,12 @@ class Amused:
         """ValueError for a prompt that is too long, or has words that the tokenizer does not know."""
         self.texts.check([prompt.text for prompt in as_prompts(prompts)])
 
-    @contextmanager
-    def _eval_mode(self) -> Iterator[nn.Module]:
-        policy = self.weights.unwrapped()
-        training = policy.training
-        policy.eval()
-        try:
-            yield policy
-        finally:
-            policy.train(training)
-
     # -- images --------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """[B, T] int64 -> [B, 3, H, W] uint8, on the model's device. ValueError for another T, or indices outside the codebook."""
-        check_tokens(tokens, self.grid, self.codebook_size)
+    def decode_rows(self, tokens: Tensor) -> Tensor:
+        """Decode a batch of rows: valid tokens [b, T] on the model's device -> [b, 3, H, W] uint8."""
         channels = int(self.parts.vqvae.config.latent_channels)
-
-        def decode_rows(part: Tensor) -> Tensor:
-            grid = rearrange(part, "b (h w) -> b h w", h=self.grid[0])
-            pixels = self.parts.vqvae.decode(
-                grid, force_not_quantize=True, shape=(*grid.shape, channels)
-            ).sample  # [0, 1]
-            return (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
-
-        with decoding(self.decode_dtype, self.device, self.dtype):
-            return in_chunks(decode_rows, tokens.to(self.device), self.max_batch)
+        grid = rearrange(tokens, "b (h w) -> b h w", h=self.grid[0])
+        # In [0, 1].
+        pixels = self.parts.vqvae.decode(grid, force_not_quantize=True, shape=(*grid.shape, channels)).sample
+        return (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)

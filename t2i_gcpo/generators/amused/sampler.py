@@ -15,7 +15,7 @@ from t2i_gcpo.generators.amused.likelihoods import step_gain
 from t2i_gcpo.generators.amused.parts import NULL, AmusedParts, TextEncoder, Texts, logits
 from t2i_gcpo.generators.amused.scorer import STEP_GAIN
 from t2i_gcpo.generators.compilation import Kept, compiled
-from t2i_gcpo.generators.tokens.branches import Branches, Drawn, choice, choose
+from t2i_gcpo.generators.tokens.branches import Branches, SampledRows, choice, choose
 from t2i_gcpo.generators.tokens.sampling import row_noise
 from t2i_gcpo.generators.tokens.unmasking import annealed, newly_committed, state, still_masked
 from t2i_gcpo.records import Prompt, Sampling
@@ -44,7 +44,7 @@ class StepSampler:
         first_prompt_index: int,
         *,
         compile: bool,
-    ) -> Drawn:
+    ) -> SampledRows:
         """Tokens and records, `commit_step` among them, of the rows (prompt, image). ValueError: more steps than tokens."""
         plan, device = sampling.unmasking, self.texts.device
         length = self.parts.grid[0] * self.parts.grid[1]
@@ -80,7 +80,7 @@ class StepSampler:
         if self.with_gain:
             gain = step_gain(torch.stack(predictions), self.parts.vqvae.quantize.embedding.weight)
             records[STEP_GAIN] = gain.gather(1, commit)
-        return Drawn(tokens, records | {"commit_step": commit})
+        return SampledRows(tokens, records | {"commit_step": commit})
 
     def _predict(self, policy: nn.Module, rows: int, sampling: Sampling, branches: Branches, compile: bool) -> Predict:
         """One step's candidates, kept for the next call where compiled."""

@@ -7,45 +7,43 @@ hidden width, H, W pixels. Only `model.language_model` is trained; the generatio
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from einops import rearrange, repeat
-from torch import Tensor, nn
+from einops import rearrange
+from torch import Tensor
 
 from rewards.models.torchvision_mend import mend
-from t2i_gcpo.generators import deltas
 from t2i_gcpo.generators.base import (
     Distribution,
     Negative,
     as_negatives,
     as_prompts,
     check_tokens,
-    in_chunks,
     seeded,
 )
-from t2i_gcpo.generators.checkpoints import Checkpoint, locate
-from t2i_gcpo.generators.compilation import Compilation
-from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
+from t2i_gcpo.generators.checkpoints import Checkpoint
+from t2i_gcpo.generators.decoding import DecodeDtype
 from t2i_gcpo.generators.janus.batching import RowSampler
 from t2i_gcpo.generators.janus.prompts import PromptEncoder
 from t2i_gcpo.generators.janus.sampler import StepSampler
 from t2i_gcpo.generators.janus.scorer import RowScorer
-from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS, PolicyWeights
+from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
+from t2i_gcpo.generators.trainable import TrainableGenerator
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 #: Images decoded at once on a CPU.
 DECODE_ROWS_CPU = 8
 
 
-class Janus:
+class Janus(TrainableGenerator):
     """See `generators.base.ImageGenerator` for the methods' contracts."""
 
     kind = "janus"
+    lora_targets = LLAMA_TARGETS
 
     def __init__(
         self,
@@ -67,19 +65,22 @@ class Janus:
         gradient_checkpointing: compute the language model's activations again in the backward pass, for less memory.
         decode_dtype: precision of the image decoder; see `decoding`.
         """
-        self.compiles = Compilation(compile, model.device)
+        super().__init__(
+            model,
+            "model.language_model",
+            model.device,
+            base=base,
+            max_batch=max_batch,
+            compile=compile,
+            decode_dtype=decode_dtype,
+        )
         self.model = model.eval()
         model.model.vqmodel.to(memory_format=torch.channels_last)  # what convolutions are fast in
         self.processor = processor
-        self.base = base
-        self.max_batch = max_batch
         self.gradient_checkpointing = gradient_checkpointing
-        check_decode_dtype(decode_dtype)
-        self.decode_dtype = decode_dtype
         side = int(model.config.vq_config.num_patches)
         self.grid = (side, side)
         self.codebook_size = int(model.config.vq_config.num_embeddings)
-        self.weights = PolicyWeights(model, "model.language_model")
         self.prompts = PromptEncoder(processor, model.device)
         self.scorer = RowScorer(model, self.prompts, self.weights, head_chunk=head_chunk)
         self.sampler = RowSampler(self.prompts, StepSampler(model, side * side))
@@ -94,61 +95,19 @@ class Janus:
     # -- loading and saving --------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(
-        cls,
-        name_or_path: str,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        revision: str | None = None,
-        **options: Any,
-    ) -> Janus:
-        """As `generators.load`, for a checkpoint known to be Janus. `options` go to `__init__`."""
-        checkpoint = locate(str(name_or_path), revision=revision)
-        return cls.from_checkpoint(checkpoint, device=torch.device(device), dtype=dtype, **options)
-
-    @classmethod
-    def from_checkpoint(
-        cls, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, **options: Any
-    ) -> Janus:
+    def from_folder(cls, folder: Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Janus:
+        """Load the whole model in a folder of the hub's layout. `options` go to `__init__`."""
         mend()  # transformers imports torchvision
         from transformers import JanusForConditionalGeneration, JanusProcessor
 
-        model: Any = JanusForConditionalGeneration.from_pretrained(
-            checkpoint.folder, dtype=dtype, local_files_only=True
-        )
-        processor = JanusProcessor.from_pretrained(checkpoint.folder, local_files_only=True)
-        generator = cls(model.to(device), processor, base=checkpoint, **options)
-        if checkpoint.delta is not None:
-            deltas.apply(generator.policy, checkpoint.delta, checkpoint.folder)
-        if checkpoint.adapter is not None:
-            generator.weights.load_lora(checkpoint.adapter, device)
-        return generator
+        model: Any = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        processor = JanusProcessor.from_pretrained(folder, local_files_only=True)
+        return cls(model.to(device), processor, **options)
 
-    def save(self, path: str | Path) -> None:
-        """A folder in the hub's layout; with LoRA an adapter folder that names its base."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        if self.weights.peft is None:
-            self.model.save_pretrained(path)
-            self.processor.save_pretrained(path)
-        elif self.base is None:
-            raise ValueError(
-                "a LoRA adapter needs the name of its base: load the model with generators.load, or merge_lora() first"
-            )
-        else:
-            self.weights.save_lora(path, base=self.base.name, revision=self.base.revision)
-
-    # -- the trained weights -------------------------------------------------------------------------------------------
-
-    @property
-    def policy(self) -> nn.Module:
-        """The language model. Set it to a wrapper of the same module (DDP) to train through that."""
-        return self.weights.module
-
-    @policy.setter
-    def policy(self, module: nn.Module) -> None:
-        self.weights.module = module
+    def save_model(self, folder: Path) -> None:
+        """Write model and processor in the hub's layout."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     @property
     def device(self) -> torch.device:
@@ -157,24 +116,6 @@ class Janus:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return self.weights.trainable_parameters()
-
-    def add_lora(
-        self, rank: int = 16, alpha: float = 32.0, *, targets: Sequence[str] = LLAMA_TARGETS, seed: int = 0
-    ) -> None:
-        """Train LoRA adapters on the language model's projections. Does nothing if a loaded adapter has the same shape."""
-        self.weights.add_lora(rank, alpha, targets, seed)
-
-    def merge_lora(self) -> None:
-        self.weights.merge_lora()
-
-    def keep_reference(self) -> None:
-        self.weights.keep_reference()
-
-    def reference(self) -> AbstractContextManager[None]:
-        return self.weights.reference()
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
@@ -197,8 +138,8 @@ class Janus:
         prompts = as_prompts(prompts)
         negatives = as_negatives(negative_prompts, len(prompts))
         sampling = seeded(sampling, rng)
-        with self._eval_mode() as policy:
-            drawn = self.sampler.draw(
+        with self.eval_mode() as policy:
+            rows = self.sampler.draw(
                 policy,
                 [prompt.text for prompt in prompts],
                 negatives,
@@ -207,26 +148,7 @@ class Janus:
                 max_batch=self.max_batch,
                 compile=self.compiles(),
             )
-        tokens, records = drawn.tokens, dict(drawn.records)
-        rollout = Rollout(
-            tokens=tokens,
-            logprob_positive=records.pop("positive"),
-            logprob_negative=records.pop("negative", None),
-            logprob_behaviour=records.pop("behaviour"),
-            commit_step=repeat(torch.arange(tokens.shape[1], device=self.device), "t -> b t", b=len(tokens)).clone(),
-            prompts=prompts,
-            grid=self.grid,
-            sampling=sampling,
-            negative_prompts=negatives,
-            stats=records,
-        )
-        if rollout.logprob_negative is None and sampling.contrast:
-            index = torch.arange(rollout.batch)
-            negative = in_chunks(
-                lambda part: self.token_logprobs(rollout.rows(part), prompt="negative"), index, self.max_batch
-            )
-            rollout = replace(rollout, logprob_negative=negative)
-        return rollout
+        return self.as_rollout(rows, prompts, negatives, sampling)
 
     # -- scoring -------------------------------------------------------------------------------------------------------
 
@@ -259,17 +181,6 @@ class Janus:
         self.prompts.encode([prompt.text for prompt in as_prompts(prompts)])
 
     @contextmanager
-    def _eval_mode(self) -> Iterator[nn.Module]:
-        """The unwrapped policy for sampling: in train mode gradient checkpointing drops the cache, in silence."""
-        policy = self.weights.unwrapped()
-        training = policy.training
-        policy.eval()
-        try:
-            yield policy
-        finally:
-            policy.train(training)
-
-    @contextmanager
     def _train_mode(self) -> Iterator[None]:
         """The policy for scoring. Gradient checkpointing works in train mode only; it differs in nothing else."""
         policy = self.weights.module
@@ -282,16 +193,12 @@ class Janus:
 
     # -- images --------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """[B, T] int64 -> [B, 3, H, W] uint8, on the model's device. ValueError for another T, or indices outside the codebook."""
-        check_tokens(tokens, self.grid, self.codebook_size)
+    @property
+    def decode_batch(self) -> int | None:
+        """How many rows are decoded at once: on a CPU the activations of a few images stay in the cache."""
+        return DECODE_ROWS_CPU if self.device.type == "cpu" else self.max_batch
 
-        def decode_rows(part: Tensor) -> Tensor:
-            pixels = self.model.decode_image_tokens(part)  # about [-1, 1], unclamped
-            return ((rearrange(pixels, "b h w c -> b c h w").float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-        # On a CPU the activations of a few images stay in the cache.
-        rows = DECODE_ROWS_CPU if self.device.type == "cpu" else self.max_batch
-        with decoding(self.decode_dtype, self.device, self.dtype):
-            return in_chunks(decode_rows, tokens.to(self.device), rows)
+    def decode_rows(self, tokens: Tensor) -> Tensor:
+        """Decode a batch of rows: valid tokens [b, T] on the model's device -> [b, 3, H, W] uint8."""
+        pixels = self.model.decode_image_tokens(tokens)  # about [-1, 1], unclamped
+        return ((rearrange(pixels, "b h w c -> b c h w").float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

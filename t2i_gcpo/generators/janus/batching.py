@@ -13,7 +13,7 @@ from torch import nn
 from t2i_gcpo.generators.compilation import batches
 from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.janus.sampler import WIDTH_MULTIPLE, StepSampler
-from t2i_gcpo.generators.tokens.branches import Branches, Drawn
+from t2i_gcpo.generators.tokens.branches import Branches, SampledRows
 from t2i_gcpo.generators.tokens.sampling import row_noise
 from t2i_gcpo.records import Sampling
 
@@ -38,16 +38,16 @@ class RowSampler:
         first_prompt_index: int,
         max_batch: int | None,
         compile: bool,
-    ) -> Drawn:
-        """All B rows of P texts, in `batches`."""
+    ) -> SampledRows:
+        """Sample all B rows of P texts, in batches."""
         rows = [(prompt, image) for prompt in range(len(texts)) for image in range(sampling.group_size)]
-        found = []
+        parts = []
         for batch in batches(rows, max_batch, compile):
-            drawn = self._draw_part(
+            part = self._draw_part(
                 policy, texts, negatives, sampling, batch.rows, first_prompt_index, compile=batch.compile
             )
-            found.append(drawn.first(batch.asked))
-        return Drawn.cat(found)
+            parts.append(part.first(batch.asked))
+        return SampledRows.cat(parts)
 
     def _draw_part(
         self,
@@ -59,7 +59,7 @@ class RowSampler:
         first_prompt_index: int,
         *,
         compile: bool,
-    ) -> Drawn:
+    ) -> SampledRows:
         device = self.encoder.device
         owners = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompt for prompt, _ in rows))}
         encoded, branches = self.branches(

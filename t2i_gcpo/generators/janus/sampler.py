@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from t2i_gcpo.generators.compilation import Kept, compiled
 from t2i_gcpo.generators.janus.kv_cache import GrowingCache
 from t2i_gcpo.generators.janus.prompts import Encoded
-from t2i_gcpo.generators.tokens.branches import Branches, Drawn, choice, choose
+from t2i_gcpo.generators.tokens.branches import Branches, SampledRows, choice, choose
 from t2i_gcpo.records import Sampling
 
 #: Where the step is compiled, the prompts' width is rounded up to this many columns: prompts of like lengths share one shape.
@@ -64,7 +64,7 @@ class StepSampler:
         branches: Branches,
         *,
         compile: bool,
-    ) -> Drawn:
+    ) -> SampledRows:
         """Sample R rows. `prompts`: the folded branches of the distinct prompts [N Q, L]; `owner` [R] the row's prompt in
         0..Q-1; `noise` [R, T] uniform in [0, 1). `policy` is the language model, in eval mode."""
         rows, count = len(owner), branches.count
@@ -84,10 +84,9 @@ class StepSampler:
                 tokens.append(token)
                 records.append(record)
                 shape.positions.add_(1)
-        return Drawn(
-            torch.stack(tokens, dim=1),
-            {name: torch.stack([record[name] for record in records], dim=1) for name in records[0]},
-        )
+        by_name = {name: torch.stack([record[name] for record in records], dim=1) for name in records[0]}
+        steps = repeat(torch.arange(self.length, device=owner.device), "t -> r t", r=rows).clone()
+        return SampledRows(torch.stack(tokens, dim=1), by_name | {"commit_step": steps})
 
     def _prefill(self, policy: nn.Module, prompts: Encoded, folded: Tensor, shape: _Shape) -> None:
         """Run each distinct prompt (without BOI) once, and copy keys and values to the rows that share it."""

@@ -40,23 +40,23 @@ class Branches:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What R rows gave."""
+class SampledRows:
+    """The sampled tokens of R rows, and what was recorded of each token."""
 
     tokens: Tensor
     """[R, T] int64."""
     records: dict[str, Tensor]
-    """[R, T] by name: positive, behaviour, negative (if it was free) and the stats asked for, fp32; a masked generator's commit_step, int64."""
+    """[R, T] by name: positive, behaviour, negative (if it was free) and the stats asked for, fp32; commit_step, int64."""
 
-    def first(self, count: int) -> Drawn:
-        """That of the first rows."""
-        return Drawn(self.tokens[:count], {name: value[:count] for name, value in self.records.items()})
+    def first(self, count: int) -> SampledRows:
+        """Return the first rows."""
+        return SampledRows(self.tokens[:count], {name: value[:count] for name, value in self.records.items()})
 
     @staticmethod
-    def cat(parts: Sequence[Drawn]) -> Drawn:
-        """All rows of some parts."""
+    def cat(parts: Sequence[SampledRows]) -> SampledRows:
+        """Return the rows of all parts, one after the other."""
         records = {name: torch.cat([part.records[name] for part in parts]) for name in parts[0].records}
-        return Drawn(torch.cat([part.tokens for part in parts]), records)
+        return SampledRows(torch.cat([part.tokens for part in parts]), records)
 
 
 def choice(sampling: Sampling) -> tuple[Hashable, ...]:

@@ -1,0 +1,218 @@
+"""What the adapters share: the trained part of a model, LoRA on it, the reference, saving, compiling, and a rollout from the sampled rows.
+
+B rows, T tokens, H, W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from t2i_gcpo.generators import deltas
+from t2i_gcpo.generators.base import ImageGenerator, check_tokens, in_chunks
+from t2i_gcpo.generators.checkpoints import Checkpoint, locate
+from t2i_gcpo.generators.compilation import Compilation
+from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
+from t2i_gcpo.generators.policy_weights import PolicyWeights
+from t2i_gcpo.generators.tokens.branches import SampledRows
+from t2i_gcpo.records import Prompt, Rollout, Sampling
+
+Self = TypeVar("Self", bound="TrainableGenerator")
+
+
+class TrainableGenerator(ImageGenerator):
+    """Train one submodule of a model, the policy, and keep the rest frozen. A base class of adapters.
+
+    A subclass reads and writes its own model (`from_folder`, `save_model`), samples rows, scores tokens and decodes them (`decode_rows`).
+    """
+
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Patterns for the names of the policy's linear layers that `add_lora` puts adapters on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        policy: str,
+        device: torch.device,
+        *,
+        base: Checkpoint | None = None,
+        max_batch: int | None = None,
+        compile: bool | Literal["auto"] = "auto",
+        decode_dtype: DecodeDtype = "auto",
+    ) -> None:
+        """`policy` is the trained submodule's dotted name in `model`, e.g. "transformer".
+
+        base: the checkpoint that the model comes from; an adapter of LoRA and a delta name it.
+        max_batch: rows sampled or decoded at once (None: all); results do not depend on it beyond rounding.
+        compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
+        decode_dtype: precision of the image decoder; see `decoding`.
+        ValueError: an unknown decode_dtype, or compile=True where torch cannot compile.
+        """
+        check_decode_dtype(decode_dtype)
+        self.base, self.max_batch, self.decode_dtype = base, max_batch, decode_dtype
+        self.compiles = Compilation(compile, device)
+        self.weights = PolicyWeights(model, policy)
+
+    # -- loading and saving --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(
+        cls: type[Self],
+        name_or_path: str,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a checkpoint that is known to be of this class, as `generators.load` does. `options` go to `__init__`."""
+        checkpoint = locate(str(name_or_path), revision=revision)
+        return cls.from_checkpoint(checkpoint, device=torch.device(device), dtype=dtype, **options)
+
+    @classmethod
+    def from_checkpoint(
+        cls: type[Self], checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, **options: Any
+    ) -> Self:
+        """Load the whole model of a checkpoint, then its delta or its LoRA adapter. `options` go to `__init__`."""
+        generator = cls.from_folder(checkpoint.folder, device=device, dtype=dtype, base=checkpoint, **options)
+        if checkpoint.delta is not None:
+            deltas.apply(generator.policy, checkpoint.delta, checkpoint.folder)
+        if checkpoint.adapter is not None:
+            generator.weights.load_lora(checkpoint.adapter, device)
+        return generator
+
+    @classmethod
+    @abstractmethod
+    def from_folder(cls: type[Self], folder: Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Self:
+        """Load the whole model in a folder. `options` go to `__init__`."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder that `generators.load` accepts: the whole model, or with LoRA the adapter, which names its base.
+
+        ValueError: there is LoRA on a model whose base has no name.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        if not self.has_lora:
+            self.save_model(path)
+        elif self.base is None:
+            raise ValueError(
+                "a LoRA adapter needs the name of its base: load the model with generators.load, or merge_lora() first"
+            )
+        else:
+            self.weights.save_lora(path, base=self.base.name, revision=self.base.revision)
+
+    @abstractmethod
+    def save_model(self, folder: Path) -> None:
+        """Write the whole model into an existing folder, in the layout that `from_folder` reads."""
+
+    # -- the trained weights -------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> nn.Module:
+        """The trained submodule. Set it to a wrapper of the same module (DDP) to train through that."""
+        return self.weights.module
+
+    @policy.setter
+    def policy(self, module: nn.Module) -> None:
+        self.weights.module = module
+
+    @property
+    def has_lora(self) -> bool:
+        return self.weights.peft is not None
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return self.weights.trainable_parameters()
+
+    def add_lora(
+        self, rank: int = 16, alpha: float = 32.0, *, targets: Sequence[str] | None = None, seed: int = 0
+    ) -> None:
+        """Train LoRA adapters (2106.09685) on the policy's linear layers `targets` (None: `lora_targets`), and freeze the rest.
+
+        Does nothing if a loaded adapter has the same shape. ValueError: it has another shape, or `targets` match nothing.
+        """
+        self.weights.add_lora(rank, alpha, self.lora_targets if targets is None else targets, seed)
+
+    def merge_lora(self) -> None:
+        """Add the LoRA adapters to the weights, and train these from here on. ValueError where there are none."""
+        self.weights.merge_lora()
+
+    def keep_reference(self) -> None:
+        self.weights.keep_reference()
+
+    def reference(self) -> AbstractContextManager[None]:
+        return self.weights.reference()
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, rollouts_ahead: int) -> None:
+        """Let compile="auto" know how many rollouts of like size follow; see `Compilation`."""
+        self.compiles.rollouts_ahead = rollouts_ahead
+
+    @contextmanager
+    def eval_mode(self) -> Iterator[nn.Module]:
+        """Hand out the unwrapped policy in eval mode, for sampling. Its mode is what it was afterwards."""
+        policy = self.weights.unwrapped()
+        training = policy.training
+        policy.eval()
+        try:
+            yield policy
+        finally:
+            policy.train(training)
+
+    def as_rollout(
+        self, rows: SampledRows, prompts: tuple[Prompt, ...], negatives: tuple[str, ...] | None, sampling: Sampling
+    ) -> Rollout:
+        """Make a rollout of all B sampled rows; what is left of their records are its statistics.
+
+        Where sampling did not give `logprob_negative` and it is wanted, the tokens are scored under the negative prompts.
+        """
+        records = dict(rows.records)
+        rollout = Rollout(
+            tokens=rows.tokens,
+            logprob_positive=records.pop("positive"),
+            logprob_negative=records.pop("negative", None),
+            logprob_behaviour=records.pop("behaviour"),
+            commit_step=records.pop("commit_step"),
+            prompts=prompts,
+            grid=self.grid,
+            sampling=sampling,
+            negative_prompts=negatives,
+            stats=records,
+        )
+        if rollout.logprob_negative is not None or not sampling.contrast:
+            return rollout
+        negative = in_chunks(
+            lambda part: self.token_logprobs(rollout.rows(part), prompt="negative"),
+            torch.arange(rollout.batch),
+            self.max_batch,
+        )
+        return replace(rollout, logprob_negative=negative)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Decode tokens [B, T] int64 to images [B, 3, H, W] uint8 on the model's device.
+
+        ValueError for another T, or indices outside the codebook.
+        """
+        check_tokens(tokens, self.grid, self.codebook_size)
+        with decoding(self.decode_dtype, self.device, self.dtype):
+            return in_chunks(self.decode_rows, tokens.to(self.device), self.decode_batch)
+
+    @property
+    def decode_batch(self) -> int | None:
+        """How many rows are decoded at once (None: all)."""
+        return self.max_batch
+
+    @abstractmethod
+    def decode_rows(self, tokens: Tensor) -> Tensor:
+        """Decode a batch of rows: valid tokens [b, T] on the model's device -> [b, 3, H, W] uint8."""
