@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -128,8 +128,10 @@ class ImageGenerator(Protocol):
         return False
 
     @abstractmethod
-    def add_lora(self, rank: int = 16, alpha: float = 32.0, **options: Any) -> None:
-        """Train low-rank adapters of the policy instead of its own weights."""
+    def add_lora(
+        self, rank: int = 16, alpha: float = 32.0, *, targets: Sequence[str] | None = None, seed: int = 0
+    ) -> None:
+        """Train low-rank adapters (2106.09685) of the policy instead of its own weights; `targets`: the layers, None: the usual ones."""
 
     def merge_lora(self) -> None:
         """Add the low-rank adapters to the policy's weights, and train these from here on. ValueError where there are none."""
