@@ -6,6 +6,8 @@ arguments after its name and returns an exit status or None.
 A ValueError, OSError or ImportError that reaches this file is a message for the user: it is printed as `error: ...` and the exit
 status is 2; so is a FloatingPointError (a training that diverged), with status 1. Set T2I_GCPO_TRACEBACK=1 to see where it came
 from. Everything else is a defect and keeps its traceback.
+
+No command fails for what it prints: see `utils/terminal.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+
+from t2i_gcpo.utils.terminal import check_argument, lost_output, protect_streams
 
 #: Name -> (function, one line of help).
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -64,8 +68,19 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 the command found something wrong, 2 a user's mistake, 130 interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one command and return its exit status.
+
+    0: done, 1: the command found something wrong, or its output could not be written, 2: a user's mistake, 130: interrupted.
+    """
+    descriptors = protect_streams()
+    status = _run(list(sys.argv[1:] if argv is None else argv))
+    lost = lost_output(descriptors)
+    if lost is not None:
+        print(f"error: what this command printed could not be written: {lost}", file=sys.stderr)
+    return status or int(lost is not None)
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
@@ -81,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: there is no command {name!r}{hint} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
+        for argument in arguments:
+            check_argument(argument)
         module, function = COMMANDS[name][0].split(":")
         return int(getattr(importlib.import_module(module), function)(rest) or 0)
     except SystemExit as stop:  # argparse and tyro leave this way, their message printed

@@ -13,6 +13,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from t2i_gcpo.commands.options.number_types import positive, seed
+from t2i_gcpo.utils.destination import check_file
+
+__all__ = ["BENCHMARKS", "main", "parser", "parsers", "positive", "seed"]
+
 #: Name -> (module, one line of help).
 BENCHMARKS: dict[str, tuple[str, str]] = {
     "rollout": (
@@ -49,17 +54,6 @@ def usage() -> str:
     return USAGE.format(benchmarks="\n".join(lines))
 
 
-def positive(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
-    return value
-
-
 def main(argv: Sequence[str]) -> int:
     """Run one benchmark; exit status 0. ValueError for an unknown name, or settings that cannot be measured."""
     if argv and argv[0] in ("-h", "--help"):
@@ -78,10 +72,8 @@ def main(argv: Sequence[str]) -> int:
     if getattr(options, "pairs", 2) < 2:
         raise ValueError(f"--pairs is {options.pairs}; a spread needs at least 2")
     out: Path | None = options.out
-    if out is not None:  # an unwritable place should not show after ten minutes
-        if out.is_dir():
-            raise ValueError(f"--out {out} is a folder; name a file, e.g. {out / name}.json")
-        out.parent.mkdir(parents=True, exist_ok=True)
+    if out is not None:
+        check_file(out)
 
     import torch
     from rich.console import Console
@@ -101,9 +93,13 @@ def main(argv: Sequence[str]) -> int:
         numbers = json.dumps(report.to_json(), indent=2, allow_nan=False)  # in here, as it tells the number of threads
     finally:
         torch.set_num_threads(threads)
-    console.print(report.table())
+    try:
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, numbers + "\n")
+    finally:  # what cannot be written can still be read
+        console.print(report.table())
     if out is not None:
-        write_atomically(out, numbers + "\n")
         console.print(f"wrote {out}", highlight=False, soft_wrap=True)
     return 0
 
@@ -124,6 +120,6 @@ def parser(name: str) -> argparse.ArgumentParser:
         "--threads", type=positive, default=None, help="threads of torch on the CPU; None: torch's choice"
     )
     parser.add_argument("--device", default="cpu", help="device of both sides, e.g. cuda")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random inputs")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of all random inputs")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     return parser

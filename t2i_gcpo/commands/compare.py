@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from t2i_gcpo.reports.comparison import write
+from t2i_gcpo.reports.comparison import FILES, write
 from t2i_gcpo.reports.run import groups, read
+from t2i_gcpo.utils.destination import check_folder
 
 
 def main(argv: list[str]) -> int:
-    """`t2i-gcpo compare`: writes curves.png, table.json, table.md and report.html of several runs, and prints the table."""
+    """Write curves.png, table.json, table.md and report.html of several runs, and print the table."""
     args = parser().parse_args(argv)
+    check_folder(args.out, *FILES)
     grouped = groups([read(path) for path in args.runs])
     args.out.mkdir(parents=True, exist_ok=True)
     for path in write(grouped, args.out):

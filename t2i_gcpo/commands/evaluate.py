@@ -8,28 +8,39 @@ from pathlib import Path
 import rewards
 from rewards.geneval.detectors import load as load_detector
 from t2i_gcpo.algorithms import ALL_STATS
+from t2i_gcpo.commands.options.number_types import count
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
-from t2i_gcpo.evaluation.credit_location import CreditObserver
+from t2i_gcpo.evaluation.credit_location import CreditObserver, CreditResult
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, pick
 from t2i_gcpo.evaluation.scorable import check_scorable
+from t2i_gcpo.generators.base import ImageGenerator
+from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports.tables import print_credit, print_evaluation
 from t2i_gcpo.utils import pictures
+from t2i_gcpo.utils.destination import check_folder
+
+EVALUATION, CREDIT = "eval.json", "credit.json"
+#: File of a checkpoint -> the same of --against.
+AGAINST = {EVALUATION: "eval_against.json", CREDIT: "credit_against.json"}
 
 
 def main(argv: list[str]) -> int:
-    """`t2i-gcpo eval`: score a checkpoint on held-out prompts, per task, with 95 % intervals; writes eval.json and sample grids."""
+    """Score a checkpoint on held-out prompts, per task, with 95 % intervals; writes eval.json and sample grids."""
     args = parser().parse_args(argv)
+    check_folder(args.out, EVALUATION, CREDIT, *AGAINST.values(), "samples.png")
     prompts = limit(prompt_files.read(args.prompts), args.limit, repeat=True)
     reward = rewards.load(args.reward)
     check_scorable(prompts, reward)
-    results, measured = {}, {}
-    for name in dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]):
+    drawn = sampling(args, stats=ALL_STATS) if args.credit else sampling(args)
+    names = list(dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]))
+    generator = _checked(args, names, prompts)
+    results, measured, written = {}, {}, []
+    for name in names:
         observer = CreditObserver(load_detector("shapes")) if args.credit else None
-        drawn = sampling(args, stats=ALL_STATS) if args.credit else sampling(args)
         results[name] = evaluate(
-            load_generator(args, name),
+            generator if name == names[0] else load_generator(args, name),
             prompts,
             reward,
             sampling=drawn,
@@ -42,20 +53,35 @@ def main(argv: list[str]) -> int:
             reward_name=args.reward,
             observe=observer,
         )
+        # Saved at once: what happens to the other checkpoint, or to the terminal, cannot take it away.
+        written.append(_save(results[name], args.out / EVALUATION, name, args))
         if observer is not None:
             about = {"checkpoint": name, "prompts": args.prompts, "limit": args.limit, "seed": args.seed}
             measured[name] = observer.result(**about, guidance=args.guidance, temperature=args.temperature)
+            written.append(_save(measured[name], args.out / CREDIT, name, args))
     ours, other = results[args.checkpoint], results.get(args.against)
-    print_evaluation(ours, other)
-    written = [ours.save(args.out / "eval.json"), *_pictures(ours, other, args.out, args.pictures)]
-    if other is not None:
-        written.append(other.save(args.out / "eval_against.json"))
-    for name, result in measured.items():
-        print_credit(result)
-        written.append(result.save(args.out / ("credit.json" if name == args.checkpoint else "credit_against.json")))
+    try:
+        written += _pictures(ours, other, args.out, args.pictures)
+    finally:  # the numbers are worth more than the pictures
+        print_evaluation(ours, other)
+        for result in measured.values():
+            print_credit(result)
     for path in written:
         print(f"wrote {path}")
     return 0
+
+
+def _checked(args: argparse.Namespace, names: list[str], prompts: list[Prompt]) -> ImageGenerator:
+    """Load every checkpoint once, so that one that cannot be used shows before any is evaluated; returns the first."""
+    for name in reversed(names):
+        generator = load_generator(args, name)
+        generator.check_prompts(prompts)
+    return generator
+
+
+def _save(result: EvalResult | CreditResult, path: Path, name: str, args: argparse.Namespace) -> Path:
+    """Save what was measured of a checkpoint; that of --against has a file of its own."""
+    return result.save(path if name == args.checkpoint else path.with_name(AGAINST[path.name]))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--limit",
-        type=int,
+        type=count,
         default=0,
         help="images, the tasks in equal parts, prompts repeated where a task has too few; 0: each prompt once",
     )
@@ -80,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also measure where credit lies: every credit rule and its controls against the objects' cells, on ShapeScenes; writes credit.json",
     )
-    add("--pictures", type=int, default=24, help="images in the sample grid (default: %(default)s)")
+    add("--pictures", type=count, default=24, help="images in the sample grid (default: %(default)s)")
     return parser
 
 

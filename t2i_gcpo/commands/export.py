@@ -15,12 +15,14 @@ from t2i_gcpo.generators.checkpoints import locate
 from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.training import checkpoint as checkpoints
 from t2i_gcpo.training.tracker import CONFIG, METRICS
+from t2i_gcpo.utils.destination import check_folder
 
 
 def main(argv: list[str]) -> int:
     """Write the difference of a tuned checkpoint to the one that its training started from: OUT/delta.safetensors (float16) and OUT/delta.json
     (the base, the run's options, seed, step and scores)."""
     args = parser().parse_args(argv)
+    check_folder(args.out, deltas.WEIGHTS, deltas.ABOUT)
     base, tuned = locate(args.against), generators.load(args.checkpoint)
     if base.adapter is not None or base.delta is not None:
         raise ValueError(f"--against is {args.against}, an adapter or delta; name a whole model, e.g. janus-mini")

@@ -10,21 +10,30 @@ from typing import Any
 
 import torch
 
+import rewards
 from t2i_gcpo.algorithms import ALL_STATS, TABLE, resolve, token_advantages, token_weights
+from t2i_gcpo.commands.options.number_types import count, finite, positive
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data.shapes.grammar import find_prompt
+from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe, load, over_steps, reweigh, without
 from t2i_gcpo.heatmap.animation import over_images, over_order, write_gif
 from t2i_gcpo.heatmap.files import write
-from t2i_gcpo.records import Prompt, Rollout, ScoredRollout
+from t2i_gcpo.records import Prompt, ScoredRollout
+from t2i_gcpo.utils.destination import check_folder
 
 
 def main(argv: list[str]) -> int:
-    """`t2i-gcpo heatmap`: draw the credit of tokens; writes heatmap.png, .html and .npz. Of what: --checkpoint with --prompt samples
-    images (with a reward the advantages are drawn, else the token weights alone); --npz redraws a saved heatmap and runs no model; --run shows
-    one prompt and noise at every step that a run drew.
+    """Draw the credit of tokens; writes heatmap.png, heatmap.html and heatmap.npz.
+
+    --checkpoint with --prompt samples images (with a reward the advantages are drawn, else the token weights alone); --npz
+    redraws a saved heatmap and runs no model; --run shows one prompt and noise at every step that a run drew.
     """
     args = parser().parse_args(argv)
+    others = [f"{name}.png" for name in (args.map or [])[1:]]
+    check_folder(
+        args.out, "heatmap.png", "heatmap.npz", "heatmap.html", *others, *(["heatmap.gif"] if args.gif else [])
+    )
     if args.npz is not None:
         heatmap = load(args.npz)
     elif args.run is not None:
@@ -34,10 +43,7 @@ def main(argv: list[str]) -> int:
     if args.checkpoint is None and (choices := _choices(args)):
         heatmap = reweigh(heatmap, seed=args.seed, **choices)
     names = list(dict.fromkeys(args.map or [heatmap.map()[0]]))
-    for name in names:  # all are known before anything is written
-        if not heatmap.map(name)[1].any():
-            why = "the images of each group scored alike; " if name == "advantage" else ""
-            print(f"every value of the map {name} is 0: {why}look at another, such as --map weight contrast")
+    empty = [name for name in names if not heatmap.map(name)[1].any()]  # all are known before anything is written
     paths = write(heatmap, args.out, "heatmap", kind=names[0], columns=args.columns)
     for name in names[1:]:
         paths.append(args.out / f"{name}.png")
@@ -45,17 +51,16 @@ def main(argv: list[str]) -> int:
     if args.gif:
         frames = over_order(heatmap, names[0]) if args.run is None else over_images(heatmap, names[0])
         paths.append(write_gif(frames, args.out / "heatmap.gif"))
+    for name in empty:
+        why = "the images of each group scored alike; " if name == "advantage" else ""
+        print(f"every value of the map {name} is 0: {why}look at another, such as --map weight contrast")
     for path in paths:
         print(f"wrote {path}")
     return 0
 
 
 def sampled(args: argparse.Namespace) -> Heatmap:
-    """Images of one prompt, one group, with advantages where there is a reward. Prints what there is to know about them."""
-    import rewards
-
-    if args.num < 1:
-        raise ValueError(f"--num is {args.num}; it must be at least 1")
+    """Sample images of one prompt, one group, with advantages where there is a reward, and print what there is to know about them."""
     if args.prompt is None:
         raise ValueError("--checkpoint needs a --prompt: write what the images should show")
     prompt, negative = find_prompt(args.prompt), args.negative_prompt
@@ -70,24 +75,37 @@ def sampled(args: argparse.Namespace) -> Heatmap:
         raise ValueError(
             f"algorithm {args.algorithm} weighs all tokens alike, and {reason}: there is nothing to draw; choose gcpo"
         )
-    generator = load_generator(args)
+    _check_maps(args, reason)
     drawn = sampling(args, group_size=args.num, contrast=True, stats=ALL_STATS)
+    reward = rewards.load(reward_name) if reward_name else None
+    generator = load_generator(args)
+    generator.check_prompts([prompt, *([negative] if negative is not None else [])])
+    reference = None if args.reference is None else _reference(args, generator)
     rollout = generator.sample([prompt], drawn, negative_prompts=negative)
     with torch.no_grad():
         images = generator.decode(rollout.tokens).cpu()
-    reference = None if args.reference is None else _reference(args, rollout)
+        logprob_reference = None if reference is None else reference.token_logprobs(rollout)
     rng = torch.Generator().manual_seed(args.seed)  # the controls draw from it
-    if not reward_name:
+    if reward is None:
         print(f"token weights of {args.algorithm}, no advantages: {reason}")
         scored = ScoredRollout(rollout, images, torch.full((args.num,), torch.nan))
         weights = token_weights(algorithm, rollout, generator=rng)
-        return Heatmap.of(scored, weights=weights, algorithm=algorithm, logprob_reference=reference)
-    output = rewards.load(reward_name)(images, [prompt.text] * args.num, [prompt.metadata] * args.num)
+        return Heatmap.of(scored, weights=weights, algorithm=algorithm, logprob_reference=logprob_reference)
+    output = reward(images, [prompt.text] * args.num, [prompt.metadata] * args.num)
     scored = ScoredRollout(rollout, images, output.scores.float(), output.parts)
     targets = token_advantages(replace(algorithm, normalize_parts=False), rollout, scored.scores, generator=rng)
     scores = ", ".join(f"{score:.3g}" for score in scored.scores.tolist())
     print(f"advantages of {args.algorithm} with the reward {reward_name}; scores {scores}")
-    return Heatmap.of(scored, targets, algorithm=algorithm, logprob_reference=reference)
+    return Heatmap.of(scored, targets, algorithm=algorithm, logprob_reference=logprob_reference)
+
+
+def _check_maps(args: argparse.Namespace, no_reward: str) -> None:
+    """Check that the maps asked for will be there, before a model is loaded. no_reward: why nothing is scored, "" where it is."""
+    maps = args.map or []
+    if "advantage" in maps and no_reward:
+        raise ValueError(f"--map advantage needs scores, and {no_reward}; look at another map, such as --map weight")
+    if "kl_reference" in maps and args.reference is None:
+        raise ValueError("--map kl_reference needs --reference: name the checkpoint that the KL is drawn to")
 
 
 def _choices(args: argparse.Namespace) -> dict[str, Any]:
@@ -96,14 +114,14 @@ def _choices(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-@torch.no_grad()
-def _reference(args: argparse.Namespace, rollout: Rollout) -> torch.Tensor:
-    """The log-probs [B, T] of the rollout's tokens in another checkpoint."""
+def _reference(args: argparse.Namespace, generator: ImageGenerator) -> ImageGenerator:
+    """Load the checkpoint that the KL is drawn to. ValueError where its grid is another."""
     other = load_generator(args, args.reference)
-    here = tuple(rollout.grid)
-    if tuple(other.grid) != here:
-        raise ValueError(f"--reference {args.reference} has a grid of {other.grid}, --checkpoint one of {here}")
-    return other.token_logprobs(rollout)
+    if tuple(other.grid) != tuple(generator.grid):
+        raise ValueError(
+            f"--reference {args.reference} has a grid of {other.grid}, --checkpoint one of {tuple(generator.grid)}"
+        )
+    return other
 
 
 def _reward(args: argparse.Namespace, prompt: Prompt) -> tuple[str | None, str]:
@@ -129,8 +147,8 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", required=True, type=Path, help="folder to write heatmap.png, heatmap.html and heatmap.npz to")
     add("--prompt", help='what the images show, e.g. "a photo of a red circle"; of a run: which of its pictures')
-    add("--image", type=int, default=0, help="of a run: which of the prompt's images (default: %(default)s)")
-    add("--num", type=int, default=4, help="images; they are one group (default: %(default)s)")
+    add("--image", type=count, default=0, help="of a run: which of the prompt's images (default: %(default)s)")
+    add("--num", type=positive, default=4, help="images; they are one group (default: %(default)s)")
     add(
         "--map",
         nargs="+",
@@ -139,10 +157,10 @@ def parser() -> argparse.ArgumentParser:
         help=f"the first in heatmap.png, others beside it: {_list(KINDS)}",
     )
     add("--gif", action="store_true", help="heatmap.gif too: over the order of sampling, of a run over its steps")
-    add("--columns", type=int, help="images side by side in the picture")
+    add("--columns", type=positive, help="images side by side in the picture")
     add("--algorithm", default="gcpo", help=f"whose credit: {_list(TABLE)} (default: %(default)s)")
     for field in fields(Recipe):
-        kind = float if isinstance(field.default, float) else str
+        kind = finite if isinstance(field.default, float) else str
         add(f"--{field.name}", type=kind, help=f"instead of the algorithm's, as algorithm.{field.name} of train")
     add("--reward", help="a registered reward, module:callable, or none; geneval for the embedded prompts, else none")
     add("--negative-prompt", help="what the prompt is contrasted with (default: the null prompt of guidance)")

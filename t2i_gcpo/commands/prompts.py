@@ -6,7 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
+from t2i_gcpo.commands.options.number_types import count
 from t2i_gcpo.data.prompts import SHAPES, limit, read
+from t2i_gcpo.utils.destination import check_file
+from t2i_gcpo.utils.files import write_atomically
 
 #: Suffixes of files that hold one JSON object a line.
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -26,8 +29,9 @@ def main(argv: list[str]) -> int:
             )
         prompts = limit(read(args.source), args.limit)
         lines, what = [json.dumps({**p.metadata, "prompt": p.text}, ensure_ascii=False) for p in prompts], "prompts"
+    check_file(args.out)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(args.out, "\n".join(lines) + "\n")
     print(f"wrote {len(lines)} {what} to {args.out}")
     return 0
 
@@ -36,5 +40,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo prompts", description=main.__doc__)
     parser.add_argument("source", help="shapes:train, shapes:val, shapes:test, shapes:vocabulary, or a prompt file")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
-    parser.add_argument("--limit", type=int, default=0, help="prompts to write, the tasks in equal parts; 0 writes all")
+    parser.add_argument(
+        "--limit", type=count, default=0, help="prompts to write, the tasks in equal parts; 0 writes all"
+    )
     return parser

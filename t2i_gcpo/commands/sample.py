@@ -7,18 +7,30 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
+from t2i_gcpo.data.prompt_files import check_text
 from t2i_gcpo.data.prompts import limit, read
 from t2i_gcpo.records import Prompt
+from t2i_gcpo.utils.destination import check_folder
+from t2i_gcpo.utils.files import write_atomically
 from t2i_gcpo.utils.pictures import sample_grid, to_picture
+
+#: Names of the files beside the images.
+GRID, SAMPLES = "grid.png", "samples.json"
 
 
 def main(argv: list[str]) -> int:
     """Sample images: OUT/000_00.png (prompt, image), OUT/grid.png and OUT/samples.json."""
     args = parser().parse_args(argv)
-    prompts = [Prompt(text) for text in args.prompt] if args.prompt else limit(read(args.prompts), args.limit)
+    check_folder(args.out, GRID, SAMPLES)
+    if args.prompt:
+        prompts = [Prompt(check_text(text, "--prompt")) for text in args.prompt]
+    else:
+        prompts = limit(read(args.prompts), args.limit)
     drawn = sampling(args, group_size=args.num, contrast=False, stats=())
     generator = load_generator(args)
+    generator.check_prompts(prompts)
     rollout = generator.sample(prompts, drawn)
     images = generator.decode(rollout.tokens).cpu()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -29,11 +41,11 @@ def main(argv: list[str]) -> int:
         to_picture(image, scale=1).save(path)
         rows.append({"file": path.name, "prompt": prompts[p].text, "image": g, "tokens": rollout.tokens[b].tolist()})
     captions = [prompts[b // args.num].text for b in range(len(images))]
-    sample_grid(images, captions, columns=max(4, min(args.num, 8))).save(args.out / "grid.png")
+    sample_grid(images, captions, columns=max(4, min(args.num, 8))).save(args.out / GRID)
     shown = {name: value for name, value in asdict(drawn).items() if name not in ("contrast", "stats")}
     record = {"checkpoint": args.checkpoint, "sampling": shown, "images": rows}
-    (args.out / "samples.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"wrote {len(images)} images, grid.png and samples.json to {args.out}")
+    write_atomically(args.out / SAMPLES, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(f"wrote {len(images)} images, {GRID} and {SAMPLES} to {args.out}")
     return 0
 
 
@@ -42,15 +54,15 @@ def parser() -> argparse.ArgumentParser:
     add_generator_options(parser)
     add_sampling_options(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", action="append", help="a prompt; may be given several times")
+    source.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be given several times")
     source.add_argument("--prompts", help="a prompt file, or shapes:train, shapes:val, shapes:test")
     add = parser.add_argument
     add(
         "--limit",
-        type=int,
+        type=count,
         default=8,
         help="prompts taken from --prompts, the tasks in equal parts; 0 takes all (default: %(default)s)",
     )
-    add("--num", type=int, default=4, help="images a prompt (default: %(default)s)")
+    add("--num", type=positive, default=4, help="images a prompt (default: %(default)s)")
     add("--out", required=True, type=Path, help="folder to write to")
     return parser

@@ -17,11 +17,13 @@ from tqdm import tqdm
 from rewards.base import Reward, RewardOutput, check, join
 from rewards.identity import without_secrets
 from t2i_gcpo.commands.options import build
+from t2i_gcpo.commands.options.number_types import positive
 from t2i_gcpo.commands.options.shared import add_reward_option, take_reward
 from t2i_gcpo.evaluation.intervals import Estimates, estimate
 from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.reports.image_folders import Picture, find
 from t2i_gcpo.reports.tables import print_note, print_table, with_interval
+from t2i_gcpo.utils.destination import check_file
 from t2i_gcpo.utils.files import write_atomically
 from t2i_gcpo.utils.json_files import finite_or_none
 
@@ -34,22 +36,39 @@ def main(argv: list[str]) -> int:
         parser().parse_args(["--help"])
     options, rest = take_reward(argv)
     args = parser().parse_args(rest)
-    if args.batch < 1:
-        raise ValueError(f"--batch is {args.batch}; it must be at least 1")
-    if args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a folder; name a file, e.g. {args.out / 'scores.json'}")
+    check_file(args.out)
     pictures, source = find(args.images, args.prompts)
     reward = build.reward(options)
     check_scorable([picture.prompt for picture in pictures], reward)
+    notes = look_over(pictures)
     scores = score(pictures, reward, name=options.name, batch=args.batch, progress=True)
-    print_table(*scores.table(), title=f"{options.name} on {args.images}")
-    print_note(NOTE + (f"; {scores.failed} images could not be scored" if scores.failed else ""))
     about = {"reward": options.name, "options": without_secrets(options.options)}
-    where = {"images": str(args.images), "prompts": source}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.out, json.dumps({**about, **where, **scores.to_json()}, indent=1, ensure_ascii=False) + "\n")
+    where = {"images": str(args.images), "prompts": source, "notes": notes}
+    text = json.dumps({**about, **where, **scores.to_json()}, indent=1, ensure_ascii=False) + "\n"
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(args.out, text)
+    finally:  # what cannot be written can still be read
+        print_table(*scores.table(), title=f"{options.name} on {args.images}")
+        print_note(NOTE + (f"; {scores.failed} images could not be scored" if scores.failed else ""))
+        for note, files in notes.items():
+            print_note(
+                f"{len(files)} of {len(pictures)} images have {note} ({files[0]}{', ...' if len(files) > 1 else ''})"
+            )
     print(f"wrote {args.out}")
     return int(scores.failed == len(pictures))
+
+
+def look_over(pictures: Sequence[Picture]) -> dict[str, list[str]]:
+    """Read every picture once, before any is scored; returns note on what was left out -> the files that it is of.
+
+    ValueError, naming it, for a damaged file: the last one of many must not take the scores of the others with it.
+    """
+    notes: dict[str, list[str]] = {}
+    for picture in tqdm(pictures, unit="image", desc="read", leave=False, disable=None):
+        for note in picture.read()[1]:
+            notes.setdefault(note, []).append(picture.name)
+    return notes
 
 
 @dataclass(frozen=True)
@@ -168,5 +187,5 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--prompts", help="a prompt file, or shapes:test and the like: the prompts' metadata, and their rows")
     add("--out", required=True, type=Path, help="JSON file to write")
-    add("--batch", type=int, default=32, help="images at once (default: %(default)s)")
+    add("--batch", type=positive, default=32, help="images at once (default: %(default)s)")
     return parser

@@ -12,6 +12,7 @@ from rewards.remote.client import TOKEN_VARIABLE
 from rewards.remote.protocol import Limits
 from rewards.remote.server import RewardServer
 from t2i_gcpo.commands.options import build
+from t2i_gcpo.commands.options.number_types import port, positive
 from t2i_gcpo.commands.options.shared import add_reward_option, take_reward
 
 #: Seconds between two looks at whether the scorer lives.
@@ -64,11 +65,16 @@ def parser() -> argparse.ArgumentParser:
         default="127.0.0.1",
         help="address to listen on; any but this machine's own needs a token (default: %(default)s)",
     )
-    add("--port", type=int, default=8765, help="0 takes a free one and prints it (default: %(default)s)")
+    add("--port", type=port, default=8765, help="0 takes a free one and prints it (default: %(default)s)")
     add("--token", help=f"what clients must send; better in the environment variable {TOKEN_VARIABLE}, on both sides")
-    add("--batch", type=int, default=64, help="images the scorer gets at once, of one or more requests (default: 64)")
-    add("--max-body-mib", type=int, default=limits.body // 2**20, help="largest request (default: %(default)s)")
-    add("--max-images", type=int, default=limits.images, help="images of a request (default: %(default)s)")
-    add("--max-pixels", type=int, default=limits.pixels, help="pixels of an image (default: %(default)s)")
-    add("--max-prompt", type=int, default=limits.prompt, help="characters of a prompt (default: %(default)s)")
+    add(
+        "--batch",
+        type=positive,
+        default=64,
+        help="images the scorer gets at once, of one or more requests (default: 64)",
+    )
+    add("--max-body-mib", type=positive, default=limits.body // 2**20, help="largest request (default: %(default)s)")
+    add("--max-images", type=positive, default=limits.images, help="images of a request (default: %(default)s)")
+    add("--max-pixels", type=positive, default=limits.pixels, help="pixels of an image (default: %(default)s)")
+    add("--max-prompt", type=positive, default=limits.prompt, help="characters of a prompt (default: %(default)s)")
     return parser

@@ -20,10 +20,13 @@ from torch import Tensor
 
 from rewards.geneval import judge
 from rewards.geneval.reward import GenEvalReward
+from t2i_gcpo.commands.options.number_types import finite, positive, seed
 from t2i_gcpo.data.shapes.prompts import TASKS, split
 from t2i_gcpo.data.shapes.scene import Scene, sample_scene
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports.tables import print_note, print_table
+from t2i_gcpo.utils.destination import check_file
+from t2i_gcpo.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from t2i_gcpo.generators.janus.adapter import Janus
@@ -99,22 +102,29 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(
             f"--scenes is {options.scenes}; at least {2 * len(TASKS)} give each task a true and a false scene"
         )
+    if options.out:
+        check_file(options.out)
+    transform = None
+    if options.checkpoint != "none":  # loaded first, so that a wrong name shows before any scene is judged
+        from t2i_gcpo.generators.janus.adapter import Janus
+
+        transform = through_vq(Janus.load(options.checkpoint))
     cases = draw_cases(options.scenes, options.seed)
     results = {"rendered": agreement(cases)}
     bounds = {"rendered": options.rendered_bound, "decoded": options.decoded_bound}
-    if options.checkpoint != "none":
-        from t2i_gcpo.generators.janus.adapter import Janus
-
-        results["decoded"] = agreement(cases, through_vq(Janus.load(options.checkpoint)))
+    if transform is not None:
+        results["decoded"] = agreement(cases, transform)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            options.out, json.dumps({"scenes": len(cases), "seed": options.seed, **results}, indent=2) + "\n"
+        )
     kinds = [(kind, part) for kind in results for part in ("true", "false", "all")]
     print_table(
         ["task", *(f"{kind}: {part}" for kind, part in kinds)],
         [[task, *(f"{results[kind][task][part]:.3f}" for kind, part in kinds)] for task in TASKS],
         title=f"right verdicts on {len(cases)} scenes, seed {options.seed}",
     )
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"scenes": len(cases), "seed": options.seed, **results}, indent=2) + "\n")
     low = [
         f"{task} ({kind}) {results[kind][task]['all']:.3f} < {bounds[kind]}"
         for kind in results
@@ -128,12 +138,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo verdicts", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=2000, help="scenes in all (default: %(default)s)")
+    parser.add_argument("--scenes", type=positive, default=2000, help="scenes in all (default: %(default)s)")
     parser.add_argument("--checkpoint", default="janus-mini", help='whose VQ model; "none" checks rendered scenes only')
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
-        "--rendered-bound", type=float, default=0.99, help="least share of right verdicts on rendered scenes"
+        "--rendered-bound", type=finite, default=0.99, help="least share of right verdicts on rendered scenes"
     )
-    parser.add_argument("--decoded-bound", type=float, default=0.95, help="the same after encoding and decoding")
+    parser.add_argument("--decoded-bound", type=finite, default=0.95, help="the same after encoding and decoding")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     return parser

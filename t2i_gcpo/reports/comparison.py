@@ -36,6 +36,8 @@ AVERAGED = {
     "kl": "KL",
 }
 _COUNTED = ("images_sampled", "seconds")
+#: What a comparison is written to.
+FILES = ("curves.png", "table.json", "table.md", "report.html")
 COLUMNS = ["group", "run", "seed", "steps", *AVERAGED.values()]
 EXPLAINED = (
     "images: sampled in training, discarded ones included; val. best: at the step in brackets; KL: to the reference at the last step, nats a token; "
@@ -44,14 +46,27 @@ EXPLAINED = (
 
 
 def write(grouped: Mapping[str, Sequence[Run]], out: Path) -> list[Path]:
-    """Print the table and write the four files; returns their paths."""
+    """Write the four files, then print the table; returns the files' paths."""
     data = {label: [numbers(run) for run in members] for label, members in grouped.items()}
     rows = table(data)
     note = warning(grouped)
-    print_table(COLUMNS, rows)
-    for text in filter(None, [EXPLAINED, note]):
-        print_note(text)
-    paths = [out / name for name in ("curves.png", "table.json", "table.md", "report.html")]
+    try:
+        return _write(grouped, data, rows, note, out)
+    finally:  # what cannot be written can still be read
+        print_table(COLUMNS, rows)
+        for text in filter(None, [EXPLAINED, note]):
+            print_note(text)
+
+
+def _write(
+    grouped: Mapping[str, Sequence[Run]],
+    data: Mapping[str, Sequence[Mapping[str, Any]]],
+    rows: Sequence[Sequence[str]],
+    note: str,
+    out: Path,
+) -> list[Path]:
+    """Write the four files and return their paths. data: the numbers of the runs; rows: the table's; note: a warning, or ""."""
+    paths = [out / name for name in FILES]
     figure = curves.draw(grouped, x="images_sampled")
     figure.savefig(paths[0], dpi=140)
     means = {label: {key: mean(members, key) for key in AVERAGED} for label, members in data.items()}

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from t2i_gcpo.data import prompts as prompt_files
@@ -25,9 +23,10 @@ from t2i_gcpo.heatmap import Heatmap
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.training.tracker import CONFIG, METRICS
+from t2i_gcpo.utils.picture_files import read_picture
 
 SAMPLES = "samples.json"
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _ROW = re.compile(r"(\d+)(_\d+)?")
 
 
@@ -38,8 +37,12 @@ class Picture:
     prompt: Prompt
     group: str
     """What it is counted with: its prompt's task, in a run its step."""
-    pixels: Callable[[], Tensor]
-    """[3, H, W] uint8. ValueError where the file is damaged."""
+    read: Callable[[], tuple[Tensor, tuple[str, ...]]]
+    """Read [3, H, W] uint8, and notes on what was left out of the file. ValueError where it is damaged."""
+
+    def pixels(self) -> Tensor:
+        """Read [3, H, W] uint8. ValueError where the file is damaged."""
+        return self.read()[0]
 
 
 def find(folder: str | Path, source: str | None = None) -> tuple[list[Picture], str]:
@@ -62,6 +65,12 @@ def find(folder: str | Path, source: str | None = None) -> tuple[list[Picture], 
         found = list(_by_row(folder, source))
     if not found:
         raise ValueError(f"{folder} holds no pictures; a run has some where pictures.every is not 0")
+    for picture in found:  # what is no text could not be written into a result
+        for what, text in (("a file of the name", picture.name), ("the prompt", picture.prompt.text)):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{folder} has {what} {text!a}, which is no text in UTF-8; correct it") from error
     return found, source or ""
 
 
@@ -102,7 +111,7 @@ def _of_run(folder: Path, prompt: Callable[[str, str], Prompt]) -> Iterator[Pict
         for k, text in enumerate(heatmap.prompts.tolist()):
             name = f"heatmaps/{path.name}[{k}]"
             image = torch.from_numpy(heatmap.images[k])
-            yield Picture(name, prompt(text, name), path.stem.replace("_", " "), partial(torch.clone, image))
+            yield Picture(name, prompt(text, name), path.stem.replace("_", " "), partial(_at_hand, image))
 
 
 def _geneval(folder: Path) -> Iterator[Picture]:
@@ -132,10 +141,10 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS and path.is_file())
 
 
-def _read(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as picture:
-            pixels = np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+def _read(path: Path) -> tuple[Tensor, tuple[str, ...]]:
+    pixels, notes = read_picture(path)
+    return torch.from_numpy(pixels).permute(2, 0, 1), notes
+
+
+def _at_hand(image: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    return image.clone(), ()

@@ -53,6 +53,16 @@ NOTES = {
 }
 
 TOO_SMALL, TOO_LARGE = -1, 10**9
+#: Function that reads an option of argparse -> what it takes, in words.
+KINDS = {
+    "int": "whole number",
+    "positive": "whole number, at least 1",
+    "count": "whole number, at least 0",
+    "seed": "whole number, at least 0",
+    "port": "whole number, 0 to 65535",
+    "float": "number",
+    "finite": "number",
+}
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true, false"}
 
 
@@ -205,7 +215,7 @@ def _action(action: argparse.Action, parser: argparse.ArgumentParser) -> list[st
     name = ", ".join(action.option_strings) or action.dest.upper()
     flag = action.nargs == 0
     kind = "" if flag else getattr(action.type, "__name__", "text").replace("str", "text").lower()
-    kind = {"int": "whole number", "positive": "whole number, at least 1", "float": "number"}.get(kind, kind)
+    kind = KINDS.get(kind, kind)
     if action.choices is not None and action.metavar is None:
         kind = ", ".join(f"`{choice}`" for choice in action.choices)
     kind += {"+": ", one or more", "*": ", any number"}.get(str(action.nargs), "")

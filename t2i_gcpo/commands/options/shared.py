@@ -10,6 +10,7 @@ from typing import Any
 from t2i_gcpo.commands.options.arguments import read_arguments, take_reward_options
 from t2i_gcpo.commands.options.build import COMPILE
 from t2i_gcpo.commands.options.config import RewardConfig
+from t2i_gcpo.commands.options.number_types import positive, seed
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.tokens.unmasking import ORDERS, SCHEDULES
 from t2i_gcpo.records import Sampling, SamplingOptions, Unmasking
@@ -25,7 +26,12 @@ def add_generator_options(parser: argparse.ArgumentParser, *, checkpoint: Any = 
         checkpoint.add_argument("--checkpoint", help=help)
     add = parser.add_argument
     add("--revision", help="branch, tag or commit on the hub")
-    add("--batch", type=int, default=64, help="images at once; the images do not depend on it (default: %(default)s)")
+    add(
+        "--batch",
+        type=positive,
+        default=64,
+        help="images at once; the images do not depend on it (default: %(default)s)",
+    )
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
     add("--compile", default="auto", choices=tuple(COMPILE), help="compile the decode step (default: %(default)s)")
@@ -62,15 +68,13 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         default=Unmasking.temperature,
         help=masked + "noise on the confidence (default: %(default)s)",
     )
-    add("--seed", type=int, default=0, help="the same seed and prompt give the same images (default: %(default)s)")
+    add("--seed", type=seed, default=0, help="the same seed and prompt give the same images (default: %(default)s)")
 
 
 def load_generator(args: argparse.Namespace, checkpoint: str | None = None) -> ImageGenerator:
     """`checkpoint` instead of `--checkpoint` where it is given."""
     from t2i_gcpo import generators
 
-    if args.batch < 1:
-        raise ValueError(f"--batch is {args.batch}; it must be at least 1")
     return generators.load(
         checkpoint or args.checkpoint,
         device=pick_device(args.device),

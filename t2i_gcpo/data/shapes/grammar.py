@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from rewards.geneval.vocabulary import CLASSES, COLORS, NUMBERS, PLURALS, RELATIONS
+from t2i_gcpo.data.prompt_files import check_text
 from t2i_gcpo.records import Prompt
 
 _FRAME = "a photo of "
@@ -76,10 +77,7 @@ def parts(text: str) -> dict[str, str]:
 
 
 def find_prompt(text: str) -> Prompt:
-    """A text; with its metadata if it is one of the embedded prompts."""
-    from t2i_gcpo.data.shapes.prompts import SPLITS, split
-
-    text = " ".join(text.split())
-    if not text:
-        raise ValueError("--prompt is empty; write what the image should show")
-    return next((prompt for name in SPLITS for prompt in split(name) if prompt.text == text), Prompt(text))
+    """Return a text as a prompt, as it stands, with GenEval's metadata where the rules cover it. ValueError: it is empty."""
+    text = " ".join(check_text(text, "--prompt").split())
+    known = understand(text)
+    return Prompt(text) if known is None else Prompt(text, {**known.metadata, "prompt": text})
