@@ -210,3 +210,72 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert {path.name for path in out.iterdir()} == {"eval.json", "eval_against.json", "samples.png", "against.png"}
     shown = capsys.readouterr().out
     assert "+0.125" in shown and "color_attr" in shown and "overall" in shown
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[FakeGenerator]:
+    """Every generator that the command loads; `unknown` is no checkpoint."""
+    loaded: list[FakeGenerator] = []
+
+    def load(name: str, **_: Any) -> FakeGenerator:
+        if name == "unknown":
+            raise ValueError("no checkpoint 'unknown'")
+        loaded.append(FakeGenerator(shift=4 * (name == "trained")))
+        return loaded[-1]
+
+    monkeypatch.setattr(generators, "load", load)
+    monkeypatch.setattr(rewards, "load", lambda name: score)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "FOLDER/five.txt"], "does not know 'zebra'"),
+        (["--prompts", "shapes:test", "--against", "unknown"], "no checkpoint 'unknown'"),
+        (["--prompts", "shapes:test", "--guidance", "-1"], "guidance"),
+    ],
+)
+def test_the_command_checks_everything_before_it_draws(
+    tmp_path: Path, drawn: list[FakeGenerator], arguments: list[str], message: str
+) -> None:
+    (tmp_path / "five.txt").write_text("a star\na circle\na ring\na cross\na zebra\n")
+    arguments = [argument.replace("FOLDER", str(tmp_path)) for argument in arguments]
+    with pytest.raises(ValueError, match=message):
+        main(["--checkpoint", "base", "--out", str(tmp_path / "out"), *arguments])
+    assert not any(generator.batches for generator in drawn) and not (tmp_path / "out").exists()
+
+
+def test_the_command_tries_its_folder_before_it_loads(tmp_path: Path, drawn: list[FakeGenerator]) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "out" / "eval_against.json").mkdir(parents=True)
+    for folder in (tmp_path / "file" / "deep", tmp_path / "out"):
+        with pytest.raises(ValueError, match="--out: "):
+            main(["--checkpoint", "base", "--prompts", "shapes:test", "--out", str(folder)])
+    assert drawn == []
+
+
+def test_what_was_measured_is_saved_when_the_other_checkpoint_fails(
+    tmp_path: Path, drawn: list[FakeGenerator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    plain = FakeGenerator.decode
+    monkeypatch.setattr(FakeGenerator, "decode", lambda self, tokens: plain(self, tokens) if self.shift else fail())
+    arguments = ["--checkpoint", "trained", "--against", "base", "--prompts", "shapes:test", "--limit", "6"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        main([*arguments, "--out", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "eval.json").read_text())["n"] == 6
+
+
+def test_the_table_is_shown_where_the_pictures_cannot_be_saved(
+    tmp_path: Path, drawn: list[FakeGenerator], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("t2i_gcpo.utils.pictures.sample_grid", full)
+    with pytest.raises(OSError, match="full"):
+        main(["--checkpoint", "base", "--prompts", "shapes:test", "--limit", "6", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "eval.json").is_file() and "overall" in capsys.readouterr().out

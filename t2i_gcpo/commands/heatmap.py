@@ -15,11 +15,13 @@ from t2i_gcpo.algorithms import ALL_STATS, TABLE, resolve, token_advantages, tok
 from t2i_gcpo.commands.options.number_types import count, finite, positive
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data.shapes.grammar import find_prompt
+from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe, load, over_steps, reweigh, without
 from t2i_gcpo.heatmap.animation import over_images, over_order, write_gif
 from t2i_gcpo.heatmap.files import write
 from t2i_gcpo.records import Prompt, ScoredRollout
+from t2i_gcpo.utils.checks import at_least
 from t2i_gcpo.utils.destination import check_folder
 
 
@@ -61,6 +63,7 @@ def main(argv: list[str]) -> int:
 
 def sampled(args: argparse.Namespace) -> Heatmap:
     """Sample images of one prompt, one group, with advantages where there is a reward, and print what there is to know about them."""
+    at_least(1, "--", num=args.num)
     if args.prompt is None:
         raise ValueError("--checkpoint needs a --prompt: write what the images should show")
     prompt, negative = find_prompt(args.prompt), args.negative_prompt
@@ -78,6 +81,8 @@ def sampled(args: argparse.Namespace) -> Heatmap:
     _check_maps(args, reason)
     drawn = sampling(args, group_size=args.num, contrast=True, stats=ALL_STATS)
     reward = rewards.load(reward_name) if reward_name else None
+    if reward is not None:
+        check_scorable([prompt], reward)
     generator = load_generator(args)
     generator.check_prompts([prompt, *([negative] if negative is not None else [])])
     reference = None if args.reference is None else _reference(args, generator)
@@ -148,7 +153,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", required=True, type=Path, help="folder to write heatmap.png, heatmap.html and heatmap.npz to")
     add("--prompt", help='what the images show, e.g. "a photo of a red circle"; of a run: which of its pictures')
     add("--image", type=count, default=0, help="of a run: which of the prompt's images (default: %(default)s)")
-    add("--num", type=positive, default=4, help="images; they are one group (default: %(default)s)")
+    add("--num", type=int, default=4, help="images; they are one group (default: %(default)s)")
     add(
         "--map",
         nargs="+",

@@ -23,11 +23,11 @@ def main(argv: list[str]) -> int:
 
         lines, what = vocabulary(), "words"
     else:
+        prompts = limit(read(args.source), args.limit)
         if args.out.suffix.lower() not in JSON_LINES:  # the suffix says how the file is read back
             raise ValueError(
                 f"--out is {args.out}: prompts are written as JSON lines; name a file that ends in {' or '.join(JSON_LINES)}"
             )
-        prompts = limit(read(args.source), args.limit)
         lines, what = [json.dumps({**p.metadata, "prompt": p.text}, ensure_ascii=False) for p in prompts], "prompts"
     check_file(args.out)
     args.out.parent.mkdir(parents=True, exist_ok=True)

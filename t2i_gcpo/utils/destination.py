@@ -25,7 +25,7 @@ def check_folder(folder: Path, *names: str, option: str = "--out") -> None:
         for name in names:
             _check_name(folder / name, option)
     except OSError as error:
-        part = next((level for level in (folder, *folder.parents) if level.is_file()), None)
+        part = next((level for level in (folder, *folder.parents) if os.path.isfile(level)), None)
         reason = f"{part} is a file, not a folder" if part is not None else error.strerror or str(error)
         raise ValueError(f"{option}: nothing can be written to the folder {folder}: {reason}") from error
     finally:

@@ -78,7 +78,7 @@ def protect_streams() -> list[Descriptor]:
     for name, own in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
         now = getattr(sys, name)
         if now is None:  # closed by who started this program
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8", errors=SPELL_OUT))  # noqa: SIM115
         elif now is own and isinstance(now, io.TextIOWrapper):
             now.flush()
             descriptor = Descriptor(now.fileno(), "wb", closefd=False)

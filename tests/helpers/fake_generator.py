@@ -27,6 +27,12 @@ class FakeGenerator:
         """Rows of each call to `sample`."""
         self.samplings: list[Sampling] = []
 
+    def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
+        """Refuse prompts with the word "zebra", as a tokenizer refuses words that it does not know."""
+        for text in (prompt if isinstance(prompt, str) else prompt.text for prompt in prompts):
+            if "zebra" in text.split():
+                raise ValueError(f"the tokenizer does not know 'zebra' (prompt {text!r})")
+
     def sample(
         self,
         prompts: Sequence[Prompt | str],

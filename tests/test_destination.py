@@ -1,0 +1,48 @@
+"""Where a result should go is tried before any work, and nothing of the try is left."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from t2i_gcpo.utils.destination import check_file, check_folder
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a" / "b" / "c", "eval.json")
+    check_file(tmp_path / "x" / "scores.json")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "eval.json").write_text("old")
+    check_folder(tmp_path, "eval.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["eval.json"]
+    assert (tmp_path / "eval.json").read_text() == "old"
+    check_file(Path(os.devnull))
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deep" / "deeper"):
+        with pytest.raises(ValueError, match=r"--out: nothing can be written .*/file is a file, not a folder"):
+            check_folder(folder)
+    with pytest.raises(ValueError, match="is a file, not a folder"):
+        check_file(tmp_path / "file" / "scores.json")
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "eval.json").mkdir()
+    with pytest.raises(ValueError, match=r"--to: .*eval\.json is a folder, and a file of this name is to be written"):
+        check_folder(tmp_path, "other.json", "eval.json", option="--to")
+    with pytest.raises(ValueError, match=r"--out .*eval\.json is a folder; name a file"):
+        check_file(tmp_path / "eval.json")
+
+
+def test_what_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="File name too long"):
+        check_folder(tmp_path / "new" / ("x" * 300))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "kept.json").write_text("old")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match=r"kept\.json is there already and may not be written to"):
+        check_folder(tmp_path, "kept.json")
