@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import run_folders
+from t2i_gcpo.commands import compare as compare_command
 from t2i_gcpo.reports import comparison as compare
 from t2i_gcpo.reports import curves
 from t2i_gcpo.reports.run import groups, read
@@ -43,7 +44,7 @@ def test_the_files_and_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixtu
         run_folders.write(tmp_path / "base", algorithm="grpo", after=False, steps=2),
     ]
     out = tmp_path / "out"
-    assert compare.main(["--runs", *map(str, runs), "--out", str(out)]) == 0
+    assert compare_command.main(["--runs", *map(str, runs), "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == {"curves.png", "table.json", "table.md", "report.html"}
     data = json.loads((out / "table.json").read_text())
     g0, g1, base = data["runs"]
@@ -111,5 +112,5 @@ def test_no_run_is_refused(tmp_path: Path) -> None:
     run = run_folders.write(tmp_path / "run", steps=1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty is no run folder"):
-        compare.main(["--runs", str(run), str(tmp_path / "empty"), "--out", str(tmp_path / "out")])
+        compare_command.main(["--runs", str(run), str(tmp_path / "empty"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
