@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rewards.base import Reward
@@ -54,6 +54,18 @@ def load(name: str, **options: Any) -> Reward:
     defaults = {key: value.default for key, value in allowed.items() if value.default is not value.empty}
     reward.built_with = {**defaults, **options}
     return reward
+
+
+def own_functions(name: str, options: Mapping[str, Any]) -> list[str]:
+    """Return the names `module:callable` that `load(name, **options)` would import and run, those within a composite included."""
+    if ":" in name:
+        return [name]
+    parts = options.get("rewards") if name == "composite" else None
+    found: list[str] = []
+    for label, settings in (parts if isinstance(parts, Mapping) else {}).items():
+        inner = dict(settings) if isinstance(settings, Mapping) else {}
+        found += own_functions(str(inner.get("name", label)), inner)
+    return found
 
 
 def find(name: str) -> Callable[..., Reward]:

@@ -177,7 +177,7 @@ def test_training_resumes_bit_for_bit(tmp_path: Path) -> None:
     straight, first, second = trained(), trained(2), trained()
     losses = [straight.step()["loss"] for _ in range(4)]
     pretrain.write_atomically(first.state_dict(), tmp_path / "state.pt")
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert [second.step()["loss"] for _ in range(2)] == losses[2:]
     ends = [trainer.finished().state_dict() for trainer in (straight, second)]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

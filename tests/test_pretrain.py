@@ -46,7 +46,7 @@ def language_trainer(tokenizer: Any) -> LanguageTrainer:
 
 def saved(trainer: Any, path: Path) -> Any:
     save_state(trainer.state_dict(), path)
-    return torch.load(path, weights_only=False)
+    return torch.load(path, weights_only=True)
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:

@@ -49,7 +49,7 @@ def test_the_masked_model_resumes_bit_for_bit(tmp_path: Path, vq: Any) -> None:
     losses = [straight.step()["loss"] for _ in range(3)]
     first.step()
     save_state(first.state_dict(), tmp_path / "state.pt")
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=False))
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert [second.step()["loss"] for _ in range(2)] == losses[1:]
     a, b = (t.finished().state_dict() for t in (straight, second))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

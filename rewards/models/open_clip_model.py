@@ -18,6 +18,7 @@ from rewards.models.batches import require
 from rewards.models.device import check_dtype, place, short
 from rewards.models.open_clip_encoder import OpenClipEncoder, UnfitText
 from rewards.models.preprocess import Preprocess
+from rewards.models.remote_code import check_text_model, reason
 from rewards.models.torchvision_mend import mend
 
 #: open_clip's names for the weights of a model folder, the preferred one first.
@@ -215,6 +216,9 @@ def _build(open_clip: Any, name: str, source: _Source) -> tuple[Any, Any]:
     shapes = {key: value.shape for key, value in read_tensors(source.weights, name).items() if key in POSITIONS}
     what = source.model.removeprefix("local-dir:")
     try:
+        text = (open_clip.get_model_config(source.model) or {})["text_cfg"]
+        if text.get("hf_model_name"):
+            check_text_model(text["hf_model_name"])
         model = open_clip.create_model(
             source.model,
             None if source.model.startswith("local-dir:") else str(source.weights),
@@ -225,7 +229,7 @@ def _build(open_clip: Any, name: str, source: _Source) -> tuple[Any, Any]:
             weights_only=True,
         )
     except (*_LOADING_ERRORS, pickle.UnpicklingError) as error:
-        raise ValueError(f"reward {name!r}: {source.weights} does not fit {what}: {short(error)}") from error
+        raise ValueError(f"reward {name!r}: {source.weights} does not fit {what}: {reason(error)}") from error
     for key, built in model.state_dict().items():
         given = shapes.get(key, shapes.get(key.removeprefix("text."))) if key in POSITIONS else None
         if given is not None and given != built.shape:
@@ -234,9 +238,11 @@ def _build(open_clip: Any, name: str, source: _Source) -> tuple[Any, Any]:
                 f"{list(built.shape)} in the architecture; take the image size and context length of the weights"
             )
     try:
-        return model, open_clip.get_tokenizer(source.model)
+        # A folder's own `tokenizer_kwargs` could say True; what is passed here wins. open_clip's own tokenizer does not take it.
+        no_code = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+        return model, open_clip.get_tokenizer(source.model, **no_code)
     except _LOADING_ERRORS as error:
-        raise ValueError(f"reward {name!r}: the tokenizer of {what} cannot be loaded: {short(error)}") from error
+        raise ValueError(f"reward {name!r}: the tokenizer of {what} cannot be loaded: {reason(error)}") from error
 
 
 def _preprocess(config: dict[str, Any], resize: str | None, name: str) -> Preprocess:

@@ -13,6 +13,7 @@ from rewards.models import weights
 from rewards.models.batches import require
 from rewards.models.device import check_dtype, place, short
 from rewards.models.preprocess import Preprocess
+from rewards.models.remote_code import check_kernels, reason
 from rewards.models.torchvision_mend import mend
 
 #: Configuration and tokenizer of a model folder.
@@ -36,15 +37,19 @@ def load_model(
     mend()
     kind = getattr(require("transformers", name), architecture)
     folder = model_folder(name, checkpoint, revision=revision)
-    found, wanted = _read(folder / "config.json", name).get("model_type"), kind.config_class.model_type
+    config = _read(folder / "config.json", name)
+    check_kernels(config, folder / "config.json")
+    found, wanted = config.get("model_type"), kind.config_class.model_type
     if found != wanted:
         raise ValueError(
             f"reward {name!r} takes a checkpoint of model_type {wanted!r} ({architecture}); {folder} holds {found!r}"
         )
     try:
-        model, report = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, report = kind.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, weights_only=True
+        )
     except Exception as error:  # transformers' errors, safetensors' own, pickle's, by what the folder holds
-        raise ValueError(f"reward {name!r}: {folder} does not fit {architecture}: {short(error)}") from error
+        raise ValueError(f"reward {name!r}: {folder} does not fit {architecture}: {reason(error)}") from error
     parameters = {key for key, _ in model.named_parameters(remove_duplicate=False)}
     missing = sorted(parameters.intersection(report["missing_keys"]))  # buffers are made anew
     if missing:
@@ -115,14 +120,16 @@ def _side(size: int | dict[str, int]) -> int:
 def load_part(loader: str, what: str, folder: Path, name: str) -> Any:
     """What transformers' class `loader` reads from a folder. ValueError where it cannot."""
     try:
-        return getattr(require("transformers", name), loader).from_pretrained(folder)
+        return getattr(require("transformers", name), loader).from_pretrained(folder, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"reward {name!r}: the {what} of {folder} cannot be loaded: {short(error)}") from error
+        raise ValueError(f"reward {name!r}: the {what} of {folder} cannot be loaded: {reason(error)}") from error
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"reward {name!r}: {path} is missing or no JSON: {short(error)}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"reward {name!r}: {path} holds a {type(config).__name__} instead of an object")
     return config

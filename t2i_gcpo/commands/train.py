@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from rewards.registry import own_functions
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.arguments import dump, load, parse, to_mapping
 from t2i_gcpo.commands.options.build import build_trainer
@@ -39,6 +41,7 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
     folder = Path(config.output_dir)
     if resume:
         checkpoint.check_resumable(to_mapping(load(folder / tracking.CONFIG)), to_mapping(config))
+        _announce_code(config, folder / tracking.CONFIG)
     else:
         tracking.check_unused(folder)
     # All that may fail for a wrong option comes before the folder is written to.
@@ -86,6 +89,18 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
             _before_after(before, after, folder / "samples" / report.BEFORE_AFTER)
     print(f"wrote {report.write(folder)}; the last checkpoint is {last}")
     return trainer
+
+
+def _announce_code(config: TrainConfig, file: Path) -> None:
+    """Say, before anything is imported, which Python code a run's own options name: the folder may be somebody else's."""
+    named = [*own_functions(config.reward.name, config.reward.options), *config.watch.rewards]
+    for name in dict.fromkeys(name for name in named if ":" in name):
+        print(
+            f"note: {file} names the reward {name}; resuming imports and runs that Python code, so go on only with a "
+            "run whose reward you know",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _tracker(config: TrainConfig, trainer: Trainer) -> tracking.Tracker:

@@ -63,6 +63,13 @@ def locate(name: str, *, revision: str | None = None) -> Checkpoint:
 def _adapter(folder: Path) -> Checkpoint:
     """A LoRA adapter's folder names its base, which is looked up in turn."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("peft_type") != "LORA" or config.get("megatron_config"):
+        # Other kinds load tokenizers or import modules that the file names.
+        raise ValueError(
+            f"the adapter in {folder} is of the kind {config.get('peft_type')!r}"
+            + (" with a megatron_config" if config.get("megatron_config") else "")
+            + "; only plain LoRA adapters are loaded (peft_type in its adapter_config.json)"
+        )
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(

@@ -14,12 +14,29 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from rewards.models.device import short
 from t2i_gcpo.utils.files import write_atomically
 
 
 def save_state(state: Any, path: Path) -> None:
     """Write a stage's state whole or not at all."""
     write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_state(trainer: Any, path: Path) -> None:
+    """Put the state in `path` into `trainer`. Only tensors and plain values are read: nothing in the file can run.
+
+    ValueError for a file that is damaged, holds anything else, or is of another trainer.
+    """
+    try:
+        trainer.load_state_dict(torch.load(path, weights_only=True))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch's, pickle's and zipfile's own, and what a wrong shape of the state leads to
+        raise ValueError(
+            f"{path} is no state that this pre-training wrote ({short(error)}); "
+            "name another --out, or remove the file to train this stage from the start"
+        ) from error
 
 
 class Stage:
@@ -38,7 +55,7 @@ class Stage:
         if not self.state_path.exists():
             self.log_path.unlink(missing_ok=True)
             return
-        trainer.load_state_dict(torch.load(self.state_path, weights_only=False))
+        load_state(trainer, self.state_path)
         kept = [
             line for line in self.log_path.read_text().splitlines() if json.loads(line)["step"] <= trainer.step_number
         ]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rewards.models.batches import TextCache
 from rewards.models.torchvision_mend import mend
+from t2i_gcpo.generators.integrity import load_model, load_part
 
 #: Micro-conditions behind the image's width and height: the crop's corner and the aesthetic score (2401.01808, section 3).
 CROP_AND_SCORE = (0.0, 0.0, 6.0)
@@ -68,13 +69,12 @@ class AmusedParts(nn.Module):
         missing = [name for name in ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler") if not (folder / name).is_dir()]  # fmt: skip
         if missing:
             raise ValueError(f"{folder} is no whole aMUSEd checkpoint: it has no {', '.join(missing)}/")
-        options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True}
         return cls(
-            UVit2DModel.from_pretrained(folder / "transformer", **options),
-            VQModel.from_pretrained(folder / "vqvae", **options),
-            CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True),
-            AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            AmusedScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+            load_model(UVit2DModel, folder / "transformer", torch_dtype=dtype),
+            load_model(VQModel, folder / "vqvae", torch_dtype=dtype),
+            load_model(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype),
+            load_part(AutoTokenizer, folder / "tokenizer"),
+            load_part(AmusedScheduler, folder / "scheduler"),
         )
 
     def save(self, folder: Path) -> None:

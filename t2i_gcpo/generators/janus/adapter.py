@@ -26,6 +26,7 @@ from t2i_gcpo.generators.base import (
 )
 from t2i_gcpo.generators.checkpoints import Checkpoint
 from t2i_gcpo.generators.decoding import DecodeDtype
+from t2i_gcpo.generators.integrity import load_model, load_part
 from t2i_gcpo.generators.janus.batching import RowSampler
 from t2i_gcpo.generators.janus.prompts import PromptEncoder
 from t2i_gcpo.generators.janus.sampler import StepSampler
@@ -100,8 +101,8 @@ class Janus(TrainableGenerator):
         mend()  # transformers imports torchvision
         from transformers import JanusForConditionalGeneration, JanusProcessor
 
-        model: Any = JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        processor = JanusProcessor.from_pretrained(folder, local_files_only=True)
+        model = load_model(JanusForConditionalGeneration, folder, dtype=dtype)
+        processor = load_part(JanusProcessor, folder)
         return cls(model.to(device), processor, **options)
 
     def save_model(self, folder: Path) -> None:

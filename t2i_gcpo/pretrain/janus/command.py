@@ -39,7 +39,7 @@ def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape,
     settings = LanguageSettings(seed=seed)
     processor = work / "processor"
     save_processor(processor)
-    tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True, trust_remote_code=False)
     model = build_janus(vq_settings, shape, seed, vq)
     trainer = LanguageTrainer(settings, model, tokenizer, patch_codes(vq_settings))
     stage = Stage(work / "language", "language model", settings.steps, settings)
