@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := t2i_gcpo rewards
+# A process a core, each with one thread (tests/conftest.py) and some 3 GB of memory; a file's tests stay together.
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart notebooks test test-slow test-browser lint format docs clean
 
@@ -23,7 +25,7 @@ notebooks: install ## execute notebooks/*.py into .ipynb
 	$(BIN)/python notebooks/execute.py
 
 test: install ## the quick tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(WORKERS)
 
 test-slow: install ## the tests that train or compile
 	$(BIN)/python -m pytest -m slow

@@ -21,6 +21,7 @@ EXTRAS = {
     "dev": [
         "pytest>=8.0",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.5",
         "ruff>=0.8",
         "mypy>=1.13",
         "types-PyYAML",

@@ -15,9 +15,9 @@ from torch import Tensor
 from t2i_gcpo.utils.checks import at_least, declared
 
 #: How many tokens stay masked after each sampling step; `generators.tokens.unmasking` has the curves.
-Schedule = Literal["cosine", "linear", "square", "cubic", "sqrt"]
+UnmaskingSchedule = Literal["cosine", "linear", "square", "cubic", "sqrt"]
 #: How the positions that a step commits are chosen.
-Order = Literal["confidence", "random"]
+UnmaskingOrder = Literal["confidence", "random"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Unmasking:
 
     steps: int = 12
     """N, sampling steps, at most T."""
-    schedule: Schedule = "cosine"
+    schedule: UnmaskingSchedule = "cosine"
     """How many tokens stay masked after each step."""
-    order: Order = "confidence"
+    order: UnmaskingOrder = "confidence"
     """Which tokens a step fixes: those of the highest "confidence", or "random" ones, with which the tokens' log-probs are exact."""
     temperature: float = 2.0
     """Of the Gumbel noise on the confidence at the first step; falls to 0 in equal parts."""

@@ -16,7 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from t2i_gcpo.records import Order
+from t2i_gcpo.records import UnmaskingOrder
 
 #: Share of the steps done -> share of the tokens still masked; 1 at 0, 0 at 1 (2202.04200, section 3.3). In fp32 tensors, whose rounding
 #: decides where the share times T is a whole number, as in AmusedScheduler.
@@ -29,7 +29,7 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 #: How the positions that a step commits are chosen.
-ORDERS: tuple[str, ...] = get_args(Order)
+ORDERS: tuple[str, ...] = get_args(UnmaskingOrder)
 
 #: Candidates less likely than this are all alike to the confidence, as in diffusers' AmusedScheduler.
 LEAST_PROBABILITY = 1e-20
