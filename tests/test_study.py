@@ -102,7 +102,7 @@ def test_where_the_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("[0, 1]", "[1, 0, 1]", "name each once"),
         ("seeds", "sedes", "unknown sedes; a study has out, config, seeds, options, arms, grid"),
         ("steps: 4", "setps: 4", r"probe.yaml: grpo: Unrecognized options: --setps=4"),
-        ("steps: 4", "steps: four", "invalid literal.*four"),
+        ("steps: 4", "steps: four", "it is 'four'; it must be a whole number"),
         ("steps: 4", "steps: 0", "steps is 0; it must be at least 1"),
         ("name: grpo", "name: grop", r"probe.yaml: grpo: .*'grop'.*allowed: grpo"),
         ("{steps: 4}", "[4]", r"options is \[4\]; it must be a mapping"),
@@ -175,7 +175,7 @@ def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path: Path, capsys:
     assert len(lines) == 4 and not (tmp_path / "out").exists()
     assert lines[3].startswith("gcpo/seed_1 (new): ")
     assert lines[3].endswith(
-        f"-m t2i_gcpo.cli train --logging.progress=False --steps=4 --algorithm.name=gcpo --seed 1 --output-dir {tmp_path}/out/trials/gcpo/seed_1 --evaluate.seed 1"
+        f"-m t2i_gcpo.cli train --logging.progress=false --steps=4 --algorithm.name=gcpo --seed 1 --output-dir {tmp_path}/out/trials/gcpo/seed_1 --evaluate.seed 1"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"--against is {args.against}, an adapter or delta; name a whole model, e.g. janus-mini")
     path = write(args.out, tuned, generators.load(args.against), about=provenance(args.checkpoint))
     size = sum(file.stat().st_size for file in path.iterdir())
-    print(f"wrote {path}: {size / 2**20:.2f} MiB against {base.name}; load it with --checkpoint {path}")
+    print(
+        f"wrote {path}: {size / 2**20:.2f} MiB against {base.name}; load it with --checkpoint {shlex.quote(str(path))}"
+    )
     return 0
 
 

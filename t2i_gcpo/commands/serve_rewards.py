@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         print(f"serving {options.name} at {server.url}; Ctrl-C stops it", flush=True)
-        print(f"train with it: t2i-gcpo train --reward.name remote --reward.url {server.url}", flush=True)
+        print(f"train with it: t2i-gcpo train --reward.name remote --reward.url {shlex.quote(server.url)}", flush=True)
         while not stop.wait(PULSE):
             if not server.alive:
                 raise ChildProcessError(f"the scorer {options.name} ended its own thread; serve it again")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from t2i_gcpo.evaluation.evaluate import EvalResult, paired_difference
 from t2i_gcpo.evaluation.intervals import Estimates
 from t2i_gcpo.training.tracker import CONFIG, METRICS, read_metrics
+from t2i_gcpo.utils import yaml_files
 from t2i_gcpo.utils.nested import flatten
+from t2i_gcpo.utils.secret_options import without_secrets
 
 BEFORE, AFTER = "eval_before.json", "eval_after.json"
 
@@ -98,10 +98,7 @@ def read(path: str | Path) -> Run:
         )
     config: Any = {}
     if (path / CONFIG).is_file():
-        try:
-            config = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path / CONFIG} is not a YAML file: {error}") from error
+        config = without_secrets(yaml_files.load(path / CONFIG))
         if not isinstance(config, dict):
             raise ValueError(f"{path / CONFIG} holds no options")
     before, after = (EvalResult.load(path / name) if (path / name).is_file() else None for name in (BEFORE, AFTER))

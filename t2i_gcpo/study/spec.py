@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from t2i_gcpo.commands.options.arguments import Loader, argument, parse
+from t2i_gcpo.commands.options.arguments import argument, parse, reward_argument
 from t2i_gcpo.commands.options.config import TrainConfig
+from t2i_gcpo.utils.secret_options import without_secrets
+from t2i_gcpo.utils.yaml_files import Scalar, load_scalars, plain
 
 KEYS = ("out", "config", "seeds", "options", "arms", "grid", "against")
 #: What the study gives each trial itself.
 OWN = ("seed", "output_dir", "evaluate.seed", "config", "resume", "print_config")
 #: A trial's output is a log, where a progress bar is noise; a study may switch it on again.
-DEFAULTS = {"logging.progress": False}
+DEFAULTS = {"logging.progress": Scalar("false")}
 
 
 @dataclass(frozen=True)
@@ -76,56 +75,46 @@ class Study:
         return found
 
 
-class _StrictLoader(Loader):
-    """Refuses a key that comes twice, of which YAML would drop the first: an arm must not get lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"{key!r} is there twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
 def read(path: str | Path, out: str | Path | None = None) -> Study:
     """The trials, arm by arm, grid point by grid point, seed by seed. `out` goes before the file's own.
 
     FileNotFoundError for a missing file or base config; ValueError, naming the place, for a mistake in it or in a trial's options.
     """
-    path = Path(path)
-    content = _content(path)
-    folder = Path(out or content.get("out") or Path("runs", "studies", path.stem))
-    seeds, common = _seeds(path, content), _dotted(content.get("options", {}), f"{path}: options")
-    grid = _dotted(content.get("grid", {}), f"{path}: grid")
+    path = Path(path).expanduser()
+    tree = _content(path)
+    content = plain(tree)
+    folder = Path(out or content.get("out") or Path("runs", "studies", path.stem)).expanduser()
+    seeds, common = _seeds(path, content), _dotted(tree.get("options", {}), f"{path}: options")
+    grid = _dotted(tree.get("grid", {}), f"{path}: grid")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise ValueError(f"{path}: grid: {name} is {values!r}; give a list of values, e.g. [0, 0.01]")
+            raise ValueError(f"{path}: grid: {name} is {plain(values)!r}; give a list of values, e.g. [0, 0.01]")
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     trials: list[Trial] = []
-    for arm, (config, own) in _arms(path, content).items():
+    for arm, (config, own) in _arms(path, tree).items():
         for name in grid:
             if name in own or name in common:
                 raise ValueError(
                     f"{path}: {name} is in grid and in {f'the arm {arm}' if name in own else 'options'}; leave it in one of them"
                 )
         for point in points:
-            group = "-".join([arm, *(f"{name}={_text(value)}" for name, value in point.items())])
+            group = "-".join([arm, *(f"{name}={_text(plain(value))}" for name, value in point.items())])
             arguments = [] if config is None else ["--config", str(config)]
             for layer in (DEFAULTS, common, own, point):
                 arguments += _arguments(path, layer)
-            trials += [_trial(path, arm, group, {**common, **own, **point}, arguments, s, folder) for s in seeds]
-    study = Study(path, content, folder, tuple(trials), _baselines(path, content))
+            options = without_secrets(plain({**common, **own, **point}))
+            trials += [_trial(path, arm, group, options, arguments, s, folder) for s in seeds]
+    study = Study(path, without_secrets(content), folder, tuple(trials), _baselines(path, content))
     _check_distinct(study)
     return study
 
 
 def _content(path: Path) -> dict[str, Any]:
+    """The file as nested dicts and lists of `Scalar`, its outermost keys checked."""
     if not path.is_file():
         raise FileNotFoundError(f"no such study file: {path}")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    tree = load_scalars(path)
+    content = plain(tree)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; it must be a mapping of {', '.join(KEYS)}")
     unknown = [str(key) for key in content if key not in KEYS]
@@ -136,7 +125,7 @@ def _content(path: Path) -> dict[str, Any]:
     for name in ("out", "config"):
         if name in content and not (isinstance(content[name], str) and content[name]):
             raise ValueError(f"{path}: {name} is {content[name]!r}; it must be a path")
-    return content
+    return dict(tree)
 
 
 def _seeds(path: Path, content: dict[str, Any]) -> list[int]:
@@ -150,12 +139,12 @@ def _seeds(path: Path, content: dict[str, Any]) -> list[int]:
     return seeds
 
 
-def _arms(path: Path, content: dict[str, Any]) -> dict[str, tuple[Path | None, dict[str, Any]]]:
+def _arms(path: Path, tree: dict[str, Any]) -> dict[str, tuple[Path | None, dict[str, Any]]]:
     """Arm -> its base config and its options."""
-    arms = content.get("arms")
+    arms = tree.get("arms")
     if not isinstance(arms, dict) or not arms:
         raise ValueError(
-            f"{path}: arms is {arms!r}; give at least one, e.g. `arms: {{gcpo: {{algorithm.name: gcpo}}}}`"
+            f"{path}: arms is {plain(arms)!r}; give at least one, e.g. `arms: {{gcpo: {{algorithm.name: gcpo}}}}`"
         )
     found = {}
     for name, options in arms.items():
@@ -164,10 +153,10 @@ def _arms(path: Path, content: dict[str, Any]) -> dict[str, tuple[Path | None, d
             raise ValueError(f"{where}: its name becomes a folder's; use letters, digits, and . _ + - after the first")
         if not isinstance(options, dict) or not options:
             raise ValueError(
-                f"{where} is {options!r}; give it options (dotted, e.g. `{{algorithm.name: gcpo}}`) or a `config:`"
+                f"{where} is {plain(options)!r}; give it options (dotted, e.g. `{{algorithm.name: gcpo}}`) or a `config:`"
             )
         options = dict(options)
-        config = options.pop("config", content.get("config"))
+        config = plain(options.pop("config", tree.get("config")))
         found[name] = (None if config is None else _base(path, where, config), _dotted(options, where))
     return found
 
@@ -197,7 +186,7 @@ def _base(path: Path, where: str, config: Any) -> Path:
 def _dotted(options: Any, where: str) -> dict[str, Any]:
     """Nested or dotted options -> dotted ones with underscores. ValueError for one that comes twice or that the study sets."""
     if not isinstance(options, dict):
-        raise ValueError(f"{where} is {options!r}; it must be a mapping of options, e.g. `optim.lr: 1e-4`")
+        raise ValueError(f"{where} is {plain(options)!r}; it must be a mapping of options, e.g. `optim.lr: 1e-4`")
     found: dict[str, Any] = {}
     for name, value in _leaves(options):
         if name in OWN:
@@ -222,10 +211,10 @@ def _arguments(path: Path, options: dict[str, Any]) -> list[str]:
     """Dotted options -> arguments. The reward's name comes first, as it drops the options of the reward before it."""
     arguments: list[str] = []
     for name in sorted(options, key=lambda name: name != "reward.name"):
-        value = options[name]
-        if name.startswith("reward.") and name != "reward.name":
-            value = json.dumps(value, ensure_ascii=False, default=str)
-        arguments += argument(path, name, value)
+        if name.startswith("reward."):
+            arguments += reward_argument(path, name.removeprefix("reward."), options[name])
+        else:
+            arguments += argument(path, name, options[name])
     return arguments
 
 

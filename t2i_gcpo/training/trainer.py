@@ -6,6 +6,7 @@ What one step does is in `step.py`.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -91,7 +92,7 @@ class Trainer:
         groups = with_options(groups, options)
         self.generator = generator
         self.reward: Reward = as_reward(reward)
-        self.output_dir = Path(output_dir)
+        self.output_dir = Path(output_dir).expanduser()
         self.algorithm: Algorithm = groups["algorithm"]
         self.loop: LoopOptions = groups["loop"]
         self.optim: Schedule = groups["optim"]
@@ -257,7 +258,7 @@ class Trainer:
             tracker.say(f"stopped by an error after step {self.step_number} of {self.steps}. {self._how_to_go_on()}")
 
     def _how_to_go_on(self) -> str:
-        return f"The checkpoint is saved; go on with: t2i-gcpo train --output-dir {self.output_dir} --resume"
+        return f"The checkpoint is saved; go on with: t2i-gcpo train --output-dir {shlex.quote(str(self.output_dir))} --resume"
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

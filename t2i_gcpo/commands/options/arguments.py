@@ -12,36 +12,27 @@ typo in a YAML gets the same hint as one on the command line. Four things are se
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any
 
 import tyro
 import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from t2i_gcpo.algorithms import resolve
 from t2i_gcpo.commands.options.config import DEFAULT_ALGORITHM, RewardConfig, TrainConfig
+from t2i_gcpo.commands.options.scorers import scorer_options
+from t2i_gcpo.commands.options.values import as_argument, convert, from_argument, members
+from t2i_gcpo.utils import yaml_files
 from t2i_gcpo.utils.nested import flatten
+from t2i_gcpo.utils.secret_options import without_secrets
+from t2i_gcpo.utils.yaml_files import Scalar
 
 CONFIG_NAME = "config.yaml"
 _FLAGS = {"--resume", "--print-config"}
-
-
-class Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: YAML 1.1 reads 1e-4 as a string, and everybody means the number."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the strings that `Loader` would read as numbers."""
-
-
-for _class in (Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ def parse(argv: Sequence[str]) -> TrainCommand:
     arguments = [token for file in files for token in read_arguments(file)]
     if "--resume" in flags:
         folder = _last(arguments + user, "--output-dir") or TrainConfig().output_dir
-        own = Path(folder) / CONFIG_NAME
+        own = Path(folder).expanduser() / CONFIG_NAME
         if not own.is_file():
             raise FileNotFoundError(
                 f"no run to resume in {folder}: {own} is missing; leave --resume out to start a run there"
@@ -80,9 +71,52 @@ def parse(argv: Sequence[str]) -> TrainCommand:
     name = _last(rest, "--algorithm.name") or DEFAULT_ALGORITHM
     default = TrainCommand(TrainConfig(algorithm=resolve(name), reward=reward), config=tuple(map(str, files)))
     command = tyro.cli(
-        TrainCommand, args=rest, default=default, prog="t2i-gcpo train", config=(tyro.conf.FlagConversionOff,)
+        TrainCommand,
+        args=rest,
+        default=default,
+        prog="t2i-gcpo train",
+        config=(tyro.conf.FlagConversionOff,),
+        registry=_declared_types(),
     )
-    return replace(command, resume="--resume" in flags, print_config="--print-config" in flags)
+    settings = replace(command.settings, output_dir=str(Path(command.settings.output_dir).expanduser()))
+    return replace(command, settings=settings, resume="--resume" in flags, print_config="--print-config" in flags)
+
+
+def _declared_types() -> ConstructorRegistry:
+    """Let tyro read text, numbers and truth values as `values.py` does."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        kinds = members(info.type)
+        if not set(kinds) <= set(METAVARS) or kinds == (NoneType,):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="|".join(METAVARS[kind] for kind in kinds),
+            instance_from_str=lambda words: _read_word(words[0], kinds),
+            is_instance=lambda value: isinstance(value, (*kinds, int) if float in kinds else kinds),
+            str_from_instance=lambda value: [_word(value)],
+        )
+
+    return registry
+
+
+#: Type -> how the help names it.
+METAVARS: dict[Any, str] = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false", NoneType: "null"}
+
+
+def _read_word(word: str, kinds: tuple[Any, ...]) -> Any:
+    """The value of one word of the command line. ValueError says what it is and what it must be."""
+    try:
+        return convert(from_argument(word), kinds)
+    except ValueError as error:
+        raise ValueError(f"it is {word!r}; {error}") from error
+
+
+def _word(value: Any) -> str:
+    """A value as the help shows it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def load(path: str | Path) -> TrainConfig:
@@ -91,59 +125,70 @@ def load(path: str | Path) -> TrainConfig:
 
 
 def to_mapping(config: TrainConfig) -> dict[str, Any]:
-    """Options -> nested mapping of plain values, as a YAML holds them."""
+    """Options -> nested mapping of plain values, as a YAML holds them; secret ones are left out."""
     mapping = _plain(dataclasses.asdict(config))
     mapping["reward"].update(mapping["reward"].pop("options"))
-    return mapping
+    return without_secrets(mapping)
 
 
 def dump(config: TrainConfig) -> str:
-    """Options -> YAML text that `load` reads back as an equal object."""
-    return yaml.dump(to_mapping(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """Options -> YAML text that `load` reads back as an equal object, but for the secret ones, which are not written."""
+    return yaml_files.dump(to_mapping(config))
 
 
 def read_arguments(path: str | Path) -> list[str]:
     """A YAML file -> dotted arguments. ValueError names the file and line of a mistake."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no such config file: {path}")
-    try:
-        mapping = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
-    if mapping is None:
+    tree = yaml_files.load_scalars(path)
+    if isinstance(tree, Scalar) and tree.is_null:
         return []
-    if not isinstance(mapping, dict):
-        raise ValueError(f"{path} holds a {type(mapping).__name__}; it must be a mapping of options, e.g. `steps: 100`")
-    reward = mapping.pop("reward", None)
+    if not isinstance(tree, dict):
+        kind = type(yaml_files.plain(tree)).__name__
+        raise ValueError(f"{path} holds a {kind}; it must be a mapping of options, e.g. `steps: 100`")
+    reward = tree.pop("reward", None)
     arguments = []
-    if reward is not None:
-        if not isinstance(reward, dict):
-            raise ValueError(f"{path}: reward is {reward!r}; write `reward: {{name: {reward}}}`")
+    if isinstance(reward, dict):
         # The name first: it drops the options of the reward before it.
         for key in sorted(reward, key=lambda key: key != "name"):
-            value = reward[key] if key == "name" else json.dumps(reward[key], ensure_ascii=False, default=str)
-            arguments.append(f"--reward.{key}={value}")
-    for name, value in flatten(_without_empty_groups(mapping)).items():
+            arguments += reward_argument(path, key, reward[key])
+    elif reward is not None and not reward.is_null:
+        raise ValueError(f"{path}: reward is {reward.text!r}; write `reward: {{name: {reward.text}}}`")
+    for name, value in flatten(_without_empty_groups(tree)).items():
         arguments += argument(path, name, value)
     return arguments
 
 
-def argument(path: Path, name: str, value: Any) -> list[str]:
+def argument(path: Path, name: str, value: Scalar | list[Scalar]) -> list[str]:
+    """An option of a YAML as words of the command line. ValueError for a list that holds more than single values."""
     flag = "--" + name.replace("_", "-")
-    if isinstance(value, list):
-        if any(isinstance(item, (list, dict)) for item in value):
-            raise ValueError(f"{path}: {name} is {value!r}; a list of options holds plain values only")
-        return [flag, *map(str, value)]
-    return [f"{flag}={value}"]
+    if isinstance(value, Scalar):
+        return [f"{flag}={as_argument(value)}"]
+    if not all(isinstance(item, Scalar) for item in value):
+        raise ValueError(f"{path}: {name} is {yaml_files.plain(value)!r}; a list of options holds plain values only")
+    return [flag, *map(as_argument, value)]
+
+
+def reward_argument(path: Path, key: str, value: Any) -> list[str]:
+    """A scorer's option of a YAML as a word of the command line: `--reward.KEY=TEXT`, or `--reward.KEY:=YAML` for what is no plain text."""
+    if isinstance(value, Scalar) and (key == "name" or not value.quoted):
+        if key == "name" and value.is_null:
+            raise ValueError(f"{path}: reward.name has no value; name a scorer, e.g. geneval")
+        return [f"--reward.{key}={as_argument(value)}"]
+    return [f"--reward.{key}:={yaml_files.flow(value)}"]
 
 
 def _without_empty_groups(mapping: dict[str, Any]) -> dict[str, Any]:
-    """Leave out `optim:` with nothing below it (all its options commented out), which YAML reads as null."""
+    """Leave out `optim:` with nothing below it (all its options commented out), which is a null."""
     groups = {
         f.name for f in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(getattr(TrainConfig(), f.name))
     }
-    return {key: value for key, value in mapping.items() if value is not None or key not in groups}
+    return {
+        key: value
+        for key, value in mapping.items()
+        if key not in groups or not (isinstance(value, Scalar) and value.is_null)
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -179,8 +224,12 @@ def _take_configs(arguments: list[str]) -> tuple[list[Path], list[str]]:
 
 
 def take_reward_options(arguments: list[str]) -> tuple[RewardConfig, list[str]]:
-    """Split `--reward.KEY VALUE` off the arguments. Another reward's name drops the options that came before it."""
-    reward, rest, index = RewardConfig(), [], 0
+    """Split `--reward.KEY VALUE` off the arguments. Another reward's name drops the options that came before it.
+
+    ValueError: a value that is not of the type that the scorer declares for its option.
+    """
+    default, rest, index = RewardConfig(), [], 0
+    name, options = default.name, dict[str, Any](default.options)
     while index < len(arguments):
         token = arguments[index]
         index += 1
@@ -195,17 +244,18 @@ def take_reward_options(arguments: list[str]) -> tuple[RewardConfig, list[str]]:
         if not values:
             raise ValueError(f"--reward.{key} needs a value")
         if key == "name":
-            reward = RewardConfig(values[-1], reward.options if values[-1] == reward.name else {})
+            name, options = values[-1], options if values[-1] == name else {}
+        elif key.endswith(":"):
+            options[key.removesuffix(":").replace("-", "_")] = _structured(key, text)
         else:
-            read = [_value(value) for value in values]
-            option = read[0] if len(read) == 1 else read
-            reward = RewardConfig(reward.name, {**reward.options, key.replace("-", "_"): option})
-    return reward, rest
+            read = [from_argument(value) for value in values]
+            options[key.replace("-", "_")] = read[0] if len(read) == 1 else read
+    return RewardConfig(name, scorer_options(name, options)), rest
 
 
-def _value(text: str) -> Any:
-    """Text of a reward's option -> number, boolean, null, list, mapping, else the text itself."""
+def _structured(key: str, text: str) -> Any:
+    """The value of `--reward.KEY:=YAML`."""
     try:
-        return yaml.load(text, Loader=Loader)
-    except yaml.YAMLError:
-        return text
+        return yaml_files.parse_scalars(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--reward.{key}= takes YAML on one line, and {text!r} is none: {error}") from error

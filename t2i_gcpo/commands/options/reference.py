@@ -34,6 +34,12 @@ HEAD = """# Configuration
 An option of `t2i-gcpo train` has one name: `optim.lr` below is `--optim.lr 1e-5` on the command line and `optim: {lr: 1e-5}` in a YAML that
 `--config` names. On the command line, `-` and `_` are the same. A YAML holds only what differs from the defaults, the command line overrides it, and
 `t2i-gcpo train --print-config` shows what both add up to. An unknown name or a value that is not allowed ends the command with a hint.
+
+A text becomes a value by the type in the column *allowed*, in both places alike: `7e12345` is a revision for `generator.revision`, and `off` is one of
+the words of `generator.compile`. `true`, `on`, `yes` and `false`, `off`, `no` are truth values, in any case; NaN and infinity are no numbers. `null` is
+no value, where the type allows it; the word itself is `"null"` in a YAML and `\\null` on the command line. A `~` at the start of a path is the home folder. A
+value that is more than one text, such as the parts of a composite reward, is written on the command line as YAML on one line: `--reward.rewards:='{clip: {weight: 2}}'`.
+The secret options of a scorer (`token`, `password`, `secret`, `api_key`, `access_key`) are used and never written.
 """
 COMMANDS_HEAD = """
 ## The commands
