@@ -24,6 +24,8 @@ from t2i_gcpo.training.callbacks.reward_hacking import Watch
 from t2i_gcpo.training.trainer import Trainer
 from t2i_gcpo.utils.pictures import before_after
 
+#: Columns of the tables of scores, the trained model's first.
+SIDES = ("after", "before")
 #: Images in samples/before_after.png.
 SHOWN = 24
 
@@ -81,10 +83,10 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
             and before.seed == after.seed
             and [row.text for row in before.rows] == [row.text for row in after.rows]
         )
-        print_evaluation(after, before if same else None)
+        print_evaluation(after, before if same else None, names=SIDES)
         for name in after.held_out:
             paired = before.under(name) if same and before is not None and name in before.held_out else None
-            print_evaluation(after.under(name), paired)
+            print_evaluation(after.under(name), paired, names=SIDES)
         if same and before is not None:
             _before_after(before, after, folder / "samples" / report.BEFORE_AFTER)
     print(f"wrote {report.write(folder)}; the last checkpoint is {last}")

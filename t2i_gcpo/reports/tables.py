@@ -55,8 +55,11 @@ def evaluation_rows(
     return header, [*rows, [OVERALL, str(result.estimates.n), *total]]
 
 
-def print_evaluation(result: EvalResult, other: EvalResult | None = None) -> None:
-    header, rows = evaluation_rows(result, other)
+def print_evaluation(
+    result: EvalResult, other: EvalResult | None = None, *, names: tuple[str, str] = ("score", "against")
+) -> None:
+    """Print the scores by task, and with `other` the paired differences; `names` are the columns of `result` and `other`."""
+    header, rows = evaluation_rows(result, other, names=names)
     title = f"{result.checkpoint} on {result.prompts}: {result.reward}, guidance {result.sampling.guidance:g}, seed {result.seed}"
     print_table(header, rows, title=title + (f"; against {other.checkpoint}" if other is not None else ""))
     failed = result.failed + (0 if other is None else other.failed)
