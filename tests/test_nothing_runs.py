@@ -241,13 +241,13 @@ def test_pickles_are_not_run(tmp_path: Path, marker: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as weights"):
         read_tensors(tmp_path / "state.pt", "clip")
     janus_of_pickles(tmp_path / "janus", marker)
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="has no weights"):
         generators.load(str(tmp_path / "janus"))
     amused = tiny_amused.checkpoint(tmp_path / "amused")
     for path in amused.rglob("*.safetensors"):
         pickled(marker)(path.with_suffix(".bin"))
         path.unlink()
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="has no weights"):
         generators.load(str(amused))
     np.savez(tmp_path / "heatmap.npz", images=np.array([Command(marker)], dtype=object))
     with pytest.raises(ValueError, match=r"heatmap\.npz"):

@@ -35,21 +35,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def write(out: str | Path, tuned: Any, base: Any, *, about: dict[str, Any]) -> Path:
-    """The delta of two generators that `generators.load` made. `tuned`'s LoRA adapters are merged into its weights.
+def write(out: str | Path, tuned: ImageGenerator, base: ImageGenerator, *, about: dict[str, Any]) -> Path:
+    """Write the delta of two generators that `generators.load` made; LoRA adapters of `tuned` are merged into its weights.
 
-    ValueError: they are of different models, or differ in more than the policy.
+    ValueError: they are of different models or differ in more than the policy, or `base` was not loaded from a checkpoint.
     """
-    if tuned.weights.peft is not None:
+    origin = base.base
+    if origin is None:
+        raise ValueError("a delta needs the name of its base: load the base with generators.load")
+    if tuned.has_lora:
         tuned.merge_lora()
     delta = deltas.difference(base.policy, tuned.policy)
     if not delta:
-        raise ValueError(
-            f"the two checkpoints have the same policy: there is nothing to export (base {base.base.name})"
-        )
+        raise ValueError(f"the two checkpoints have the same policy: there is nothing to export (base {origin.name})")
     _check_decoders(tuned, base)
-    named = about | ({"revision": base.base.revision} if base.base.revision else {})
-    return deltas.save(out, delta, base=base.base.name, base_folder=base.base.folder, about=named)
+    named = about | ({"revision": origin.revision} if origin.revision else {})
+    return deltas.save(out, delta, base=origin.name, base_folder=origin.folder, about=named)
 
 
 def _check_decoders(tuned: ImageGenerator, base: ImageGenerator) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rewards.models import weights
 from t2i_gcpo.generators import deltas
+from t2i_gcpo.generators.integrity import check_json, check_manifest, read_object
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+#: What makes a folder a LoRA adapter: peft's configuration.
+ADAPTER = "adapter_config.json"
 
 #: The checkpoints that ship with the package, by name: `assets/<name>`; and the command that trains each from nothing.
 EMBEDDED: dict[str, str] = {"janus-mini": "t2i-gcpo pretrain janus", "amused-mini": "t2i-gcpo pretrain amused"}
@@ -41,74 +44,92 @@ def tuned() -> dict[str, Path]:
 
 
 def locate(name: str, *, revision: str | None = None) -> Checkpoint:
-    """Find `name`: embedded names first, then local folders, then the hub. ValueError says what was looked for, and where."""
+    """Find `name`: embedded names first, then local folders, then the hub.
+
+    ValueError says what was looked for and where, or which file of it is damaged.
+    """
+    return _locate(name, revision, ())
+
+
+def _locate(name: str, revision: str | None, above: tuple[Path, ...]) -> Checkpoint:
+    """Find `name`, the base of the last of the folders `above`, each of which is the base of the one before it."""
     if name in EMBEDDED and not (ASSETS / name).is_dir():
         raise ValueError(
             f"the embedded checkpoint {name!r} is not in {ASSETS}: the installation is incomplete; install t2i-gcpo again, or "
             f"train it with `{EMBEDDED[name]}` and give the folder that this writes"
         )
     if name in tuned():
-        return _delta(tuned()[name], name)
+        return _delta(tuned()[name], name, above)
     folder = ASSETS / name if name in EMBEDDED else Path(name).expanduser().absolute()
     if not folder.is_dir():
         folder = _from_hub(name, revision)
         return Checkpoint(name=name, folder=folder, model_type=_model_type(folder), revision=revision)
-    if (folder / "adapter_config.json").is_file():
-        return _adapter(folder)
+    if folder.resolve() in (other.resolve() for other in above):
+        raise ValueError(f"it leads back to {folder} itself: {' -> '.join(map(str, (*above, folder)))}")
+    check_manifest(folder)
+    if (folder / ADAPTER).is_file():
+        return _adapter(folder, above)
     if (folder / deltas.ABOUT).is_file():
-        return _delta(folder, str(folder))
+        return _delta(folder, str(folder), above)
     return Checkpoint(name=name if name in EMBEDDED else str(folder), folder=folder, model_type=_model_type(folder))
 
 
-def _adapter(folder: Path) -> Checkpoint:
-    """A LoRA adapter's folder names its base, which is looked up in turn."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    if config.get("peft_type") != "LORA" or config.get("megatron_config"):
-        # Other kinds load tokenizers or import modules that the file names.
+def _adapter(folder: Path, above: tuple[Path, ...]) -> Checkpoint:
+    """Find a LoRA adapter by its folder, which names its base; that is looked up in turn."""
+    if above:
+        raise ValueError(f"{folder} is itself an adapter; merge that one first, e.g. with t2i-gcpo export")
+    config = read_object(folder / ADAPTER)
+    kind, base, revision = (config.get(key) for key in ("peft_type", "base_model_name_or_path", "revision"))
+    if kind != "LORA" or config.get(
+        "megatron_config"
+    ):  # other kinds load tokenizers or import modules that the file names
         raise ValueError(
-            f"the adapter in {folder} is of the kind {config.get('peft_type')!r}"
+            f"the adapter in {folder} is of the kind {kind!r}"
             + (" with a megatron_config" if config.get("megatron_config") else "")
-            + "; only plain LoRA adapters are loaded (peft_type in its adapter_config.json)"
+            + f"; only plain LoRA adapters are loaded (peft_type in its {ADAPTER})"
         )
-    base = config.get("base_model_name_or_path")
-    if not base:
+    if not isinstance(base, str) or not base:
         raise ValueError(
-            f"the LoRA adapter in {folder} names no base model (base_model_name_or_path in its adapter_config.json)"
+            f"the LoRA adapter in {folder} names no base model (base_model_name_or_path in its {ADAPTER} is {base!r})"
+        )
+    if not isinstance(revision, str | None):
+        raise ValueError(
+            f"the LoRA adapter in {folder}: revision in its {ADAPTER} is {revision!r}; it must be a text or null"
         )
     try:
-        found = locate(base, revision=config.get("revision"))
+        found = _locate(base, revision, (*above, folder))
     except ValueError as error:
         raise ValueError(f"the base model of the LoRA adapter in {folder}: {error}") from error
-    if found.adapter is not None:
-        raise ValueError(
-            f"the base of the LoRA adapter in {folder} is itself an adapter ({found.adapter}); merge that one first"
-        )
     return replace(found, adapter=folder)
 
 
-def _delta(folder: Path, name: str) -> Checkpoint:
-    """A delta's folder names its base, a whole model, which is looked up in turn. It stays findable under its own `name`."""
+def _delta(folder: Path, name: str, above: tuple[Path, ...]) -> Checkpoint:
+    """Find a delta by its folder, which names its base, a whole model. It stays findable under its own `name`."""
     about = deltas.read_about(folder)
+    if any((other / deltas.ABOUT).is_file() for other in above):
+        raise ValueError(f"{folder} is no whole model but a delta itself")
     try:
-        found = locate(about["base"], revision=about.get("revision"))
+        found = _locate(about["base"], about.get("revision"), (*above, folder))
     except ValueError as error:
         raise ValueError(f"the base model of the delta in {folder}: {error}") from error
-    if found.adapter is not None or found.delta is not None:
-        raise ValueError(
-            f"the base of the delta in {folder} is no whole model but an adapter or delta: {about['base']}"
-        )
     return replace(found, name=name, delta=folder)
 
 
 def _model_type(folder: Path) -> str:
-    """model_type of transformers' config.json, or the pipeline's class name of diffusers' model_index.json ("amused")."""
+    """Return model_type of transformers' config.json, or the pipeline's class name of diffusers' model_index.json ("amused").
+
+    ValueError: there is neither, or a JSON file of the model is damaged.
+    """
     for file, key in (("config.json", "model_type"), ("model_index.json", "_class_name")):
         if (folder / file).is_file():
-            value = str(json.loads((folder / file).read_text(encoding="utf-8")).get(key, ""))
+            value = read_object(folder / file).get(key)
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{folder / file} names no kind of model: {key} is {value!r}")
+            check_json(folder)
             return value.removesuffix("Pipeline").lower()
     raise ValueError(
         f"{folder} holds no checkpoint: expected a config.json (transformers), model_index.json (diffusers), "
-        f"adapter_config.json (LoRA) or {deltas.ABOUT} in it; found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
+        f"{ADAPTER} (LoRA) or {deltas.ABOUT} in it; found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
     )
 
 

@@ -1,7 +1,7 @@
 """Tuned weights as a small folder: the difference to a base checkpoint, of the trained parameters alone.
 
     DIR/delta.safetensors    parameter of the policy -> tuned - base, float16; parameters that did not move are left out
-    DIR/delta.json           the base's name and the size and SHA-256 of its weight files, and where the tuned weights come from
+    DIR/delta.json           the base's name, the size and SHA-256 of its weight files and of the delta's, and where the tuned weights come from
 
 `generators.load` takes such a folder as it takes a LoRA adapter: it loads the base and adds the difference.
 """
@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2i_gcpo.utils.files import describe
+from t2i_gcpo.generators.integrity import tensor_sizes
+from t2i_gcpo.utils.files import describe, write_atomically
+from t2i_gcpo.utils.json_files import check_shape, read_json
 
 WEIGHTS, ABOUT = "delta.safetensors", "delta.json"
 DTYPE = torch.float16
@@ -68,43 +70,54 @@ def save(
     folder: str | Path, delta: Mapping[str, Tensor], *, base: str, base_folder: Path, about: Mapping[str, Any]
 ) -> Path:
     """Write a delta. base: the name that finds the base again; base_folder: where its weight files are; about: what delta.json says besides."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as packed
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(delta), folder / WEIGHTS)
-    text = json.dumps({"base": base, "base_files": fingerprint(base_folder), **about}, indent=1, ensure_ascii=False)
-    (folder / ABOUT).write_text(text + "\n", encoding="utf-8")
+    write_atomically(folder / WEIGHTS, packed(dict(delta)))
+    known = {"base": base, "base_files": fingerprint(base_folder), "weights_file": describe(folder / WEIGHTS), **about}
+    write_atomically(folder / ABOUT, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     return folder
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
-    """delta.json. ValueError where it is damaged or names no base."""
+    """Read delta.json. ValueError where it is damaged or names no base."""
     path = Path(folder) / ABOUT
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(about, dict) or not about.get("base"):
+    about: dict[str, Any] = read_json(path)
+    for key, shape in (("base", str), ("base_files", dict), ("revision", (str, None)), ("weights_file", dict)):
+        if key in about:
+            check_shape(about[key], shape, f"{path}: {key}")
+    if not about.get("base"):
         raise ValueError(f"{path} names no base checkpoint (key base)")
     return about
 
 
 def apply(module: nn.Module, folder: Path, base_folder: Path) -> None:
-    """Add the delta in `folder` to the policy of its base. ValueError: the base's weight files are not those that it was made against."""
+    """Add the delta in `folder` to the policy of its base.
+
+    ValueError: the base's weight files are not those that it was made against, or the delta itself is damaged.
+    """
     from safetensors.torch import load_file
 
-    wanted, there = read_about(folder).get("base_files", {}), fingerprint(base_folder)
-    if wanted != there:
+    about = read_about(folder)
+    if about.get("base_files", {}) != fingerprint(base_folder):
         raise ValueError(
             f"the delta in {folder} was made against other weights than those in {base_folder}: "
             "make it anew with t2i-gcpo export, against the present base"
         )
-    if not (folder / WEIGHTS).is_file():
+    path = folder / WEIGHTS
+    if not path.is_file():
         raise ValueError(f"the delta in {folder} is not whole: there is no {WEIGHTS}")
-    add(module, load_file(folder / WEIGHTS))
+    if about.get("weights_file", describe(path)) != describe(path):  # absent from deltas of older versions
+        raise ValueError(f"the delta in {folder} is damaged: {WEIGHTS} is not the file that {ABOUT} describes")
+    tensor_sizes(path)
+    delta = load_file(path)
+    broken = [name for name, change in delta.items() if not bool(change.isfinite().all())]
+    if broken:
+        raise ValueError(f"the delta in {folder} is damaged: {broken[0]} is not finite")
+    add(module, delta)
 
 
 def fingerprint(folder: Path) -> dict[str, dict[str, Any]]:
-    """Weight file -> its bytes, and its SHA-256 up to 64 MiB."""
+    """Return weight file -> its bytes, and its SHA-256 up to 64 MiB."""
     return {path.relative_to(folder).as_posix(): describe(path) for path in sorted(folder.rglob("*.safetensors"))}

@@ -2,12 +2,84 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rewards.models.remote_code import reason
+import torch
+
+from rewards.models.device import short
+from rewards.models.remote_code import check_kernels, reason
+from t2i_gcpo.utils import manifest
+
+#: Name of a step's folder in a run.
+STEP = re.compile(r"step_[0-9]+")
+#: The trainer's state in such a folder, which a generator does without.
+TRAINER_STATE = "trainer.pt"
+#: The JSON files that transformers, diffusers and tokenizers read; each holds an object.
+JSON_FILES = (
+    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json",
+    "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "model_index.json", "scheduler_config.json",
+    "model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json",
+)  # fmt: skip
+
+
+def check_manifest(folder: Path) -> None:
+    """Check that the files of a folder are those of its manifest, where it has one. ValueError says which is damaged, and what to do.
+
+    Other programs write files of that name too: one of another kind is left alone, but in a folder called step_N.
+    """
+    if not (folder / manifest.MANIFEST).is_file():
+        return
+    if not STEP.fullmatch(folder.name):
+        content = read_object(folder / manifest.MANIFEST)
+        if not ("step" in content and "files" in content):
+            return
+    problem = manifest.damage(folder, ignored=(TRAINER_STATE,))
+    if problem is None:
+        known = read_object(folder / manifest.MANIFEST)["files"]
+        strangers = [path.name for path in sorted(folder.glob("*.safetensors")) if path.name not in known]
+        problem = f"its {manifest.MANIFEST} does not name {strangers[0]}" if strangers else None
+    if problem is not None:
+        raise ValueError(
+            f"the checkpoint in {folder} is not whole: {problem}; copy it again, or take another step of the run"
+        )
+
+
+def check_json(folder: Path) -> None:
+    """Check that the JSON files of a model hold objects, and name no code. ValueError names the file and what is wrong."""
+    for name in JSON_FILES:
+        for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
+            if path.is_file():
+                check_kernels(read_object(path), path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of another program. ValueError, naming the file, where it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is not valid JSON ({short(error)})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(content).__name__} instead of an object")
+    return content
+
+
+def tensor_sizes(path: Path) -> dict[str, int]:
+    """Return tensor -> number of its values, of a safetensors file that is as long as its header says. ValueError, naming it, if not."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except Exception as error:  # safetensors has an error of its own, which is no OSError
+        raise ValueError(f"{path} is damaged: {short(error)}") from error
 
 
 @contextmanager
@@ -24,9 +96,10 @@ def reading(folder: Path, part: str = "the checkpoint") -> Iterator[None]:
 def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     """Return the model that `kind`, a class of transformers or diffusers, reads from the safetensors in `folder`.
 
-    ValueError, naming the folder: files that are missing or damaged, or weights that the model has and the files have not,
+    ValueError, naming file or folder: files that are missing or damaged, or weights that the model has and the files have not,
     which the libraries would draw at random.
     """
+    _check_size(kind, folder)
     with reading(folder):
         model, report = kind.from_pretrained(
             folder,
@@ -44,6 +117,25 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
             f"{kind.__name__}, such as {missing[0]}"
         )
     return model
+
+
+def _check_size(kind: Any, folder: Path) -> None:
+    """Check, before anything is allocated, that the files hold as many weights as the configuration describes."""
+    from transformers import PreTrainedModel
+
+    stored = sum(sum(tensor_sizes(path).values()) for path in sorted(folder.glob("*.safetensors")))
+    if not stored:
+        raise ValueError(f"the checkpoint in {folder} is not whole: it has no weights (*.safetensors)")
+    with reading(folder), torch.device("meta"):
+        if issubclass(kind, PreTrainedModel):
+            model = kind(kind.config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+        else:
+            model = kind.from_config(kind.load_config(folder, local_files_only=True))
+        described = sum(parameter.numel() for parameter in model.parameters())
+    if described > stored:
+        raise ValueError(
+            f"the checkpoint in {folder} is not whole: its config.json describes {described:,} weights, its files hold {stored:,}"
+        )
 
 
 def load_part(kind: Any, folder: Path) -> Any:

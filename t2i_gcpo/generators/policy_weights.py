@@ -12,8 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from t2i_gcpo.generators.integrity import reading, tensor_sizes
+
 #: The projections of a Llama block.
 LLAMA_TARGETS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+#: peft's name of an adapter's weights.
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 class PolicyWeights:
@@ -62,10 +68,18 @@ class PolicyWeights:
             self.peft = get_peft_model(self.model, config)  # swaps the layers in place; `model` stays the same object
 
     def load_lora(self, folder: Path, device: torch.device) -> None:
-        """Put a saved adapter on the model, trainable."""
-        from peft import PeftModel
+        """Put a saved adapter on the model, trainable. ValueError: its files are damaged, or not those of this model's adapters."""
+        from peft import PeftModel, get_peft_model_state_dict
 
-        self.peft = PeftModel.from_pretrained(self.model, str(folder), is_trainable=True, torch_device=str(device))
+        saved = set(tensor_sizes(folder / ADAPTER_WEIGHTS))
+        with reading(folder, "the LoRA adapter"):
+            self.peft = PeftModel.from_pretrained(self.model, str(folder), is_trainable=True, torch_device=str(device))
+            wanted = set(get_peft_model_state_dict(self.peft, save_embedding_layers=False))
+        if saved != wanted:
+            raise ValueError(
+                f"the LoRA adapter in {folder} does not fit its base: {len(wanted - saved)} of its weights are missing, "
+                f"{len(saved - wanted)} belong to no part of it, such as {min(saved ^ wanted)}"
+            )
 
     def save_lora(self, folder: Path, *, base: str, revision: str | None) -> None:
         config = self.peft.peft_config["default"]

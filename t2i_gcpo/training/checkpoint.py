@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 
+from t2i_gcpo.utils import manifest
 from t2i_gcpo.utils.files import ASIDE, NO_ROOM, describe, no_room, sync, write_atomically
 from t2i_gcpo.utils.json_files import read_json
 from t2i_gcpo.utils.nested import flatten
 
 FOLDER = "checkpoints"
-STATE, MANIFEST, BEST = "trainer.pt", "manifest.json", "best.json"
+STATE, MANIFEST, BEST = "trainer.pt", manifest.MANIFEST, "best.json"
 
 #: Options that a resumed run may change, by dotted name or group; everything else decides what is trained on what.
 MAY_CHANGE = (
@@ -90,27 +91,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def damage(path: str | Path) -> str | None:
     """Return what keeps a folder from being a whole checkpoint, as a sentence, or None."""
-    path = Path(path)
-    if not (path / MANIFEST).exists():
-        return f"it has no {MANIFEST}"
-    try:
-        manifest = read_json(path / MANIFEST, {"step": int, "files": {str: {"bytes": int}}})
-        if STATE not in manifest["files"]:
-            return f"its {MANIFEST} names no {STATE}"
-        problems = (_damaged_file(path / name, name, expected) for name, expected in manifest["files"].items())
-        return next(filter(None, problems), None)
-    except (ValueError, OSError) as error:
-        return f"its {MANIFEST} is damaged ({error})"
-
-
-def _damaged_file(file: Path, name: str, expected: Mapping[str, Any]) -> str | None:
-    if not file.is_file():
-        return f"{name} is missing"
-    if file.stat().st_size != expected["bytes"]:
-        return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-    if "sha256" in expected and describe(file) != expected:
-        return f"{name} is damaged (SHA-256 differs)"
-    return None
+    return manifest.damage(path, needed=(STATE,))
 
 
 def newest(run_dir: str | Path) -> Path | None:
