@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from t2i_gcpo.commands.options.number_types import positive, seed
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.utils.destination import check_file
 
 __all__ = ["BENCHMARKS", "main", "parser", "parsers", "positive", "seed"]
@@ -121,5 +122,5 @@ def parser(name: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="device of both sides, e.g. cuda")
     parser.add_argument("--seed", type=seed, default=0, help="seed of all random inputs")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    parser.add_argument("--out", type=home_path, default=None, help="JSON file to write")
     return parser

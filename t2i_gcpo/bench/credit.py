@@ -13,6 +13,7 @@ from torch import Tensor
 from t2i_gcpo import credit
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Line, Report, check_same, interleave, paired_ratio, warm_up
+from t2i_gcpo.utils.device import pick_device
 
 BASELINE = "a loop over images"
 
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     """ValueError: fewer than two tokens. RuntimeError: the sides differ."""
     if options.tokens < 2:
         raise ValueError(f"--tokens is {options.tokens}; a rank needs at least 2")
-    device = torch.device(options.device)
+    device = pick_device(options.device)
     generator = torch.Generator().manual_seed(options.seed)
     inputs = tuple(values.to(device) for values in logprobs(options.batch, options.tokens, generator))
     sides = {"ours": lambda: credit.token_weights(*inputs), "baseline": lambda: one_by_one(*inputs)}

@@ -16,10 +16,12 @@ from rewards.geneval.reward import GenEvalReward
 from t2i_gcpo import generators
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, check_same, cost, interleave, warm_up
+from t2i_gcpo.commands.options.number_types import finite
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.utils.device import pick_device
 
 BASELINE = "sampling and decoding the same images"
 
@@ -30,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", default="shapes:val", help="file of GenEval rows, or shapes:train|val|test")
     parser.add_argument("--num-prompts", type=positive, default=6, help="prompts of a batch")
     parser.add_argument("--group-size", type=positive, default=16, help="images of a prompt")
-    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale")
+    parser.add_argument("--guidance", type=finite, default=Sampling.guidance, help="guidance scale")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                         help="compile the sampler; None: where torch can compile")  # fmt: skip
 
@@ -42,7 +44,7 @@ def judge(reward: GenEvalReward, images: Tensor, owners: list[Prompt]) -> Tensor
 
 def run(options: argparse.Namespace, console: Console) -> Report:
     """ValueError: no such checkpoint, prompts without GenEval rows. RuntimeError: a picture's score depends on the others of its batch."""
-    device = torch.device(options.device)
+    device = pick_device(options.device)
     compiled = can_compile(device) if options.compile is None else options.compile
     generator = generators.load(options.checkpoint, device=device, compile=compiled)
     prompts = limit(prompt_files.read(options.prompts), options.num_prompts, repeat=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import MIB, Report, check_same, cost, interleave, peak_bytes, warm_up
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK, token_logprob
+from t2i_gcpo.utils.device import pick_device
 
 BASELINE = "a full log-softmax"
 MEMORY_ROUNDS = 3
@@ -36,7 +37,7 @@ def full_logprob(hidden: Tensor, head: nn.Module, tokens: Tensor) -> Tensor:
 
 def run(options: argparse.Namespace, console: Console) -> Report:
     """RuntimeError: the sides differ."""
-    device = torch.device(options.device)
+    device = pick_device(options.device)
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.batch, options.tokens)
     hidden = torch.randn(*shape, options.width, generator=generator).to(device).requires_grad_()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-import torch
 from rich.console import Console
 
 from t2i_gcpo.bench import update_workload as masked
 from t2i_gcpo.bench.measure import MIB, Report, check_same, cost, peak_bytes, warm_up
 from t2i_gcpo.bench.sampling_workload import settings
 from t2i_gcpo.generators.amused.adapter import Amused
+from t2i_gcpo.utils.device import pick_device
 
 BASELINE = "one sampling step"
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> Report:
     """ValueError: no masked checkpoint. RuntimeError: the gradients of step by step and at once differ."""
-    device = torch.device(options.device)
+    device = pick_device(options.device)
     by_step = masked.load(options)
     at_once = Amused(by_step.parts, compile=False, gradient_checkpointing=False)
     many, one = (masked.rollout(by_step, options, steps=steps) for steps in (options.steps, 1))

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import machine, versions
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.reports import step_times as phases
 from t2i_gcpo.reports.run import read
 
@@ -46,7 +47,7 @@ class PhaseReport:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="run folder to read")
+    parser.add_argument("--run", type=home_path, default=Path("runs/quickstart"), help="run folder to read")
     parser.add_argument(
         "--first-step", type=positive, default=11, help="leave out the steps before: compilation falls in them"
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-import torch
 from rich.console import Console
 
 from t2i_gcpo.bench import update_workload as masked
@@ -16,6 +15,7 @@ from t2i_gcpo.bench.measure import Report, cost, interleave, warm_up
 from t2i_gcpo.bench.sampling_workload import settings
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.amused.likelihoods import POLICIES
+from t2i_gcpo.utils.device import pick_device
 
 BASELINE = "commit_step"
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> Report:
     """ValueError: no masked checkpoint."""
-    device = torch.device(options.device)
+    device = pick_device(options.device)
     parts = masked.load(options).parts
     made = {name: Amused(parts, compile=False, gradient_checkpointing=False, masked_policy=name) for name in POLICIES}
     # This one also records which steps are its key steps.

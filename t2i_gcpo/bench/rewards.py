@@ -23,6 +23,7 @@ from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.data.shapes.prompts import split
 from t2i_gcpo.data.shapes.scene import sample_scene
 from t2i_gcpo.pretrain.clip.retrieval import render
+from t2i_gcpo.utils.device import pick_device
 
 BASELINE = "one picture after the other"
 
@@ -89,7 +90,7 @@ def check_texts(scorer: Scorer, images: Tensor, prompts: list[str]) -> int:
 
 def run(options: argparse.Namespace, console: Console) -> Report:
     """ValueError: no such checkpoint. RuntimeError: the sides differ, or the second pass over the same prompts encodes texts."""
-    device, rng = torch.device(options.device), random.Random(options.seed)
+    device, rng = pick_device(options.device), random.Random(options.seed)
     prompts = limit(split("val"), options.batch, repeat=True)
     images = render([sample_scene(prompt.metadata, rng) for prompt in prompts])
     texts = [prompt.text for prompt in prompts]

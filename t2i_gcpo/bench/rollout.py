@@ -20,12 +20,14 @@ from t2i_gcpo import generators
 from t2i_gcpo.bench import positive, rollout_masked
 from t2i_gcpo.bench.measure import Report, interleave, speed_up, warm_up
 from t2i_gcpo.bench.sampling_workload import any_tokens, batch_size, check_distribution, scored, settings
+from t2i_gcpo.commands.options.number_types import finite
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.utils.device import pick_device
 
 BASELINE = "transformers' generate"
 TIE = 1e-3
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", default="shapes:val", help="prompt file, or shapes:train|val|test")
     parser.add_argument("--num-prompts", type=positive, default=8, help="prompts of a batch")
     parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt")
-    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale, above 1")
+    parser.add_argument("--guidance", type=finite, default=Sampling.guidance, help="guidance scale, above 1")
     parser.add_argument("--steps", type=positive, default=12, help="sampling steps of a masked checkpoint")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                         help="measure our compiled sampler; None: where torch can compile")  # fmt: skip
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     """ValueError: a checkpoint without a baseline, no guidance, compilation where it cannot be. RuntimeError: the sides differ."""
     if options.guidance <= 1:
         raise ValueError(f"--guidance is {options.guidance}; the baselines sample with guidance above 1 only")
-    device = torch.device(options.device)
+    device = pick_device(options.device)
     generator = generators.load(options.checkpoint, device=device, compile=options.compile is True)
     if not isinstance(generator, (Amused, Janus)):
         raise ValueError(

@@ -22,6 +22,7 @@ from t2i_gcpo.bench.sampling_workload import any_tokens, batch_size, check_distr
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.amused.parts import NULL, Texts
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
+from t2i_gcpo.utils.device import pick_device
 
 BASELINE = "diffusers' AmusedPipeline"
 
@@ -81,7 +82,7 @@ def measure(
     options: argparse.Namespace, console: Console, generator: Amused, prompts: list[Prompt], *, compiled: bool
 ) -> Report:
     """`compiled`: measure our compiled sampler too. ValueError: a batch without spread. RuntimeError: the sides sample from different distributions."""
-    device = torch.device(options.device)
+    device = pick_device(options.device)
     plan = Unmasking(steps=options.steps)
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed, unmasking=plan)
     batch = batch_size(options, len(prompts))

@@ -19,6 +19,7 @@ from t2i_gcpo import generators
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, resolve, token_advantages
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, check_same, cost, interleave, warm_up
+from t2i_gcpo.commands.options.number_types import finite
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.base import DISTRIBUTIONS, ImageGenerator
@@ -26,6 +27,7 @@ from t2i_gcpo.records import Rollout, Sampling
 from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils.clock import Clock
+from t2i_gcpo.utils.device import pick_device
 
 BASELINE = "GRPO"
 
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt, at least 2")
     parser.add_argument("--micro-batch", type=positive, default=16, help="images of a forward and backward pass")
     parser.add_argument(
-        "--guidance", type=float, default=Sampling.guidance, help="guidance scale of the rollout, other than 1"
+        "--guidance", type=finite, default=Sampling.guidance, help="guidance scale of the rollout, other than 1"
     )
     parser.add_argument(
         "--distribution", choices=DISTRIBUTIONS, default="guided", help="the distribution that is trained"
@@ -87,7 +89,7 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     """ValueError: no guidance, or a rollout without contrast. RuntimeError: the sides differ in more than the credit."""
     if options.guidance == 1:
         raise ValueError("--guidance is 1; contrast is free under guidance only, set another scale")
-    device = torch.device(options.device)
+    device = pick_device(options.device)
     # Weighting the KL by the credit is an option of its own, and GRPO has no credit to weigh it by.
     gcpo = resolve("gcpo", group_size=options.group_size, kl_weighting=False)
     grpo = resolve("grpo", group_size=options.group_size)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from t2i_gcpo import generators
 from t2i_gcpo.bench import positive
+from t2i_gcpo.commands.options.number_types import finite
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.records import Rollout, Sampling, Unmasking
+from t2i_gcpo.utils.device import pick_device
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, pairs: int, unit: str) -> None:
@@ -26,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, pairs: int, unit: str) -> 
     parser.add_argument("--prompts", default="shapes:val", help="prompt file, or shapes:train|val|test")
     parser.add_argument("--num-prompts", type=positive, default=2, help="prompts of a rollout")
     parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt")
-    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance scale of the rollout")
+    parser.add_argument("--guidance", type=finite, default=Sampling.guidance, help="guidance scale of the rollout")
     parser.add_argument("--steps", type=positive, default=12, help="sampling steps")
 
 
 def load(options: argparse.Namespace) -> Amused:
     """The checkpoint. ValueError: another kind of generator."""
-    generator = generators.load(options.checkpoint, device=torch.device(options.device), compile=False)
+    generator = generators.load(options.checkpoint, device=pick_device(options.device), compile=False)
     if not isinstance(generator, Amused):
         raise ValueError(
             f"{options.checkpoint} is a {generator.kind} checkpoint; this benchmark is of masked ones (amused)"

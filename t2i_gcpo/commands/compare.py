@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.reports.comparison import FILES, write
 from t2i_gcpo.reports.run import groups, read
 from t2i_gcpo.utils.destination import check_folder
@@ -23,6 +23,6 @@ def main(argv: list[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo compare", description=main.__doc__)
-    parser.add_argument("--runs", required=True, nargs="+", type=Path, help="output folders of t2i-gcpo train")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write to")
+    parser.add_argument("--runs", required=True, nargs="+", type=home_path, help="output folders of t2i-gcpo train")
+    parser.add_argument("--out", required=True, type=home_path, help="folder to write to")
     return parser

@@ -9,6 +9,7 @@ import rewards
 from rewards.geneval.detectors import load as load_detector
 from t2i_gcpo.algorithms import ALL_STATS
 from t2i_gcpo.commands.options.number_types import count
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
@@ -90,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     add_sampling_options(parser)
     add = parser.add_argument
     add("--prompts", required=True, help="a prompt file, or shapes:test, shapes:val, shapes:train")
-    add("--out", required=True, type=Path, help="folder to write eval.json and the sample grids to")
+    add("--out", required=True, type=home_path, help="folder to write eval.json and the sample grids to")
     add("--against", help="a second checkpoint: same prompts, same noise, paired differences")
     add(
         "--reward", default="geneval", help="a registered reward, or your own as module:callable (default: %(default)s)"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from t2i_gcpo import generators
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.generators import deltas
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.checkpoints import locate
@@ -98,5 +99,5 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--checkpoint", required=True, help="the tuned checkpoint, e.g. runs/x/checkpoints/step_000120")
     add("--against", required=True, help="the checkpoint that the training started from, e.g. janus-mini")
-    add("--out", required=True, type=Path, help="folder to write to")
+    add("--out", required=True, type=home_path, help="folder to write to")
     return parser

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch
 import rewards
 from t2i_gcpo.algorithms import ALL_STATS, TABLE, resolve, token_advantages, token_weights
 from t2i_gcpo.commands.options.number_types import count, finite, positive
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data.shapes.grammar import find_prompt
 from t2i_gcpo.evaluation.scorable import check_scorable
@@ -147,13 +147,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo heatmap", description=main.__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     add_generator_options(parser, checkpoint=source)
-    source.add_argument("--npz", type=Path, help="a heatmap.npz, or a step_N.npz of a run")
-    source.add_argument("--run", type=Path, help="a run folder: one prompt and noise over its steps")
+    source.add_argument("--npz", type=home_path, help="a heatmap.npz, or a step_N.npz of a run")
+    source.add_argument("--run", type=home_path, help="a run folder: one prompt and noise over its steps")
     add = parser.add_argument
-    add("--out", required=True, type=Path, help="folder to write heatmap.png, heatmap.html and heatmap.npz to")
+    add("--out", required=True, type=home_path, help="folder to write heatmap.png, heatmap.html and heatmap.npz to")
     add("--prompt", help='what the images show, e.g. "a photo of a red circle"; of a run: which of its pictures')
     add("--image", type=count, default=0, help="of a run: which of the prompt's images (default: %(default)s)")
-    add("--num", type=int, default=4, help="images; they are one group (default: %(default)s)")
+    add("--num", type=positive, default=4, help="images; they are one group (default: %(default)s)")
     add(
         "--map",
         nargs="+",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from t2i_gcpo.commands.options.number_types import count
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.data.prompts import SHAPES, limit, read
 from t2i_gcpo.utils.destination import check_file
 from t2i_gcpo.utils.files import write_atomically
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo prompts", description=main.__doc__)
     parser.add_argument("source", help="shapes:train, shapes:val, shapes:test, shapes:vocabulary, or a prompt file")
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--out", required=True, type=home_path, help="file to write")
     parser.add_argument(
         "--limit", type=count, default=0, help="prompts to write, the tasks in equal parts; 0 writes all"
     )

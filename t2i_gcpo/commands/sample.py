@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from t2i_gcpo.commands.options.number_types import count, positive
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data.prompt_files import check_text
 from t2i_gcpo.data.prompts import limit, read
@@ -64,5 +64,5 @@ def parser() -> argparse.ArgumentParser:
         help="prompts taken from --prompts, the tasks in equal parts; 0 takes all (default: %(default)s)",
     )
     add("--num", type=positive, default=4, help="images a prompt (default: %(default)s)")
-    add("--out", required=True, type=Path, help="folder to write to")
+    add("--out", required=True, type=home_path, help="folder to write to")
     return parser

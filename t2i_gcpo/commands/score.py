@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from rewards.base import Reward, RewardOutput, check, join
 from rewards.identity import without_secrets
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.number_types import positive
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import add_reward_option, take_reward
 from t2i_gcpo.evaluation.intervals import Estimates, estimate
 from t2i_gcpo.evaluation.scorable import check_scorable
@@ -182,10 +182,10 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--images",
         required=True,
-        type=Path,
+        type=home_path,
         help="a folder of t2i-gcpo sample, a run, a folder in GenEval's layout, or files named after rows of --prompts: 12.png, 12_0.png",
     )
     add("--prompts", help="a prompt file, or shapes:test and the like: the prompts' metadata, and their rows")
-    add("--out", required=True, type=Path, help="JSON file to write")
+    add("--out", required=True, type=home_path, help="JSON file to write")
     add("--batch", type=positive, default=32, help="images at once (default: %(default)s)")
     return parser

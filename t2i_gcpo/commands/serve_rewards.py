@@ -74,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
         default=64,
         help="images the scorer gets at once, of one or more requests (default: 64)",
     )
-    add("--max-body-mib", type=int, default=limits.body // 2**20, help="largest request (default: %(default)s)")
-    add("--max-images", type=int, default=limits.images, help="images of a request (default: %(default)s)")
-    add("--max-pixels", type=int, default=limits.pixels, help="pixels of an image (default: %(default)s)")
-    add("--max-prompt", type=int, default=limits.prompt, help="characters of a prompt (default: %(default)s)")
+    add("--max-body-mib", type=positive, default=limits.body // 2**20, help="largest request (default: %(default)s)")
+    add("--max-images", type=positive, default=limits.images, help="images of a request (default: %(default)s)")
+    add("--max-pixels", type=positive, default=limits.pixels, help="pixels of an image (default: %(default)s)")
+    add("--max-prompt", type=positive, default=limits.prompt, help="characters of a prompt (default: %(default)s)")
     return parser

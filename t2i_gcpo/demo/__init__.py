@@ -10,6 +10,9 @@ import threading
 import time
 from pathlib import Path
 
+from t2i_gcpo.commands.options.number_types import positive
+from t2i_gcpo.commands.options.paths import home_path
+
 #: Ports that are tried after the one that was asked for.
 TRIES = 20
 
@@ -105,7 +108,10 @@ def parser() -> argparse.ArgumentParser:
         "given several times, the first is the one to start from (default: the embedded ones)",
     )
     add(
-        "--runs", type=Path, default=Path("runs"), help="where run folders are, and live runs go (default: %(default)s)"
+        "--runs",
+        type=home_path,
+        default=Path("runs"),
+        help="where run folders are, and live runs go (default: %(default)s)",
     )
     add("--reward", default="geneval", help="a registered reward, or module:callable (default: %(default)s)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")
@@ -114,10 +120,10 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
     add(
         "--threads",
-        type=int,
+        type=positive,
         default=1,
         help="CPU threads; more do not help the embedded checkpoints, and are far slower where the machine has other work (default: %(default)s)",
     )
-    add("--keep", type=int, default=5, help="checkpoints in memory at once (default: %(default)s)")
-    add("--sessions", type=int, default=100, help="browser windows whose state is kept (default: %(default)s)")
+    add("--keep", type=positive, default=5, help="checkpoints in memory at once (default: %(default)s)")
+    add("--sessions", type=positive, default=100, help="browser windows whose state is kept (default: %(default)s)")
     return parser

@@ -9,6 +9,7 @@ import torch
 
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.checkpoints import locate
+from t2i_gcpo.utils.device import pick_device
 
 #: model_type in the checkpoint's config.json -> "module:class" of its adapter.
 ADAPTERS: dict[str, str] = {
@@ -55,7 +56,7 @@ def load(
             f"{', '.join(f'generator.{option}' for option in foreign)}: for masked generators, and {name_or_path} is a "
             f"{checkpoint.model_type} checkpoint, which draws its tokens one after the other; leave the option out"
         )
-    return adapter.from_checkpoint(checkpoint, device=torch.device(device), dtype=as_dtype(dtype), **options)
+    return adapter.from_checkpoint(checkpoint, device=pick_device(str(device)), dtype=as_dtype(dtype), **options)
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

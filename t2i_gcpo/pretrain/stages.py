@@ -15,6 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rewards.models.device import short
+from t2i_gcpo.commands.options import number_types
+from t2i_gcpo.commands.options.number_types import count, positive
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.utils.files import write_atomically
 
 
@@ -82,8 +85,8 @@ class Stage:
 
 def add_work_options(parser: argparse.ArgumentParser, out: str, *, seed: str = "", steps: int | None = None) -> None:
     """The options of every pre-training. `steps`: their default, where they can be chosen."""
-    parser.add_argument("--out", type=Path, default=Path(out), help="work folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help=f"{seed}(default: %(default)s)")
+    parser.add_argument("--out", type=home_path, default=Path(out), help="work folder (default: %(default)s)")
+    parser.add_argument("--seed", type=number_types.seed, default=0, help=f"{seed}(default: %(default)s)")
     if steps is not None:
-        parser.add_argument("--steps", type=int, default=steps, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+        parser.add_argument("--steps", type=positive, default=steps, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=0, help="CPU threads; 0 leaves PyTorch's choice")

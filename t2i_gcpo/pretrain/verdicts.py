@@ -11,7 +11,6 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor
 from rewards.geneval import judge
 from rewards.geneval.reward import GenEvalReward
 from t2i_gcpo.commands.options.number_types import finite, positive, seed
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.data.shapes.prompts import TASKS, split
 from t2i_gcpo.data.shapes.scene import Scene, sample_scene
 from t2i_gcpo.records import Prompt
@@ -145,5 +145,5 @@ def parser() -> argparse.ArgumentParser:
         "--rendered-bound", type=finite, default=0.99, help="least share of right verdicts on rendered scenes"
     )
     parser.add_argument("--decoded-bound", type=finite, default=0.95, help="the same after encoding and decoding")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--out", type=home_path, help="JSON file to write")
     return parser

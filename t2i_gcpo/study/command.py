@@ -40,6 +40,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from t2i_gcpo.commands.options.arguments import load, to_mapping
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.evaluation.evaluate import EvalResult
 from t2i_gcpo.reports import comparison as compare
 from t2i_gcpo.reports import run as run_folder
@@ -96,8 +97,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="t2i-gcpo study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, help="the study, a YAML as above")
-    parser.add_argument("--out", type=Path, help="folder to write to, instead of the file's `out`")
+    parser.add_argument("file", type=home_path, help="the study, a YAML as above")
+    parser.add_argument("--out", type=home_path, help="folder to write to, instead of the file's `out`")
     parser.add_argument(
         "--jobs", type=int, default=1, help="trials at once, which share the cores (default: %(default)s)"
     )

@@ -12,6 +12,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device(found)
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("tensors on it have no values")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]

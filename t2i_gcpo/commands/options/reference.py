@@ -17,7 +17,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,6 +24,7 @@ import rewards
 from t2i_gcpo.cli import COMMANDS, GROUPS
 from t2i_gcpo.commands.options.arguments import TrainCommand
 from t2i_gcpo.commands.options.config import TrainConfig
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.training.checkpoint import MAY_CHANGE
 
 HEAD = """# Configuration
@@ -61,6 +61,7 @@ NOTES = {
 TOO_SMALL, TOO_LARGE = -1, 10**9
 #: Function that reads an option of argparse -> what it takes, in words.
 KINDS = {
+    "home_path": "path",
     "int": "whole number",
     "positive": "whole number, at least 1",
     "count": "whole number, at least 0",
@@ -74,7 +75,7 @@ NAMES = {int: "whole number", float: "number", str: "text", bool: "true, false"}
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m t2i_gcpo.commands.options.reference", description=__doc__)
-    parser.add_argument("out", type=Path, help="file to write")
+    parser.add_argument("out", type=home_path, help="file to write")
     parser.parse_args(argv).out.write_text(page(), encoding="utf-8")
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 from t2i_gcpo.commands.options.arguments import read_arguments, take_reward_options
 from t2i_gcpo.commands.options.build import COMPILE
 from t2i_gcpo.commands.options.config import RewardConfig
-from t2i_gcpo.commands.options.number_types import positive, seed
+from t2i_gcpo.commands.options.number_types import count, finite, positive, seed
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.tokens.unmasking import ORDERS, SCHEDULES
 from t2i_gcpo.records import Sampling, SamplingOptions, Unmasking
@@ -41,20 +41,20 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--guidance",
-        type=float,
+        type=finite,
         default=SamplingOptions.guidance,
         help="classifier-free guidance scale; 1 is none (default: %(default)s)",
     )
-    add("--temperature", type=float, default=SamplingOptions.temperature, help="0 is greedy (default: %(default)s)")
-    add("--top-k", type=int, default=SamplingOptions.top_k, help="keep the k most likely tokens; 0 keeps all")
+    add("--temperature", type=finite, default=SamplingOptions.temperature, help="0 is greedy (default: %(default)s)")
+    add("--top-k", type=count, default=SamplingOptions.top_k, help="keep the k most likely tokens; 0 keeps all")
     add(
         "--top-p",
-        type=float,
+        type=finite,
         default=SamplingOptions.top_p,
         help="keep the smallest set of tokens with this probability; 1 keeps all",
     )
     masked = "of masked generators: "
-    add("--steps", type=int, default=Unmasking.steps, help=masked + "sampling steps (default: %(default)s)")
+    add("--steps", type=positive, default=Unmasking.steps, help=masked + "sampling steps (default: %(default)s)")
     add(
         "--schedule",
         default=Unmasking.schedule,
@@ -64,7 +64,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--order", default=Unmasking.order, choices=ORDERS, help=masked + "which tokens a step fixes")
     add(
         "--order-temperature",
-        type=float,
+        type=finite,
         default=Unmasking.temperature,
         help=masked + "noise on the confidence (default: %(default)s)",
     )

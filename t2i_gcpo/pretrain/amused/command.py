@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from t2i_gcpo import generators
+from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.generators.amused.parts import AmusedParts
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.pretrain.amused import card as masked_card
@@ -71,11 +72,11 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo pretrain amused", description=__doc__)
     add_work_options(parser, "runs/pretrain_amused", steps=MaskedSettings.steps)
     add = parser.add_argument
-    add("--batch", type=int, default=MaskedSettings.batch, help="scenes of a step (default: %(default)s)")
+    add("--batch", type=positive, default=MaskedSettings.batch, help="scenes of a step (default: %(default)s)")
     add("--device", default=MaskedSettings.device, help="cpu, cuda, cuda:1, mps, or auto (default: %(default)s)")
     add(
         "--workers",
-        type=int,
+        type=count,
         default=0,
         help="processes that draw the scenes beside the training (default: %(default)s)",
     )

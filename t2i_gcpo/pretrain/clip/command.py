@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from t2i_gcpo.commands.options.number_types import finite, positive
 from t2i_gcpo.pretrain.clip import card as clip_card
 from t2i_gcpo.pretrain.clip.model import ClipShape, build, save
 from t2i_gcpo.pretrain.clip.retrieval import CANDIDATES, ROUNDS
@@ -55,13 +56,13 @@ def parser() -> argparse.ArgumentParser:
     add_work_options(parser, "runs/pretrain_clip", steps=ClipSettings.steps)
     parser.add_argument(
         "--rounds",
-        type=int,
+        type=positive,
         default=ROUNDS,
         help="new scenes of each test caption in the measurement (default: %(default)s)",
     )
     parser.add_argument(
         "--bound",
-        type=float,
+        type=finite,
         default=0.8,
         help=f"least share of captions that find their picture among {CANDIDATES} (default: %(default)s)",
     )
