@@ -5,14 +5,16 @@ P prompts, G images a prompt, B = P * G rows with row = p * G + g, T = rows * co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from t2i_gcpo.utils.checks import at_least, declared
+
+Item = TypeVar("Item")
 
 #: How many tokens stay masked after each sampling step; `generators.tokens.unmasking` has the curves.
 UnmaskingSchedule = Literal["cosine", "linear", "square", "cubic", "sqrt"]
@@ -136,6 +138,17 @@ class Rollout:
     def batch(self) -> int:
         return self.tokens.shape[0]
 
+    @property
+    def row_prompts(self) -> list[Prompt]:
+        """The prompt of each row, B of them."""
+        return self.per_row(self.prompts)
+
+    def per_row(self, values: Sequence[Item]) -> list[Item]:
+        """Repeat P values, one a prompt, to B values, one a row. ValueError for another number of values."""
+        if len(values) != len(self.prompts):
+            raise ValueError(f"{len(values)} values for {len(self.prompts)} prompts; pass one for each prompt")
+        return [value for value in values for _ in range(self.sampling.group_size)]
+
     def rows(self, index: Tensor) -> Rollout:
         """Some rows, as a rollout with a group size of 1 (each row brings its own prompt). `index`: [b] int64."""
         group = self.sampling.group_size
@@ -176,17 +189,17 @@ class Rollout:
         """Rollouts of the same generator, sampling and kind of negative prompt, one after the other; the seed kept is the first's."""
         first = rollouts[0]
 
-        def join(name: str) -> Any:
-            values = [getattr(rollout, name) for rollout in rollouts]
-            return None if values[0] is None else torch.cat(values)
+        def join(take: Callable[[Rollout], Tensor]) -> Tensor:
+            return torch.cat([take(rollout) for rollout in rollouts])
 
+        negatives = [rollout.logprob_negative for rollout in rollouts if rollout.logprob_negative is not None]
         return replace(
             first,
-            tokens=join("tokens"),
-            logprob_positive=join("logprob_positive"),
-            logprob_negative=join("logprob_negative"),
-            logprob_behaviour=join("logprob_behaviour"),
-            commit_step=join("commit_step"),
+            tokens=join(lambda rollout: rollout.tokens),
+            logprob_positive=join(lambda rollout: rollout.logprob_positive),
+            logprob_negative=None if first.logprob_negative is None else torch.cat(negatives),
+            logprob_behaviour=join(lambda rollout: rollout.logprob_behaviour),
+            commit_step=join(lambda rollout: rollout.commit_step),
             prompts=tuple(prompt for rollout in rollouts for prompt in rollout.prompts),
             negative_prompts=None
             if first.negative_prompts is None

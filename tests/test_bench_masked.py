@@ -12,7 +12,7 @@ import torch
 from helpers import bench_options, tiny, tiny_amused
 from t2i_gcpo import cli
 from t2i_gcpo.bench import rollout_masked
-from t2i_gcpo.generators.amused.likelihoods import POLICIES
+from t2i_gcpo.generators.amused.likelihoods import LIKELIHOODS
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.records import Prompt, Sampling, Unmasking
 
@@ -63,7 +63,7 @@ def test_the_cost_of_each_policy_writes_its_numbers(options: list[str], tmp_path
     assert cli.main(["bench", "policies", *options, "--steps", "8", "--out", str(out)]) == 0
     found = json.loads(out.read_text(encoding="utf-8"))
     assert found["baseline_is"] == "commit_step"
-    for name in set(POLICIES) - {"commit_step"}:
+    for name in set(LIKELIHOODS) - {"commit_step"}:
         assert found[name]["ratio"] > 0 and found[name]["baseline"] > 0
 
 

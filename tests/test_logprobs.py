@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob, token_logprob, token_scores
+from t2i_gcpo.generators.tokens.logprobs import (
+    entropy,
+    selected_logprob,
+    token_entropy,
+    token_logprob,
+    token_scores,
+)
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits
 
 B, T, D, V = 3, 7, 8, 31
@@ -87,6 +93,15 @@ def test_parity_with_the_plain_computation(kind: str, distribution: str, trained
         assert (expected is None) == (got is None)
         if expected is not None:
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_entropy_in_chunks(chunk: int) -> None:
+    hidden, head = make_inputs()[0], make_head("mlp")
+    expected = torch.distributions.Categorical(logits=head(hidden)).entropy()
+    found = token_entropy(hidden.requires_grad_(), head, chunk=chunk)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not found.requires_grad
 
 
 def test_gradient_ahead_and_recompute_agree() -> None:

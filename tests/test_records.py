@@ -53,6 +53,15 @@ def test_rows_bring_their_own_prompts(negatives: bool) -> None:
     assert equal(part.rows(torch.tensor([2])), whole.rows(torch.tensor([3]))), "rows of rows"
 
 
+def test_each_row_has_its_prompt() -> None:
+    whole = rollout(prompts=2, group=3)
+    assert [prompt.text for prompt in whole.row_prompts] == ["prompt 0"] * 3 + ["prompt 1"] * 3
+    assert whole.row_prompts == list(whole.rows(torch.arange(6)).prompts)
+    assert whole.per_row(whole.negative_prompts or ()) == list(whole.rows(torch.arange(6)).negative_prompts or ())
+    with pytest.raises(ValueError, match="6 values for 2 prompts"):
+        whole.per_row(whole.row_prompts)
+
+
 def test_rows_without_negative_logprobs() -> None:
     assert replace(rollout(), logprob_negative=None).rows(torch.tensor([1])).logprob_negative is None
 

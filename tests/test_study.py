@@ -19,7 +19,7 @@ from helpers import tiny
 from t2i_gcpo import cli
 from t2i_gcpo.commands.options.arguments import dump
 from t2i_gcpo.evaluation.evaluate import EvalResult, ScoredImage
-from t2i_gcpo.generators.amused.likelihoods import POLICIES
+from t2i_gcpo.generators.amused.likelihoods import LIKELIHOODS
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.reports.run import read as read_run
 from t2i_gcpo.study import command as study
@@ -161,7 +161,7 @@ def test_the_masked_studies_have_an_arm_a_policy() -> None:
         trial.arm: (trial.settings.generator.masked_policy, trial.settings.algorithm.name) for trial in found.trials
     }
     assert arms.pop("commit_step_grpo") == ("commit_step", "grpo"), "the baseline"
-    assert arms == {name: (name, "gcpo") for name in POLICIES} and len(found.trials) == 18
+    assert arms == {name: (name, "gcpo") for name in LIKELIHOODS} and len(found.trials) == 18
     masked = read(folder / "masked.yaml")
     assert [trial.name for trial in masked.trials] == ["gcpo/seed_0", "gcpo/seed_1", "gcpo/seed_2"]
     assert all(trial.settings.algorithm.name == "gcpo" for trial in masked.trials)

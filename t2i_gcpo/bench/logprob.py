@@ -67,5 +67,5 @@ def run(options: argparse.Namespace, console: Console) -> Report:
         cost("memory", peaks["ours"], peaks["baseline"], unit="MiB", scale=1 / MIB, seed=options.seed),
         cost("time", times["ours"], times["baseline"], unit="ms", scale=1e3, seed=options.seed),
     )
-    settings = {name: getattr(options, name) for name in ("batch", "tokens", "vocabulary", "width", "chunk", "seed")}
+    settings = {name: vars(options)[name] for name in ("batch", "tokens", "vocabulary", "width", "chunk", "seed")}
     return Report("logprob", lines, BASELINE, warmup, device, settings)

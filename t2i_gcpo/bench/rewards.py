@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-import rewards
 from rewards.models.batches import TextCache
 from rewards.scorers.clip import ClipReward
 from t2i_gcpo.bench import positive
@@ -40,8 +39,7 @@ class Scorer:
     """A clip reward whose text encoder counts what goes through it."""
 
     def __init__(self, checkpoint: str, batch: int, device: torch.device) -> None:
-        self.reward = rewards.load("clip", checkpoint=checkpoint, batch_size=batch, device=str(device))
-        assert isinstance(self.reward, ClipReward)
+        self.reward = ClipReward(checkpoint=checkpoint, batch_size=batch, device=str(device))
         self.texts_encoded = 0
         self._encode: Any = self.reward.encoder.model.encode_text
         self.reward.encoder.model.encode_text = self._counted
@@ -52,8 +50,7 @@ class Scorer:
         return features
 
     def forget(self) -> None:
-        """No text is known."""
-        assert isinstance(self.reward, ClipReward)
+        """Forget the features of all texts."""
         self.reward.texts = TextCache(self.reward.encoder.texts, batch_size=self.reward.batch_size, name="clip")
 
 

@@ -114,8 +114,7 @@ class CreditObserver:
 
     def __call__(self, rollout: Rollout, images: Tensor) -> None:
         """ValueError: a prompt that says nothing about objects, or a detector without masks."""
-        owners = [rollout.prompts[b // rollout.sampling.group_size] for b in range(rollout.batch)]
-        for found, prompt in zip(self.detector(images), owners, strict=True):
+        for found, prompt in zip(self.detector(images), rollout.row_prompts, strict=True):
             masks = [one.mask for one in named(found, prompt) if one.mask is not None]
             self._objects.append([localisation.cells(mask, rollout.grid) for mask in masks])
         self._rollouts.append(_to_cpu(rollout.rows(torch.arange(rollout.batch))))

@@ -168,6 +168,25 @@ def as_negatives(negative: Negative, count: int) -> tuple[str, ...] | None:
     return tuple(negative)
 
 
+def row_texts(rollout: Rollout, prompt: str | Sequence[str]) -> list[str] | None:
+    """Return the text of each row [B] that `prompt` asks for; None stands for the null prompt, which generators encode in their own way.
+
+    prompt: "positive"; "negative", the rollout's negative prompts, else the null prompt; or texts, one for each prompt or row.
+    ValueError for another word, or a number of texts that does not fit.
+    """
+    if prompt == "positive":
+        return [owner.text for owner in rollout.row_prompts]
+    if prompt == "negative":
+        return None if rollout.negative_prompts is None else rollout.per_row(rollout.negative_prompts)
+    if isinstance(prompt, str):
+        raise ValueError(f'prompt is {prompt!r}; allowed: "positive", "negative", or a list of texts')
+    if len(prompt) not in (len(rollout.prompts), rollout.batch):
+        raise ValueError(
+            f"{len(prompt)} texts for {len(rollout.prompts)} prompts and {rollout.batch} rows; pass one for each"
+        )
+    return rollout.per_row(prompt) if len(prompt) == len(rollout.prompts) else list(prompt)
+
+
 def seeded(sampling: Sampling, rng: torch.Generator | None) -> Sampling:
     """`sampling` with its seed replaced by one 63-bit draw from `rng`, if there is one."""
     if rng is None:

@@ -23,7 +23,7 @@ Built = TypeVar("Built")
 FROM_ROLLOUTS = 30
 
 #: Compiled shapes (and their buffers) that are kept.
-MOST_KEPT = 4
+CACHED_SHAPES = 4
 
 
 class Compilation:
@@ -44,13 +44,13 @@ class Compilation:
         return wanted and can_compile(self.device)
 
 
-class Kept(OrderedDict[Hashable, Built]):
-    """What was built for the shapes used last, by key."""
+class ShapeCache(OrderedDict[Hashable, Built]):
+    """Keep what was built for the shapes that were used last, by key."""
 
     def get_or_build(self, key: Hashable, build: Callable[[], Built]) -> Built:
         if key not in self:
             self[key] = build()
-            while len(self) > MOST_KEPT:
+            while len(self) > CACHED_SHAPES:
                 self.popitem(last=False)
         self.move_to_end(key)
         return self[key]
@@ -59,7 +59,10 @@ class Kept(OrderedDict[Hashable, Built]):
 def compiled(function: Callable[..., Any], name: str, **options: Any) -> Callable[..., Any]:
     """`function`, a closure, compiled into one graph. `name` is of its shape: torch counts recompilations by code object, and all shapes'
     closures would count against the same few."""
-    assert isinstance(function, types.FunctionType)
+    if not isinstance(function, types.FunctionType):
+        raise TypeError(
+            f"{function!r} is no Python function; only a function's code can be compiled under a name of its own"
+        )
     code = function.__code__.replace(co_name=name)
     own = types.FunctionType(code, function.__globals__, closure=function.__closure__)
     return torch.compile(own, fullgraph=True, options=options or None)

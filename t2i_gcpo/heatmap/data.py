@@ -82,7 +82,7 @@ class Heatmap:
             weights = token_advantages.weights
         if weights is None:
             raise ValueError("there is nothing to draw: pass token advantages, or token weights")
-        r, group = scored.rollout, scored.rollout.sampling.group_size
+        r = scored.rollout
         return Heatmap(
             images=to_array(scored.images),
             tokens=to_array(r.tokens),
@@ -94,13 +94,11 @@ class Heatmap:
             advantages=None if token_advantages is None else to_array(token_advantages.advantages),
             sequence_advantages=None if token_advantages is None else to_array(token_advantages.sequence_advantages),
             scores=to_array(scored.scores),
-            prompts=np.array([r.prompts[b // group].text for b in range(r.batch)], dtype=str),
+            prompts=np.array([prompt.text for prompt in r.row_prompts], dtype=str),
             grid=r.grid,
             stats={name: to_array(value) for name, value in r.stats.items()},
             logprob_reference=None if logprob_reference is None else to_array(logprob_reference),
-            negative_prompts=None
-            if r.negative_prompts is None
-            else np.array([r.negative_prompts[b // group] for b in range(r.batch)], dtype=str),
+            negative_prompts=None if r.negative_prompts is None else np.array(r.per_row(r.negative_prompts), dtype=str),
             recipe=None if algorithm is None else Recipe.of(algorithm),
         )
 

@@ -31,7 +31,7 @@ def score(generator: ImageGenerator, reward: Reward, rollout: Rollout, *, phase:
 
     A reward that scores elsewhere gets the images as they are decoded, and works while the next ones are.
     """
-    owners = [prompt for prompt in rollout.prompts for _ in range(rollout.sampling.group_size)]
+    owners = rollout.row_prompts
     texts, metadata = [prompt.text for prompt in owners], [prompt.metadata for prompt in owners]
     name = name_of(reward)
     if isinstance(reward, AsyncReward) and reward.submit_batch is not None:

@@ -45,9 +45,9 @@ class GeneratorConfig:
     max_batch: int = 64
     """Rows sampled or decoded in one forward pass; images do not depend on it."""
     masked_policy: Literal["commit_step", "transition", "transition_remask", "remask", "key_steps"] = "commit_step"
-    """Masked generators: which probability of an image is trained. docs/policies.md says what is exact and what a surrogate."""
+    """Masked generators: which probability of an image is trained. docs/likelihoods.md says what is exact and what a surrogate."""
     masked_passes: int = 0
-    """Masked generators: forward passes of an update, fewer than the sampling steps for less work; 0 takes as many as the policy says."""
+    """Masked generators: forward passes of an update, fewer than the sampling steps for less work; 0 takes as many as the likelihood says."""
     fold_passes: bool = False
     """Masked generators: score all passes in one batch, for speed on a GPU; the activations of all of them exist at once."""
 

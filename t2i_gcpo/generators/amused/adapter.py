@@ -4,7 +4,7 @@ P prompts, G images a prompt, B = P * G rows with row = p * G + g, T = rows * co
 Only the transformer is trained; the text encoder and VQ model are frozen.
 
 `token_logprobs` are taken in the state in which a token was committed: so it has one under the prompt and one under the negative prompt,
-like a token of an autoregressive generator. What is trained may be another row of `likelihoods.POLICIES`.
+like a token of an autoregressive generator. What is trained may be another row of `likelihoods.LIKELIHOODS`.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class Amused(TrainableGenerator):
         gradient_checkpointing: keep the activations of one forward pass at a time in the backward pass, and compute those of the others
             again. Off: the activations of all passes, one a sampling step, exist at once.
         decode_dtype: precision of the image decoder; see `decoding`.
-        masked_policy: a row of `likelihoods.POLICIES`: whose log-probs `training_scores` gives.
-        masked_passes: forward passes of an update; see `likelihoods.passes`. 0: as many as the policy says.
+        masked_policy: the likelihood whose log-probs `training_scores` gives, a row of `likelihoods.LIKELIHOODS`.
+        masked_passes: forward passes of an update; see `likelihoods.passes`. 0: as many as the likelihood says.
         fold_passes: score all passes in one batch, whose activations then exist at once.
-        ValueError: an unknown policy, or both gradient_checkpointing and fold_passes.
+        ValueError: an unknown likelihood, or both gradient_checkpointing and fold_passes.
         """
         if fold_passes and gradient_checkpointing:
             raise ValueError(
@@ -99,13 +99,13 @@ class Amused(TrainableGenerator):
         self.grid = parts.grid
         self.codebook_size = int(parts.transformer.config.codebook_size)
         self.texts = TextEncoder(parts)
-        self.masked_policy, self.masked_passes = resolve(masked_policy), masked_passes
-        self.sampler = StepSampler(parts, self.texts, with_gain=self.masked_policy.name == "key_steps")
+        self.likelihood, self.masked_passes = resolve(masked_policy), masked_passes
+        self.sampler = StepSampler(parts, self.texts, with_gain=self.likelihood.name == "key_steps")
         self.scorer = StateScorer(
             parts,
             self.texts,
             self.weights,
-            masked_policy=self.masked_policy,
+            likelihood=self.likelihood,
             masked_passes=masked_passes,
             gradient_checkpointing=gradient_checkpointing,
             fold_passes=fold_passes,
@@ -148,13 +148,13 @@ class Amused(TrainableGenerator):
 
         The null prompt's branch runs if guidance is not 1 or a stat needs it, and `logprob_negative` is then free. A negative
         text costs N forward passes without gradient, or a third branch if a stat needs it.
-        ValueError: more steps than tokens, or a plan of unmasking that the masked policy does not go with.
+        ValueError: more steps than tokens, or a plan of unmasking that the likelihood does not go with.
         """
         prompts = as_prompts(prompts)
         negatives = as_negatives(negative_prompts, len(prompts))
         sampling = seeded(sampling, rng)
         passes(
-            self.masked_policy, self.masked_passes, sampling.unmasking.steps, sampling.unmasking.order
+            self.likelihood, self.masked_passes, sampling.unmasking.steps, sampling.unmasking.order
         )  # or a ValueError
         rows = [(prompt, image) for prompt in range(len(prompts)) for image in range(sampling.group_size)]
         sampled = self._sample_rows(prompts, negatives, sampling, rows, first_prompt_index)
@@ -199,10 +199,10 @@ class Amused(TrainableGenerator):
         return self.scorer.token_logprobs(rollout, prompt, distribution)
 
     def training_scores(self, rollout: Rollout, *, distribution: Distribution = "conditional") -> TrainingScores:
-        """What an update trains: the log-probs that the masked policy makes of `rollout`, and each token's factor in the loss.
+        """Return the log-probs of `rollout` that an update trains, which the likelihood decides, and each token's factor in the loss.
 
         The passes drawn depend on the rollout's seed alone: the old, the reference's and the new log-probs are of the same states.
-        ValueError: a rollout or plan of unmasking that the policy does not go with.
+        ValueError: a rollout or plan of unmasking that the likelihood does not go with.
         """
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         return self.scorer.training_scores(rollout, distribution)

@@ -1,8 +1,8 @@
-"""Which probability of a sampled image a masked generator's policy is: one row of choices each, and the passes that a row asks for.
+"""Which probability of a sampled image an update of a masked generator trains: one row of choices each, and the passes that a row asks for.
 
 A forward pass of a masked generator has a state (some tokens visible, the others masked) and gives the log-probs of all masked tokens. A
-policy says which states are scored, and which tokens in them. GCPO's contrast is not a matter of this file: it is always that of the step
-that committed the token.
+likelihood says which states are scored, and which tokens in them. The option that names it is `generator.masked_policy`. GCPO's contrast is
+not a matter of this file: it is always that of the step that committed the token.
 
 B rows, T tokens, N sampling steps, M passes, V codebook, D width of its entries. Pure functions; randomness comes in as a `torch.Generator`.
 """
@@ -26,8 +26,8 @@ KEY_STEPS = 6
 
 
 @dataclass(frozen=True)
-class MaskedPolicy:
-    """One row of choices."""
+class Likelihood:
+    """One definition of the probability of an image, as a row of choices."""
 
     name: str
     paper: str
@@ -44,13 +44,13 @@ class MaskedPolicy:
     """`by_step`, and the log-prob that the step left the other masked tokens masked."""
 
 
-#: The policies by name. Where a paper and its code leave a choice, the functions below say which reading this is.
-POLICIES: dict[str, MaskedPolicy] = {
+#: The likelihoods by name. Where a paper and its code leave a choice, the functions below say which reading this is.
+LIKELIHOODS: dict[str, Likelihood] = {
     row.name: row
     for row in (
-        MaskedPolicy("commit_step", "", "given the order", "trajectory", "committed"),
-        MaskedPolicy("transition", "2510.13418", "given the order", "trajectory", "committed", by_step=True),
-        MaskedPolicy(
+        Likelihood("commit_step", "", "given the order", "trajectory", "committed"),
+        Likelihood("transition", "2510.13418", "given the order", "trajectory", "committed", by_step=True),
+        Likelihood(
             "transition_remask",
             "2510.13418",
             "order confidence, unmasking temperature 0",
@@ -59,35 +59,35 @@ POLICIES: dict[str, MaskedPolicy] = {
             by_step=True,
             remainder=True,
         ),
-        MaskedPolicy("remask", "2510.02880", "no", "remasked", "masked"),
-        MaskedPolicy("key_steps", "2512.18766", "no", "remasked at key steps", "masked"),
+        Likelihood("remask", "2510.02880", "no", "remasked", "masked"),
+        Likelihood("key_steps", "2512.18766", "no", "remasked at key steps", "masked"),
     )
 }
 
 
-def resolve(name: str) -> MaskedPolicy:
+def resolve(name: str) -> Likelihood:
     """The row `name`. ValueError for another name, listing the rows."""
-    if name not in POLICIES:
-        raise ValueError(f"masked policy {name!r} is unknown; allowed: {', '.join(POLICIES)}")
-    return POLICIES[name]
+    if name not in LIKELIHOODS:
+        raise ValueError(f"masked policy {name!r} is unknown; allowed: {', '.join(LIKELIHOODS)}")
+    return LIKELIHOODS[name]
 
 
-def passes(policy: MaskedPolicy, wanted: int, steps: int, order: str) -> int:
+def passes(likelihood: Likelihood, wanted: int, steps: int, order: str) -> int:
     """M, the forward passes of an update, for `wanted` of them (0: as many as the row says) at N sampling steps.
 
     The row says N; of key_steps, `KEY_STEPS` or N, whichever is less. ValueError: more passes than there are steps to choose from, or an
-    order of unmasking that the policy has no probability of.
+    order of unmasking that the likelihood is not defined for.
     """
-    if policy.remainder and order != "confidence":
+    if likelihood.remainder and order != "confidence":
         raise ValueError(
-            f"masked policy {policy.name} takes the tokens that stay masked for less likely than those committed, but the "
+            f"masked policy {likelihood.name} takes the tokens that stay masked for less likely than those committed, but the "
             f"unmasking order is {order!r}; set sampling.unmasking.order to confidence, or take the policy transition"
         )
-    if policy.states != "remasked" and wanted > steps:
+    if likelihood.states != "remasked" and wanted > steps:
         raise ValueError(
             f"generator.masked_passes is {wanted}, but there are {steps} sampling steps to choose from; allowed are 1 to {steps}, or 0"
         )
-    return wanted or (min(KEY_STEPS, steps) if policy.name == "key_steps" else steps)
+    return wanted or (min(KEY_STEPS, steps) if likelihood.name == "key_steps" else steps)
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ class Plan:
 
     passes: tuple[Pass, ...]
     scale: Tensor
-    """[B, T] fp32; 0 for a token that no pass scores. The mean over T tokens of scale times loss is the policy's objective."""
+    """[B, T] fp32; 0 for a token that no pass scores. The mean over T tokens of scale times loss is the likelihood's objective."""
 
 
 def plan(
-    policy: MaskedPolicy,
+    likelihood: Likelihood,
     commit_step: Tensor,
     *,
     steps: int,
@@ -120,21 +120,24 @@ def plan(
     generator: torch.Generator,
     gain: Tensor | None = None,
 ) -> Plan:
-    """What `policy` scores of trajectories `commit_step` [B, T] int64 of N `steps`, in `count` passes.
+    """Plan what `likelihood` scores of trajectories `commit_step` [B, T] int64 of N `steps`, in `count` passes.
 
     The draws from `generator` are the same for all rows, so that a plan does not depend on how rows are batched. gain [B, N]: `step_gain`,
     for key_steps alone.
     """
     rows, length = commit_step.shape
     device = commit_step.device
-    if policy.states == "trajectory":
+    if likelihood.states == "trajectory":
         chosen = sorted(torch.randperm(steps, generator=generator)[:count].tolist()) if count < steps else range(steps)
-        return trajectory(commit_step, list(chosen), steps=steps, by_step=policy.by_step)
+        return trajectory(commit_step, list(chosen), steps=steps, by_step=likelihood.by_step)
     ranks = torch.rand(count, length, generator=generator).argsort(dim=1).argsort(dim=1).to(device)
-    if policy.states == "remasked":
+    if likelihood.states == "remasked":
         counts = repeat(torch.tensor(remask_counts(count, length), device=device), "m -> m b", b=rows)
     else:
-        assert gain is not None, "key_steps needs the gain of the steps"
+        if gain is None:
+            raise ValueError(
+                f"{likelihood.name} chooses its passes by the gain of the steps; pass gain, the `step_gain` of the rollout"
+            )
         keys = gain.topk(count, dim=1).indices.sort(dim=1).values
         counts = (rearrange(commit_step, "b t -> 1 b t") >= rearrange(keys, "b m -> m b 1")).sum(dim=2)
     return remasked(ranks, counts)
@@ -185,7 +188,11 @@ def remasked(ranks: Tensor, counts: Tensor) -> Plan:
 
 def folded(items: Sequence[Pass]) -> Pass:
     """Passes as one, of M * B rows."""
-    return Pass(*(torch.cat([getattr(item, name) for item in items]) for name in ("visible", "target", "share")))
+    return Pass(
+        visible=torch.cat([item.visible for item in items]),
+        target=torch.cat([item.target for item in items]),
+        share=torch.cat([item.share for item in items]),
+    )
 
 
 def step_gain(predictions: Tensor, codebook: Tensor) -> Tensor:

@@ -79,16 +79,19 @@ class AmusedParts(nn.Module):
 
     def save(self, folder: Path) -> None:
         """The layout that `load`, and diffusers' `AmusedPipeline.from_pretrained`, read."""
-        names = {
-            "vqvae": ["diffusers", "VQModel"],
-            "tokenizer": ["transformers", type(self.tokenizer).__name__],
-            "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-            "transformer": ["diffusers", "UVit2DModel"],
-            "scheduler": ["diffusers", "AmusedScheduler"],
+        parts: dict[str, tuple[Any, str, str]] = {
+            "vqvae": (self.vqvae, "diffusers", "VQModel"),
+            "tokenizer": (self.tokenizer, "transformers", type(self.tokenizer).__name__),
+            "text_encoder": (self.text_encoder, "transformers", "CLIPTextModelWithProjection"),
+            "transformer": (self.transformer, "diffusers", "UVit2DModel"),
+            "scheduler": (self.scheduler, "diffusers", "AmusedScheduler"),
         }
-        for name in names:
-            getattr(self, name).save_pretrained(folder / name)
-        index = {"_class_name": "AmusedPipeline", **names}
+        for name, (part, _, _) in parts.items():
+            part.save_pretrained(folder / name)
+        index = {
+            "_class_name": "AmusedPipeline",
+            **{name: [library, kind] for name, (_, library, kind) in parts.items()},
+        }
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from t2i_gcpo.generators.amused.likelihoods import step_gain
 from t2i_gcpo.generators.amused.parts import NULL, AmusedParts, TextEncoder, Texts, logits
 from t2i_gcpo.generators.amused.scorer import STEP_GAIN
-from t2i_gcpo.generators.compilation import Kept, compiled
+from t2i_gcpo.generators.compilation import ShapeCache, compiled
 from t2i_gcpo.generators.tokens.branches import Branches, SampledRows, choice, choose
 from t2i_gcpo.generators.tokens.sampling import row_noise
 from t2i_gcpo.generators.tokens.unmasking import annealed, newly_committed, state, still_masked
@@ -32,7 +32,7 @@ class StepSampler:
     def __init__(self, parts: AmusedParts, texts: TextEncoder, *, with_gain: bool = False) -> None:
         """with_gain: record `step_gain`, that of a token's step, from the candidates of all steps, which are kept until then."""
         self.parts, self.texts, self.with_gain = parts, texts, with_gain
-        self._compiled: Kept[Predict] = Kept()
+        self._compiled: ShapeCache[Predict] = ShapeCache()
 
     def draw(
         self,

@@ -1,4 +1,4 @@
-"""Log-probs of aMUSEd's tokens, computed again in the states that a policy asks for.
+"""Log-probs of aMUSEd's tokens, computed again in the states that a likelihood asks for.
 
 P prompts, B rows, T tokens, N sampling steps, R rows of a forward pass (B, or more of folded passes), c tokens that a pass scores, V codebook,
 M branches folded in one batch.
@@ -6,6 +6,7 @@ M branches folded in one batch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from t2i_gcpo.generators.amused.likelihoods import (
-    MaskedPolicy,
+    Likelihood,
     Pass,
     Plan,
     folded,
@@ -24,7 +25,7 @@ from t2i_gcpo.generators.amused.likelihoods import (
     trajectory,
 )
 from t2i_gcpo.generators.amused.parts import NULL, AmusedParts, TextEncoder, Texts, logits
-from t2i_gcpo.generators.base import DISTRIBUTIONS, TrainingScores
+from t2i_gcpo.generators.base import DISTRIBUTIONS, TrainingScores, row_texts
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits
@@ -47,13 +48,13 @@ class StateScorer:
         texts: TextEncoder,
         weights: PolicyWeights,
         *,
-        masked_policy: MaskedPolicy,
+        likelihood: Likelihood,
         masked_passes: int,
         gradient_checkpointing: bool,
         fold_passes: bool,
     ) -> None:
         self.parts, self.texts, self.weights = parts, texts, weights
-        self.masked_policy, self.masked_passes = masked_policy, masked_passes
+        self.likelihood, self.masked_passes = likelihood, masked_passes
         self.gradient_checkpointing, self.fold_passes = gradient_checkpointing, fold_passes
 
     def token_logprobs(self, rollout: Rollout, prompt: str | list[str], distribution: str) -> Tensor:
@@ -62,7 +63,7 @@ class StateScorer:
 
     def training_scores(self, rollout: Rollout, distribution: str) -> TrainingScores:
         """See `Amused.training_scores`."""
-        row, steps = self.masked_policy, rollout.sampling.unmasking.steps
+        row, steps = self.likelihood, rollout.sampling.unmasking.steps
         count = passes(row, self.masked_passes, steps, rollout.sampling.unmasking.order)
         commit = rollout.commit_step.to(self.texts.device)
         gain = self._gain(rollout, steps) if row.name == "key_steps" else None
@@ -102,7 +103,7 @@ class StateScorer:
         return values.new_zeros(len(values), steps).scatter(1, commit, values)
 
     def _scored(
-        self, rollout: Rollout, asked: Plan, texts: Texts, distribution: str, row: MaskedPolicy | None = None
+        self, rollout: Rollout, asked: Plan, texts: Texts, distribution: str, row: Likelihood | None = None
     ) -> Tensor:
         """[B, T] log-probs under `distribution`; of a `row` that adds them up by step [2, B, T], the step's and the token's own."""
         distribute = self._distribution(rollout, distribution)
@@ -191,33 +192,19 @@ class StateScorer:
             empty = counted.new_zeros(*counted.shape[:-1], item.share.shape[1])
             return empty.scatter(-1, index.expand_as(counted), counted)
 
-        items = [folded(asked.passes)] if self.fold_passes else asked.passes
-        total: Tensor | float = 0.0
-        for item in items:
+        def run_pass(item: Pass) -> Tensor:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                found: Tensor = checkpoint(run, item, use_reentrant=False, preserve_rng_state=False)
+                scored: Tensor = checkpoint(run, item, use_reentrant=False, preserve_rng_state=False)
             else:
-                found = run(item)
-            total = total + rearrange(found, "... (m b) t -> m ... b t", b=len(tokens)).sum(dim=0)
-        assert isinstance(total, Tensor), "a plan has passes"
-        return total
+                scored = run(item)
+            return rearrange(scored, "... (m b) t -> m ... b t", b=len(tokens)).sum(dim=0)
+
+        items = [folded(asked.passes)] if self.fold_passes else asked.passes
+        return functools.reduce(torch.add, map(run_pass, items))  # a plan has at least one pass
 
     def _row_texts(self, rollout: Rollout, prompt: str | list[str]) -> Texts:
-        """The texts [B] that `prompt` asks for."""
-        if isinstance(prompt, str):
-            if prompt not in ("positive", "negative"):
-                raise ValueError(f'prompt is {prompt!r}; allowed: "positive", "negative", or a list of texts')
-            found = [item.text for item in rollout.prompts]
-            if prompt == "negative":
-                found = list(rollout.negative_prompts or [NULL] * len(rollout.prompts))
-        else:
-            found = list(prompt)
-        if len(found) not in (len(rollout.prompts), rollout.batch):
-            raise ValueError(
-                f"{len(found)} texts for {len(rollout.prompts)} prompts and {rollout.batch} rows; pass one for each"
-            )
-        copies = rollout.sampling.group_size if len(found) == len(rollout.prompts) else 1
-        return self.texts([text for text in found for _ in range(copies)])
+        """Encode the texts [B] that `prompt` asks for."""
+        return self.texts(row_texts(rollout, prompt) or [NULL] * rollout.batch)
 
 
 def _at(found: Tensor, index: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from t2i_gcpo.generators.compilation import Kept, compiled
+from t2i_gcpo.generators.compilation import ShapeCache, compiled
 from t2i_gcpo.generators.janus.kv_cache import GrowingCache
 from t2i_gcpo.generators.janus.prompts import Encoded
 from t2i_gcpo.generators.tokens.branches import Branches, SampledRows, choice, choose
@@ -51,7 +51,7 @@ class StepSampler:
         """`model` is a `JanusForConditionalGeneration`, `length` T."""
         self.model = model
         self.length = length
-        self._compiled: Kept[_Shape] = Kept()
+        self._compiled: ShapeCache[_Shape] = ShapeCache()
 
     @torch.no_grad()
     def draw_rows(

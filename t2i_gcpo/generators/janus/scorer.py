@@ -12,10 +12,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from t2i_gcpo.generators.base import DISTRIBUTIONS
+from t2i_gcpo.generators.base import DISTRIBUTIONS, row_texts
 from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.policy_weights import PolicyWeights
-from t2i_gcpo.generators.tokens.logprobs import token_logprob, token_scores
+from t2i_gcpo.generators.tokens.logprobs import token_entropy, token_logprob
 from t2i_gcpo.records import Rollout
 
 
@@ -67,34 +67,17 @@ class RowScorer:
         conditional, _ = self._encode_rows(rollout, "positive")
         tokens = rollout.tokens.to(self.encoder.device)
         hidden = self._hidden(self.weights.module, conditional, tokens)
-        head = self.model.model.generation_head
-        entropy = token_scores(hidden, head, tokens, with_entropy=True, chunk=self.head_chunk).entropy
-        assert entropy is not None, "it was asked for"
-        return entropy
+        return token_entropy(hidden, self.model.model.generation_head, chunk=self.head_chunk)
 
     def _encode_rows(self, rollout: Rollout, prompt: str | list[str]) -> tuple[Encoded, Encoded]:
-        """The conditional rows [B, L] that `prompt` asks for, and their null rows."""
-        group = rollout.sampling.group_size
-        null_wanted = False
-        if isinstance(prompt, str):
-            if prompt not in ("positive", "negative"):
-                raise ValueError(f'prompt is {prompt!r}; allowed: "positive", "negative", or a list of texts')
-            texts = [item.text for item in rollout.prompts]
-            if prompt == "negative":
-                null_wanted = rollout.negative_prompts is None
-                texts = list(rollout.negative_prompts or texts)
-        else:
-            texts = list(prompt)
-        if len(texts) not in (len(rollout.prompts), rollout.batch):
-            raise ValueError(
-                f"{len(texts)} texts for {len(rollout.prompts)} prompts and {rollout.batch} rows; pass one for each"
-            )
-        copies = group if len(texts) == len(rollout.prompts) else 1
-        encoded = self.encoder.encode(texts).take(
-            torch.arange(len(texts), device=self.encoder.device).repeat_interleave(copies)
-        )
+        """Encode the conditional rows [B, L] that `prompt` asks for, and their null rows."""
+        asked = row_texts(rollout, prompt)
+        texts = [owner.text for owner in rollout.row_prompts] if asked is None else asked
+        place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        rows = torch.tensor([place[text] for text in texts], device=self.encoder.device)
+        encoded = self.encoder.encode(list(place)).take(rows)
         null = self.encoder.null(encoded)
-        return (null if null_wanted else encoded), null
+        return (null if asked is None else encoded), null
 
     def _hidden(self, policy: nn.Module, prompts: Encoded, tokens: Tensor) -> Tensor:
         """The language model's last hidden states [b, T, D] that predict `tokens` [b, T] after `prompts` [b, L]."""

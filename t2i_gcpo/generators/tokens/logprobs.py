@@ -50,6 +50,14 @@ def token_logprob(hidden: Tensor, head: Head, tokens: Tensor, **options: Any) ->
     return token_scores(hidden, head, tokens, **options).logprob
 
 
+@torch.no_grad()
+def token_entropy(hidden: Tensor, head: Head, *, chunk: int = DEFAULT_CHUNK) -> Tensor:
+    """Entropy of `softmax(head(hidden))`, nats: [*, D], head D -> V -> [*] fp32, without gradient, at most `chunk` tokens at a time."""
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    pieces = flat.tensor_split(max(-(-len(flat) // chunk), 1))
+    return torch.cat([entropy(head(piece)) for piece in pieces]).reshape(hidden.shape[:-1])
+
+
 def token_scores(
     hidden: Tensor,
     head: Head,

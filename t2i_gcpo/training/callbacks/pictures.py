@@ -79,7 +79,7 @@ class Pictures:
         targets = token_advantages(algorithm, scored.rollout, scored.scores, generator=rng)
         grid = pictures.sample_grid(
             scored.images,
-            [prompt.text for prompt in self.prompts for _ in range(group)],
+            [prompt.text for prompt in scored.rollout.row_prompts],
             columns=group,
             scores=scored.scores.tolist(),
         )

@@ -136,7 +136,7 @@ class Watch:
         }
         if step % self.every and step != 1:
             return metrics
-        owners = [prompt for prompt in scored.rollout.prompts for _ in range(group)]
+        owners = scored.rollout.row_prompts
         texts, rows = [prompt.text for prompt in owners], [prompt.metadata for prompt in owners]
         for label, reward in self.held_out.items():
             output = check(reward(scored.images, texts, rows), len(texts), label, texts, failure="mark")
@@ -171,7 +171,7 @@ def _grid(scored: ScoredRollout) -> pictures.Image.Image:
     rows = [p * group + g for p in range(min(SHOWN, len(scored.rollout.prompts))) for g in range(min(SHOWN, group))]
     return pictures.sample_grid(
         scored.images[rows],
-        [scored.rollout.prompts[row // group].text for row in rows],
+        [scored.rollout.row_prompts[row].text for row in rows],
         columns=min(SHOWN, group),
         scores=scored.scores[rows].tolist(),
     )

@@ -18,12 +18,12 @@ from t2i_gcpo.bench.measure import peak_bytes
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.config import GeneratorConfig
 from t2i_gcpo.generators.amused.adapter import Amused
-from t2i_gcpo.generators.amused.likelihoods import POLICIES, plan, step_gain
+from t2i_gcpo.generators.amused.likelihoods import LIKELIHOODS, plan, step_gain
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits
 from t2i_gcpo.generators.tokens.unmasking import state
 from t2i_gcpo.records import Rollout, Sampling, Unmasking
 
-NAMES = tuple(POLICIES)
+NAMES = tuple(LIKELIHOODS)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_remasked_log_probs_are_those_of_a_slow_loop(made: dict[str, Amused], na
     rollout = generator.sample(PROMPTS, sampling(group_size=1))
     with torch.no_grad():
         found, scale, _ = generator.training_scores(rollout, distribution="guided")
-    row, steps = POLICIES[name], 5
+    row, steps = LIKELIHOODS[name], 5
     gain = None
     if name == "key_steps":
         gain = torch.stack(
@@ -164,7 +164,7 @@ def test_transition_with_remainder_is_exact_without_noise_on_the_confidence() ->
     error = float(reward.std()) / count**0.5
     assert abs(float(reward.mean()) - expected) < 5 * error
     # Without the remainder the same sum is not a probability.
-    small.scorer.masked_policy = POLICIES["transition"]
+    small.scorer.likelihood = LIKELIHOODS["transition"]
     with torch.no_grad():
         bare = small.training_scores(rollout, distribution="guided").logprob.sum(dim=1).exp().sum()
     assert float(bare) > 2
@@ -207,7 +207,7 @@ def test_random_steps_have_the_full_gradient_on_average(name: str) -> None:
     seeds: dict[tuple[int, ...], int] = {}
     for seed in range(200):
         rng = torch.Generator().manual_seed(seed)
-        drawn = plan(POLICIES[name], rollout.commit_step, steps=4, count=2, generator=rng)
+        drawn = plan(LIKELIHOODS[name], rollout.commit_step, steps=4, count=2, generator=rng)
         seeds.setdefault(tuple(int(rollout.commit_step[0][item.target[0]][0]) for item in drawn.passes), seed)
     assert sorted(seeds) == list(itertools.combinations(range(4), 2))
     parts = [gradients(some, replace(rollout, sampling=replace(rollout.sampling, seed=seed))) for seed in seeds.values()]  # fmt: skip
@@ -322,7 +322,7 @@ def test_factors_reach_the_loss_and_the_metrics(tmp_path: Path) -> None:
     assert record.scored is not None and record.targets is not None
     rollout = record.scored.rollout
     rng = torch.Generator().manual_seed(rollout.sampling.seed)
-    asked = plan(POLICIES["commit_step"], rollout.commit_step, steps=4, count=1, generator=rng)
+    asked = plan(LIKELIHOODS["commit_step"], rollout.commit_step, steps=4, count=1, generator=rng)
     sizes = (asked.scale > 0).sum(dim=1)
     assert 0 < int(sizes[0]) < 16 and asked.scale.max() == 4
     assert record.metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-6)
@@ -379,4 +379,4 @@ def test_mistakes_are_named(made: dict[str, Amused], tmp_path: Path) -> None:
     options = GeneratorConfig(checkpoint=str(masked), masked_policy="remask", masked_passes=2, fold_passes=True)
     loaded = build.generator(replace(options, device="cpu"))
     assert isinstance(loaded, Amused)
-    assert (loaded.masked_policy.name, loaded.masked_passes, loaded.scorer.fold_passes) == ("remask", 2, True)
+    assert (loaded.likelihood.name, loaded.masked_passes, loaded.scorer.fold_passes) == ("remask", 2, True)

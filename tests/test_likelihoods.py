@@ -15,7 +15,7 @@ from torch import Tensor
 
 from t2i_gcpo.commands.options.config import GeneratorConfig
 from t2i_gcpo.generators.amused.likelihoods import (
-    POLICIES,
+    LIKELIHOODS,
     Plan,
     folded,
     log_remainder,
@@ -34,12 +34,12 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE = (DOCS / "policies.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "likelihoods.md").read_text(encoding="utf-8")
 
 
 def test_the_option_names_the_rows() -> None:
-    assert get_args(get_type_hints(GeneratorConfig)["masked_policy"]) == tuple(POLICIES)
-    assert all(row.name == name and row.exact for name, row in POLICIES.items())
+    assert get_args(get_type_hints(GeneratorConfig)["masked_policy"]) == tuple(LIKELIHOODS)
+    assert all(row.name == name and row.exact for name, row in LIKELIHOODS.items())
     with pytest.raises(
         ValueError, match="'commit' is unknown; allowed: commit_step, transition, transition_remask, remask, key_steps"
     ):
@@ -48,10 +48,10 @@ def test_the_option_names_the_rows() -> None:
 
 def test_the_page_has_a_row_a_policy() -> None:
     definitions = re.findall(r"^\| `(\w+)` \|([^|]*)\|([^|]*)\|", PAGE.split("## What is exact")[0], re.MULTILINE)
-    assert [name for name, _, _ in definitions] == list(POLICIES)
+    assert [name for name, _, _ in definitions] == list(LIKELIHOODS)
     for name, paper, exact in definitions:
-        assert paper.strip() == POLICIES[name].paper
-        assert (exact.strip() == "no") == (POLICIES[name].exact == "no")
+        assert paper.strip() == LIKELIHOODS[name].paper
+        assert (exact.strip() == "no") == (LIKELIHOODS[name].exact == "no")
 
 
 def test_the_page_compares_them_by_what_the_study_and_the_benchmark_found() -> None:
@@ -68,20 +68,20 @@ def test_the_page_compares_them_by_what_the_study_and_the_benchmark_found() -> N
         if row["arm"] in costs:
             low, high = costs[row["arm"]]["ratio_ci95"]
             assert line.endswith(f"| {costs[row['arm']]['ratio']:.2f} [{low:.2f}, {high:.2f}] |")
-    assert {row["arm"] for row in found["groups"]} == {*POLICIES, "commit_step_grpo"}
+    assert {row["arm"] for row in found["groups"]} == {*LIKELIHOODS, "commit_step_grpo"}
 
 
 def test_how_many_passes_an_update_has() -> None:
-    assert [passes(POLICIES[name], 0, 12, "confidence") for name in POLICIES] == [12, 12, 12, 12, 6]
-    assert [passes(POLICIES[name], 3, 12, "confidence") for name in POLICIES] == [3] * 5
-    assert passes(POLICIES["key_steps"], 0, 4, "random") == 4
-    assert passes(POLICIES["remask"], 20, 12, "random") == 20, "re-maskings are no steps to choose from"
+    assert [passes(LIKELIHOODS[name], 0, 12, "confidence") for name in LIKELIHOODS] == [12, 12, 12, 12, 6]
+    assert [passes(LIKELIHOODS[name], 3, 12, "confidence") for name in LIKELIHOODS] == [3] * 5
+    assert passes(LIKELIHOODS["key_steps"], 0, 4, "random") == 4
+    assert passes(LIKELIHOODS["remask"], 20, 12, "random") == 20, "re-maskings are no steps to choose from"
     with pytest.raises(ValueError, match="masked_passes is 13, but there are 12 sampling steps"):
-        passes(POLICIES["commit_step"], 13, 12, "confidence")
+        passes(LIKELIHOODS["commit_step"], 13, 12, "confidence")
     with pytest.raises(
         ValueError, match="order is 'random'; set sampling.unmasking.order to confidence, or take the policy tra"
     ):
-        passes(POLICIES["transition_remask"], 0, 12, "random")  # fmt: skip
+        passes(LIKELIHOODS["transition_remask"], 0, 12, "random")  # fmt: skip
 
 
 # -- the steps of the trajectory -------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_random_steps_have_all_steps_factors_on_average(by_step: bool, count: in
 def test_steps_are_drawn_uniformly_and_for_all_rows_alike() -> None:
     chosen = []
     for seed in range(300):
-        found = plan(POLICIES["commit_step"], COMMIT, steps=3, count=2, generator=rng(seed))
+        found = plan(LIKELIHOODS["commit_step"], COMMIT, steps=3, count=2, generator=rng(seed))
         steps = [int(COMMIT[0][item.target[0]][0]) for item in found.passes]
         assert [int(COMMIT[1][item.target[1]][0]) for item in found.passes] == steps == sorted(steps)
         chosen.append(tuple(steps))
@@ -177,14 +177,14 @@ def test_remasked_is_the_mean_of_the_passes_means() -> None:
 
 
 def test_passes_of_remask_and_of_key_steps() -> None:
-    found = plan(POLICIES["remask"], COMMIT, steps=3, count=4, generator=rng())
+    found = plan(LIKELIHOODS["remask"], COMMIT, steps=3, count=4, generator=rng())
     assert [item.target.sum(dim=1).tolist() for item in found.passes] == [[4, 4], [4, 4], [5, 5], [5, 5]]
     assert all(torch.equal(item.target[0], item.target[1]) for item in found.passes), "rows are masked alike"
-    again = plan(POLICIES["remask"], COMMIT[:1], steps=3, count=4, generator=rng())
+    again = plan(LIKELIHOODS["remask"], COMMIT[:1], steps=3, count=4, generator=rng())
     assert all(torch.equal(a.target[:1], b.target) for a, b in zip(found.passes, again.passes, strict=True))
     # Steps 0 and 2 of the first image, 1 and 2 of the second: 6 and 2 tokens were masked then; 5 and 2.
     gain = torch.tensor([[0.3, 0.1, 0.2], [0.0, 0.5, 0.4]])
-    key = plan(POLICIES["key_steps"], COMMIT, steps=3, count=2, generator=rng(), gain=gain)
+    key = plan(LIKELIHOODS["key_steps"], COMMIT, steps=3, count=2, generator=rng(), gain=gain)
     assert [item.target.sum(dim=1).tolist() for item in key.passes] == [[6, 5], [2, 2]]
     one = folded(key.passes)
     assert torch.equal(one.target, torch.cat([item.target for item in key.passes])) and len(one.share) == 4
