@@ -213,11 +213,11 @@ def test_every_update_starts_from_the_same_weights(model_options: list[str], mon
 
     def watched(self: step.Step) -> None:
         starts.setdefault(self.algorithm.name, []).append(
-            torch.cat([w.flatten() for w in self.updater.weights.weights()]).clone()
+            torch.cat([w.flatten() for w in self.updater.weights.values()]).clone()
         )
         original(self)
         assert not torch.equal(
-            starts[self.algorithm.name][-1], torch.cat([w.flatten() for w in self.updater.weights.weights()])
+            starts[self.algorithm.name][-1], torch.cat([w.flatten() for w in self.updater.weights.values()])
         )
 
     monkeypatch.setattr(step.Step, "__call__", watched)

@@ -265,7 +265,7 @@ def test_an_update_starts_from_no_gradients() -> None:
     target = updater(policy)
     run(target, rollout, targets)
     other = updater(fresh)
-    other.weights.load_weights(target.weights.weights())
+    other.weights.load_values(target.weights.values())
     expected = run(other, rollout, targets)["grad_norm"]
     assert run(target, rollout, targets)["grad_norm"] == pytest.approx(expected, rel=1e-5)
 
@@ -367,9 +367,9 @@ def test_masters_gather_updates_that_bf16_would_lose() -> None:
     for step in range(1, 7):
         masters.clear_gradients()
         (parameter.float().sum() * 2).backward()
-        masters.collect()
+        masters.add_gradients()
         optimizer.step()
-        masters.publish()
+        masters.write_back()
         assert torch.allclose(masters.weights()[0], torch.full((3,), 1 - step * 1e-3), atol=1e-6)
         assert (parameter == 1).all() if step == 1 else True
     assert parameter.dtype == torch.bfloat16 and (parameter < 1).all()
@@ -386,7 +386,7 @@ def test_masters_add_the_gradients_of_micro_batches_in_fp32() -> None:
     masters = MasterWeights([parameter])
     for share in (1.0, 2.0**-9, 2.0**-9):
         parameter.grad = torch.full_like(parameter, share)
-        masters.collect()
+        masters.add_gradients()
     assert float(masters.masters[0].grad) == 1 + 2.0**-8  # type: ignore[arg-type]
     masters.clear_gradients()
     assert masters.masters[0].grad is None
@@ -400,9 +400,9 @@ def test_a_bf16_policy_is_trained() -> None:
     policy.keep_reference()
     rollout, targets = draw(policy)
     target = updater(policy, lr=1e-5, eps=1e-8)
-    before, masters = weights(policy), [w.clone() for w in target.weights.weights()]
+    before, masters = weights(policy), [w.clone() for w in target.weights.values()]
     metrics = run(target, rollout, targets)
-    steps = [float((a - b).abs().max()) for a, b in zip(target.weights.weights(), masters, strict=True)]
+    steps = [float((a - b).abs().max()) for a, b in zip(target.weights.values(), masters, strict=True)]
     assert max(steps) > 1e-6 and all(w.dtype == torch.bfloat16 for w in weights(policy))
     assert metrics["ratio_max"] == 1.0, "bf16 drift is no ratio"
     large = [
@@ -414,11 +414,11 @@ def test_a_bf16_policy_is_trained() -> None:
     for _ in range(3):
         run(target, rollout, targets)
     assert not same(weights(policy), before), "several of them add up in the masters, and reach the policy"
-    assert same(weights(policy), [w.to(torch.bfloat16) for w in target.weights.weights()])
+    assert same(weights(policy), [w.to(torch.bfloat16) for w in target.weights.values()])
     assert target.state_dict()["weights"][0].dtype == torch.float32
     other = updater(policy)
     other.load_state_dict(copy.deepcopy(target.state_dict()))
-    assert same([w.clone() for w in other.weights.weights()], [w.clone() for w in target.weights.weights()])
+    assert same([w.clone() for w in other.weights.values()], [w.clone() for w in target.weights.values()])
 
 
 def test_weights_of_another_shape_are_refused() -> None:

@@ -29,7 +29,7 @@ class MasterWeights(nn.Module):
         for parameter in (*self._trained, *self.masters):
             parameter.grad = None
 
-    def collect(self) -> None:
+    def add_gradients(self) -> None:
         """Add the gradients of a backward pass to those of the masters, in fp32. Call it after each backward pass."""
         for parameter, master in self._copies():
             if parameter.grad is not None:
@@ -38,17 +38,17 @@ class MasterWeights(nn.Module):
                 parameter.grad = None
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def write_back(self) -> None:
         """Write the updated masters back into the trained parameters."""
         for parameter, master in self._copies():
             parameter.copy_(master)
 
-    def weights(self) -> list[Tensor]:
+    def values(self) -> list[Tensor]:
         """The masters' values, in the order of the parameters."""
         return [master.detach() for master in self.masters]
 
     @torch.no_grad()
-    def load_weights(self, values: Sequence[Tensor]) -> None:
+    def load_values(self, values: Sequence[Tensor]) -> None:
         """ValueError where the shapes are not those of the parameters."""
         shapes, given = [tuple(m.shape) for m in self.masters], [tuple(v.shape) for v in values]
         if shapes != given:
@@ -58,4 +58,4 @@ class MasterWeights(nn.Module):
             )
         for master, value in zip(self.masters, values, strict=True):
             master.copy_(value)
-        self.publish()
+        self.write_back()

@@ -79,7 +79,7 @@ class Updater:
                 if self.guard.ok(norm, *(row["loss"] for row in rows)):
                     self.incomplete = True
                     self.optimizer.step()
-                    self.weights.publish()
+                    self.weights.write_back()
                 else:
                     skipped += 1
         if self.incomplete:  # a step without any update is none of the schedule's
@@ -122,7 +122,7 @@ class Updater:
         with clock.phase("backward"):
             if all_finite(output.loss.detach()):
                 output.loss.backward()
-                self.weights.collect()
+                self.weights.add_gradients()
         counted = part_targets.mask if scale is None else part_targets.mask & (scale > 0)
         metrics = {**output.metrics, "loss": output.loss.detach(), "_tokens": counted.sum()}
         metrics["kl"] = metrics.pop("kl_k3")
@@ -178,7 +178,7 @@ class Updater:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "weights": self.weights.weights(),
+            "weights": self.weights.values(),
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
             "skipped_in_a_row": self.guard.in_a_row,
@@ -186,7 +186,7 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights.load_weights(state["weights"])
+        self.weights.load_values(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
         self.guard.in_a_row, self.guard.total = state["skipped_in_a_row"], state["skipped_in_all"]
