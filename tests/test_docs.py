@@ -84,10 +84,18 @@ def test_the_yaml_of_the_rewards_page_says_what_the_page_says(tmp_path: Path) ->
     assert set(build.held_out(watched.watch)) == {"geneval"} and watched.watch.every == 2
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+LINKS = pages.matching(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+def test_the_links_are_seen() -> None:
+    assert {"README.md", "CONTRIBUTING.md", "index.md"} <= {page.name for page in LINKS}
+    assert sum(map(len, LINKS.values())) > 80
+
+
+@pages.each(LINKS)
 def test_links_lead_to_files(page: Path) -> None:
     """On GitHub; where they lead in the site, and their anchors, are checked by its build (test_docs_site.py)."""
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", pages.prose(page)):
+    for link in LINKS[page]:
         assert (page.parent / link).exists(), link
 
 

@@ -82,7 +82,7 @@ def test_the_weights_under_other_choices(example: tuple[Tensor, Tensor]) -> None
 
 
 def test_what_is_said_of_the_credits_place_stands_in_the_measurement() -> None:
-    """Number by number, in the order of the page: the contrast's and the entropy's AUROC, the weights' share on the objects."""
+    """The contrast's and the entropy's AUROC and the weights' share on the objects are told, and no number that was not measured."""
     section = METHOD.read_text(encoding="utf-8").split("## What is known of where the credit falls")[1]
     measured = (pages.DOCS / "heatmaps.md").read_text(encoding="utf-8")
     auroc, share = (
@@ -92,7 +92,9 @@ def test_what_is_said_of_the_credits_place_stands_in_the_measurement() -> None:
     )
     (uniform,) = re.findall(r"chance is the objects' share of the cells, ([\d.]+) %", measured)
     expected = [auroc["kl"][0], auroc["kl"][2], auroc["entropy"][0], share["kl"][0], f"{float(uniform) / 100:.3f}"]
-    assert re.findall(r"\b0\.\d{3}\b", section) == expected
+    told = set(re.findall(r"\b0\.\d{3}\b", section))
+    everything = {cell for table in (auroc, share) for row in table.values() for cell in row} | set(expected)
+    assert set(expected) <= told <= everything
 
 
 def test_the_table_of_algorithms_is_the_code_s() -> None:

@@ -53,10 +53,23 @@ def commands(text: str) -> list[str]:
     return [line[1] for line in found if line]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def command_lines(page: Path) -> list[str]:
+    return [line for language in ("", "bash") for code in pages.blocks(page, language) for line in commands(code)]
+
+
+WITH_COMMANDS = {page: lines for page in PAGES if (lines := command_lines(page))}
+#: Such as `t2i-gcpo eval --seed`: too short to be parsed, long enough to be wrong.
+IN_SENTENCES = pages.matching(r"`t2i-gcpo ([^`]+)`")
+
+
+def test_the_commands_are_seen() -> None:
+    assert {"README.md", "demo.md", "studies.md"} <= {page.name for page in WITH_COMMANDS}
+    assert sum(map(len, WITH_COMMANDS.values())) > 30 and sum(map(len, IN_SENTENCES.values())) > 30
+
+
+@pages.each(WITH_COMMANDS)
 def test_every_command_is_accepted(page: Path) -> None:
-    lines = [line for language in ("", "bash") for code in pages.blocks(page, language) for line in commands(code)]
-    for line in lines:
+    for line in WITH_COMMANDS[page]:
         try:
             check_command(line)
         except SystemExit as error:
@@ -80,10 +93,9 @@ def test_a_wrong_command_is_found_out(line: str) -> None:
         check_command(line)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pages.each(IN_SENTENCES)
 def test_every_command_in_a_sentence_exists_with_its_options(page: Path) -> None:
-    """Such as `t2i-gcpo eval --seed`: too short to be parsed, long enough to be wrong."""
-    for line in re.findall(r"`t2i-gcpo ([^`]+)`", pages.prose(page)):
+    for line in IN_SENTENCES[page]:
         name, *rest = line.split()
         assert name in COMMANDS or name.startswith("-") or name == "COMMAND", line
         if name not in ("train", "COMMAND") and not name.startswith("-"):
@@ -116,14 +128,19 @@ def module_has(path: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+GROUPS = "algorithm|generator|sampling|reward|prompts|optim|logging|checkpoint|evaluate|pictures|watch"
+WITH_OPTIONS = pages.matching(rf"(?<![\w/.])(?:--)?((?:{GROUPS})\.[a-z][\w.-]*[a-z0-9])\b")
+
+
+def test_the_options_are_seen() -> None:
+    assert {"algorithms.md", "troubleshooting.md"} <= {page.name for page in WITH_OPTIONS}
+    assert sum(map(len, WITH_OPTIONS.values())) > 80
+
+
+@pages.each(WITH_OPTIONS)
 def test_every_option_of_a_run_that_is_named_exists(page: Path) -> None:
-    config, groups = (
-        TrainConfig(),
-        "algorithm generator sampling reward prompts optim logging checkpoint evaluate pictures watch",
-    )
-    group = "|".join(groups.split())
-    for path in re.findall(rf"(?<![\w/.])(?:--)?((?:{group})\.[a-z][\w.-]*[a-z0-9])\b", pages.prose(page)):
+    config = TrainConfig()
+    for path in WITH_OPTIONS[page]:
         scorers = path.startswith("reward.")  # its options are the scorer's
         a_file = path.endswith((".py", ".md", ".json"))
         assert has(config, path) or scorers or a_file or module_has(path) or path == "generator.sample", path

@@ -43,7 +43,9 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "<td>+0.125 [+0.125, +0.125]</td>" in text  # 4 tokens of 32, for every image
     assert "Best validation score: 0.340 at step 4" in text
     assert text.count("data:image/png") == 5 and text.count("data:image/svg+xml") == 1
-    for link in re.findall(r'href="([^"]+)"', text):
+    links = re.findall(r'href="([^"]+)"', text)
+    assert links
+    for link in links:
         assert (run / link).exists(), link
     assert not re.search(r'(src|href)="(https?:|//|/)', text)
 

@@ -239,13 +239,15 @@ def test_input_is_checked() -> None:
 
 
 def test_speed() -> None:
-    """CPU milliseconds an image; the bound is about five times what one core of a small machine needs."""
+    """CPU time against that of drawing the same scenes on the same machine: about seven times as much; the bound is five times that."""
     rng = random.Random(0)
-    images = batch([sample_scene(prompt.metadata, rng).render() for prompt in rng.choices(split("train"), k=64)])
-    best = float("inf")
+    scenes = [sample_scene(prompt.metadata, rng) for prompt in rng.choices(split("train"), k=64)]
+    drawing = looking = float("inf")
     for _ in range(3):
         start = time.process_time()
+        images = batch([scene.render() for scene in scenes])
+        drawn = time.process_time()
         found: list[list[Detection]] = DETECT(images)
-        best = min(best, time.process_time() - start)
+        drawing, looking = min(drawing, drawn - start), min(looking, time.process_time() - drawn)
     assert all(found)
-    assert best / 64 < 0.01
+    assert looking < 35 * drawing

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -20,6 +23,19 @@ def blocks(page: Path, language: str) -> list[str]:
 def prose(page: Path) -> str:
     """The page without its code blocks."""
     return BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def matching(pattern: str | re.Pattern[str]) -> dict[Path, list[str]]:
+    """Page -> what the pattern finds in its prose, of the pages that have any."""
+    matches = {page: re.findall(pattern, prose(page)) for page in PAGES}
+    return {page: texts for page, texts in matches.items() if texts}
+
+
+def each(texts: Mapping[Path, object]) -> pytest.MarkDecorator:
+    """Run a test once for each page of `texts`, as its parameter `page`. ValueError where there is none: the test would check nothing."""
+    if not texts:
+        raise ValueError("no page has what the test looks for")
+    return pytest.mark.parametrize("page", list(texts), ids=lambda page: page.name)
 
 
 def files(page: Path) -> dict[str, str]:
