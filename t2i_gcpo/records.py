@@ -99,7 +99,7 @@ class Sampling(SamplingOptions):
     @classmethod
     def of(cls, options: SamplingOptions, **choices: Any) -> Sampling:
         """The options of a user, with `choices` for the other fields (and for single options)."""
-        shared = {field.name: getattr(options, field.name) for field in fields(SamplingOptions)}
+        shared = {field.name: vars(options)[field.name] for field in fields(SamplingOptions)}
         return cls(**{**shared, **choices})
 
     def __post_init__(self) -> None:

@@ -95,7 +95,8 @@ class Handler(BaseHTTPRequestHandler):
                 raise ConnectionAbortedError
         if job.output is not None:
             return write_answer(job.output)
-        assert job.error is not None
+        if job.error is None:
+            raise RuntimeError("the scorer's thread ended a job without scores and without an error")
         if isinstance(job.error, Stopped):
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(job.error))
         self.server.owner.say("".join(traceback.format_exception(job.error)))

@@ -40,7 +40,7 @@ class TokenAdvantages:
     def rows(self, index: Tensor) -> TokenAdvantages:
         """Some rows, for a micro-batch; the metrics stay those of the whole. `index`: [b] int64."""
         index = index.to(self.advantages.device)
-        tensors = {name: getattr(self, name)[index] for name in
+        tensors = {name: vars(self)[name][index] for name in
                    ("advantages", "weights", "sequence_advantages", "valid", "mask")}  # fmt: skip
         return replace(self, **tensors)
 

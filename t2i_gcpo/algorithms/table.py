@@ -91,7 +91,7 @@ class Algorithm:
             )
         for name, (holds, rule) in bounds.items():
             if not holds:
-                raise ValueError(f"algorithm.{name} is {getattr(self, name)}; it must be {rule}")
+                raise ValueError(f"algorithm.{name} is {vars(self)[name]}; it must be {rule}")
 
     @property
     def needs_contrast(self) -> bool:

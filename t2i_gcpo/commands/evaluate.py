@@ -113,7 +113,6 @@ def parser() -> argparse.ArgumentParser:
 
 def _pictures(ours: EvalResult, other: EvalResult | None, out: Path, count: int) -> list[Path]:
     """samples.png and, with another checkpoint, against.png: the first images of each task, in equal parts."""
-    assert ours.images is not None
     shown = pick(ours, count)
     if not shown:
         return []
@@ -121,12 +120,14 @@ def _pictures(ours: EvalResult, other: EvalResult | None, out: Path, count: int)
     scores = [ours.rows[k].score for k in shown]
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "samples.png"]
-    pictures.sample_grid(ours.images[shown], captions, columns=6, scores=scores, title=ours.checkpoint).save(paths[0])
-    if other is not None and other.images is not None:
+    pictures.sample_grid(ours.kept_images()[shown], captions, columns=6, scores=scores, title=ours.checkpoint).save(
+        paths[0]
+    )
+    if other is not None:
         paths.append(out / "against.png")
         pictures.before_after(
-            other.images[shown],
-            ours.images[shown],
+            other.kept_images()[shown],
+            ours.kept_images()[shown],
             captions,
             scores_before=[other.rows[k].score for k in shown],
             scores_after=scores,

@@ -115,7 +115,7 @@ def _check_maps(args: argparse.Namespace, no_reward: str) -> None:
 
 def _choices(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Recipe` that were given as options."""
-    given = {field.name: getattr(args, field.name) for field in fields(Recipe)}
+    given = {field.name: vars(args)[field.name] for field in fields(Recipe)}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -62,6 +62,12 @@ class EvalResult:
     images: Tensor | None = field(default=None, repr=False, compare=False)
     """[N, 3, H, W] uint8 on the CPU, if they were kept."""
 
+    def kept_images(self) -> Tensor:
+        """Return the images [N, 3, H, W]. ValueError where they were not kept."""
+        if self.images is None:
+            raise ValueError("the images of this result were not kept; call evaluate with keep_images=True")
+        return self.images
+
     @cached_property
     def estimates(self) -> Estimates:
         # Rows of the same text are images of one prompt, also where the list repeats it.

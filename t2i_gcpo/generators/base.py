@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +157,12 @@ def as_prompts(prompts: Sequence[Prompt | str]) -> tuple[Prompt, ...]:
     return tuple(prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts)
 
 
+@overload
+def as_negatives(negative: None, count: int) -> None: ...
+@overload
+def as_negatives(negative: str | Sequence[str], count: int) -> tuple[str, ...]: ...
+@overload
+def as_negatives(negative: Negative, count: int) -> tuple[str, ...] | None: ...
 def as_negatives(negative: Negative, count: int) -> tuple[str, ...] | None:
     """One negative text for each of `count` prompts, or None for the null prompt. ValueError for another number of them."""
     if negative is None:

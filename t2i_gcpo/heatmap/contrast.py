@@ -44,7 +44,6 @@ def against(
     dropped. ValueError: a number of texts that does not fit, words that the generator does not know, or a recipe that needs what was dropped.
     """
     texts = as_negatives(negative_prompts, len(heatmap))
-    assert texts is not None
     generator.check_prompts(texts)
     rollout = replace(as_rollout(heatmap), negative_prompts=texts)
     negative = in_chunks(

@@ -187,7 +187,7 @@ class Heatmap:
         """Some images, in the order of `index`."""
         index = np.asarray(index, dtype=np.int64)
         changes: dict[str, Any] = {
-            f.name: value[index] for f in fields(self) if isinstance(value := getattr(self, f.name), np.ndarray)
+            f.name: value[index] for f in fields(self) if isinstance(value := vars(self)[f.name], np.ndarray)
         }
         return replace(self, **changes, stats={name: value[index] for name, value in self.stats.items()})
 
@@ -206,9 +206,9 @@ class Heatmap:
         def join(values: list[Any]) -> np.ndarray | None:
             return None if any(value is None for value in values) else np.concatenate(values)
 
-        arrays = {f.name for item in items for f in fields(item) if isinstance(getattr(item, f.name), np.ndarray)}
+        arrays = {f.name for item in items for f in fields(item) if isinstance(vars(item)[f.name], np.ndarray)}
         recipes = {item.recipe for item in items}
-        joined: dict[str, Any] = {name: join([getattr(item, name) for item in items]) for name in arrays}
+        joined: dict[str, Any] = {name: join([vars(item)[name] for item in items]) for name in arrays}
         return replace(
             items[0],
             **joined,

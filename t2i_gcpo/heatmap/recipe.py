@@ -22,7 +22,7 @@ class Recipe:
 
     @staticmethod
     def of(algorithm: Algorithm) -> Recipe:
-        return Recipe(**{field.name: getattr(algorithm, field.name) for field in fields(Recipe)})
+        return Recipe(**{field.name: vars(algorithm)[field.name] for field in fields(Recipe)})
 
     def algorithm(self) -> Algorithm:
         """ValueError for a value that is not allowed."""

@@ -94,7 +94,7 @@ def cell(heatmap: Heatmap, index: int, row: int, column: int) -> dict[str, Any]:
         "step": int(heatmap.commit_step[index, t]),
     }
     for name in ("logprob_positive", "logprob_negative", "logprob_behaviour", "logprob_reference"):
-        values = getattr(heatmap, name)
+        values = vars(heatmap)[name]
         if values is not None:
             found[name] = finite_or_none(float(values[index, t]))
     return found | {name: finite_or_none(float(values[index, t])) for name, values in heatmap.maps().items()}

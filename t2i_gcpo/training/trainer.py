@@ -286,7 +286,7 @@ class Trainer:
         names = ("distribution", "prompts_per_step", "epochs", "minibatches", "seed")
         groups = {"algorithm": asdict(self.algorithm), "sampling": asdict(self.sampling), "optim": asdict(self.optim)}
         own = {"negative_prompt": self.negative_prompt, "balanced": self.balanced}
-        return {**groups, **own, **{name: getattr(self.loop, name) for name in names}}
+        return {**groups, **own, **{name: vars(self.loop)[name] for name in names}}
 
     def save(self) -> Path:
         """Write the checkpoint of the present step: a folder that `--checkpoint` takes, and that `resume` goes on from."""
@@ -325,4 +325,4 @@ def _training_sampling(options: SamplingOptions) -> SamplingConfig:
     """The group of a training from any group of sampling options."""
     if isinstance(options, SamplingConfig):
         return options
-    return SamplingConfig(**{field.name: getattr(options, field.name) for field in fields(SamplingOptions)})
+    return SamplingConfig(**{field.name: vars(options)[field.name] for field in fields(SamplingOptions)})

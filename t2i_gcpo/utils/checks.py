@@ -22,7 +22,7 @@ def declared(options: Any, group: str = "") -> None:
     """
     kind_of_group: Any = type(options)
     for name, kind in _hints(kind_of_group).items():
-        value = getattr(options, name)
+        value = vars(options)[name]
         problem = _problem(value, kind)
         if problem:
             raise ValueError(f"{group}{name} is {value!r}; {problem}")

@@ -24,8 +24,8 @@ def generator(options: GeneratorConfig, *, seed: int = 0) -> ImageGenerator:
     from t2i_gcpo import generators
 
     # Only what was asked for, so that a generator that has no such option refuses it.
-    masked = {name: getattr(options, name) for name in generators.MASKED_OPTIONS
-              if getattr(options, name) != getattr(GeneratorConfig(), name)}  # fmt: skip
+    masked = {name: vars(options)[name] for name in generators.MASKED_OPTIONS
+              if vars(options)[name] != vars(GeneratorConfig())[name]}  # fmt: skip
     loaded = generators.load(
         options.checkpoint,
         device=pick_device(options.device),

@@ -85,7 +85,7 @@ def page() -> str:
     default = TrainConfig()
     parts = [HEAD, "## The run", *_table(default, "")]
     for field in dataclasses.fields(default):
-        value = getattr(default, field.name)
+        value = vars(default)[field.name]
         if dataclasses.is_dataclass(value):
             parts += _group(value, field.name)
         if field.name == "reward":
@@ -107,7 +107,7 @@ def _group(options: Any, path: str) -> Iterator[str]:
     yield " ".join([f"\n## `{path}`\n\n{_line(inspect.getdoc(type(options)) or '')}", NOTES.get(path, "")]).rstrip()
     yield from _table(options, f"{path}.")
     for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
+        value = vars(options)[field.name]
         if dataclasses.is_dataclass(value):
             yield from _group(value, f"{path}.{field.name}")
 
@@ -116,7 +116,7 @@ def _table(options: Any, prefix: str) -> Iterator[str]:
     texts, hints = docstrings(type(options)), get_type_hints(type(options))
     rows = []
     for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
+        value = vars(options)[field.name]
         if not dataclasses.is_dataclass(value) and not isinstance(value, dict):
             kind = ", ".join(filter(None, [type_name(hints[field.name]), allowed(options, field.name)]))
             rows.append([f"`{prefix}{field.name}`", kind, f"`{_yaml(value)}`", texts[field.name]])
@@ -158,7 +158,7 @@ def type_name(hint: Any) -> str:
 
 def allowed(options: Any, name: str) -> str:
     """What a number must be, in the words of the ValueError that the dataclass raises for one that is too small or too large."""
-    default, hint = getattr(options, name), get_type_hints(type(options))[name]
+    default, hint = vars(options)[name], get_type_hints(type(options))[name]
     if not {int, float} & {hint, *get_args(hint)}:
         return ""
     found = []

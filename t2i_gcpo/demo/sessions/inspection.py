@@ -51,6 +51,11 @@ class Inspection:
         return None if self.maps.negative_prompts is None else str(self.maps.negative_prompts[0])
 
     @property
+    def recipe(self) -> heatmap.Recipe:
+        """How the shown weights were made."""
+        return self.maps.recipe or heatmap.Recipe()
+
+    @property
     def flat(self) -> heatmap.Heatmap:
         """GRPO's: all tokens alike."""
         return heatmap.reweigh(self.maps, credit="uniform")
@@ -98,9 +103,7 @@ def contrasted(found: Inspection, generator: ImageGenerator, negative: str | Non
 
     The full-vocabulary divergences were taken at sampling time against the null prompt, and are there with that alone: then kl takes over.
     """
-    recipe = found.maps.recipe
-    assert recipe is not None
-    normalization, divergence = recipe.normalization, recipe.divergence
+    normalization, divergence = found.recipe.normalization, found.recipe.divergence
     if negative is None:
         return replace(found, maps=heatmap.reweigh(found.null, divergence=divergence, normalization=normalization))
     if divergence in STATS:
@@ -185,7 +188,7 @@ def cell_table(found: Inspection) -> str:
     for name, words, ruled in _ROWS:
         if name in own:
             rows.append([words, _number(own[name]), _number(flat[name]) if ruled else ""])
-    divergence = found.maps.recipe.divergence if found.maps.recipe is not None else ""
+    divergence = found.recipe.divergence
     if divergence in own:
         rows.insert(5, [f"{divergence}, nats", _number(own[divergence]), ""])
     title = f"image {found.image + 1}, token {own['index']}: row {own['row']}, column {own['column']}"

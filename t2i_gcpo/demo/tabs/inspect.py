@@ -185,12 +185,10 @@ def status_line(found: Inspection) -> str:
 
 def choices(found: Inspection, kind: str) -> list[Any]:
     """The maps and rules that the numbers at hand allow, with those chosen that are in force."""
-    recipe = found.maps.recipe
-    assert recipe is not None
     return [
         gr.update(choices=found.kinds, value=kind if kind in found.kinds else found.first_kind),
-        gr.update(choices=found.divergences, value=recipe.divergence),
-        gr.update(value=recipe.normalization),
+        gr.update(choices=found.divergences, value=found.recipe.divergence),
+        gr.update(value=found.recipe.normalization),
     ]
 
 

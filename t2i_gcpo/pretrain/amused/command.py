@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from t2i_gcpo import generators
 from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.generators.amused.parts import AmusedParts
 from t2i_gcpo.generators.janus.adapter import Janus
@@ -29,8 +28,7 @@ TOKENIZER = "janus-mini"
 
 def pretrain(work: Path, settings: MaskedSettings, *, every: int = 20, validate_every: int = 200) -> AmusedParts:
     """The trained parts, from the work folder if they are there already."""
-    janus = generators.load(TOKENIZER, compile=False)
-    assert isinstance(janus, Janus)
+    janus = Janus.load(TOKENIZER, compile=False)
     parts, codes = build_amused(MaskedModelShape(), janus.model.model.vqmodel, settings.seed), patch_codes(VQSettings())
     start_from_patches(parts.transformer, codes)
     trainer = MaskedTrainer(settings, parts, codes)

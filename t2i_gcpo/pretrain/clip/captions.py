@@ -69,17 +69,14 @@ def neighbours(names: tuple[str, ...]) -> dict[str, dict[str, list[Prompt]]]:
     """Caption -> kind -> the prompts of these splits that differ from it in one word of that kind."""
     prompts = [prompt for name in names for prompt in split(name)]
     prompts = list({prompt.text: prompt for prompt in prompts}.values())
-    alike: dict[tuple[str | None, ...], list[Prompt]] = defaultdict(list)
+    alike: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         own = words(prompt.text)
         for place, word in enumerate(own):
             if word in KIND_OF:
-                key = (*own[:place], KIND_OF[word], None, *own[place + 1 :])
-                alike[key].append(prompt)
+                alike[tuple(own[:place]), KIND_OF[word], tuple(own[place + 1 :])].append(prompt)
     found: dict[str, dict[str, list[Prompt]]] = {prompt.text: defaultdict(list) for prompt in prompts}
-    for key, group in alike.items():
-        kind = key[key.index(None) - 1]
-        assert kind is not None
+    for (_, kind, _), group in alike.items():
         for prompt in group:
             found[prompt.text][kind] += [other for other in group if other.text != prompt.text]
     return found

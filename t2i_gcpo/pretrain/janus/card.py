@@ -107,9 +107,8 @@ def draw_samples(generator: Any, file: Path, sampling: Sampling) -> None:
     samples = evaluate(
         generator, shown, GenEvalReward(), sampling=sampling, images_per_prompt=2, seed=SEED, keep_images=True
     )
-    assert samples.images is not None
     grid = sample_grid(
-        samples.images,
+        samples.kept_images(),
         [row.text for row in samples.rows],
         columns=8,
         scores=[row.score for row in samples.rows],

@@ -127,7 +127,8 @@ class VQTrainer:
         """One step of both optimisers from the gradients that are there."""
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for matrix, kernel in zip(self.matrices, self.kernels, strict=True):
-            assert kernel.grad is not None
+            if kernel.grad is None:
+                raise RuntimeError("a convolution has no gradient; call backward before the update")
             matrix.grad = kernel.grad.flatten(1)
         for optimizer, lr in zip(self.optimizers, (self.settings.lr, self.settings.muon_lr), strict=True):
             for group in optimizer.param_groups:

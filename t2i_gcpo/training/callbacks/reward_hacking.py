@@ -101,14 +101,14 @@ class Watch:
         if every < 1:
             raise ValueError(f"every is {every}; it must be at least 1")
         self.held_out, self.every = dict(held_out or {}), every
-        self._series: dict[str, list[float]] | None = None
+        self._series: dict[str, list[float]] = {}
+        self._recalled = False
         self._warned: set[str] = set()
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         folder = trainer.output_dir
-        if self._series is None:
+        if not self._recalled:
             self._recall(folder, record.step)
-        assert self._series is not None
         if record.scored is not None:
             record.metrics.update(self._measure(record.scored, record.step))
         for name in (TRAINED, *VARIETY, *(HELD_OUT + label for label in self.held_out)):
@@ -146,7 +146,7 @@ class Watch:
 
     def _recall(self, folder: Path, step: int) -> None:
         """What was logged and said before `step`: a resumed run goes on from there."""
-        self._series = {}
+        self._recalled = True
         for row in read_metrics(folder):
             if row["step"] < step:
                 for name, value in row.items():
