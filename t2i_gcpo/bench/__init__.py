@@ -1,4 +1,4 @@
-"""`t2i-gcpo bench NAME`: our code and a plain baseline, side by side in one process; and where a run's time went.
+"""`t2i-gcpo bench NAME`: measure our code and a plain baseline in one process, or where a run's time went.
 
 A benchmark is a row of `BENCHMARKS`, a module with two functions: `add_arguments(parser)` and `run(options, console) -> Report`. Each
 one with a baseline checks that both sides compute the same thing before it times them.
@@ -106,12 +106,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of every benchmark, by its name."""
+    """Return the parser of every benchmark, by its name."""
     return {name: parser(name) for name in BENCHMARKS}
 
 
 def parser(name: str) -> argparse.ArgumentParser:
-    """Of one benchmark: its own options, and those that all have."""
+    """Build the parser of one benchmark: its own options, and those that all have."""
     path, text = BENCHMARKS[name]
     parser = argparse.ArgumentParser(
         prog=f"t2i-gcpo bench {name}", description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter

@@ -1,4 +1,7 @@
-"""GCPO's token weights of a whole batch at once, against plain code that takes one image after the other. B images, T tokens."""
+"""Time GCPO's token weights of a whole batch against plain code that takes one image after the other.
+
+B images, T tokens.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def one_by_one(logprob_positive: Tensor, logprob_negative: Tensor) -> Tensor:
-    """The baseline: the divergence, its rank and the weights (2605.29198) of each image by itself, [B, T].
+    """Compute the divergence, its rank and the weights (2605.29198) [B, T] of each image by itself: the baseline.
 
     Plain ranks from two sorts, which is right only where no two tokens of an image tie; no noise floor.
     """
@@ -41,8 +44,10 @@ def one_by_one(logprob_positive: Tensor, logprob_negative: Tensor) -> Tensor:
 
 
 def logprobs(batch: int, tokens: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Positive and negative log-probs [B, T], nats, whose differences are a row's shuffled grid from -1 to 2: no ties, far above the
-    floor. Sorting does not care which values it sorts."""
+    """Make positive and negative log-probs [B, T], nats, without ties and far above the floor.
+
+    Their differences are a row's shuffled grid from -1 to 2. Sorting does not care which values it sorts.
+    """
     grid = torch.linspace(-1.0, 2.0, tokens)
     order = torch.rand(batch, tokens, generator=generator).argsort(dim=-1)
     positive_logprob = torch.full((batch, tokens), -2.0)  # a constant: rounding may not make ties
@@ -50,7 +55,7 @@ def logprobs(batch: int, tokens: int, generator: torch.Generator) -> tuple[Tenso
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """ValueError: fewer than two tokens. RuntimeError: the sides differ."""
+    """Time both sides. ValueError: fewer than two tokens. RuntimeError: the sides differ."""
     if options.tokens < 2:
         raise ValueError(f"--tokens is {options.tokens}; a rank needs at least 2")
     device = pick_device(options.device)

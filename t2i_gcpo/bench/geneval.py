@@ -1,4 +1,4 @@
-"""What GenEval's verdict on ShapeScenes costs beside the sampling of the pictures that it judges.
+"""Time GenEval's verdict on ShapeScenes against the sampling of the pictures that it judges.
 
 A training step also computes log-probs and gradients, so the ratio is an upper bound on the scorer's share of a step; the share in a real run is
 what `t2i-gcpo bench phases --run RUN` reads. P prompts, G images a prompt, B = P * G.
@@ -38,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def judge(reward: GenEvalReward, images: Tensor, owners: list[Prompt]) -> Tensor:
-    """[B] scores."""
+    """Return the scores [B] of the images."""
     return reward(images, [prompt.text for prompt in owners], [prompt.metadata for prompt in owners]).scores
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """ValueError: no such checkpoint, prompts without GenEval rows. RuntimeError: a picture's score depends on the others of its batch."""
+    """Time both. ValueError: no such checkpoint, or no GenEval rows. RuntimeError: a score depends on the batch."""
     device = pick_device(options.device)
     compiled = can_compile(device) if options.compile is None else options.compile
     generator = generators.load(options.checkpoint, device=device, compile=compiled)

@@ -1,4 +1,4 @@
-"""Token log-probs through the head, forward and backward, against a full fp32 log-softmax: peak memory and time.
+"""Measure token log-probs through the head, forward and backward, against a full fp32 log-softmax: memory and time.
 
 The head is frozen, as Janus's is: gradients go to the hidden states. B rows, T tokens, V codebook, D hidden width.
 """
@@ -31,12 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def full_logprob(hidden: Tensor, head: nn.Module, tokens: Tensor) -> Tensor:
-    """The baseline: [B, T] out of log-probs [B, T, V] of the whole codebook."""
+    """Compute log-probs [B, T] out of those of the whole codebook [B, T, V]: the baseline."""
     return head(hidden).float().log_softmax(dim=-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """RuntimeError: the sides differ."""
+    """Measure both sides. RuntimeError: they differ."""
     device = pick_device(options.device)
     generator = torch.Generator().manual_seed(options.seed)
     shape = (options.batch, options.tokens)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: warm-up, interleaved timing, peak memory, paired ratios with their spread, and the report."""
+"""Warm up, time in turns, measure peak memory, take paired ratios with intervals, and report: for all benchmarks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of the pairs' ratios, and its spread."""
+    """The median of the pairs' ratios, and its interval."""
 
     value: float
     ci95: tuple[float, float]
@@ -42,7 +42,7 @@ class Ratio:
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], *, seed: int = 0) -> Ratio:
-    """Median of `numerator[k] / denominator[k]` over pairs k, with a 95 % bootstrap interval over the pairs.
+    """Take the median of `numerator[k] / denominator[k]` over pairs k, with a 95 % bootstrap interval over the pairs.
 
     The median of ratios, not the ratio of medians: the two of a pair were measured one after the other, so a machine that slows down for
     some pairs does not show. ValueError: other than equally many, or none.
@@ -50,14 +50,14 @@ def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], *, se
     ratios = np.array([n / d for n, d in zip(numerator, denominator, strict=True)])
     if not len(ratios):
         raise ValueError("there are no pairs to take a ratio of")
-    drawn = np.random.default_rng(seed).integers(len(ratios), size=(RESAMPLES, len(ratios)))
+    resampled = np.random.default_rng(seed).integers(len(ratios), size=(RESAMPLES, len(ratios)))
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.median(ratios[drawn], axis=1), [tail, 1 - tail])
+    low, high = np.quantile(np.median(ratios[resampled], axis=1), [tail, 1 - tail])
     return Ratio(float(np.median(ratios)), (float(low), float(high)))
 
 
 def seconds(side: Side, device: torch.device) -> float:
-    """Wall time of one call, its kernels on a GPU included."""
+    """Measure the wall time of one call, its kernels on a GPU included."""
     _synchronize(device)
     started = time.perf_counter()
     side()
@@ -66,7 +66,7 @@ def seconds(side: Side, device: torch.device) -> float:
 
 
 def warm_up(sides: Mapping[str, Side], device: torch.device, console: Console, *, calls: int = 1) -> dict[str, float]:
-    """Call each side and print how long that took: allocation, caches and compilation fall in here. Name -> seconds."""
+    """Call each side and print how long that took, by name: allocation, caches and compilation fall in here."""
     spent = {name: sum(seconds(side, device) for _ in range(calls)) for name, side in sides.items()}
     parts = ", ".join(f"{name} {value:.2f} s" for name, value in spent.items())
     console.print(f"warm-up (compilation included): {parts}", highlight=False)
@@ -76,8 +76,11 @@ def warm_up(sides: Mapping[str, Side], device: torch.device, console: Console, *
 def interleave(
     sides: Mapping[str, Side], pairs: int, device: torch.device, *, before: Callable[[str], None] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each side in each of `pairs` rounds. A round calls every side once, the next one in reversed order (A B, B A, A B, ...),
-    so that neither drift of the machine nor the place in a round favours one. `before(name)` runs before each call, untimed."""
+    """Time each side in each of `pairs` rounds, in seconds.
+
+    A round calls every side once, the next one in reversed order (A B, B A, A B, ...), so that neither drift of the
+    machine nor the place in a round favours one. `before(name)` runs before each call, untimed.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     gc.collect()
     gc.freeze()  # the collections between the calls then look at new objects only, and are quick
@@ -94,7 +97,7 @@ def interleave(
 
 
 def peak_bytes(side: Side, device: torch.device) -> int:
-    """Most bytes that one call holds at a time, beyond what was held before it; its result counts.
+    """Measure the most bytes that one call holds at a time beyond what was held before it; its result counts.
 
     On a GPU the caching allocator's own record; on the CPU the running sum of every allocation and release that torch's profiler saw.
     """
@@ -122,7 +125,7 @@ def peak_bytes(side: Side, device: torch.device) -> int:
 
 
 def check_same(what: str, ours: Any, baseline: Any, *, rtol: float, atol: float) -> None:
-    """RuntimeError where tensors (or sequences of them) are not close: then a ratio of their times means nothing."""
+    """Raise a RuntimeError where tensors (or sequences of them) are not close: a ratio of times would mean nothing."""
     try:
         torch.testing.assert_close(ours, baseline, rtol=rtol, atol=atol)
     except AssertionError as error:
@@ -131,7 +134,7 @@ def check_same(what: str, ours: Any, baseline: Any, *, rtol: float, atol: float)
 
 @dataclass(frozen=True)
 class Line:
-    """One comparison."""
+    """The numbers of one comparison."""
 
     name: str
     """What is compared; the key of its numbers in the JSON."""
@@ -158,7 +161,7 @@ class Line:
 def speed_up(
     name: str, ours: Sequence[float], baseline: Sequence[float], *, work: float, unit: str, seed: int = 0
 ) -> Line:
-    """A line in work per second from both sides' seconds: how many times as fast ours is."""
+    """Make a line in work per second from both sides' seconds: how many times as fast ours is."""
     rate, baseline_rate = (work / statistics.median(times) for times in (ours, baseline))
     return Line(name, rate, baseline_rate, unit, paired_ratio(baseline, ours, seed=seed), "higher", len(ours))
 
@@ -166,14 +169,14 @@ def speed_up(
 def cost(
     name: str, ours: Sequence[float], baseline: Sequence[float], *, unit: str, scale: float = 1.0, seed: int = 0
 ) -> Line:
-    """A line in `scale` times what was measured: ours as a multiple of the baseline."""
+    """Make a line in `scale` times what was measured: ours as a multiple of the baseline."""
     median, baseline_median = (scale * statistics.median(values) for values in (ours, baseline))
     return Line(name, median, baseline_median, unit, paired_ratio(ours, baseline, seed=seed), "lower", len(ours))
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark found."""
+    """The result of a benchmark."""
 
     name: str
     lines: tuple[Line, ...]
@@ -220,8 +223,8 @@ class Report:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The machine as a reader of the numbers wants to know it. The load average tells of other work on it."""
-    found: dict[str, Any] = {
+    """Describe the machine as a reader of the numbers wants to know it; the load average tells of other work on it."""
+    about: dict[str, Any] = {
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -229,20 +232,20 @@ def machine(device: torch.device) -> dict[str, Any]:
         "device": str(device),
     }
     if hasattr(os, "getloadavg"):
-        found["load_average"] = [round(value, 2) for value in os.getloadavg()]
+        about["load_average"] = [round(value, 2) for value in os.getloadavg()]
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        about["gpu"] = torch.cuda.get_device_name(device)
+    return about
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "t2i_gcpo": t2i_gcpo.__version__, "torch": torch.__version__}
+    installed = {"python": platform.python_version(), "t2i_gcpo": t2i_gcpo.__version__, "torch": torch.__version__}
     for package in ("transformers", "diffusers", "numpy"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def _cpu_name() -> str:

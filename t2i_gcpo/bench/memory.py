@@ -1,4 +1,7 @@
-"""Peak memory of a masked generator's update at N sampling steps, back-propagated step by step and at once, against that of one sampling step."""
+"""Measure the peak memory of a masked generator's update at N sampling steps, and at one.
+
+It is back-propagated step by step and at once.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """ValueError: no masked checkpoint. RuntimeError: the gradients of step by step and at once differ."""
+    """Measure the peaks. ValueError: no masked checkpoint. RuntimeError: the gradients of the two ways differ."""
     device = pick_device(options.device)
     by_step = masked.load(options)
     at_once = Amused(by_step.parts, compile=False, gradient_checkpointing=False)

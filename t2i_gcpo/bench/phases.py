@@ -1,4 +1,4 @@
-"""Where the steps of a run spent their time. It measures nothing anew: it reads what each step of a run logged."""
+"""Read where the steps of a run spent their time, from what each step logged; nothing is measured anew."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from rich.table import Table
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import machine, versions
 from t2i_gcpo.commands.options.paths import home_path
-from t2i_gcpo.reports import step_times as phases
+from t2i_gcpo.reports import step_times
 from t2i_gcpo.reports.run import read
 
 
 @dataclass(frozen=True)
 class PhaseReport:
-    """A run's phases, with what `bench.main` asks of a report."""
+    """The phases of a run, with what `bench.main` asks of a report."""
 
     run: Path
-    found: list[phases.Phase]
+    phases: list[step_times.Phase]
     steps: int
     first_step: int
 
     def to_json(self) -> dict[str, Any]:
         settings = {"run": str(self.run), "first_step": self.first_step}
         about = {"settings": settings, "machine": machine(torch.device("cpu")), "versions": versions()}
-        return {"name": "phases", **phases.to_json(self.found, self.steps), **about}
+        return {"name": "phases", **step_times.to_json(self.phases, self.steps), **about}
 
     def table(self) -> Table:
         table = Table(
             title=f"{self.run}: {self.steps} steps from step {self.first_step} on",
-            caption=phases.NOTE,
+            caption=step_times.NOTE,
             title_justify="left",
             caption_justify="left",
         )
-        for k, name in enumerate(phases.HEADER):
+        for k, name in enumerate(step_times.HEADER):
             table.add_column(name, justify="right" if k else "left")
-        for row in phases.table_rows(self.found):
+        for row in step_times.table_rows(self.phases):
             table.add_row(*row)
         return table
 
@@ -54,11 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> PhaseReport:
-    """ValueError: no run, or none of its steps is late enough."""
+    """Read the run's phases. ValueError: no run, or none of its steps is late enough."""
     del console
-    found, steps = phases.phases(read(options.run), first_step=options.first_step, seed=options.seed)
+    timed, steps = step_times.phases(read(options.run), first_step=options.first_step, seed=options.seed)
     if not steps:
         raise ValueError(
             f"{options.run} has no step from {options.first_step} on; train further, or lower --first-step"
         )
-    return PhaseReport(options.run, found, steps, options.first_step)
+    return PhaseReport(options.run, timed, steps, options.first_step)

@@ -1,4 +1,4 @@
-"""What each likelihood of a masked generator costs: forward and backward pass of one rollout, against `commit_step`.
+"""Time the forward and backward pass of a rollout under each likelihood of a masked generator, against `commit_step`.
 
 The activations of all passes are held. Credit, loss and optimiser are not in it: they cost the same for all.
 """
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """ValueError: no masked checkpoint."""
+    """Time all likelihoods. ValueError: no masked checkpoint."""
     device = pick_device(options.device)
     parts = masked.load(options).parts
     made = {

@@ -1,7 +1,8 @@
-"""Scoring over HTTP on the loopback interface against the same scorer in the process: what packing, sending and unpacking costs.
+"""Time scoring over HTTP on the loopback interface against the same scorer in the process.
 
-The scorer is made up: it takes a given time an image, either computing (on one thread, so that the client's packing has the other cores) or
-waiting (as for an accelerator). The server is a process of its own. B images, S pixels a side.
+The difference is what packing, sending and unpacking cost. The scorer is made up: it takes a given time an image,
+either computing (on one thread, so that the client's packing has the other cores) or waiting (as for an accelerator).
+The server is a process of its own. B images, S pixels a side.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Scorer(Reward):
-    """The mean brightness of an image, after some work that has nothing to do with it."""
+    """Score the mean brightness of an image, after some work that has nothing to do with it."""
 
     def __init__(self, kind: Kind, milliseconds: float, products: int) -> None:
         self.kind, self.milliseconds, self.products = kind, milliseconds, products
@@ -66,7 +67,7 @@ class Scorer(Reward):
 
 
 def calibrate(milliseconds: float) -> int:
-    """Matrix products that take at least so long on one thread."""
+    """Return how many matrix products take at least so long on one thread."""
     trial, products = Scorer("computing", 0, 1), 64
     image = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
     trial.products = products
@@ -79,7 +80,7 @@ def calibrate(milliseconds: float) -> int:
 
 
 def pictures(batch: int, size: int, generator: torch.Generator) -> Tensor:
-    """[B, 3, S, S] uint8 with smooth colours and some grain, about as hard to pack as a photograph."""
+    """Make images [B, 3, S, S] uint8 with smooth colours and some grain, about as hard to pack as a photograph."""
     coarse = torch.rand(batch, 3, 8, 8, generator=generator) * 255
     smooth = functional.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
     grain = 4 * torch.randn(smooth.shape, generator=generator)
@@ -87,7 +88,7 @@ def pictures(batch: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _serve(pipe: Connection, scorer: Scorer) -> None:
-    """A server process: says where it is, and serves until the other end is closed."""
+    """Serve in a process of its own: send its address, and serve until the other end is closed."""
     with RewardServer(scorer, name="bench") as server:
         pipe.send(server.url)
         try:
@@ -98,7 +99,7 @@ def _serve(pipe: Connection, scorer: Scorer) -> None:
 
 @contextmanager
 def served(scorer: Scorer) -> Iterator[str]:
-    """The URL of a server of its own process. RuntimeError where it does not start."""
+    """Start a server in a process of its own and hand out its URL. RuntimeError where it does not start."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, scorer), daemon=True)
@@ -118,7 +119,7 @@ def served(scorer: Scorer) -> Iterator[str]:
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """RuntimeError: the sides differ, or the server does not start."""
+    """Time both sides. RuntimeError: they differ, or the server does not start."""
     generator = torch.Generator().manual_seed(options.seed)
     images = pictures(options.batch, options.size, generator)
     prompts = [f"picture {k}" for k in range(options.batch)]

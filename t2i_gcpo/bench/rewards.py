@@ -1,4 +1,4 @@
-"""The `clip` reward on a batch against one picture after the other: the same weights, pictures and captions on both sides.
+"""Time the `clip` reward on a batch against one picture after the other, with the same weights and captions.
 
 The headline leaves texts out: both sides have the features of all captions. In the second line neither has seen them before: ours encodes
 each text once and in one batch, the baseline one with every picture. B images.
@@ -55,12 +55,12 @@ class Scorer:
 
 
 def whole(scorer: Scorer, images: Tensor, prompts: list[str]) -> Tensor:
-    """[B] scores of one call."""
+    """Return the scores [B] of one call."""
     return scorer.reward(images, prompts, [{} for _ in prompts]).scores
 
 
 def one_by_one(scorer: Scorer, images: Tensor, prompts: list[str], *, forget: bool = False) -> Tensor:
-    """The baseline: [B] scores, a call a picture; with `forget`, its text is encoded each time."""
+    """Return the scores [B] of a call a picture, the baseline; with `forget`, its text is encoded each time."""
     scores = []
     for image, prompt in zip(images, prompts, strict=True):
         if forget:
@@ -70,7 +70,7 @@ def one_by_one(scorer: Scorer, images: Tensor, prompts: list[str], *, forget: bo
 
 
 def check_texts(scorer: Scorer, images: Tensor, prompts: list[str]) -> int:
-    """Distinct texts. RuntimeError where the first pass does not encode each of them once, or the second encodes any."""
+    """Count the distinct texts. RuntimeError unless the first pass encodes each of them once, and the second none."""
     scorer.forget()
     counts = []
     for _ in range(2):
@@ -86,7 +86,7 @@ def check_texts(scorer: Scorer, images: Tensor, prompts: list[str]) -> int:
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """ValueError: no such checkpoint. RuntimeError: the sides differ, or the second pass over the same prompts encodes texts."""
+    """Time both sides. ValueError: no such checkpoint. RuntimeError: they differ, or a second pass encodes texts."""
     device, rng = pick_device(options.device), random.Random(options.seed)
     prompts = limit(split("val"), options.batch, repeat=True)
     images = render([sample_scene(prompt.metadata, rng) for prompt in prompts])

@@ -1,8 +1,8 @@
-"""Sampling with guidance: images per second of `generator.sample` against transformers' own `generate` (of a masked generator, against
-diffusers' pipeline: `rollout_masked.py`).
+"""Time sampling with guidance, in images per second, against transformers' own `generate`.
 
-The same model, prompts, guidance and number of images on both sides, no truncation. Ours also keeps what training needs (both log-probs,
-the behaviour log-prob, the entropy); `generate` keeps the tokens alone. P prompts, G images a prompt, B = P * G rows, T tokens.
+A masked generator's baseline is diffusers' pipeline: `rollout_masked.py`. The same model, prompts, guidance and number
+of images on both sides, no truncation. Ours also keeps what training needs (both log-probs, the behaviour log-prob, the
+entropy); `generate` keeps the tokens alone. P prompts, G images a prompt, B = P * G rows, T tokens.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def generate(generator: Janus, prompts: list[Prompt], sampling: Sampling) -> Tensor:
-    """The baseline: tokens [B, T] of `generate`, in the rows' order of `Janus.sample`. Temperature 0 is greedy."""
+    """Sample tokens [B, T] with `generate`, the baseline, in the row order of `Janus.sample`; temperature 0 is greedy."""
     encoded = generator.prompts.encode([prompt.text for prompt in prompts])
     group = sampling.group_size
     choice: dict[str, Any] = {"do_sample": False}
@@ -70,7 +70,11 @@ def generate(generator: Janus, prompts: list[Prompt], sampling: Sampling) -> Ten
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """ValueError: a checkpoint without a baseline, no guidance, compilation where it cannot be. RuntimeError: the sides differ."""
+    """Time both sides.
+
+    ValueError: a checkpoint without a baseline, no guidance, compilation where it cannot be. RuntimeError: the sides
+    differ.
+    """
     if options.guidance <= 1:
         raise ValueError(f"--guidance is {options.guidance}; the baselines sample with guidance above 1 only")
     device = pick_device(options.device)
@@ -118,10 +122,11 @@ def run(options: argparse.Namespace, console: Console) -> Report:
 
 
 def check(generator: Janus, rollouts: dict[str, tuple[Rollout, Rollout]], sampled: Tensor, greedy: Tensor) -> None:
-    """RuntimeError unless each of our (sampled, greedy) rollouts and the baseline's tokens [B, T] come from one model and distribution.
+    """Raise a RuntimeError unless our rollouts and the baseline's tokens [B, T] come from one model and distribution.
 
-    Greedy sequences are determined up to ties, so each must be a greedy one under the teacher-forced guided logits. Of sampled ones the
-    mean log-prob is compared: another temperature, guidance or truncation moves it.
+    rollouts: name -> (sampled, greedy). Greedy sequences are determined up to ties, so each must be a greedy one under
+    the teacher-forced guided logits. Of sampled ones the mean log-prob is compared: another temperature, guidance or
+    truncation moves it.
     """
     first_sampled, first_greedy = next(iter(rollouts.values()))
     candidates = dict(rollouts)

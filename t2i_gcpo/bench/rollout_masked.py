@@ -1,8 +1,8 @@
-"""Sampling of a masked generator: images per second of `generator.sample` against the loop of diffusers' own pipeline.
+"""Time the sampling of a masked generator, in images per second, against the loop of diffusers' own pipeline.
 
-The same model, prompts, steps, guidance and batch on both sides, the texts encoded before. The pipeline is eager, ours eager and compiled. Ours also keeps what training needs
-(both log-probs, the behaviour log-prob, the entropy, the commit steps); the pipeline keeps the tokens. P prompts, G images a prompt,
-B = P * G rows, T tokens, N steps.
+The same model, prompts, steps, guidance and batch on both sides, the texts encoded before. The pipeline is eager, ours
+eager and compiled. Ours also keeps what training needs (both log-probs, the behaviour log-prob, the entropy, the commit
+steps); the pipeline keeps the tokens. P prompts, G images a prompt, B = P * G rows, T tokens, N steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ BASELINE = "diffusers' AmusedPipeline"
 
 
 class Pipeline:
-    """The baseline, with its texts encoded. ValueError: a plan of unmasking that AmusedScheduler does not have."""
+    """Sample with diffusers' pipeline, the baseline, with its texts encoded.
+
+    ValueError: a plan of unmasking that AmusedScheduler does not have.
+    """
 
     def __init__(self, generator: Amused, prompts: list[Prompt], sampling: Sampling) -> None:
         from diffusers.pipelines.deprecated.amused.pipeline_amused import AmusedPipeline
@@ -50,9 +53,9 @@ class Pipeline:
         self.null: Texts = generator.texts([NULL] * len(rows))
 
     def __call__(self, watch: Any = None) -> Tensor:
-        """Tokens [B, T]. `watch(step, timestep, latents)` is called after each step."""
+        """Sample tokens [B, T]. `watch(step, timestep, latents)` is called after each step."""
         first, last = self.sampling.unmasking.temperature, 0.0
-        found = self.run(
+        latents = self.run(
             prompt_embeds=self.texts.pooled,
             encoder_hidden_states=self.texts.hidden,
             negative_prompt_embeds=self.null.pooled,
@@ -65,10 +68,10 @@ class Pipeline:
             return_dict=False,
             callback=watch,
         )[0]
-        return rearrange(found, "b h w -> b (h w)")
+        return rearrange(latents, "b h w -> b (h w)")
 
     def rollout(self, like: Rollout) -> Rollout:
-        """Its tokens and the steps that committed them, as a rollout to be scored."""
+        """Sample tokens and the steps that committed them, as a rollout to be scored."""
         commit = torch.full_like(like.commit_step, self.sampling.unmasking.steps)
 
         def watch(step: int, timestep: Any, latents: Tensor) -> None:
@@ -81,7 +84,10 @@ class Pipeline:
 def measure(
     options: argparse.Namespace, console: Console, generator: Amused, prompts: list[Prompt], *, compiled: bool
 ) -> Report:
-    """`compiled`: measure our compiled sampler too. ValueError: a batch without spread. RuntimeError: the sides sample from different distributions."""
+    """Time both sides; `compiled`: measure our compiled sampler too.
+
+    ValueError: a batch of one image. RuntimeError: the sides sample from different distributions.
+    """
     device = pick_device(options.device)
     plan = Unmasking(steps=options.steps)
     sampling = Sampling(group_size=options.group_size, guidance=options.guidance, seed=options.seed, unmasking=plan)
@@ -112,9 +118,10 @@ def measure(
 
 
 def check(generator: Amused, ours: Rollout, theirs: Rollout) -> None:
-    """RuntimeError unless both rollouts' mean log-probs are those of samples of one distribution, each token in the state that committed it.
+    """Raise a RuntimeError unless both rollouts' mean log-probs are those of samples of one distribution.
 
-    Another guidance, temperature, schedule or confidence moves the mean.
+    Each token is scored in the state that committed it. Another guidance, temperature, schedule or confidence moves the
+    mean.
     """
     mine, other = (scored(generator, rollout).mean(dim=1) for rollout in (ours, theirs))
     check_distribution("our tokens and the baseline's", mine, other)

@@ -1,4 +1,4 @@
-"""What the benchmarks that sample share, whatever the baseline: the batch, what is decoded, the check that both sides sample alike, the settings.
+"""The parts that the sampling benchmarks share: batch, tokens to decode, check of the distribution, settings.
 
 P prompts, G images a prompt, B = P * G rows, T tokens.
 """
@@ -23,7 +23,7 @@ STANDARD_ERRORS = 5.0
 
 
 def batch_size(options: argparse.Namespace, prompts: int) -> int:
-    """B. ValueError: one image."""
+    """Return the number of images B. ValueError: one image."""
     batch: int = prompts * options.group_size
     if batch < 2:
         raise ValueError(
@@ -33,7 +33,7 @@ def batch_size(options: argparse.Namespace, prompts: int) -> int:
 
 
 def any_tokens(generator: Amused | Janus, batch: int, seed: int, device: torch.device) -> Tensor:
-    """[B, T] to be decoded, which costs the same for all sides."""
+    """Draw tokens [B, T] to be decoded, which costs the same for all sides."""
     shape = (batch, math.prod(generator.grid))
     return torch.randint(generator.codebook_size, shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
@@ -41,7 +41,7 @@ def any_tokens(generator: Amused | Janus, batch: int, seed: int, device: torch.d
 def settings(
     options: argparse.Namespace, generator: Amused | Janus, prompts: int, *, compiled: bool, **more: Any
 ) -> dict[str, Any]:
-    """What the report says of the run; `more` is one kind of generator's own."""
+    """Collect what the report says of the run; `more` is one kind of generator's own."""
     return {
         "checkpoint": options.checkpoint,
         "prompts": options.prompts,
@@ -59,13 +59,16 @@ def settings(
 
 @torch.no_grad()
 def scored(generator: Amused | Janus, rollout: Rollout) -> Tensor:
-    """[B, T] log-probs of a rollout's tokens under its sampling options."""
+    """Compute the log-probs [B, T] of a rollout's tokens under its sampling options."""
     parts = torch.arange(rollout.batch).split(SCORE_ROWS)
     return torch.cat([generator.token_logprobs(rollout.rows(part), distribution="guided") for part in parts])
 
 
 def check_distribution(whose: str, mine: Tensor, theirs: Tensor) -> None:
-    """RuntimeError unless the images' mean log-probs [B] of both sides may be those of samples of one distribution; `whose`: the two, in words."""
+    """Raise a RuntimeError unless the images' mean log-probs [B] of both sides fit one distribution.
+
+    `whose`: the two sides, in words.
+    """
     difference = float(mine.mean() - theirs.mean())
     error = math.sqrt(float(mine.var()) / len(mine) + float(theirs.var()) / len(theirs))
     if not abs(difference) <= STANDARD_ERRORS * error:

@@ -1,4 +1,4 @@
-"""What GCPO costs over GRPO: advantages and update on one and the same guided rollout, credit being the only difference.
+"""Time a GCPO update against a GRPO update on the same guided rollout, where only the credit differs.
 
 Guidance computes both branches anyway, so the contrast is in the rollout; what is left of GCPO is the ranking of its token weights. Each
 call starts from the same weights and optimiser state. P prompts, G images a prompt, B = P * G rows.
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Step:
-    """One algorithm's update from a fixed rollout, again and again from the same state."""
+    """Run one algorithm's update on a fixed rollout, again and again from the same state."""
 
     def __init__(
         self,
@@ -73,20 +73,20 @@ class Step:
         self.updater.load_state_dict(self.start)
 
     def keep_optimizer(self) -> None:
-        """From now on `restore` brings back the optimiser's state as it is, so that no timed update allocates it."""
+        """Let `restore` bring back the optimiser's present state from now on, so that no timed update allocates it."""
         self.start = copy.deepcopy(self.updater.state_dict()) | {"weights": self.start["weights"]}
 
     def gradients(self, targets: TokenAdvantages) -> list[Tensor]:
-        """Those of an update from the starting weights."""
+        """Return the gradients of an update from the starting weights."""
         self.restore()
         self.updater.update(self.rollout, targets, Clock(self.device), torch.Generator())
-        found = [master.grad for master in self.updater.weights.masters]
+        gradients = [master.grad for master in self.updater.weights.masters]
         self.restore()
-        return [gradient.clone() for gradient in found if gradient is not None]
+        return [gradient.clone() for gradient in gradients if gradient is not None]
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """ValueError: no guidance, or a rollout without contrast. RuntimeError: the sides differ in more than the credit."""
+    """Time both. ValueError: no guidance, or no contrast. RuntimeError: the sides differ in more than the credit."""
     if options.guidance == 1:
         raise ValueError("--guidance is 1; contrast is free under guidance only, set another scale")
     device = pick_device(options.device)
@@ -141,7 +141,10 @@ def run(options: argparse.Namespace, console: Console) -> Report:
 
 
 def check(gcpo: Step, grpo: Step) -> None:
-    """RuntimeError unless GCPO with uniform weights has GRPO's gradients; ValueError if its own weights are uniform already."""
+    """Raise a RuntimeError unless GCPO with uniform weights has GRPO's gradients.
+
+    ValueError if its own weights are uniform already.
+    """
     targets = token_advantages(gcpo.algorithm, gcpo.rollout, gcpo.scores)
     if not bool((targets.weights.std(dim=-1) > 0).any()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What the benchmarks of a masked generator's update share: a rollout, and the forward and backward pass of it.
+"""The parts that benchmarks of a masked generator's update share: a rollout, and its forward and backward pass.
 
 P prompts, G images a prompt, B = P * G rows, T tokens.
 """
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, pairs: int, unit: str) -> 
 
 
 def load(options: argparse.Namespace) -> Amused:
-    """The checkpoint. ValueError: another kind of generator."""
+    """Load the checkpoint. ValueError: another kind of generator."""
     generator = generators.load(options.checkpoint, device=pick_device(options.device), compile=False)
     if not isinstance(generator, Amused):
         raise ValueError(
@@ -50,7 +50,7 @@ def rollout(generator: Amused, options: argparse.Namespace, *, steps: int) -> Ro
 
 
 def gradients(generator: Amused, drawn: Rollout) -> tuple[Tensor, ...]:
-    """Those of the mean objective at ratio 1 with an advantage of 1 for every token, in the trained weights."""
-    found, scale, _ = generator.training_scores(drawn)
-    objective = (found if scale is None else found * scale).mean()
+    """Compute the gradients of the mean objective at ratio 1, with an advantage of 1 for every token."""
+    logprob, scale, _ = generator.training_scores(drawn)
+    objective = (logprob if scale is None else logprob * scale).mean()
     return torch.autograd.grad(objective, generator.trainable_parameters())

@@ -1,4 +1,4 @@
-"""`load`: from a name or a folder to the generator that its model type asks for."""
+"""Load the generator that a checkpoint's model type asks for, from a name or a folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(
     revision: str | None = None,
     **options: Any,
 ) -> ImageGenerator:
-    """The generator in an embedded checkpoint ("janus-mini"), a local folder, or a repository of the Hugging Face hub.
+    """Load the generator in an embedded checkpoint ("janus-mini"), a local folder, or a repository of the hub.
 
     A folder may hold a whole model, or a LoRA adapter or a delta (then its base is loaded as well). `dtype` is a torch dtype or its name
     ("float32", "bfloat16"). `options` go to the adapter's class (e.g. `max_batch`, `compile`).
@@ -60,8 +60,8 @@ def load(
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A torch dtype from itself or its name. ValueError for what is no floating dtype."""
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    """Return a torch dtype from itself or its name. ValueError for what is no floating dtype."""
+    resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
         raise ValueError(f"dtype is {dtype!r}; allowed: float32, bfloat16, float16")
-    return found
+    return resolved

@@ -1,4 +1,4 @@
-"""What the trainer, the evaluation and the demo know about a generator.
+"""The protocol of a generator: what the trainer, the evaluation and the demo know about it.
 
 P prompts, G images a prompt, B = P * G rows with row = p * G + g, T tokens of the grid, H, W pixels.
 """
@@ -39,14 +39,15 @@ class TrainingScores(NamedTuple):
 
     @property
     def own(self) -> Tensor:
-        """[B, T] fp32: what the KL is taken of."""
+        """The log-probs [B, T] fp32 that the KL is taken of."""
         return self.logprob if self.token_logprob is None else self.token_logprob
 
 
 class ImageGenerator(Protocol):
     """A model that draws a grid of codebook tokens for a prompt, and can score the tokens again.
 
-    Derive from it to have the defaults of what is optional: `masked`, `base`, `has_lora`, `prepare`, `training_scores`, `merge_lora`.
+    Derive from it to have the defaults of what is optional: `masked`, `base`, `has_lora`, `prepare`, `training_scores`,
+    `merge_lora`.
     """
 
     kind: str
@@ -96,7 +97,7 @@ class ImageGenerator(Protocol):
         prompt: str | list[str] = "positive",
         distribution: Distribution = "conditional",
     ) -> Tensor:
-        """Log-probs [B, T] fp32 in nats of the rollout's tokens, differentiable in the policy's weights."""
+        """Compute log-probs [B, T] fp32 in nats of the rollout's tokens, differentiable in the policy's weights."""
 
     def training_scores(self, rollout: Rollout, *, distribution: Distribution = "conditional") -> TrainingScores:
         """Return what an update trains: by default the log-prob of each token, and every token counts alike."""
@@ -104,15 +105,15 @@ class ImageGenerator(Protocol):
 
     @abstractmethod
     def token_entropy(self, rollout: Rollout) -> Tensor:
-        """Entropy [B, T] fp32 in nats of the raw conditional distribution at the rollout's tokens, without gradient."""
+        """Compute the entropy [B, T] fp32, nats, of the raw conditional distribution at each token; no gradient."""
 
     @abstractmethod
     def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
-        """ValueError for prompts that the generator cannot read, e.g. words that its tokenizer does not know."""
+        """Raise a ValueError for prompts that the generator cannot read, e.g. for words that it does not know."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T] int64 -> images [B, 3, H, W] uint8."""
+        """Decode tokens [B, T] int64 to images [B, 3, H, W] uint8."""
 
     def prepare(self, rollouts_ahead: int) -> None:
         """Take note that the caller will ask for so many rollouts of like size in all. By default nothing depends on it."""
@@ -131,10 +132,13 @@ class ImageGenerator(Protocol):
     def add_lora(
         self, rank: int = 16, alpha: float = 32.0, *, targets: Sequence[str] | None = None, seed: int = 0
     ) -> None:
-        """Train low-rank adapters (2106.09685) of the policy instead of its own weights; `targets`: the layers, None: the usual ones."""
+        """Train low-rank adapters (2106.09685) of the policy instead of its own weights.
+
+        targets: the linear layers that get one (None: the usual ones). ValueError where the generator cannot.
+        """
 
     def merge_lora(self) -> None:
-        """Add the low-rank adapters to the policy's weights, and train these from here on. ValueError where there are none."""
+        """Add the adapters to the policy's weights, and train these from here on. ValueError where there are none."""
         raise ValueError("there are no LoRA adapters to merge")
 
     @abstractmethod
@@ -143,7 +147,7 @@ class ImageGenerator(Protocol):
 
     @abstractmethod
     def reference(self) -> AbstractContextManager[None]:
-        """Inside, the generator is the reference model."""
+        """Make the generator the reference model inside a `with` block."""
 
     @abstractmethod
     def save(self, path: str | Path) -> None:
@@ -151,7 +155,7 @@ class ImageGenerator(Protocol):
 
 
 def as_prompts(prompts: Sequence[Prompt | str]) -> tuple[Prompt, ...]:
-    """ValueError for a lone string or an empty sequence."""
+    """Return prompts, texts made into them. ValueError for a lone string or an empty sequence."""
     if isinstance(prompts, (str, Prompt)) or not len(prompts):
         raise ValueError(f"prompts is {prompts!r}; pass a non-empty sequence of prompts, for one prompt a list of one")
     return tuple(prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts)
@@ -164,7 +168,7 @@ def as_negatives(negative: str | Sequence[str], count: int) -> tuple[str, ...]: 
 @overload
 def as_negatives(negative: Negative, count: int) -> tuple[str, ...] | None: ...
 def as_negatives(negative: Negative, count: int) -> tuple[str, ...] | None:
-    """One negative text for each of `count` prompts, or None for the null prompt. ValueError for another number of them."""
+    """Return a negative text for each of `count` prompts, or None: the null prompt. ValueError for another number."""
     if negative is None:
         return None
     if isinstance(negative, str):
@@ -175,7 +179,7 @@ def as_negatives(negative: Negative, count: int) -> tuple[str, ...] | None:
 
 
 def row_texts(rollout: Rollout, prompt: str | Sequence[str]) -> list[str] | None:
-    """Return the text of each row [B] that `prompt` asks for; None stands for the null prompt, which generators encode in their own way.
+    """Return the text of each row [B] that `prompt` asks for; None stands for the null prompt.
 
     prompt: "positive"; "negative", the rollout's negative prompts, else the null prompt; or texts, one for each prompt or row.
     ValueError for another word, or a number of texts that does not fit.
@@ -194,14 +198,14 @@ def row_texts(rollout: Rollout, prompt: str | Sequence[str]) -> list[str] | None
 
 
 def seeded(sampling: Sampling, rng: torch.Generator | None) -> Sampling:
-    """`sampling` with its seed replaced by one 63-bit draw from `rng`, if there is one."""
+    """Replace the seed of `sampling` by one 63-bit draw from `rng`, if there is one."""
     if rng is None:
         return sampling
     return replace(sampling, seed=int(torch.randint(0, 2**63 - 1, (), generator=rng, device=rng.device)))
 
 
 def check_tokens(tokens: Tensor, grid: tuple[int, int], codebook_size: int) -> None:
-    """ValueError unless tokens are [B, rows * columns] codebook indices."""
+    """Raise a ValueError unless tokens are [B, rows * columns] codebook indices."""
     length = grid[0] * grid[1]
     if tokens.dim() != 2 or tokens.shape[1] != length or tokens.is_floating_point():
         raise ValueError(
@@ -214,7 +218,7 @@ def check_tokens(tokens: Tensor, grid: tuple[int, int], codebook_size: int) -> N
 
 
 def chunks(items: Sequence[Item], most: int | None) -> Iterator[Sequence[Item]]:
-    """Nearly equal runs of at most `most` items (None: all at once)."""
+    """Cut items into nearly equal runs of at most `most` (None: all at once)."""
     count = 1 if most is None else -(-len(items) // most)
     size = -(-len(items) // max(count, 1))
     for start in range(0, len(items), max(size, 1)):
@@ -222,7 +226,7 @@ def chunks(items: Sequence[Item], most: int | None) -> Iterator[Sequence[Item]]:
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], rows: Tensor, most: int | None) -> Tensor:
-    """`function` over at most `most` rows at a time, joined along the rows."""
+    """Apply `function` to at most `most` rows at a time, and join the results along the rows."""
     if most is None or len(rows) <= most:
         return function(rows)
     return torch.cat([function(part) for part in rows.split(most)])

@@ -1,6 +1,6 @@
-"""When a sampling step is compiled, and in batches of which size: a compiled step has one shape, and is worth its half minute only if it is used often.
+"""Decide when a sampling step is compiled, and in batches of which size.
 
-R rows sampled at once.
+A compiled step has one shape, and is worth its half minute only if it is used often. R rows sampled at once.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ CACHED_SHAPES = 4
 
 
 class Compilation:
-    """A generator's choice to compile. It depends on the options alone, never on what ran before: a resumed run does what the first one did."""
+    """A generator's choice to compile.
+
+    It depends on the options alone, never on what ran before: a resumed run does what the first one did.
+    """
 
     def __init__(self, choice: bool | Literal["auto"], device: torch.device) -> None:
-        """ValueError: True where torch.compile cannot."""
+        """Take the option and the device. ValueError: the option is True where torch.compile cannot compile."""
         if choice is True and not can_compile(device):
             raise ValueError(
                 "compile is on, but torch.compile finds no C++ compiler (CPU) or Triton (GPU); install one, or turn it off"
@@ -57,8 +60,11 @@ class ShapeCache(OrderedDict[Hashable, Built]):
 
 
 def compiled(function: Callable[..., Any], name: str, **options: Any) -> Callable[..., Any]:
-    """`function`, a closure, compiled into one graph. `name` is of its shape: torch counts recompilations by code object, and all shapes'
-    closures would count against the same few."""
+    """Compile `function`, a closure, into one graph.
+
+    `name` is of its shape: torch counts recompilations by code object, and all shapes' closures would count against the
+    same few.
+    """
     if not isinstance(function, types.FunctionType):
         raise TypeError(
             f"{function!r} is no Python function; only a function's code can be compiled under a name of its own"
@@ -69,7 +75,7 @@ def compiled(function: Callable[..., Any], name: str, **options: Any) -> Callabl
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs here: a C++ compiler on the CPU, Triton elsewhere."""
+    """Say whether torch.compile has what it needs here: a C++ compiler on the CPU, Triton elsewhere."""
     if device.type == "cpu":
         from torch._inductor import config
 
@@ -90,28 +96,28 @@ class Batch(Generic[Item]):
 
 
 def batches(rows: Sequence[Item], max_batch: int | None, compile: bool) -> list[Batch[Item]]:
-    """All rows, at most `max_batch` at once; in compiled batches of that size, where they are not mostly empty."""
+    """Cut rows into batches of at most `max_batch`; compiled ones have that size, unless they would be mostly empty."""
     compile = compile and worth_compiling(len(rows), max_batch)
-    found = []
+    result = []
     for part in cut(rows, max_batch, compile):
         one_shape = compile and worth_compiling(len(part), max_batch)
         size = max_batch if one_shape and max_batch is not None else len(part)
-        found.append(Batch(filled(part, size), len(part), one_shape))
-    return found
+        result.append(Batch(filled(part, size), len(part), one_shape))
+    return result
 
 
 def worth_compiling(rows: int, max_batch: int | None) -> bool:
-    """Compiled batches always have `max_batch` rows: with fewer than half of them filled, uncompiled ones are faster."""
+    """Say whether at least half of a compiled batch is filled: it always has `max_batch` rows, and costs as much."""
     return max_batch is None or 2 * rows >= max_batch
 
 
 def cut(rows: Sequence[Item], max_batch: int | None, compiled: bool) -> list[Sequence[Item]]:
-    """Batches of `max_batch` rows and a rest where compiled, as shapes are fixed then; nearly equal batches otherwise."""
+    """Cut rows into batches of `max_batch` and a rest where compiled, as shapes are fixed; else nearly equally."""
     if compiled and max_batch is not None:
         return [rows[start : start + max_batch] for start in range(0, len(rows), max_batch)]
     return list(chunks(rows, max_batch))
 
 
 def filled(rows: Sequence[Item], count: int) -> list[Item]:
-    """The rows, followed by copies of the last one: `count` in all."""
+    """Fill rows up to `count` with copies of the last one."""
     return [*rows, *[rows[-1]] * (count - len(rows))]

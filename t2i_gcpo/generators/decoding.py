@@ -1,4 +1,4 @@
-"""The precision of image decoders: half of it on CPUs that multiply bfloat16 natively, as nobody trains through a decoder."""
+"""The precision of image decoders: bfloat16 on CPUs that multiply it natively, as nobody trains through a decoder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 
 
 def check_decode_dtype(name: str) -> None:
-    """ValueError, listing what is allowed, for an unknown name."""
+    """Raise a ValueError, listing what is allowed, for an unknown name."""
     if name not in get_args(DecodeDtype):
         raise ValueError(f"decode_dtype is {name!r}; allowed: {', '.join(get_args(DecodeDtype))}")
 
 
 def decoding(name: DecodeDtype, device: torch.device, weights: torch.dtype) -> AbstractContextManager[object]:
-    """The precision in which a decoder with `weights` runs on `device`: bfloat16 is autocast's, norms stay in float32.
+    """Run a decoder with `weights` on `device` in the precision `name` inside a `with` block; norms stay in float32.
 
     "auto" is bfloat16 where a CPU has instructions for it (pixels move by about 3 of 255), else the weights' own precision.
     """
@@ -29,6 +29,6 @@ def decoding(name: DecodeDtype, device: torch.device, weights: torch.dtype) -> A
 
 
 def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively; elsewhere it is emulated, and slower than float32."""
+    """Say whether this CPU multiplies bfloat16 natively; elsewhere it is emulated, and slower than float32."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # newer releases of torch have it
     return any(capabilities.get(name) for name in NATIVE_BFLOAT16)

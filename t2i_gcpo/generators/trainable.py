@@ -1,4 +1,4 @@
-"""What the adapters share: the trained part of a model, LoRA on it, the reference, saving, compiling, and a rollout from the sampled rows.
+"""A base class with what the adapters share: the trained part of a model, LoRA, the reference, saving, compilation.
 
 B rows, T tokens, H, W pixels.
 """
@@ -134,14 +134,15 @@ class TrainableGenerator(ImageGenerator):
     def add_lora(
         self, rank: int = 16, alpha: float = 32.0, *, targets: Sequence[str] | None = None, seed: int = 0
     ) -> None:
-        """Train LoRA adapters (2106.09685) on the policy's linear layers `targets` (None: `lora_targets`), and freeze the rest.
+        """Train LoRA adapters (2106.09685) on the policy's linear layers, and freeze the rest.
 
-        Does nothing if a loaded adapter has the same shape. ValueError: it has another shape, or `targets` match nothing.
+        targets: patterns for their names (None: `lora_targets`). Does nothing if a loaded adapter has the same shape.
+        ValueError: it has another shape, or `targets` match nothing.
         """
         self.weights.add_lora(rank, alpha, self.lora_targets if targets is None else targets, seed)
 
     def merge_lora(self) -> None:
-        """Add the LoRA adapters to the weights, and train these from here on. ValueError where there are none."""
+        """Add the adapters to the weights, and train these from here on. ValueError where there are none."""
         self.weights.merge_lora()
 
     def keep_reference(self) -> None:
@@ -210,7 +211,7 @@ class TrainableGenerator(ImageGenerator):
 
     @property
     def decode_batch(self) -> int | None:
-        """How many rows are decoded at once (None: all)."""
+        """The number of rows decoded at once (None: all)."""
         return self.max_batch
 
     @abstractmethod

@@ -1,10 +1,11 @@
-"""aMUSEd (2401.01808) of diffusers as an `ImageGenerator`: a masked generator in the manner of MaskGIT and Muse.
+"""The adapter that makes aMUSEd (2401.01808) of diffusers, a masked generator like MaskGIT, an `ImageGenerator`.
 
-P prompts, G images a prompt, B = P * G rows with row = p * G + g, T = rows * columns tokens, N sampling steps, V codebook, H, W pixels.
-Only the transformer is trained; the text encoder and VQ model are frozen.
+P prompts, G images a prompt, B = P * G rows with row = p * G + g, T = rows * columns tokens, N sampling steps, V
+codebook, H, W pixels. Only the transformer is trained; the text encoder and VQ model are frozen.
 
-`token_logprobs` are taken in the state in which a token was committed: so it has one under the prompt and one under the negative prompt,
-like a token of an autoregressive generator. What is trained may be another row of `likelihoods.LIKELIHOODS`.
+`token_logprobs` are taken in the state in which a token was committed: so it has one under the prompt and one under the
+negative prompt, like a token of an autoregressive generator. What is trained may be another row of
+`likelihoods.LIKELIHOODS`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ UVIT_TARGETS: tuple[str, ...] = (
 
 
 class Amused(TrainableGenerator):
-    """See `generators.base.ImageGenerator` for the methods' contracts; how tokens are unmasked stands in `Sampling.unmasking`."""
+    """Sample, score and decode with aMUSEd; `generators.base.ImageGenerator` says what each method owes.
+
+    How tokens are unmasked is `Sampling.unmasking`.
+    """
 
     kind = "amused"
     masked = True
@@ -71,11 +75,12 @@ class Amused(TrainableGenerator):
         masked_passes: int = 0,
         fold_passes: bool = False,
     ) -> None:
-        """
+        """Take the parts of a checkpoint and choose what of an image is trained, and at which cost.
+
         max_batch: rows sampled or decoded at once (None: all); images do not depend on it beyond rounding.
         compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
-        gradient_checkpointing: keep the activations of one forward pass at a time in the backward pass, and compute those of the others
-            again. Off: the activations of all passes, one a sampling step, exist at once.
+        gradient_checkpointing: keep the activations of one forward pass at a time in the backward pass, and compute those of
+            the others again. Off: the activations of all passes, one a sampling step, exist at once.
         decode_dtype: precision of the image decoder; see `decoding`.
         masked_policy: the likelihood whose log-probs `training_scores` gives, a row of `likelihoods.LIKELIHOODS`.
         masked_passes: forward passes of an update; see `likelihoods.passes`. 0: as many as the likelihood says.
@@ -142,12 +147,13 @@ class Amused(TrainableGenerator):
         first_prompt_index: int = 0,
         negative_prompts: Negative = None,
     ) -> Rollout:
-        """P prompts -> B = P * G token grids. `logprob_negative` and the stats `exact_kl` and `js` contrast the prompt with
-        `negative_prompts` (None: the null prompt); the stat `entropy` is the raw conditional distribution's. All of them are of the
-        step that committed the token.
+        """Sample B = P * G token grids for P prompts.
 
-        The null prompt's branch runs if guidance is not 1 or a stat needs it, and `logprob_negative` is then free. A negative
-        text costs N forward passes without gradient, or a third branch if a stat needs it.
+        `logprob_negative` and the stats `exact_kl` and `js` contrast the prompt with `negative_prompts` (None: the null
+        prompt); the stat `entropy` is the raw conditional distribution's. All of them are of the step that committed
+        the token. The null prompt's branch runs if guidance is not 1 or a stat needs it, and `logprob_negative` is then
+        free. A negative text costs N forward passes without gradient, or a third branch if a stat needs it.
+
         ValueError: more steps than tokens, or a plan of unmasking that the likelihood does not go with.
         """
         prompts = as_prompts(prompts)
@@ -187,7 +193,7 @@ class Amused(TrainableGenerator):
         prompt: str | list[str] = "positive",
         distribution: Distribution = "conditional",
     ) -> Tensor:
-        """[B, T] fp32, nats, differentiable in the policy: the log-prob of each of `rollout.tokens` in the state that committed it.
+        """Compute the log-prob [B, T] fp32, nats, of each token in the state that committed it, with gradient.
 
         prompt: "positive", "negative" (the rollout's negative prompts, else the null prompt), or texts, one for each prompt or row.
         distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and truncation of
@@ -199,22 +205,23 @@ class Amused(TrainableGenerator):
         return self.scorer.token_logprobs(rollout, prompt, distribution)
 
     def training_scores(self, rollout: Rollout, *, distribution: Distribution = "conditional") -> TrainingScores:
-        """Return the log-probs of `rollout` that an update trains, which the likelihood decides, and each token's factor in the loss.
+        """Return the log-probs of `rollout` that an update trains, and each token's factor in the loss.
 
-        The passes drawn depend on the rollout's seed alone: the old, the reference's and the new log-probs are of the same states.
-        ValueError: a rollout or plan of unmasking that the likelihood does not go with.
+        The likelihood decides them. The passes drawn depend on the rollout's seed alone: the old, the reference's and
+        the new log-probs are of the same states. ValueError: a rollout or plan of unmasking that the likelihood does
+        not go with.
         """
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         return self.scorer.training_scores(rollout, distribution)
 
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:
-        """[B, T] fp32, nats: the entropy of the raw conditional distribution that each of `rollout.tokens` comes from."""
+        """Compute the entropy [B, T] fp32, nats, of the raw conditional distribution that each token comes from."""
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         return self.scorer.token_entropy(rollout)
 
     def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
-        """ValueError for a prompt that is too long, or has words that the tokenizer does not know."""
+        """Raise a ValueError for a prompt that is too long, or has words that the tokenizer does not know."""
         self.texts.check([prompt.text for prompt in as_prompts(prompts)])
 
     # -- images --------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
-"""Which probability of a sampled image an update of a masked generator trains: one row of choices each, and the passes that a row asks for.
+"""Which probability of an image an update of a masked generator trains, as rows of choices, and the passes of each.
 
-A forward pass of a masked generator has a state (some tokens visible, the others masked) and gives the log-probs of all masked tokens. A
-likelihood says which states are scored, and which tokens in them. The option that names it is `generator.masked_policy`. GCPO's contrast is
-not a matter of this file: it is always that of the step that committed the token.
+A forward pass of a masked generator has a state (some tokens visible, the others masked) and gives the log-probs of all
+masked tokens. A likelihood says which states are scored, and which tokens in them. The option that names it is
+`generator.masked_policy`. GCPO's contrast is not a matter of this file: it is always that of the step that committed
+the token.
 
-B rows, T tokens, N sampling steps, M passes, V codebook, D width of its entries. Pure functions; randomness comes in as a `torch.Generator`.
+B rows, T tokens, N sampling steps, M passes, V codebook, D width of its entries. Pure functions; randomness comes in as
+a `torch.Generator`.
 """
 
 from __future__ import annotations
@@ -66,14 +68,14 @@ LIKELIHOODS: dict[str, Likelihood] = {
 
 
 def resolve(name: str) -> Likelihood:
-    """The row `name`. ValueError for another name, listing the rows."""
+    """Return the likelihood `name`. ValueError for another name, listing the rows."""
     if name not in LIKELIHOODS:
         raise ValueError(f"masked policy {name!r} is unknown; allowed: {', '.join(LIKELIHOODS)}")
     return LIKELIHOODS[name]
 
 
 def passes(likelihood: Likelihood, wanted: int, steps: int, order: str) -> int:
-    """M, the forward passes of an update, for `wanted` of them (0: as many as the row says) at N sampling steps.
+    """Count the forward passes of an update, M, for `wanted` of them (0: as many as the row says) at N sampling steps.
 
     The row says N; of key_steps, `KEY_STEPS` or N, whichever is less. ValueError: more passes than there are steps to choose from, or an
     order of unmasking that the likelihood is not defined for.
@@ -104,7 +106,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Plan:
-    """The passes of an update, and what each token's loss is multiplied by."""
+    """The passes of an update, and the factor of each token's loss."""
 
     passes: tuple[Pass, ...]
     scale: Tensor
@@ -144,50 +146,52 @@ def plan(
 
 
 def trajectory(commit_step: Tensor, chosen: Sequence[int], *, steps: int, by_step: bool) -> Plan:
-    """The states of the `chosen` steps of N, and the tokens that each committed.
+    """Plan the states of the `chosen` steps of N, and the tokens that each committed.
 
     Tokens alone (commit_step): the scale is N / M, so that over random subsets of M steps the expected gradient is that of all steps.
     `by_step` (Mask-GRPO, its two definitions of the transition probability): the loss is a mean over steps, of which each counts the same
     however many tokens it commits, so a token of a step with c tokens has scale T / (M c).
     """
     length = commit_step.shape[1]
-    found, scale = [], torch.zeros(commit_step.shape, device=commit_step.device)
+    passes, scale = [], torch.zeros(commit_step.shape, device=commit_step.device)
     for step in chosen:
         target = commit_step == step
-        found.append(Pass(commit_step < step, target, target.float()))
+        passes.append(Pass(commit_step < step, target, target.float()))
         size = target.sum(dim=1, keepdim=True).clamp(min=1) if by_step else length / steps
         scale = torch.where(target, length / (len(chosen) * size), scale)
-    return Plan(tuple(found), scale)
+    return Plan(tuple(passes), scale)
 
 
 def remask_counts(count: int, length: int) -> list[int]:
-    """Masked tokens of each of M passes (MaskGRPO): rates that rise in equal parts from above `REMASK_LOW` to `REMASK_HIGH`.
+    """Count the masked tokens of each of M passes (MaskGRPO), at rates from above `REMASK_LOW` to `REMASK_HIGH`.
 
-    The authors' code masks each token by itself with probability `low + (1 - low) m / M`, and makes an optimiser step of each m = 1..M.
-    Here exactly `floor(rate T)` tokens are masked, and one optimiser step has all M passes.
+    The rates rise in equal parts. The authors' code masks each token by itself with probability `low + (1 - low) m /
+    M`, and makes an optimiser step of each m = 1..M. Here exactly `floor(rate T)` tokens are masked, and one optimiser
+    step has all M passes.
     """
     rates = (min(REMASK_LOW + (1 - REMASK_LOW) * m / count, REMASK_HIGH) for m in range(1, count + 1))
     return [max(1, int(rate * length)) for rate in rates]
 
 
 def remasked(ranks: Tensor, counts: Tensor) -> Plan:
-    """The final image with `counts` [M, B] tokens masked, those of the lowest `ranks` [M, T], and the log-probs of all masked ones.
+    """Plan passes over the final image with `counts` [M, B] tokens masked, those of the lowest `ranks` [M, T].
 
-    The objective is the mean over the passes of the mean over a pass's n masked tokens. A token's share of a pass goes as 1 / n, and its
-    scale is `T / M` times the sum of 1 / n over its passes: at ratio 1 the gradient is that of the objective. Off-policy, a token has one
-    ratio (the weighted geometric mean of its passes') where the papers' code has one for each pass.
+    The log-probs of all masked tokens are taken. The objective is the mean over the passes of the mean over a pass's n
+    masked tokens. A token's share of a pass goes as 1 / n, and its scale is `T / M` times the sum of 1 / n over its
+    passes: at ratio 1 the gradient is that of the objective. Off-policy, a token has one ratio (the weighted geometric
+    mean of its passes') where the papers' code has one for each pass.
     """
     total, length = ranks.shape
     masked = rearrange(ranks, "m t -> m 1 t") < rearrange(counts, "m b -> m b 1")
     weight = masked.float() / rearrange(counts, "m b -> m b 1")
     over_passes = weight.sum(dim=0)
     shares = weight / torch.where(over_passes > 0, over_passes, 1.0)
-    found = tuple(Pass(~m, m, share) for m, share in zip(masked, shares, strict=True))
-    return Plan(found, over_passes * length / total)
+    passes = tuple(Pass(~m, m, share) for m, share in zip(masked, shares, strict=True))
+    return Plan(passes, over_passes * length / total)
 
 
 def folded(items: Sequence[Pass]) -> Pass:
-    """Passes as one, of M * B rows."""
+    """Join passes to one, of M * B rows."""
     return Pass(
         visible=torch.cat([item.visible for item in items]),
         target=torch.cat([item.target for item in items]),
@@ -196,7 +200,7 @@ def folded(items: Sequence[Pass]) -> Pass:
 
 
 def step_gain(predictions: Tensor, codebook: Tensor) -> Tensor:
-    """[B, N]: how much each step changed the image to come (MaskFocus): `|s_{k+1} - s_k|`, the last step's 0.
+    """Measure how much each step changed the image to come (MaskFocus): `|s_{k+1} - s_k|` [B, N], the last step's 0.
 
     s_k is the cosine between the codebook's entries for the whole image that step k predicts (its candidates, beside the tokens known
     before) and those for the final image, over all tokens at once. predictions [N, B, T] int64, the last the final image; codebook [V, D].
@@ -210,11 +214,11 @@ def step_gain(predictions: Tensor, codebook: Tensor) -> Tensor:
 
 
 def log_remainder(logits: Tensor, least: Tensor, floor: float) -> Tensor:
-    """Log-prob that a candidate drawn from `softmax(logits)` [*, V] is less likely than `least` [*], a log-prob: [*] fp32, nats.
+    """Compute the log-prob [*] fp32 that a candidate from `softmax(logits)` [*, V] is less likely than `least` [*].
 
-    Mask-GRPO's first definition (2510.13418): a step that commits the most confident candidates leaves a token masked where its candidate
-    is less confident than all of those. Bounded below by `floor`, a probability: noise on the confidence commits tokens that are not the
-    most confident, and then no code may be less likely than `least`.
+    All in nats. Mask-GRPO's first definition (2510.13418): a step that commits the most confident candidates leaves a
+    token masked where its candidate is less confident than all of those. Bounded below by `floor`, a probability: noise
+    on the confidence commits tokens that are not the most confident, and then no code may be less likely than `least`.
     """
     logprob = logits.float().log_softmax(dim=-1)
     below = logprob.masked_fill(logprob >= least.unsqueeze(-1), -torch.inf)

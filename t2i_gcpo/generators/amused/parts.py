@@ -1,4 +1,4 @@
-"""An aMUSEd checkpoint in diffusers' folder layout: its modules, and the texts as they take them.
+"""Read and write an aMUSEd checkpoint in diffusers' folder layout, and encode texts as its modules take them.
 
 N texts, L positions of the text encoder, D its hidden width, E its projection's width.
 """
@@ -33,10 +33,10 @@ class AmusedParts(nn.Module):
     """The modules of a checkpoint, as one module."""
 
     def __init__(self, transformer: Any, vqvae: Any, text_encoder: Any, tokenizer: Any, scheduler: Any) -> None:
-        """A `UVit2DModel`, a `VQModel`, a `CLIPTextModelWithProjection`, its tokenizer, an `AmusedScheduler`.
+        """Take a `UVit2DModel`, a `VQModel`, a `CLIPTextModelWithProjection`, its tokenizer, an `AmusedScheduler`.
 
-        ValueError where the VQ model's codebook is not the transformer's, its image size is no multiple of its factor, or the mask's token is
-        one of the codes.
+        ValueError where the VQ model's codebook is not the transformer's, its image size is no multiple of its factor,
+        or the mask's token is one of the codes.
         """
         super().__init__()
         codes, entries = int(transformer.config.codebook_size), int(vqvae.config.num_vq_embeddings)
@@ -78,7 +78,7 @@ class AmusedParts(nn.Module):
         )
 
     def save(self, folder: Path) -> None:
-        """The layout that `load`, and diffusers' `AmusedPipeline.from_pretrained`, read."""
+        """Write the layout that `load`, and diffusers' `AmusedPipeline.from_pretrained`, read."""
         parts: dict[str, tuple[Any, str, str]] = {
             "vqvae": (self.vqvae, "diffusers", "VQModel"),
             "tokenizer": (self.tokenizer, "transformers", type(self.tokenizer).__name__),
@@ -115,7 +115,7 @@ class Texts:
     """[N, E]."""
 
     def take(self, index: Tensor) -> Texts:
-        """Rows by index [b] int64."""
+        """Return the rows at the indices [b] int64."""
         return Texts(self.hidden[index], self.pooled[index])
 
     def cat(self, *others: Texts) -> Texts:
@@ -124,7 +124,7 @@ class Texts:
 
 
 class TextEncoder:
-    """The frozen text encoder, with the features of texts that it has seen."""
+    """Encode texts with the frozen text encoder, and keep the features of texts that it has seen."""
 
     def __init__(self, parts: AmusedParts) -> None:
         self.parts = parts
@@ -137,7 +137,7 @@ class TextEncoder:
         return self.parts.text_encoder.device
 
     def __call__(self, texts: Sequence[str]) -> Texts:
-        """ValueError for a text that is too long, or has words that the tokenizer does not know."""
+        """Encode texts. ValueError for one that is too long, or has words that the tokenizer does not know."""
         self.check(texts)
         packed = self.cache(texts)
         width = int(self.parts.text_encoder.config.projection_dim)
@@ -171,7 +171,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def _features(self, texts: list[str]) -> Tensor:
-        """[N, E + L * D]: both features in one row, as the cache keeps one tensor a text."""
+        """Compute both features in one row [N, E + L * D], as the cache keeps one tensor a text."""
         encoder = self.parts.text_encoder
         batch = self.parts.tokenizer(
             texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
@@ -183,7 +183,7 @@ class TextEncoder:
 def logits(
     transformer: nn.Module, states: Tensor, texts: Texts, grid: tuple[int, int], pixels: tuple[int, int]
 ) -> Tensor:
-    """[b, T, V]: the transformer's logits for `states` [b, T] (tokens and masks) and as many texts."""
+    """Compute the transformer's logits [b, T, V] for `states` [b, T] (tokens and masks) and as many texts."""
     height, width = pixels
     conditions = torch.tensor([width, height, *CROP_AND_SCORE], device=states.device, dtype=texts.hidden.dtype)
     output = transformer(

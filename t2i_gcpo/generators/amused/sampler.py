@@ -1,4 +1,4 @@
-"""aMUSEd's sampling loop: candidates for every masked token, the best of them committed, step by step.
+"""The sampling loop of aMUSEd: candidates for every masked token, the best of them committed, step by step.
 
 R rows, T tokens, N steps, V codebook, M branches folded in one batch.
 """
@@ -27,10 +27,14 @@ all steps; with them only where there is a mask, and gives 0 elsewhere."""
 
 
 class StepSampler:
-    """Draws rows of tokens, with what is recorded of them."""
+    """Sample rows of tokens, with the records of each token."""
 
     def __init__(self, parts: AmusedParts, texts: TextEncoder, *, with_gain: bool = False) -> None:
-        """with_gain: record `step_gain`, that of a token's step, from the candidates of all steps, which are kept until then."""
+        """Take the parts and their text encoder.
+
+        with_gain: record `step_gain`, that of a token's step, from the candidates of all steps, which are kept until
+        then.
+        """
         self.parts, self.texts, self.with_gain = parts, texts, with_gain
         self._compiled: ShapeCache[Predict] = ShapeCache()
 
@@ -45,7 +49,7 @@ class StepSampler:
         *,
         compile: bool,
     ) -> SampledRows:
-        """Tokens and records, `commit_step` among them, of the rows (prompt, image). ValueError: more steps than tokens."""
+        """Sample the rows (prompt, image); `commit_step` is among their records. ValueError: more steps than tokens."""
         plan, device = sampling.unmasking, self.texts.device
         length = self.parts.grid[0] * self.parts.grid[1]
         counts = (length, *still_masked(plan.steps, length, plan.schedule))
@@ -83,21 +87,21 @@ class StepSampler:
         return SampledRows(tokens, records | {"commit_step": commit})
 
     def _predict(self, policy: nn.Module, rows: int, sampling: Sampling, branches: Branches, compile: bool) -> Predict:
-        """One step's candidates, kept for the next call where compiled."""
+        """Return the function that draws one step's candidates; a compiled one is kept for the next call."""
         parts = self.parts
 
         def predict(
             states: Tensor, hidden: Tensor, pooled: Tensor, uniform: Tensor, where: Tensor | None
         ) -> tuple[Tensor, dict[str, Tensor]]:
             folded = repeat(states, "r t -> (m r) t", m=branches.count)
-            found = logits(policy, folded, Texts(hidden, pooled), parts.grid, parts.pixels)
-            found = rearrange(found, "(m r) t v -> m r t v", m=branches.count)
+            scores = logits(policy, folded, Texts(hidden, pooled), parts.grid, parts.pixels)
+            scores = rearrange(scores, "(m r) t v -> m r t v", m=branches.count)
             if where is None:
-                return choose(found, uniform, sampling, branches)
+                return choose(scores, uniform, sampling, branches)
             index = torch.arange(len(where), device=where.device)[:, None], where
-            candidate, record = choose(found[:, index[0], index[1]], uniform[index], sampling, branches)
-            spread = {name: torch.zeros_like(uniform).index_put(index, value) for name, value in record.items()}
-            return torch.zeros_like(states).index_put(index, candidate), spread
+            candidate, record = choose(scores[:, index[0], index[1]], uniform[index], sampling, branches)
+            everywhere = {name: torch.zeros_like(uniform).index_put(index, value) for name, value in record.items()}
+            return torch.zeros_like(states).index_put(index, candidate), everywhere
 
         if not compile:
             return predict
@@ -105,7 +109,7 @@ class StepSampler:
         return self._compiled.get_or_build(key, lambda: compiled(predict, f"predict_{rows}"))
 
     def _branches(self, texts: list[str], negatives: list[str] | None, sampling: Sampling) -> tuple[Texts, Branches]:
-        """The folded branches' texts [M R], and which is which."""
+        """Encode the folded branches' texts [M R], and say which is which."""
         branches = Branches.of(sampling, negative=negatives is not None)
         others = [self.texts([NULL] * len(texts))] if branches.null is not None else []
         if negatives is not None and branches.contrast is not None:

@@ -1,4 +1,4 @@
-"""Log-probs of aMUSEd's tokens, computed again in the states that a likelihood asks for.
+"""Compute the log-probs of aMUSEd's tokens again, in the states that a likelihood asks for.
 
 P prompts, B rows, T tokens, N sampling steps, R rows of a forward pass (B, or more of folded passes), c tokens that a pass scores, V codebook,
 M branches folded in one batch.
@@ -40,7 +40,7 @@ Distribute = Callable[[Tensor, Texts, Tensor, Tensor], Tensor]
 
 
 class StateScorer:
-    """Scores a rollout's tokens with the policy as it is now."""
+    """Score a rollout's tokens with the policy as it is now."""
 
     def __init__(
         self,
@@ -58,25 +58,25 @@ class StateScorer:
         self.gradient_checkpointing, self.fold_passes = gradient_checkpointing, fold_passes
 
     def token_logprobs(self, rollout: Rollout, prompt: str | list[str], distribution: str) -> Tensor:
-        """[B, T] fp32; see `Amused.token_logprobs`."""
+        """Compute the log-probs [B, T] fp32 that `Amused.token_logprobs` describes."""
         return self._scored(rollout, self._every_step(rollout), self._row_texts(rollout, prompt), distribution)
 
     def training_scores(self, rollout: Rollout, distribution: str) -> TrainingScores:
-        """See `Amused.training_scores`."""
+        """Compute what `Amused.training_scores` describes."""
         row, steps = self.likelihood, rollout.sampling.unmasking.steps
         count = passes(row, self.masked_passes, steps, rollout.sampling.unmasking.order)
         commit = rollout.commit_step.to(self.texts.device)
         gain = self._gain(rollout, steps) if row.name == "key_steps" else None
         rng = torch.Generator().manual_seed(rollout.sampling.seed)
         asked = plan(row, commit, steps=steps, count=count, generator=rng, gain=gain)
-        found = self._scored(rollout, asked, self._row_texts(rollout, "positive"), distribution, row)
+        logprob = self._scored(rollout, asked, self._row_texts(rollout, "positive"), distribution, row)
         if row.by_step:
-            return TrainingScores(found[0], asked.scale, token_logprob=found[1])
+            return TrainingScores(logprob[0], asked.scale, token_logprob=logprob[1])
         every_token_once = row.name == "commit_step" and count == steps
-        return TrainingScores(found, None if every_token_once else asked.scale)
+        return TrainingScores(logprob, None if every_token_once else asked.scale)
 
     def token_entropy(self, rollout: Rollout) -> Tensor:
-        """[B, T] fp32; see `Amused.token_entropy`."""
+        """Compute the entropies [B, T] fp32 that `Amused.token_entropy` describes."""
         distribute = self._distribution(rollout, "conditional")
         texts = self._row_texts(rollout, "positive")
 
@@ -92,7 +92,7 @@ class StateScorer:
         return trajectory(rollout.commit_step.to(self.texts.device), range(steps), steps=steps, by_step=False)
 
     def _gain(self, rollout: Rollout, steps: int) -> Tensor:
-        """[B, N] from the statistic [B, T]."""
+        """Return the gain of each step [B, N] from the statistic [B, T]."""
         if STEP_GAIN not in rollout.stats:
             raise ValueError(
                 f"masked policy key_steps needs the statistic {STEP_GAIN!r} of the rollout, which has {sorted(rollout.stats)}; "
@@ -105,19 +105,22 @@ class StateScorer:
     def _scored(
         self, rollout: Rollout, asked: Plan, texts: Texts, distribution: str, row: Likelihood | None = None
     ) -> Tensor:
-        """[B, T] log-probs under `distribution`; of a `row` that adds them up by step [2, B, T], the step's and the token's own."""
+        """Compute log-probs [B, T] under `distribution`, or by step [2, B, T]: the step's, and each token's own.
+
+        row: a likelihood that adds the log-probs up by step asks for the latter.
+        """
         distribute = self._distribution(rollout, distribution)
 
         def score(item: Pass, states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
-            found = distribute(states, texts, index, chosen)
-            logprob = selected_logprob(found, chosen)
+            scores = distribute(states, texts, index, chosen)
+            logprob = selected_logprob(scores, chosen)
             if row is None or not row.by_step:
                 return logprob
             target = item.target.gather(1, index)
             total = torch.where(target, logprob, 0.0).sum(dim=1, keepdim=True)
             if row.remainder:
                 least = torch.where(target, logprob, torch.inf).amin(dim=1, keepdim=True).expand_as(logprob)
-                left = log_remainder(found, least, LEAST_PROBABILITY)
+                left = log_remainder(scores, least, LEAST_PROBABILITY)
                 still = ~target & ~item.visible.gather(1, index)
                 total = total + torch.where(still, left, 0.0).sum(dim=1, keepdim=True)
             return torch.stack([total.expand_as(logprob), logprob])
@@ -125,7 +128,7 @@ class StateScorer:
         return self._sum(rollout, asked, texts, score, all_masked=row is not None and row.remainder)
 
     def _distribution(self, rollout: Rollout, distribution: str) -> Distribute:
-        """ValueError for an unknown name."""
+        """Return the function that gives the logits of a distribution. ValueError for an unknown name."""
         if distribution not in DISTRIBUTIONS:
             raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
         sampling = rollout.sampling
@@ -158,7 +161,7 @@ class StateScorer:
         return distribute
 
     def _logits(self, states: Tensor, texts: Texts) -> Tensor:
-        """[R, T, V] of the policy, or of the wrapper that it is trained through."""
+        """Compute the logits [R, T, V] of the policy, or of the wrapper that it is trained through."""
         policy: nn.Module = self.weights.module
         return logits(policy, states, texts, self.parts.grid, self.parts.pixels)
 
@@ -173,7 +176,7 @@ class StateScorer:
         *,
         all_masked: bool = False,
     ) -> Tensor:
-        """[..., B, T]: over the passes, the sum of a token's share of a pass times its `score` [..., R, c] there."""
+        """Sum a token's share of a pass times its `score` [..., R, c] there over the passes: [..., B, T]."""
         tokens = rollout.tokens.to(self.texts.device)
 
         def run(item: Pass) -> Tensor:
@@ -185,10 +188,10 @@ class StateScorer:
             index = wanted.argsort(dim=1, descending=True, stable=True)[:, :count]
             states = torch.where(item.visible, own, self.parts.mask_token)
             theirs = texts if copies == 1 else texts.cat(*[texts] * (copies - 1))
-            found = score(item, states, theirs, index, own.gather(1, index))
+            scores = score(item, states, theirs, index, own.gather(1, index))
             share = item.share.gather(1, index)
             # A row with fewer targets than others is filled up with tokens of share 0.
-            counted = torch.where(share > 0, share * found, 0.0)
+            counted = torch.where(share > 0, share * scores, 0.0)
             empty = counted.new_zeros(*counted.shape[:-1], item.share.shape[1])
             return empty.scatter(-1, index.expand_as(counted), counted)
 
@@ -207,6 +210,6 @@ class StateScorer:
         return self.texts(row_texts(rollout, prompt) or [NULL] * rollout.batch)
 
 
-def _at(found: Tensor, index: Tensor) -> Tensor:
-    """Logits [R, T, V] at the positions `index` [R, c]: [R, c, V]."""
-    return found.gather(1, repeat(index, "r c -> r c v", v=found.shape[-1]))
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """Take the logits [R, T, V] at the positions `index` [R, c]: [R, c, V]."""
+    return values.gather(1, repeat(index, "r c -> r c v", v=values.shape[-1]))

@@ -1,4 +1,4 @@
-"""Janus and Janus-Pro (2410.13848, 2501.17811) of transformers as an `ImageGenerator`.
+"""The adapter that makes Janus and Janus-Pro (2410.13848, 2501.17811) of transformers an `ImageGenerator`.
 
 P prompts, G images a prompt, B = P * G rows with row = p * G + g, L columns of prompt, T = rows * columns tokens, V codebook, D
 hidden width, H, W pixels. Only `model.language_model` is trained; the generation head, embeddings and VQ model are frozen.
@@ -41,7 +41,7 @@ DECODE_ROWS_CPU = 8
 
 
 class Janus(TrainableGenerator):
-    """See `generators.base.ImageGenerator` for the methods' contracts."""
+    """Sample, score and decode with Janus; `generators.base.ImageGenerator` says what each method owes."""
 
     kind = "janus"
     lora_targets = LLAMA_TARGETS
@@ -58,7 +58,7 @@ class Janus(TrainableGenerator):
         gradient_checkpointing: bool = False,
         decode_dtype: DecodeDtype = "auto",
     ) -> None:
-        """`model` is a `JanusForConditionalGeneration`, `processor` its `JanusProcessor`.
+        """Take a `JanusForConditionalGeneration` and its `JanusProcessor`.
 
         max_batch: rows sampled or decoded at once (None: all); results do not depend on it beyond rounding.
         compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
@@ -130,11 +130,12 @@ class Janus(TrainableGenerator):
         first_prompt_index: int = 0,
         negative_prompts: Negative = None,
     ) -> Rollout:
-        """P prompts -> B = P * G token grids. `logprob_negative` and the stats `exact_kl` and `js` contrast the prompt with
-        `negative_prompts` (None: the null prompt); the stat `entropy` is the raw conditional distribution's.
+        """Sample B = P * G token grids for P prompts.
 
-        The null prompt's branch runs if guidance is not 1 or a stat needs it, and `logprob_negative` is then free. A negative
-        text costs one teacher-forced forward pass, or a third branch if a stat needs it.
+        `logprob_negative` and the stats `exact_kl` and `js` contrast the prompt with `negative_prompts` (None: the null
+        prompt); the stat `entropy` is the raw conditional distribution's. The null prompt's branch runs if guidance is
+        not 1 or a stat needs it, and `logprob_negative` is then free. A negative text costs one teacher-forced forward
+        pass, or a third branch if a stat needs it.
         """
         prompts = as_prompts(prompts)
         negatives = as_negatives(negative_prompts, len(prompts))
@@ -160,7 +161,7 @@ class Janus(TrainableGenerator):
         prompt: str | list[str] = "positive",
         distribution: Distribution = "conditional",
     ) -> Tensor:
-        """[B, T] fp32, nats, differentiable in the policy: the log-probs of `rollout.tokens`, teacher-forced.
+        """Compute the log-probs [B, T] fp32, nats, of the tokens, teacher-forced and differentiable in the policy.
 
         prompt: "positive", "negative" (the rollout's negative prompts, else the null prompt), or texts, one for each prompt or row.
         distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and truncation of
@@ -172,18 +173,18 @@ class Janus(TrainableGenerator):
 
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:
-        """[B, T] fp32, nats: the entropy of the raw conditional distribution that each of `rollout.tokens` comes from."""
+        """Compute the entropy [B, T] fp32, nats, of the raw conditional distribution that each token comes from."""
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         with self._train_mode():
             return self.scorer.token_entropy(rollout)
 
     def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
-        """ValueError, naming them, where the tokenizer does not know words of the prompts."""
+        """Raise a ValueError that names the words of the prompts that the tokenizer does not know, if there are any."""
         self.prompts.encode([prompt.text for prompt in as_prompts(prompts)])
 
     @contextmanager
     def _train_mode(self) -> Iterator[None]:
-        """The policy for scoring. Gradient checkpointing works in train mode only; it differs in nothing else."""
+        """Put the policy into train mode if activations are checkpointed, which works there alone."""
         policy = self.weights.module
         training = policy.training
         policy.train(self.gradient_checkpointing and torch.is_grad_enabled())
@@ -196,7 +197,7 @@ class Janus(TrainableGenerator):
 
     @property
     def decode_batch(self) -> int | None:
-        """How many rows are decoded at once: on a CPU the activations of a few images stay in the cache."""
+        """The number of rows decoded at once: on a CPU the activations of a few images stay in the cache."""
         return DECODE_ROWS_CPU if self.device.type == "cpu" else self.max_batch
 
     def decode_rows(self, tokens: Tensor) -> Tensor:

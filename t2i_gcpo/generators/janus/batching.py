@@ -1,4 +1,4 @@
-"""From prompts to the rows of a rollout: which branches run, how rows are cut into batches, which noise belongs to which row.
+"""Cut a rollout into batches of rows, with the branches that run and the noise that belongs to each row.
 
 P prompts, G images a prompt, B = P * G rows with row = p * G + g, T tokens; N, Q, L and R as in `sampler`.
 """
@@ -22,7 +22,7 @@ Row = tuple[int, int]
 
 
 class RowSampler:
-    """Cuts a rollout into batches for a `StepSampler`."""
+    """Cut a rollout into batches for a `StepSampler`."""
 
     def __init__(self, encoder: PromptEncoder, steps: StepSampler) -> None:
         self.encoder = encoder
@@ -77,7 +77,7 @@ class RowSampler:
     def branches(
         self, texts: list[str], negatives: list[str] | None, sampling: Sampling, *, width_multiple: int
     ) -> tuple[Encoded, Branches]:
-        """The folded branches [N Q, L] of Q prompts, and which is which."""
+        """Encode the folded branches [N Q, L] of Q prompts, and say which is which."""
         branches = Branches.of(sampling, negative=negatives is not None)
         with_negative = negatives if branches.contrast is not None else None
         encoded = self.encoder.encode(texts + (with_negative or []), width_multiple=width_multiple)

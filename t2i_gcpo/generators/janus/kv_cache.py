@@ -1,4 +1,4 @@
-"""Keys and values of a decoder that goes one column at a time, in buffers of a fixed size that are read as far as they are filled.
+"""Keep keys and values of a decoder that goes one column at a time, in buffers of a fixed size.
 
 A growing (concatenated) cache copies itself at every step and has a new shape each time, so nothing compiles; a static one is read
 to its end from the first step on. Reading keys and values is what a decoding step costs, so this one shows a prefix of its
@@ -20,12 +20,12 @@ STRIDE = 16
 
 
 class GrowingCache:
-    """What a transformers decoder asks of `past_key_values` while it is given masks and positions: `update`."""
+    """Answer what a transformers decoder asks of `past_key_values` while it is given masks and positions: `update`."""
 
     def __init__(
         self, layers: int, rows: int, heads: int, columns: int, width: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """Room for at least `columns` columns."""
+        """Make room for at least `columns` columns."""
         columns = rounded_up(columns) + STRIDE  # never shown whole: that would be a second case to compile
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         """[1] int64: the column that the next `update` writes; in place, as compiled code holds this tensor."""
@@ -69,7 +69,7 @@ class GrowingCache:
 
 
 def rounded_up(columns: int) -> int:
-    """To a multiple of `STRIDE`."""
+    """Round up to a multiple of `STRIDE`."""
     return -(-columns // STRIDE) * STRIDE
 
 

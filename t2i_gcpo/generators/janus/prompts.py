@@ -1,4 +1,4 @@
-"""Prompt texts to token ids for Janus, and the null prompt's ids.
+"""Turn prompt texts into token ids for Janus, and these into the null prompt's ids.
 
 P prompts, L columns. Ids are [P, L] int64, padded on the left, with BOI (begin of image) in the last column; masks are [P, L]
 bool, False on padding.
@@ -25,17 +25,17 @@ class Encoded:
     """[P, L] bool, False on the padding at the left."""
 
     def take(self, index: Tensor) -> Encoded:
-        """Rows by index [b] int64."""
+        """Return the rows at the indices [b] int64."""
         return Encoded(self.ids[index], self.mask[index])
 
     def cat(self, *others: Encoded) -> Encoded:
-        """Rows of encodings of the same width, one after the other."""
+        """Join rows of encodings of the same width, one after the other."""
         parts = (self, *others)
         return Encoded(torch.cat([part.ids for part in parts]), torch.cat([part.mask for part in parts]))
 
 
 class PromptEncoder:
-    """Encodes with the checkpoint's own processor: chat template where it has one, BOI appended, padding on the left."""
+    """Encode with the checkpoint's own processor: with its chat template, BOI appended, padding on the left."""
 
     def __init__(self, processor: Any, device: torch.device) -> None:
         self.processor = processor
@@ -43,7 +43,7 @@ class PromptEncoder:
         self.device = device
 
     def encode(self, texts: Sequence[str], *, width_multiple: int = 1) -> Encoded:
-        """Ids and mask of P texts; the width is rounded up to a multiple. ValueError names words the tokenizer does not know."""
+        """Encode P texts to ids and mask; the width is rounded up to a multiple. ValueError names unknown words."""
         framed = [self._framed(text) for text in texts]
         batch = self.processor(
             text=framed, generation_mode="image", padding=True, padding_side="left", return_tensors="pt"
@@ -56,7 +56,7 @@ class PromptEncoder:
         return Encoded(ids.to(self.device), pad(mask, (missing, 0), value=False).to(self.device))
 
     def null(self, encoded: Encoded) -> Encoded:
-        """The unconditional rows that belong to conditional ones: every token but BOS and BOI becomes PAD; same attention mask.
+        """Make the unconditional rows of conditional ones: all but BOS and BOI becomes PAD; the attention mask stays.
 
         As `JanusForConditionalGeneration.generate` and the reference implementation of Janus (2501.17811) do.
         """
@@ -73,7 +73,7 @@ class PromptEncoder:
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _check_words(self, texts: Sequence[str], ids: Tensor, mask: Tensor) -> None:
-        """A word that becomes the unknown token would be ignored in silence, and the image scored against it."""
+        """Refuse words that become the unknown token: they would be ignored, and the image scored against them."""
         unknown = self.tokenizer.unk_token_id
         if unknown is None or unknown == self.tokenizer.bos_token_id:
             return

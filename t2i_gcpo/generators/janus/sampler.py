@@ -1,10 +1,11 @@
 """The step loop of Janus: every branch of every row one token further, with constant shapes so that it compiles.
 
-R rows sampled at once, Q distinct prompts among them, N branches folded in one batch (the prompt, then where wanted the null prompt and a negative prompt), L
-columns of prompt, T tokens, V codebook, D hidden width. Branch n of row r is row n * R + r of the folded batch.
+R rows sampled at once, Q distinct prompts among them, N branches folded in one batch (the prompt, then where wanted the
+null prompt and a negative prompt), L columns of prompt, T tokens, V codebook, D hidden width. Branch n of row r is row
+n * R + r of the folded batch.
 
-The prompt without its last token (BOI) is prefilled once per distinct prompt and copied to the rows of its group; then T steps
-feed BOI and the tokens drawn so far.
+The prompt without its last token (BOI) is prefilled once per distinct prompt and copied to the rows of its group; then
+T steps feed BOI and the tokens drawn so far.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ REALIZE_FROM = 5
 
 @dataclass
 class _Shape:
-    """Buffers of one shape, and the step that reads them."""
+    """The buffers of one shape, and the step that reads them."""
 
     cache: GrowingCache
     positions: Tensor
@@ -45,10 +46,10 @@ class _Shape:
 
 
 class StepSampler:
-    """Samples rows with the transformers model's own forward pass, and keeps compiled steps and their caches between calls."""
+    """Sample rows with the model's own forward pass, and keep compiled steps and their caches between calls."""
 
     def __init__(self, model: Any, length: int) -> None:
-        """`model` is a `JanusForConditionalGeneration`, `length` T."""
+        """Take a `JanusForConditionalGeneration` and the number of tokens T, `length`."""
         self.model = model
         self.length = length
         self._compiled: ShapeCache[_Shape] = ShapeCache()
@@ -65,8 +66,11 @@ class StepSampler:
         *,
         compile: bool,
     ) -> SampledRows:
-        """Sample R rows. `prompts`: the folded branches of the distinct prompts [N Q, L]; `owner` [R] the row's prompt in
-        0..Q-1; `noise` [R, T] uniform in [0, 1). `policy` is the language model, in eval mode."""
+        """Sample R rows.
+
+        `prompts`: the folded branches of the distinct prompts [N Q, L]; `owner` [R] the row's prompt in 0..Q-1; `noise`
+        [R, T] uniform in [0, 1). `policy` is the language model, in eval mode.
+        """
         rows, count = len(owner), branches.count
         folded = repeat(torch.arange(count, device=owner.device), "n -> (n r)", r=rows) * (len(prompts.ids) // count)
         folded = folded + repeat(owner, "r -> (n r)", n=count)
@@ -112,7 +116,7 @@ class StepSampler:
     def _shape(
         self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches, compile: bool
     ) -> _Shape:
-        """Buffers and step for a folded batch; kept for the next call where compiled, as new ones would be compiled anew."""
+        """Return buffers and step for a folded batch; compiled ones are kept, as new ones would be compiled anew."""
         if not compile:
             return self._new_shape(policy, rows, prefix, sampling, branches)
 
@@ -158,7 +162,7 @@ class StepSampler:
 
 @contextmanager
 def _attention(policy: nn.Module) -> Iterator[None]:
-    """On the CPU, two plain matrix products are nearly twice as fast for a single query as the fused kernel is."""
+    """Take two plain matrix products on the CPU: for one query they are nearly twice as fast as the fused kernel."""
     config: Any = policy.config
     chosen = config._attn_implementation
     if next(policy.parameters()).device.type == "cpu":
@@ -170,5 +174,5 @@ def _attention(policy: nn.Module) -> Iterator[None]:
 
 
 def _guards_once(step: int) -> AbstractContextManager[Any]:
-    """Let torch check at a rollout's first step that what was compiled still holds, and not again: nothing changes under way."""
+    """Let torch check only at a rollout's first step that what was compiled still holds: nothing changes after it."""
     return torch.compiler.set_stance("default", skip_guard_eval_unsafe=step > 0)

@@ -1,4 +1,4 @@
-"""Teacher-forced log-probs of Janus' tokens.
+"""Compute the teacher-forced log-probs of Janus' tokens.
 
 P prompts, B rows, L columns of prompt, T tokens, V codebook, D hidden width. Hidden states exist at all L + T - 1 columns, logits
 only for a chunk of tokens at a time.
@@ -20,7 +20,7 @@ from t2i_gcpo.records import Rollout
 
 
 class RowScorer:
-    """Scores a rollout's tokens with the policy as it is now."""
+    """Score a rollout's tokens with the policy as it is now."""
 
     def __init__(self, model: Any, encoder: PromptEncoder, weights: PolicyWeights, *, head_chunk: int) -> None:
         self.model = model
@@ -29,7 +29,7 @@ class RowScorer:
         self.head_chunk = head_chunk
 
     def token_logprobs(self, rollout: Rollout, prompt: str | list[str], distribution: str) -> Tensor:
-        """[B, T] fp32; see `Janus.token_logprobs`."""
+        """Compute the log-probs [B, T] fp32 that `Janus.token_logprobs` describes."""
         if distribution not in DISTRIBUTIONS:
             raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
         conditional, null = self._encode_rows(rollout, prompt)
@@ -63,7 +63,7 @@ class RowScorer:
 
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:
-        """[B, T] fp32; see `Janus.token_entropy`."""
+        """Compute the entropies [B, T] fp32 that `Janus.token_entropy` describes."""
         conditional, _ = self._encode_rows(rollout, "positive")
         tokens = rollout.tokens.to(self.encoder.device)
         hidden = self._hidden(self.weights.module, conditional, tokens)
@@ -80,7 +80,7 @@ class RowScorer:
         return (null if asked is None else encoded), null
 
     def _hidden(self, policy: nn.Module, prompts: Encoded, tokens: Tensor) -> Tensor:
-        """The language model's last hidden states [b, T, D] that predict `tokens` [b, T] after `prompts` [b, L]."""
+        """Compute the hidden states [b, T, D] that predict `tokens` [b, T] after `prompts` [b, L]."""
         words: Any = self.weights.unwrapped().get_input_embeddings()
         embeds = torch.cat(
             [words(prompts.ids), self.model.prepare_embeddings_for_image_generation(tokens[:, :-1])], dim=1

@@ -1,4 +1,4 @@
-"""A token from the logits of all branches, and what is recorded of it: one function for every generator, so that they cannot differ.
+"""Draw a token from the logits of all branches, and record its log-probs, in one way for all generators.
 
 N branches in one batch (the prompt, then where wanted the null prompt and a negative prompt), R rows, T tokens, V codebook, `*` any shape.
 """
@@ -18,7 +18,7 @@ from t2i_gcpo.records import Sampling
 
 @dataclass(frozen=True)
 class Branches:
-    """Which folded branch plays which part; None: it does not run."""
+    """Which part each folded branch plays; None means that it does not run."""
 
     null: int | None = None
     """The null prompt, for guidance."""
@@ -29,8 +29,11 @@ class Branches:
 
     @classmethod
     def of(cls, sampling: Sampling, *, negative: bool) -> Branches:
-        """Those that a rollout needs, in the order prompt, null prompt, negative prompt. `negative`: there are negative texts; the null prompt
-        is the contrast where there are none. A negative text runs for the divergences alone: its log-probs can be computed afterwards."""
+        """Choose the branches that a rollout needs, in the order prompt, null prompt, negative prompt.
+
+        `negative`: there are negative texts; the null prompt is the contrast where there are none. A negative text runs
+        for the divergences alone: its log-probs can be computed afterwards.
+        """
         divergences = bool({"exact_kl", "js"} & set(sampling.stats))
         null = 1 if sampling.guidance != 1 or (divergences and not negative) else None
         following = 1 if null is None else 2
@@ -60,12 +63,12 @@ class SampledRows:
 
 
 def choice(sampling: Sampling) -> tuple[Hashable, ...]:
-    """All of `sampling` that `choose` reads: what is compiled for one serves another with the same."""
+    """Return all of `sampling` that `choose` reads: what is compiled for it serves every sampling with the same."""
     return (sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, tuple(sampling.stats))
 
 
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draw one token [*] from the branches' logits [N, *, V] with noise [*], and take the log-probs and stats [*] of it."""
+    """Draw one token [*] from the branches' logits [N, *, V] with noise [*], and take its log-probs and stats [*]."""
     conditional = logits[0]
     behaviour = behaviour_logits(
         conditional,

@@ -1,8 +1,8 @@
-"""Log-probs and entropies of tokens, in fp32, a chunk of tokens at a time.
+"""Compute log-probs and entropies of tokens in fp32, a chunk of tokens at a time.
 
-B rows, T tokens, D hidden width, V codebook, `*` any leading shape; nats. With V = 16,384 the logits of a batch are
-far larger than its hidden states, and the language model's memory is wanted elsewhere: no [B, T, V] tensor exists
-here, neither forward nor backward.
+B rows, T tokens, D hidden width, V codebook, `*` any leading shape; nats. With V = 16,384 the logits of a batch are far
+larger than its hidden states, and the language model's memory is wanted elsewhere: no [B, T, V] tensor exists here,
+neither forward nor backward.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Score = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class TokenScores(NamedTuple):
-    """What `token_scores` returns."""
+    """The log-probs and entropies that `token_scores` returns."""
 
     logprob: Tensor
     """[*] fp32, differentiable with respect to the hidden states and the head."""
@@ -35,24 +35,27 @@ class TokenScores(NamedTuple):
 
 
 def selected_logprob(logits: Tensor, tokens: Tensor) -> Tensor:
-    """`log softmax(logits)[tokens]` in fp32: [*, V], [*] int64 -> [*]. -inf for a token that truncation cut."""
+    """Compute `log softmax(logits)[tokens]` in fp32: [*, V], [*] int64 -> [*]; -inf for a token that truncation cut."""
     return _SelectedLogprob.apply(logits.float(), tokens)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of `softmax(logits)` in fp32, in [0, ln V]: [*, V] -> [*]. Logits of -inf (truncated) count 0."""
+    """Compute the entropy of `softmax(logits)` in fp32, in [0, ln V]: [*, V] -> [*]. Logits of -inf count 0."""
     logprob = logits.float().log_softmax(dim=-1)
     return -(logprob.exp() * logprob.masked_fill(logprob == -torch.inf, 0.0)).sum(dim=-1)
 
 
 def token_logprob(hidden: Tensor, head: Head, tokens: Tensor, **options: Any) -> Tensor:
-    """`token_scores(...).logprob`: [*, D], head, [*] int64 -> [*] fp32. Takes the options of `token_scores`."""
+    """Compute each token's log-prob, with the options of `token_scores`: [*, D], head, [*] int64 -> [*] fp32."""
     return token_scores(hidden, head, tokens, **options).logprob
 
 
 @torch.no_grad()
 def token_entropy(hidden: Tensor, head: Head, *, chunk: int = DEFAULT_CHUNK) -> Tensor:
-    """Entropy of `softmax(head(hidden))`, nats: [*, D], head D -> V -> [*] fp32, without gradient, at most `chunk` tokens at a time."""
+    """Compute the entropy of `softmax(head(hidden))` in nats, without gradient: [*, D], head D -> V -> [*] fp32.
+
+    At most `chunk` tokens have logits at a time.
+    """
     flat = hidden.reshape(-1, hidden.shape[-1])
     pieces = flat.tensor_split(max(-(-len(flat) // chunk), 1))
     return torch.cat([entropy(head(piece)) for piece in pieces]).reshape(hidden.shape[:-1])
@@ -72,17 +75,18 @@ def token_scores(
     chunk: int = DEFAULT_CHUNK,
     recompute: bool | None = None,
 ) -> TokenScores:
-    """Log-prob (and entropy) of `tokens` [*] under `behaviour_logits` of `head(hidden)`; hidden [*, D], head D -> V,
-    applied to each token by itself.
+    """Compute the log-prob, and if asked the entropy, of `tokens` [*] under `behaviour_logits` of `head(hidden)`.
 
-    The defaults give the raw conditional distribution. Under guidance, `unconditional` [*, D] goes through the same
-    head; pass it detached to let no gradient through that branch. The scored token always stays in the truncated set
-    (`truncate(keep=...)`), so no log-prob is -inf.
+    hidden is [*, D]; the head maps D to V and is applied to each token by itself. The defaults give the raw conditional
+    distribution. Under guidance, `unconditional` [*, D] goes through the same head; pass it detached to let no gradient
+    through that branch. The scored token always stays in the truncated set (`truncate(keep=...)`), so no log-prob is
+    -inf.
 
     `recompute` chooses how the backward pass gets by without logits: True computes each chunk again (one more head
     forward); False takes each token's gradient d logprob / d hidden already in the forward pass, while the chunk's
-    logits exist, and only scales it later (no more work than the plain computation, [*, D] to keep; but no gradient
-    for the head's parameters). None takes False if the head is frozen, else True. There are no second derivatives.
+    logits exist, and only scales it later (no more work than the plain computation, [*, D] to keep; but no gradient for
+    the head's parameters). None takes False if the head is frozen, else True. There are no second derivatives.
+
     ValueError: shapes that do not fit, guidance without `unconditional`, chunk < 1.
     """
     if hidden.shape[:-1] != tokens.shape or (unconditional is not None and unconditional.shape != hidden.shape):
@@ -130,8 +134,10 @@ def token_scores(
 
 
 class _SelectedLogprob(torch.autograd.Function):
-    """gather - logsumexp, with a backward pass in one buffer: the gradient `onehot - softmax` is written where
-    autograd would add four tensors."""
+    """Compute gather - logsumexp with a backward pass in one buffer.
+
+    The gradient `onehot - softmax` is written where autograd would add four tensors.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
@@ -149,7 +155,7 @@ class _SelectedLogprob(torch.autograd.Function):
 
 
 def _trains(head: Head, flat: Tensor) -> bool:
-    """Whether the head has parameters that want a gradient; asked of one token, as a head may be any callable."""
+    """Say whether the head, which may be any callable, has parameters that want a gradient, by asking one token."""
     with torch.enable_grad():
         return head(flat[:1].detach()).requires_grad
 
@@ -168,7 +174,7 @@ def _pieces(tensor: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
 def _chunked(
     score: Score, chunk: int, tokens: Tensor, conditional: Tensor, unconditional: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """`score` over nearly equal chunks of at most `chunk` tokens, joined."""
+    """Apply `score` to nearly equal chunks of at most `chunk` tokens, and join the results."""
     count = max(-(-len(tokens) // chunk), 1)
     pieces = zip(
         conditional.tensor_split(count), _pieces(unconditional, count), tokens.tensor_split(count), strict=True
@@ -178,9 +184,11 @@ def _chunked(
 
 
 class _GradientAhead(torch.autograd.Function):
-    """Takes d logprob / d hidden while a chunk's logits exist. Each token's log-prob depends on its own hidden state
-    alone, so the gradient of the chunk's sum holds each token's own gradient, and the chain rule is one
-    multiplication per token."""
+    """Take d logprob / d hidden while a chunk's logits exist.
+
+    Each token's log-prob depends on its own hidden state alone, so the gradient of the chunk's sum holds each token's
+    own gradient, and the chain rule is one multiplication per token.
+    """
 
     @staticmethod
     def forward(

@@ -1,5 +1,4 @@
-"""Guidance, temperature, truncation, drawing: pure functions on logits; and the noise that a row of tokens is drawn
-with.
+"""Pure functions on logits: guidance, temperature, truncation, drawing a token; and the noise that rows are drawn with.
 
 `*` any leading shape (usually B or B, T), V codebook, B rows, T tokens. Log-probs and divergences are in nats.
 Everything that takes logits computes in fp32, holds no generator and no data-dependent branch, so it can sit inside
@@ -21,15 +20,19 @@ LARGEST_UNIFORM = 1.0 - 2.0**-24
 
 
 def mix(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance `u + g (c - u)` (2207.12598, in the form that Janus and LlamaGen use; g = 1 is the
-    conditional). Finite [*, V] -> fp32."""
+    """Apply classifier-free guidance `u + g (c - u)` to finite logits [*, V]; the result is fp32.
+
+    2207.12598, in the form that Janus and LlamaGen use; g = 1 is the conditional.
+    """
     conditional, unconditional = conditional.float(), unconditional.float()
     return unconditional + guidance * (conditional - unconditional)
 
 
 def truncate(logits: Tensor, *, top_k: int = 0, top_p: float = 1.0, keep: Tensor | None = None) -> Tensor:
-    """Logits [*, V] with -inf outside the kept set: the `top_k` most likely tokens (0: all), then of those,
-    renormalised, the smallest set with probability of at least `top_p` (1: all; nucleus sampling, 1904.09751).
+    """Set the logits [*, V] outside the kept set to -inf.
+
+    Kept are the `top_k` most likely tokens (0: all), then of those, renormalised, the smallest set with probability of
+    at least `top_p` (1: all; nucleus sampling, 1904.09751).
 
     `keep` [*] int64 is a token that stays whatever happens: re-scoring a token that was sampled under slightly other
     weights is then never -inf. Ties at the k-th place all stay. No gradient flows to what was cut.
@@ -67,7 +70,7 @@ def behaviour_logits(
     top_p: float = 1.0,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """Logits [*, V] fp32 of the distribution that tokens are drawn from, from the two branches' raw logits [*, V].
+    """Compute the logits [*, V] fp32 of the distribution that tokens are drawn from, from both branches' raw logits.
 
     `unconditional` may be None only where guidance is 1 (it is then not read). Temperature 0 is greedy: probability 1
     on the most likely token (the first of a tie). `keep` as in `truncate`. ValueError: guidance without a second
@@ -91,11 +94,11 @@ def behaviour_logits(
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One token [*] int64 from `softmax(logits)` [*, V] by inverting the cumulative distribution at `uniform` [*] in
-    [0, 1).
+    """Draw one token [*] int64 from `softmax(logits)` [*, V].
 
-    Deterministic in its two arguments; a token of probability 0 is never drawn, not even at uniform = 1. Differences
-    of probability below 2^-24 are out of reach of a fp32 uniform.
+    The cumulative distribution is inverted at `uniform` [*] in [0, 1): deterministic in the two arguments. A token of
+    probability 0 is never drawn, not even at uniform = 1. Differences of probability below 2^-24 are out of reach of a
+    fp32 uniform.
     """
     probability = logits.float().softmax(dim=-1)
     possible = probability > 0
@@ -107,7 +110,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def row_noise(seed: int, rows: Sequence[tuple[int, int]], length: int, device: torch.device | str = "cpu") -> Tensor:
-    """Uniform noise [B, length] fp32 in [0, 1), one row for each (prompt index, image index).
+    """Draw uniform noise [B, length] fp32 in [0, 1), one row for each (prompt index, image index).
 
     Each row has a generator of its own, seeded by a hash of (seed, prompt index, image index), and is drawn on the
     CPU: it depends neither on which rows share the batch nor on the device. A longer row begins with the shorter one.
@@ -121,7 +124,7 @@ def row_noise(seed: int, rows: Sequence[tuple[int, int]], length: int, device: t
 
 
 def exact_kl(positive: Tensor, negative: Tensor) -> Tensor:
-    """KL(softmax(positive) || softmax(negative)) over the whole vocabulary, nats: [*, V], [*, V] -> [*] fp32."""
+    """Compute KL(softmax(positive) || softmax(negative)) over the vocabulary, nats: [*, V], [*, V] -> [*] fp32."""
     log_p, log_q = positive.float().log_softmax(dim=-1), negative.float().log_softmax(dim=-1)
     # Both sum to 1, so adding q - p changes nothing but the rounding: each term p (expm1(d) - d) is now at least 0.
     difference = log_q - log_p
@@ -129,7 +132,7 @@ def exact_kl(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def js(positive: Tensor, negative: Tensor) -> Tensor:
-    """Jensen-Shannon divergence over the whole vocabulary, nats, in [0, ln 2]: [*, V], [*, V] -> [*] fp32."""
+    """Compute the Jensen-Shannon divergence over the vocabulary, nats, in [0, ln 2]: [*, V], [*, V] -> [*] fp32."""
     log_p, log_q = positive.float().log_softmax(dim=-1), negative.float().log_softmax(dim=-1)
     log_middle = torch.logaddexp(log_p, log_q) - math.log(2.0)
     both = log_p.exp() * (log_p - log_middle) + log_q.exp() * (log_q - log_middle)

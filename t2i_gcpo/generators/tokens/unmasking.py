@@ -1,4 +1,4 @@
-"""The trajectory of a masked generator: which tokens each sampling step fixes, and the states that can be rebuilt from it.
+"""The trajectory of a masked generator: which tokens each step fixes, and the states that can be rebuilt from it.
 
 Sampling begins with T masks. Step k of N draws a candidate for every masked position, and fixes (commits) the most confident of them, or a
 random choice; the others stay masked. `tokens` and `commit_step` [B, T] hold the whole trajectory: before step k the model sees token t
@@ -36,9 +36,10 @@ LEAST_PROBABILITY = 1e-20
 
 
 def still_masked(steps: int, length: int, schedule: str = "cosine") -> tuple[int, ...]:
-    """Masked tokens after each of N steps, the last 0: `floor(T * schedule((k + 1) / N))`, kept such that each step commits a token.
+    """Count the masked tokens after each of N steps, the last 0: `floor(T * schedule((k + 1) / N))`.
 
-    ValueError: an unknown schedule, or fewer than 1 or more than T steps.
+    The counts are changed where needed so that each step commits a token. ValueError: an unknown schedule, or fewer
+    than 1 or more than T steps.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"unmasking schedule {schedule!r} is unknown; allowed: {', '.join(SCHEDULES)}")
@@ -55,7 +56,7 @@ def still_masked(steps: int, length: int, schedule: str = "cosine") -> tuple[int
 
 
 def annealed(step: int, steps: int, temperature: tuple[float, float]) -> float:
-    """The confidence's temperature at a step: from the first value to the second in equal parts."""
+    """Return the confidence's temperature at a step: from the first value to the second in equal parts."""
     first, last = temperature
     return first if steps == 1 else first + (last - first) * step / (steps - 1)
 
@@ -63,7 +64,7 @@ def annealed(step: int, steps: int, temperature: tuple[float, float]) -> float:
 def newly_committed(
     logprob: Tensor, masked: Tensor, count: int, uniform: Tensor, *, order: str = "confidence", temperature: float = 0.0
 ) -> Tensor:
-    """Which of the masked positions [B, T] a step commits: `count` of each row, as bool [B, T].
+    """Choose which of the masked positions [B, T] a step commits: `count` of each row, as bool [B, T].
 
     logprob: the candidates' log-probs [B, T] under the distribution they were drawn from, nats. uniform: noise [B, T] in [0, 1).
     "confidence" takes the largest `log p + temperature * Gumbel noise`; "random" any, so that the order does not depend on the policy
@@ -80,13 +81,13 @@ def newly_committed(
 
 
 def gumbel(uniform: Tensor) -> Tensor:
-    """Standard Gumbel noise from uniform noise in [0, 1), bounded as in AmusedScheduler: [*] -> [*] fp32."""
+    """Turn uniform noise in [0, 1) into standard Gumbel noise, bounded as in AmusedScheduler: [*] -> [*] fp32."""
     inner = -uniform.float().clamp(min=1e-20).log()
     return -inner.clamp(min=1e-20).log()
 
 
 def state(tokens: Tensor, commit_step: Tensor, step: int | Tensor, mask_token: int) -> Tensor:
-    """What the model sees before `step`: tokens committed earlier, and masks. [B, T], [B, T] -> [B, T] int64.
+    """Return what the model sees before `step`: tokens committed earlier, and masks. [B, T], [B, T] -> [B, T] int64.
 
     `step` may be [B, 1], another step for each row.
     """
