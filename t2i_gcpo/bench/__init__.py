@@ -1,7 +1,7 @@
 """`t2i-gcpo bench NAME`: measure our code and a plain baseline in one process, or where a run's time went.
 
-A benchmark is a row of `BENCHMARKS`, a module with two functions: `add_arguments(parser)` and `run(options, console) -> Report`. Each
-one with a baseline checks that both sides compute the same thing before it times them.
+A benchmark is a row of `BENCHMARKS`, a module with two functions: `add_arguments(parser)` and `run(options, console) ->
+Report`. Each one with a baseline checks that both sides compute the same thing before it times them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Time GenEval's verdict on ShapeScenes against the sampling of the pictures that it judges.
 
-A training step also computes log-probs and gradients, so the ratio is an upper bound on the scorer's share of a step; the share in a real run is
-what `t2i-gcpo bench phases --run RUN` reads. P prompts, G images a prompt, B = P * G.
+A training step also computes log-probs and gradients, so the ratio is an upper bound on the scorer's share of a step;
+the share in a real run is what `t2i-gcpo bench phases --run RUN` reads. P prompts, G images a prompt, B = P * G.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Ratio:
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], *, seed: int = 0) -> Ratio:
     """Take the median of `numerator[k] / denominator[k]` over pairs k, with a 95 % bootstrap interval over the pairs.
 
-    The median of ratios, not the ratio of medians: the two of a pair were measured one after the other, so a machine that slows down for
-    some pairs does not show. ValueError: other than equally many, or none.
+    The median of ratios, not the ratio of medians: the two of a pair were measured one after the other, so a machine
+    that slows down for some pairs does not show. ValueError: other than equally many, or none.
     """
     ratios = np.array([n / d for n, d in zip(numerator, denominator, strict=True)])
     if not len(ratios):
@@ -99,7 +99,8 @@ def interleave(
 def peak_bytes(side: Side, device: torch.device) -> int:
     """Measure the most bytes that one call holds at a time beyond what was held before it; its result counts.
 
-    On a GPU the caching allocator's own record; on the CPU the running sum of every allocation and release that torch's profiler saw.
+    On a GPU the caching allocator's own record; on the CPU the running sum of every allocation and release that torch's
+    profiler saw.
     """
     gc.collect()
     if device.type == "cuda":

@@ -1,7 +1,7 @@
 """Time the `clip` reward on a batch against one picture after the other, with the same weights and captions.
 
-The headline leaves texts out: both sides have the features of all captions. In the second line neither has seen them before: ours encodes
-each text once and in one batch, the baseline one with every picture. B images.
+The headline leaves texts out: both sides have the features of all captions. In the second line neither has seen them
+before: ours encodes each text once and in one batch, the baseline one with every picture. B images.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def check_texts(scorer: Scorer, images: Tensor, prompts: list[str]) -> int:
         counts.append(scorer.texts_encoded - before)
     if counts != [len(set(prompts)), 0]:
         raise RuntimeError(
-            f"the passes over {len(set(prompts))} distinct prompts encoded {counts[0]} and {counts[1]} texts; each should be encoded once, "
+            f"the passes over {len(set(prompts))} distinct prompts encoded {counts[0]} and {counts[1]} texts; each "
+            "should be encoded once, "
             "and none in the second pass"
         )
     return counts[0]

@@ -51,7 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def generate(generator: Janus, prompts: list[Prompt], sampling: Sampling) -> Tensor:
-    """Sample tokens [B, T] with `generate`, the baseline, in the row order of `Janus.sample`; temperature 0 is greedy."""
+    """Sample tokens [B, T] with `generate`, the baseline, in the row order of `Janus.sample`.
+
+    Temperature 0 is greedy.
+    """
     encoded = generator.prompts.encode([prompt.text for prompt in prompts])
     group = sampling.group_size
     choice: dict[str, Any] = {"do_sample": False}

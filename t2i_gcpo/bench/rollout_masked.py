@@ -42,7 +42,8 @@ class Pipeline:
             sampling.unmasking.order,
         ):
             raise ValueError(
-                f"the checkpoint's scheduler has the schedule {parts.scheduler.config.masking_schedule!r} and the order by confidence; "
+                f"the checkpoint's scheduler has the schedule {parts.scheduler.config.masking_schedule!r} and the "
+                "order by confidence; "
                 f"the plan here is {sampling.unmasking.schedule!r}, {sampling.unmasking.order!r}"
             )  # fmt: skip
         self.run = AmusedPipeline(parts.vqvae, parts.tokenizer, parts.text_encoder, parts.transformer, parts.scheduler)

@@ -19,7 +19,8 @@ from t2i_gcpo.records import Rollout
 SCORE_ROWS = 16
 """Rows that are scored at once by the checks."""
 STANDARD_ERRORS = 5.0
-"""How far the mean log-probs of two samples of one distribution may lie apart: once in a million runs they lie farther."""
+"""How far the mean log-probs of two samples of one distribution may lie apart: once in a million runs they lie
+farther."""
 
 
 def batch_size(options: argparse.Namespace, prompts: int) -> int:
@@ -74,5 +75,6 @@ def check_distribution(whose: str, mine: Tensor, theirs: Tensor) -> None:
     if not abs(difference) <= STANDARD_ERRORS * error:
         raise RuntimeError(
             f"{whose} are not samples of one distribution: their mean log-probs are "
-            f"{float(mine.mean()):.3f} and {float(theirs.mean()):.3f} nats, {abs(difference) / max(error, 1e-12):.1f} standard errors apart"
+            f"{float(mine.mean()):.3f} and {float(theirs.mean()):.3f} nats, "
+            f"{abs(difference) / max(error, 1e-12):.1f} standard errors apart"
         )

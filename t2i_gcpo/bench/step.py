@@ -1,7 +1,7 @@
 """Time a GCPO update against a GRPO update on the same guided rollout, where only the credit differs.
 
-Guidance computes both branches anyway, so the contrast is in the rollout; what is left of GCPO is the ranking of its token weights. Each
-call starts from the same weights and optimiser state. P prompts, G images a prompt, B = P * G rows.
+Guidance computes both branches anyway, so the contrast is in the rollout; what is left of GCPO is the ranking of its
+token weights. Each call starts from the same weights and optimiser state. P prompts, G images a prompt, B = P * G rows.
 """
 
 from __future__ import annotations

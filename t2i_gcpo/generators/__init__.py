@@ -36,8 +36,8 @@ def load(
 ) -> ImageGenerator:
     """Load the generator in an embedded checkpoint ("janus-mini"), a local folder, or a repository of the hub.
 
-    A folder may hold a whole model, or a LoRA adapter or a delta (then its base is loaded as well). `dtype` is a torch dtype or its name
-    ("float32", "bfloat16"). `options` go to the adapter's class (e.g. `max_batch`, `compile`).
+    A folder may hold a whole model, or a LoRA adapter or a delta (then its base is loaded as well). `dtype` is a torch
+    dtype or its name ("float32", "bfloat16"). `options` go to the adapter's class (e.g. `max_batch`, `compile`).
     ValueError: no checkpoint under that name, no adapter for its model type, or an option that is not for that.
     """
     checkpoint = locate(str(name_or_path), revision=revision)

@@ -35,7 +35,8 @@ class TrainingScores(NamedTuple):
     scale: Tensor | None = None
     """[B, T] fp32, the factor of each token's loss, 0 for a token without a log-prob; None: 1 for all."""
     token_logprob: Tensor | None = None
-    """[B, T] fp32, nats: the tokens' own log-probs, which the KL is taken of, where `logprob` is of several tokens; None: `logprob` is."""
+    """[B, T] fp32, nats: the tokens' own log-probs, which the KL is taken of, where `logprob` is of several tokens;
+    None: `logprob` is."""
 
     @property
     def own(self) -> Tensor:
@@ -63,7 +64,10 @@ class ImageGenerator(Protocol):
     @property
     @abstractmethod
     def policy(self) -> nn.Module:
-        """The module whose weights are trained. An adapter may let it be set to a wrapper (DDP) around the same module."""
+        """The module whose weights are trained.
+
+        An adapter may let it be set to a wrapper (DDP) around the same module.
+        """
 
     @property
     @abstractmethod
@@ -85,8 +89,8 @@ class ImageGenerator(Protocol):
     ) -> Rollout:
         """Draw `sampling.group_size` token grids for each of P prompts, without gradient.
 
-        Each image's noise depends on (seed, `first_prompt_index` + p, g) only. With `rng`, one 63-bit draw from it replaces
-        `sampling.seed` and is recorded in the rollout's sampling.
+        Each image's noise depends on (seed, `first_prompt_index` + p, g) only. With `rng`, one 63-bit draw from it
+        replaces `sampling.seed` and is recorded in the rollout's sampling.
         """
 
     @abstractmethod
@@ -116,7 +120,10 @@ class ImageGenerator(Protocol):
         """Decode tokens [B, T] int64 to images [B, 3, H, W] uint8."""
 
     def prepare(self, rollouts_ahead: int) -> None:
-        """Take note that the caller will ask for so many rollouts of like size in all. By default nothing depends on it."""
+        """Take note that the caller will ask for so many rollouts of like size in all.
+
+        By default nothing depends on it.
+        """
         del rollouts_ahead
 
     @abstractmethod
@@ -181,8 +188,8 @@ def as_negatives(negative: Negative, count: int) -> tuple[str, ...] | None:
 def row_texts(rollout: Rollout, prompt: str | Sequence[str]) -> list[str] | None:
     """Return the text of each row [B] that `prompt` asks for; None stands for the null prompt.
 
-    prompt: "positive"; "negative", the rollout's negative prompts, else the null prompt; or texts, one for each prompt or row.
-    ValueError for another word, or a number of texts that does not fit.
+    prompt: "positive"; "negative", the rollout's negative prompts, else the null prompt; or texts, one for each prompt
+    or row. ValueError for another word, or a number of texts that does not fit.
     """
     if prompt == "positive":
         return [owner.text for owner in rollout.row_prompts]
@@ -209,7 +216,8 @@ def check_tokens(tokens: Tensor, grid: tuple[int, int], codebook_size: int) -> N
     length = grid[0] * grid[1]
     if tokens.dim() != 2 or tokens.shape[1] != length or tokens.is_floating_point():
         raise ValueError(
-            f"tokens are {tuple(tokens.shape)} {tokens.dtype}; expected int64 [B, {length}] for a {grid[0]} x {grid[1]} grid"
+            f"tokens are {tuple(tokens.shape)} {tokens.dtype}; expected int64 [B, {length}] for a {grid[0]} x "
+            f"{grid[1]} grid"
         )
     if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < codebook_size):
         raise ValueError(

@@ -1,4 +1,7 @@
-"""Where a checkpoint is: an embedded one, a local folder (whole model, LoRA adapter or delta), or a repository of the hub."""
+"""Where a checkpoint is: an embedded one, a local folder (whole model, LoRA adapter or delta).
+
+Or a repository of the hub.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ ADAPTER = "adapter_config.json"
 #: The checkpoints that ship with the package, by name: `assets/<name>`; and the command that trains each from nothing.
 EMBEDDED: dict[str, str] = {"janus-mini": "t2i-gcpo pretrain janus", "amused-mini": "t2i-gcpo pretrain amused"}
 
-#: What training made of them, by algorithm: `assets/tuned/<algorithm>`, a delta each, loaded as "janus-mini-<algorithm>".
+#: What training made of them, by algorithm: `assets/tuned/<algorithm>`, a delta each, loaded as
+#: "janus-mini-<algorithm>".
 TUNED: tuple[str, ...] = ("grpo", "dapo", "gcpo")
 
 
@@ -55,7 +59,8 @@ def _locate(name: str, revision: str | None, above: tuple[Path, ...]) -> Checkpo
     """Find `name`, the base of the last of the folders `above`, each of which is the base of the one before it."""
     if name in EMBEDDED and not (ASSETS / name).is_dir():
         raise ValueError(
-            f"the embedded checkpoint {name!r} is not in {ASSETS}: the installation is incomplete; install t2i-gcpo again, or "
+            f"the embedded checkpoint {name!r} is not in {ASSETS}: the installation is incomplete; install t2i-gcpo "
+            "again, or "
             f"train it with `{EMBEDDED[name]}` and give the folder that this writes"
         )
     if name in tuned():
@@ -116,7 +121,9 @@ def _delta(folder: Path, name: str, above: tuple[Path, ...]) -> Checkpoint:
 
 
 def _model_type(folder: Path) -> str:
-    """Return model_type of transformers' config.json, or the pipeline's class name of diffusers' model_index.json ("amused").
+    """Return model_type of transformers' config.json.
+
+    Or the pipeline's class name of diffusers' model_index.json ("amused").
 
     ValueError: there is neither, or a JSON file of the model is damaged.
     """
@@ -129,7 +136,8 @@ def _model_type(folder: Path) -> str:
             return value.removesuffix("Pipeline").lower()
     raise ValueError(
         f"{folder} holds no checkpoint: expected a config.json (transformers), model_index.json (diffusers), "
-        f"{ADAPTER} (LoRA) or {deltas.ABOUT} in it; found {', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
+        f"{ADAPTER} (LoRA) or {deltas.ABOUT} in it; found "
+        f"{', '.join(sorted(path.name for path in folder.iterdir())[:8]) or 'nothing'}"
     )
 
 

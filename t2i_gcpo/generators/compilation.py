@@ -19,7 +19,8 @@ from t2i_gcpo.generators.base import chunks
 Item = TypeVar("Item")
 Built = TypeVar("Built")
 
-#: "auto" compiles from this many rollouts on: the first one takes half a minute longer, each one saves a second or more.
+#: "auto" compiles from this many rollouts on: the first one takes half a minute longer, each one saves a second or
+#: more.
 FROM_ROLLOUTS = 30
 
 #: Compiled shapes (and their buffers) that are kept.
@@ -36,7 +37,8 @@ class Compilation:
         """Take the option and the device. ValueError: the option is True where torch.compile cannot compile."""
         if choice is True and not can_compile(device):
             raise ValueError(
-                "compile is on, but torch.compile finds no C++ compiler (CPU) or Triton (GPU); install one, or turn it off"
+                "compile is on, but torch.compile finds no C++ compiler (CPU) or Triton (GPU); install one, or turn "
+                "it off"
             )
         self.choice, self.device = choice, device
         self.rollouts_ahead = 1

@@ -22,7 +22,8 @@ def check_decode_dtype(name: str) -> None:
 def decoding(name: DecodeDtype, device: torch.device, weights: torch.dtype) -> AbstractContextManager[object]:
     """Run a decoder with `weights` on `device` in the precision `name` inside a `with` block; norms stay in float32.
 
-    "auto" is bfloat16 where a CPU has instructions for it (pixels move by about 3 of 255), else the weights' own precision.
+    "auto" is bfloat16 where a CPU has instructions for it (pixels move by about 3 of 255), else the weights' own
+    precision.
     """
     lower = name == "bfloat16" or (name == "auto" and device.type == "cpu" and native_bfloat16())
     return torch.autocast(device.type, torch.bfloat16) if lower and weights == torch.float32 else nullcontext()

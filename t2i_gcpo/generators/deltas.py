@@ -1,7 +1,8 @@
 """Tuned weights as a small folder: the difference to a base checkpoint, of the trained parameters alone.
 
     DIR/delta.safetensors    parameter of the policy -> tuned - base, float16; parameters that did not move are left out
-    DIR/delta.json           the base's name, the size and SHA-256 of its weight files and of the delta's, and where the tuned weights come from
+    DIR/delta.json           the base's name, the size and SHA-256 of its weight files and of the delta's, and where the
+                             tuned weights come from
 
 `generators.load` takes such a folder as it takes a LoRA adapter: it loads the base and adds the difference.
 """
@@ -25,9 +26,12 @@ DTYPE = torch.float16
 
 
 def difference(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
-    """Parameter -> tuned - base in float16, on the CPU, where it is not all 0 (after rounding). fp32 parameters are subtracted as such.
+    """Parameter -> tuned - base in float16, on the CPU.
 
-    ValueError: the modules have other parameters or shapes, or a difference that float16 cannot hold (not finite, beyond 65504).
+    Where it is not all 0 (after rounding). fp32 parameters are subtracted as such.
+
+    ValueError: the modules have other parameters or shapes, or a difference that float16 cannot hold (not finite,
+    beyond 65504).
     """
     before, after = dict(base.named_parameters()), dict(tuned.named_parameters())
     shapes = [{name: tuple(p.shape) for name, p in side.items()} for side in (before, after)]
@@ -36,7 +40,8 @@ def difference(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
             name for name in shapes[0].keys() | shapes[1].keys() if shapes[0].get(name) != shapes[1].get(name)
         )
         raise ValueError(
-            f"the two checkpoints are not of one model: {len(unlike)} parameters differ in name or shape, e.g. {unlike[0]}; "
+            f"the two checkpoints are not of one model: {len(unlike)} parameters differ in name or shape, e.g. "
+            f"{unlike[0]}; "
             "name the checkpoint that the training started from"
         )
     found = {}
@@ -54,7 +59,10 @@ def difference(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def add(module: nn.Module, delta: Mapping[str, Tensor]) -> None:
-    """Add a difference to the parameters of `module`, in fp32. ValueError: it has a parameter that the module lacks, or of another shape."""
+    """Add a difference to the parameters of `module`, in fp32.
+
+    ValueError: it has a parameter that the module lacks, or of another shape.
+    """
     parameters = dict(module.named_parameters())
     for name, change in delta.items():
         if name not in parameters or parameters[name].shape != change.shape:
@@ -69,7 +77,10 @@ def add(module: nn.Module, delta: Mapping[str, Tensor]) -> None:
 def save(
     folder: str | Path, delta: Mapping[str, Tensor], *, base: str, base_folder: Path, about: Mapping[str, Any]
 ) -> Path:
-    """Write a delta. base: the name that finds the base again; base_folder: where its weight files are; about: what delta.json says besides."""
+    """Write a delta. base: the name that finds the base again; base_folder: where its weight files are; about.
+
+    What delta.json says besides.
+    """
     from safetensors.torch import save as packed
 
     folder = Path(folder)

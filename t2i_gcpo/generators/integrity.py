@@ -29,7 +29,9 @@ JSON_FILES = (
 
 
 def check_manifest(folder: Path) -> None:
-    """Check that the files of a folder are those of its manifest, where it has one. ValueError says which is damaged, and what to do.
+    """Check that the files of a folder are those of its manifest, where it has one.
+
+    ValueError says which is damaged, and what to do.
 
     Other programs write files of that name too: one of another kind is left alone, but in a folder called step_N.
     """
@@ -51,7 +53,10 @@ def check_manifest(folder: Path) -> None:
 
 
 def check_json(folder: Path) -> None:
-    """Check that the JSON files of a model hold objects, and name no code. ValueError names the file and what is wrong."""
+    """Check that the JSON files of a model hold objects, and name no code.
+
+    ValueError names the file and what is wrong.
+    """
     for name in JSON_FILES:
         for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
             if path.is_file():
@@ -70,7 +75,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def tensor_sizes(path: Path) -> dict[str, int]:
-    """Return tensor -> number of its values, of a safetensors file that is as long as its header says. ValueError, naming it, if not."""
+    """Return tensor -> number of its values, of a safetensors file that is as long as its header says.
+
+    ValueError, naming it, if not.
+    """
     from safetensors import safe_open
 
     if not path.is_file():
@@ -96,8 +104,8 @@ def reading(folder: Path, part: str = "the checkpoint") -> Iterator[None]:
 def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     """Return the model that `kind`, a class of transformers or diffusers, reads from the safetensors in `folder`.
 
-    ValueError, naming file or folder: files that are missing or damaged, or weights that the model has and the files have not,
-    which the libraries would draw at random.
+    ValueError, naming file or folder: files that are missing or damaged, or weights that the model has and the files
+    have not, which the libraries would draw at random.
     """
     _check_size(kind, folder)
     with reading(folder):
@@ -134,11 +142,15 @@ def _check_size(kind: Any, folder: Path) -> None:
         described = sum(parameter.numel() for parameter in model.parameters())
     if described > stored:
         raise ValueError(
-            f"the checkpoint in {folder} is not whole: its config.json describes {described:,} weights, its files hold {stored:,}"
+            f"the checkpoint in {folder} is not whole: its config.json describes {described:,} weights, its files "
+            f"hold {stored:,}"
         )
 
 
 def load_part(kind: Any, folder: Path) -> Any:
-    """Return the tokenizer, processor or scheduler that `kind` reads from `folder`. ValueError, naming it, where it cannot."""
+    """Return the tokenizer, processor or scheduler that `kind` reads from `folder`.
+
+    ValueError, naming it, where it cannot.
+    """
     with reading(folder):
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

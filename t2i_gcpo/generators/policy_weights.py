@@ -57,7 +57,8 @@ class PolicyWeights:
             if (present.r, present.lora_alpha) == (rank, alpha):
                 return  # loaded from an adapter checkpoint: go on training it
             raise ValueError(
-                f"the model has LoRA adapters of rank {present.r} and alpha {present.lora_alpha}, asked for are {rank} and "
+                f"the model has LoRA adapters of rank {present.r} and alpha {present.lora_alpha}, asked for are "
+                f"{rank} and "
                 f"{alpha}; ask for the same, or merge the present ones first (merge_lora)"
             )
         # Bare names would also match the vision tower's projections: name the way from the top.
@@ -68,7 +69,10 @@ class PolicyWeights:
             self.peft = get_peft_model(self.model, config)  # swaps the layers in place; `model` stays the same object
 
     def load_lora(self, folder: Path, device: torch.device) -> None:
-        """Put a saved adapter on the model, trainable. ValueError: its files are damaged, or not those of this model's adapters."""
+        """Put a saved adapter on the model, trainable.
+
+        ValueError: its files are damaged, or not those of this model's adapters.
+        """
         from peft import PeftModel, get_peft_model_state_dict
 
         saved = set(tensor_sizes(folder / ADAPTER_WEIGHTS))
@@ -77,7 +81,8 @@ class PolicyWeights:
             wanted = set(get_peft_model_state_dict(self.peft, save_embedding_layers=False))
         if saved != wanted:
             raise ValueError(
-                f"the LoRA adapter in {folder} does not fit its base: {len(wanted - saved)} of its weights are missing, "
+                f"the LoRA adapter in {folder} does not fit its base: {len(wanted - saved)} of its weights are "
+                "missing, "
                 f"{len(saved - wanted)} belong to no part of it, such as {min(saved ^ wanted)}"
             )
 
@@ -104,7 +109,10 @@ class PolicyWeights:
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def keep_reference(self) -> None:
-        """Copy the submodule as it is now. With LoRA the base without its adapters is the reference, and nothing is copied."""
+        """Copy the submodule as it is now.
+
+        With LoRA the base without its adapters is the reference, and nothing is copied.
+        """
         if self.peft is None:
             self._reference = copy.deepcopy(self.unwrapped()).requires_grad_(False).eval()
 

@@ -30,7 +30,8 @@ Self = TypeVar("Self", bound="TrainableGenerator")
 class TrainableGenerator(ImageGenerator):
     """Train one submodule of a model, the policy, and keep the rest frozen. A base class of adapters.
 
-    A subclass reads and writes its own model (`from_folder`, `save_model`), samples rows, scores tokens and decodes them (`decode_rows`).
+    A subclass reads and writes its own model (`from_folder`, `save_model`), samples rows, scores tokens and decodes
+    them (`decode_rows`).
     """
 
     lora_targets: ClassVar[tuple[str, ...]]
@@ -72,7 +73,10 @@ class TrainableGenerator(ImageGenerator):
         revision: str | None = None,
         **options: Any,
     ) -> Self:
-        """Load a checkpoint that is known to be of this class, as `generators.load` does. `options` go to `__init__`."""
+        """Load a checkpoint that is known to be of this class, as `generators.load` does.
+
+        `options` go to `__init__`.
+        """
         checkpoint = locate(str(name_or_path), revision=revision)
         return cls.from_checkpoint(checkpoint, device=torch.device(device), dtype=dtype, **options)
 
@@ -94,7 +98,7 @@ class TrainableGenerator(ImageGenerator):
         """Load the whole model in a folder. `options` go to `__init__`."""
 
     def save(self, path: str | Path) -> None:
-        """Write a folder that `generators.load` accepts: the whole model, or with LoRA the adapter, which names its base.
+        """Write a folder that `generators.load` accepts: the whole model, or a LoRA adapter that names its base.
 
         ValueError: there is LoRA on a model whose base has no name.
         """
@@ -173,7 +177,8 @@ class TrainableGenerator(ImageGenerator):
     ) -> Rollout:
         """Make a rollout of all B sampled rows; what is left of their records are its statistics.
 
-        Where sampling did not give `logprob_negative` and it is wanted, the tokens are scored under the negative prompts.
+        Where sampling did not give `logprob_negative` and it is wanted, the tokens are scored under the negative
+        prompts.
         """
         records = dict(rows.records)
         rollout = Rollout(

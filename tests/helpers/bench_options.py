@@ -1,4 +1,4 @@
-"""Options of the benchmarks that need a model: a tiny checkpoint, prompts that it can read, and as little of them as there can be."""
+"""Give the benchmarks that need a model their options: a tiny checkpoint, and prompts that it can read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What every generator must do, as rules that run on any: see `test_contract.py` for how to put one under them.
 
-A rule takes a function that makes a fresh generator (random weights will do, if its logits are far from uniform), prompts that it can
-read, and an empty folder. B rows, T tokens.
+A rule takes a function that makes a fresh generator (random weights will do, if its logits are far from uniform),
+prompts that it can read, and an empty folder. B rows, T tokens.
 """
 
 from __future__ import annotations

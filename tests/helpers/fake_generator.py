@@ -1,4 +1,7 @@
-"""A generator without a model: tokens are the noise itself, and an image shows them as grey cells. Fast, deterministic, batch-independent."""
+"""A generator without a model: tokens are the noise itself, and an image shows them as grey cells.
+
+Fast, deterministic, batch-independent.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 
 class FakeGenerator:
-    """4 x 4 tokens of 32 codes, 8 x 8 pixels. `shift` is added to each token: another checkpoint under the same noise."""
+    """4 x 4 tokens of 32 codes, 8 x 8 pixels.
+
+    `shift` is added to each token: another checkpoint under the same noise.
+    """
 
     kind = "fake"
     grid = (4, 4)

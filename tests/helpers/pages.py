@@ -32,7 +32,10 @@ def matching(pattern: str | re.Pattern[str]) -> dict[Path, list[str]]:
 
 
 def each(texts: Mapping[Path, object]) -> pytest.MarkDecorator:
-    """Run a test once for each page of `texts`, as its parameter `page`. ValueError where there is none: the test would check nothing."""
+    """Run a test once for each page of `texts`, as its parameter `page`.
+
+    ValueError where there is none: the test would check nothing.
+    """
     if not texts:
         raise ValueError("no page has what the test looks for")
     return pytest.mark.parametrize("page", list(texts), ids=lambda page: page.name)
@@ -44,9 +47,9 @@ def files(page: Path) -> dict[str, str]:
 
 
 def run(page: Path, folder: Path) -> int:
-    """Save the page's files in `folder` and run its other blocks of Python in one namespace, in their order; returns how many.
+    """Save the page's files in `folder`, and run its other blocks of Python in order and in one namespace.
 
-    The working directory and the import path are the caller's affair.
+    Returns how many blocks ran. The working directory and the import path are the caller's affair.
     """
     for name, code in files(page).items():
         (folder / name).write_text(code, encoding="utf-8")

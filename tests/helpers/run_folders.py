@@ -53,7 +53,10 @@ def write(
     held_out: bool = False,
     **changes: Any,
 ) -> Path:
-    """A run whose images gained `shift` tokens, i.e. a score of shift / 32; and with `held_out`, under the scorer "dark", -shift / 8."""
+    """Write a run whose images gained `shift` tokens, i.e. a score of shift / 32.
+
+    With `held_out`, their score under the scorer "dark" changed by -shift / 8.
+    """
     config = TrainConfig(algorithm=resolve(algorithm), seed=seed, output_dir=str(path), steps=10, **changes)
     prepare_run(path, arguments.dump(config))
     assert yaml.safe_load((path / "config.yaml").read_text())["seed"] == seed

@@ -1,4 +1,7 @@
-"""A tiny, random Janus checkpoint in the hub's layout, made in code: 4 x 4 tokens, 32 codes, 8 x 8 pixels, a word-level tokenizer."""
+"""Make a tiny, random Janus checkpoint in the hub's layout, in code.
+
+4 x 4 tokens, 32 codes, 8 x 8 pixels, a word-level tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ def model(
     kv_heads: int = 2,
     seed: int = 0,
 ) -> Any:
-    """A `JanusForConditionalGeneration` with grouped-query attention, whose logits are far from uniform. Leaves the global generator as it was."""
+    """A `JanusForConditionalGeneration` with grouped-query attention, whose logits are far from uniform.
+
+    Leaves the global generator as it was.
+    """
     from transformers import (
         GenerationConfig,
         JanusConfig,

@@ -1,4 +1,7 @@
-"""A tiny, random aMUSEd checkpoint in diffusers' layout, made in code: 4 x 4 tokens, 32 codes, 8 x 8 pixels, a word-level tokenizer."""
+"""Make a tiny, random aMUSEd checkpoint in diffusers' layout, in code.
+
+4 x 4 tokens, 32 codes, 8 x 8 pixels, a word-level tokenizer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tiny random models of transformers, for the scorers' tests: saved as the real ones are, with outputs that differ from image to image."""
+"""Make tiny random models of transformers for the scorers' tests.
+
+They are saved as the real ones are, with outputs that differ from image to image.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of training share: a tiny Janus in memory, a reward that depends on the image alone, and a trainer of both."""
+"""Share between the tests of training: a tiny Janus in memory, a reward of the image alone, and a trainer of both."""
 
 from __future__ import annotations
 

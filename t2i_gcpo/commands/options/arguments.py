@@ -181,9 +181,7 @@ def reward_argument(path: Path, key: str, value: Any) -> list[str]:
 
 def _without_empty_groups(mapping: dict[str, Any]) -> dict[str, Any]:
     """Leave out `optim:` with nothing below it (all its options commented out), which is a null."""
-    groups = {
-        f.name for f in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(vars(TrainConfig())[f.name])
-    }
+    groups = {f.name for f in dataclasses.fields(TrainConfig) if dataclasses.is_dataclass(vars(TrainConfig())[f.name])}
     return {
         key: value
         for key, value in mapping.items()

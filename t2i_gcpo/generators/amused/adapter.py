@@ -79,7 +79,8 @@ class Amused(TrainableGenerator):
 
         max_batch: rows sampled or decoded at once (None: all); images do not depend on it beyond rounding.
         compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
-        gradient_checkpointing: keep the activations of one forward pass at a time in the backward pass, and compute those of
+        gradient_checkpointing: keep the activations of one forward pass at a time in the backward pass, and compute
+            those of
             the others again. Off: the activations of all passes, one a sampling step, exist at once.
         decode_dtype: precision of the image decoder; see `decoding`.
         masked_policy: the likelihood whose log-probs `training_scores` gives, a row of `likelihoods.LIKELIHOODS`.
@@ -89,7 +90,8 @@ class Amused(TrainableGenerator):
         """
         if fold_passes and gradient_checkpointing:
             raise ValueError(
-                "fold_passes holds the activations of all passes at once, and gradient_checkpointing those of one; set one of the two"
+                "fold_passes holds the activations of all passes at once, and gradient_checkpointing those of one; "
+                "set one of the two"
             )
         super().__init__(
             parts,
@@ -195,8 +197,10 @@ class Amused(TrainableGenerator):
     ) -> Tensor:
         """Compute the log-prob [B, T] fp32, nats, of each token in the state that committed it, with gradient.
 
-        prompt: "positive", "negative" (the rollout's negative prompts, else the null prompt), or texts, one for each prompt or row.
-        distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and truncation of
+        prompt: "positive", "negative" (the rollout's negative prompts, else the null prompt), or texts, one for each
+            prompt or row.
+        distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and
+            truncation of
         `rollout.sampling`); "guided_detached", the same without gradient through the unconditional branch.
 
         N forward passes, one a step, and as many backward.

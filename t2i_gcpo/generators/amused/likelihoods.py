@@ -21,7 +21,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 REMASK_LOW, REMASK_HIGH = 0.6, 0.999
-"""Rates between which the final image is masked again; those of the authors' script and code for images (2510.02880)."""
+"""Rates between which the final image is masked again; those of the authors' script and code for images
+(2510.02880)."""
 
 KEY_STEPS = 6
 """Key steps an image, as in the authors' code (2512.18766), which has 64 steps in all."""
@@ -77,17 +78,19 @@ def resolve(name: str) -> Likelihood:
 def passes(likelihood: Likelihood, wanted: int, steps: int, order: str) -> int:
     """Count the forward passes of an update, M, for `wanted` of them (0: as many as the row says) at N sampling steps.
 
-    The row says N; of key_steps, `KEY_STEPS` or N, whichever is less. ValueError: more passes than there are steps to choose from, or an
-    order of unmasking that the likelihood is not defined for.
+    The row says N; of key_steps, `KEY_STEPS` or N, whichever is less. ValueError: more passes than there are steps to
+    choose from, or an order of unmasking that the likelihood is not defined for.
     """
     if likelihood.remainder and order != "confidence":
         raise ValueError(
-            f"masked policy {likelihood.name} takes the tokens that stay masked for less likely than those committed, but the "
+            f"masked policy {likelihood.name} takes the tokens that stay masked for less likely than those "
+            "committed, but the "
             f"unmasking order is {order!r}; set sampling.unmasking.order to confidence, or take the policy transition"
         )
     if likelihood.states != "remasked" and wanted > steps:
         raise ValueError(
-            f"generator.masked_passes is {wanted}, but there are {steps} sampling steps to choose from; allowed are 1 to {steps}, or 0"
+            f"generator.masked_passes is {wanted}, but there are {steps} sampling steps to choose from; allowed are "
+            f"1 to {steps}, or 0"
         )
     return wanted or (min(KEY_STEPS, steps) if likelihood.name == "key_steps" else steps)
 
@@ -110,7 +113,8 @@ class Plan:
 
     passes: tuple[Pass, ...]
     scale: Tensor
-    """[B, T] fp32; 0 for a token that no pass scores. The mean over T tokens of scale times loss is the likelihood's objective."""
+    """[B, T] fp32; 0 for a token that no pass scores. The mean over T tokens of scale times loss is the likelihood's
+    objective."""
 
 
 def plan(
@@ -124,8 +128,8 @@ def plan(
 ) -> Plan:
     """Plan what `likelihood` scores of trajectories `commit_step` [B, T] int64 of N `steps`, in `count` passes.
 
-    The draws from `generator` are the same for all rows, so that a plan does not depend on how rows are batched. gain [B, N]: `step_gain`,
-    for key_steps alone.
+    The draws from `generator` are the same for all rows, so that a plan does not depend on how rows are batched. gain
+    [B, N]: `step_gain`, for key_steps alone.
     """
     rows, length = commit_step.shape
     device = commit_step.device
@@ -138,7 +142,8 @@ def plan(
     else:
         if gain is None:
             raise ValueError(
-                f"{likelihood.name} chooses its passes by the gain of the steps; pass gain, the `step_gain` of the rollout"
+                f"{likelihood.name} chooses its passes by the gain of the steps; pass gain, the `step_gain` of the "
+                "rollout"
             )
         keys = gain.topk(count, dim=1).indices.sort(dim=1).values
         counts = (rearrange(commit_step, "b t -> 1 b t") >= rearrange(keys, "b m -> m b 1")).sum(dim=2)
@@ -148,9 +153,10 @@ def plan(
 def trajectory(commit_step: Tensor, chosen: Sequence[int], *, steps: int, by_step: bool) -> Plan:
     """Plan the states of the `chosen` steps of N, and the tokens that each committed.
 
-    Tokens alone (commit_step): the scale is N / M, so that over random subsets of M steps the expected gradient is that of all steps.
-    `by_step` (Mask-GRPO, its two definitions of the transition probability): the loss is a mean over steps, of which each counts the same
-    however many tokens it commits, so a token of a step with c tokens has scale T / (M c).
+    Tokens alone (commit_step): the scale is N / M, so that over random subsets of M steps the expected gradient is that
+    of all steps. `by_step` (Mask-GRPO, its two definitions of the transition probability): the loss is a mean over
+    steps, of which each counts the same however many tokens it commits, so a token of a step with c tokens has scale T
+    / (M c).
     """
     length = commit_step.shape[1]
     passes, scale = [], torch.zeros(commit_step.shape, device=commit_step.device)
@@ -202,11 +208,13 @@ def folded(items: Sequence[Pass]) -> Pass:
 def step_gain(predictions: Tensor, codebook: Tensor) -> Tensor:
     """Measure how much each step changed the image to come (MaskFocus): `|s_{k+1} - s_k|` [B, N], the last step's 0.
 
-    s_k is the cosine between the codebook's entries for the whole image that step k predicts (its candidates, beside the tokens known
-    before) and those for the final image, over all tokens at once. predictions [N, B, T] int64, the last the final image; codebook [V, D].
+    s_k is the cosine between the codebook's entries for the whole image that step k predicts (its candidates, beside
+    the tokens known before) and those for the final image, over all tokens at once. predictions [N, B, T] int64, the
+    last the final image; codebook [V, D].
 
-    The authors' code takes the mean of s over a batch and the same steps for all its images; here each image has steps of its own, so that
-    they do not depend on the batch. Its code also leaves s of the last step (1) out, so that its last two steps can never be key steps.
+    The authors' code takes the mean of s over a batch and the same steps for all its images; here each image has steps
+    of its own, so that they do not depend on the batch. Its code also leaves s of the last step (1) out, so that its
+    last two steps can never be key steps.
     """
     final = codebook[predictions[-1]].flatten(1).float()
     similarity = torch.stack([F.cosine_similarity(codebook[p].flatten(1).float(), final, dim=1) for p in predictions])

@@ -19,7 +19,8 @@ from rewards.models.batches import TextCache
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.generators.integrity import load_model, load_part
 
-#: Micro-conditions behind the image's width and height: the crop's corner and the aesthetic score (2401.01808, section 3).
+#: Micro-conditions behind the image's width and height: the crop's corner and the aesthetic score (2401.01808, section
+#: 3).
 CROP_AND_SCORE = (0.0, 0.0, 6.0)
 
 NULL = ""
@@ -42,12 +43,14 @@ class AmusedParts(nn.Module):
         codes, entries = int(transformer.config.codebook_size), int(vqvae.config.num_vq_embeddings)
         if codes != entries:
             raise ValueError(
-                f"the transformer draws from {codes} codes, but the VQ model's codebook has {entries}; the two do not belong together"
+                f"the transformer draws from {codes} codes, but the VQ model's codebook has {entries}; the two do "
+                "not belong together"
             )
         factor, size = 2 ** (len(vqvae.config.block_out_channels) - 1), int(vqvae.config.sample_size)
         if size % factor:
             raise ValueError(
-                f"the VQ model's image size (sample_size) is {size} pixels, which is no multiple of the {factor} pixels of a token; "
+                f"the VQ model's image size (sample_size) is {size} pixels, which is no multiple of the {factor} "
+                "pixels of a token; "
                 f"{size - size % factor} or {size - size % factor + factor} would be"
             )
         mask_token = int(scheduler.config.mask_token_id)
@@ -66,7 +69,11 @@ class AmusedParts(nn.Module):
         from diffusers import AmusedScheduler, UVit2DModel, VQModel
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-        missing = [name for name in ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler") if not (folder / name).is_dir()]  # fmt: skip
+        missing = [
+            name
+            for name in ("transformer", "vqvae", "text_encoder", "tokenizer", "scheduler")
+            if not (folder / name).is_dir()
+        ]
         if missing:
             raise ValueError(f"{folder} is no whole aMUSEd checkpoint: it has no {', '.join(missing)}/")
         return cls(
@@ -151,7 +158,8 @@ class TextEncoder:
             if len(ids) > self.length:
                 cut = tokenizer.decode(ids[self.length - 1 : -1], skip_special_tokens=True)
                 raise ValueError(
-                    f"the prompt {text!r} has {len(ids)} tokens, the text encoder takes {self.length}: {cut!r} would be cut off"
+                    f"the prompt {text!r} has {len(ids)} tokens, the text encoder takes {self.length}: {cut!r} "
+                    "would be cut off"
                 )
             unknown = tokenizer.unk_token_id
             if (

@@ -21,9 +21,10 @@ from t2i_gcpo.generators.tokens.unmasking import annealed, newly_committed, stat
 from t2i_gcpo.records import Prompt, Sampling
 
 Predict = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]
-"""States [R, T], the folded branches' texts, noise [R, T] and the masked positions [R, c] -> candidates [R, T] and their records [R, T]: from the
-transformer to the drawn token in one function, so that it compiles into one graph. Without positions it draws for all, which is one shape for
-all steps; with them only where there is a mask, and gives 0 elsewhere."""
+"""States [R, T], the folded branches' texts, noise [R, T] and the masked positions [R, c] -> candidates [R, T] and
+their records [R, T]: from the transformer to the drawn token in one function, so that it compiles into one graph.
+Without positions it draws for all, which is one shape for all steps; with them only where there is a mask, and gives 0
+elsewhere."""
 
 
 class StepSampler:

@@ -1,7 +1,7 @@
 """Compute the log-probs of aMUSEd's tokens again, in the states that a likelihood asks for.
 
-P prompts, B rows, T tokens, N sampling steps, R rows of a forward pass (B, or more of folded passes), c tokens that a pass scores, V codebook,
-M branches folded in one batch.
+P prompts, B rows, T tokens, N sampling steps, R rows of a forward pass (B, or more of folded passes), c tokens that a
+pass scores, V codebook, M branches folded in one batch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ STEP_GAIN = "step_gain"
 """The statistic of a rollout that `key_steps` chooses by: each token has that of its step."""
 
 Distribute = Callable[[Tensor, Texts, Tensor, Tensor], Tensor]
-"""States [R, T], their texts, positions [R, c] and their tokens [R, c] -> logits [R, c, V] of the distribution that is scored."""
+"""States [R, T], their texts, positions [R, c] and their tokens [R, c] -> logits [R, c, V] of the distribution that is
+scored."""
 
 
 class StateScorer:
@@ -95,7 +96,8 @@ class StateScorer:
         """Return the gain of each step [B, N] from the statistic [B, T]."""
         if STEP_GAIN not in rollout.stats:
             raise ValueError(
-                f"masked policy key_steps needs the statistic {STEP_GAIN!r} of the rollout, which has {sorted(rollout.stats)}; "
+                f"masked policy key_steps needs the statistic {STEP_GAIN!r} of the rollout, which has "
+                f"{sorted(rollout.stats)}; "
                 "sample with the generator that trains"
             )
         values = rollout.stats[STEP_GAIN].to(self.texts.device)

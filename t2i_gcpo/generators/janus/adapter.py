@@ -1,7 +1,8 @@
 """The adapter that makes Janus and Janus-Pro (2410.13848, 2501.17811) of transformers an `ImageGenerator`.
 
-P prompts, G images a prompt, B = P * G rows with row = p * G + g, L columns of prompt, T = rows * columns tokens, V codebook, D
-hidden width, H, W pixels. Only `model.language_model` is trained; the generation head, embeddings and VQ model are frozen.
+P prompts, G images a prompt, B = P * G rows with row = p * G + g, L columns of prompt, T = rows * columns tokens, V
+codebook, D hidden width, H, W pixels. Only `model.language_model` is trained; the generation head, embeddings and VQ
+model are frozen.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class Janus(TrainableGenerator):
         self.scorer = RowScorer(model, self.prompts, self.weights, head_chunk=head_chunk)
         self.sampler = RowSampler(self.prompts, StepSampler(model, side * side))
         if gradient_checkpointing:
-            # Active in train mode only, which `token_logprobs` switches to: so no other train-mode behaviour may differ.
+            # Active in train mode only, which `token_logprobs` switches to: so no other train-mode behaviour may
+            # differ.
             if model.config.text_config.attention_dropout:
                 raise ValueError(
                     "gradient checkpointing needs a model without attention dropout (text_config.attention_dropout = 0)"
@@ -163,8 +165,10 @@ class Janus(TrainableGenerator):
     ) -> Tensor:
         """Compute the log-probs [B, T] fp32, nats, of the tokens, teacher-forced and differentiable in the policy.
 
-        prompt: "positive", "negative" (the rollout's negative prompts, else the null prompt), or texts, one for each prompt or row.
-        distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and truncation of
+        prompt: "positive", "negative" (the rollout's negative prompts, else the null prompt), or texts, one for each
+            prompt or row.
+        distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and
+            truncation of
         `rollout.sampling`); "guided_detached", the same without gradient through the unconditional branch.
         """
         check_tokens(rollout.tokens, self.grid, self.codebook_size)

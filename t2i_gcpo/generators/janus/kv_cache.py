@@ -1,9 +1,10 @@
 """Keep keys and values of a decoder that goes one column at a time, in buffers of a fixed size.
 
-A growing (concatenated) cache copies itself at every step and has a new shape each time, so nothing compiles; a static one is read
-to its end from the first step on. Reading keys and values is what a decoding step costs, so this one shows a prefix of its
-buffers, longer by `STRIDE` columns now and then: half the reading, and one compiled step with one symbolic length. Keys lie with
-their columns side by side: the scores of a single query are then sums over vectors of columns, not a sum within each column.
+A growing (concatenated) cache copies itself at every step and has a new shape each time, so nothing compiles; a static
+one is read to its end from the first step on. Reading keys and values is what a decoding step costs, so this one shows
+a prefix of its buffers, longer by `STRIDE` columns now and then: half the reading, and one compiled step with one
+symbolic length. Keys lie with their columns side by side: the scores of a single query are then sums over vectors of
+columns, not a sum within each column.
 
 R rows, K key-value heads, C columns of the buffers, S columns shown, D head width.
 """

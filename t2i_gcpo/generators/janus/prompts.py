@@ -1,7 +1,7 @@
 """Turn prompt texts into token ids for Janus, and these into the null prompt's ids.
 
-P prompts, L columns. Ids are [P, L] int64, padded on the left, with BOI (begin of image) in the last column; masks are [P, L]
-bool, False on padding.
+P prompts, L columns. Ids are [P, L] int64, padded on the left, with BOI (begin of image) in the last column; masks are
+[P, L] bool, False on padding.
 """
 
 from __future__ import annotations

@@ -25,11 +25,13 @@ from t2i_gcpo.generators.janus.prompts import Encoded
 from t2i_gcpo.generators.tokens.branches import Branches, SampledRows, choice, choose
 from t2i_gcpo.records import Sampling
 
-#: Where the step is compiled, the prompts' width is rounded up to this many columns: prompts of like lengths share one shape.
+#: Where the step is compiled, the prompts' width is rounded up to this many columns: prompts of like lengths share one
+#: shape.
 WIDTH_MULTIPLE = 16
 
-#: From so many operations on, inductor keeps a value that is read several times instead of working it out anew (its default: 30). At 5 the
-#: rotary cosines and sines are kept, which otherwise take most of the time of the attention scores.
+#: From so many operations on, inductor keeps a value that is read several times instead of working it out anew (its
+#: default: 30). At 5 the rotary cosines and sines are kept, which otherwise take most of the time of the attention
+#: scores.
 REALIZE_FROM = 5
 
 
@@ -41,8 +43,9 @@ class _Shape:
     positions: Tensor
     """[N R, 1] int64."""
     advance: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
-    """Input embeddings [N R, 1, D], noise [R] -> the next input embeddings, tokens [R] and their records [R]; writes the
-    cache's open column. From the language model to the drawn token in one function: so it compiles into one graph."""
+    """Input embeddings [N R, 1, D], noise [R] -> the next input embeddings, tokens [R] and their records [R]; writes
+    the cache's open column. From the language model to the drawn token in one function: so it compiles into one
+    graph."""
 
 
 class StepSampler:

@@ -1,7 +1,7 @@
 """Compute the teacher-forced log-probs of Janus' tokens.
 
-P prompts, B rows, L columns of prompt, T tokens, V codebook, D hidden width. Hidden states exist at all L + T - 1 columns, logits
-only for a chunk of tokens at a time.
+P prompts, B rows, L columns of prompt, T tokens, V codebook, D hidden width. Hidden states exist at all L + T - 1
+columns, logits only for a chunk of tokens at a time.
 """
 
 from __future__ import annotations

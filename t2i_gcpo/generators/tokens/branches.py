@@ -1,6 +1,7 @@
 """Draw a token from the logits of all branches, and record its log-probs, in one way for all generators.
 
-N branches in one batch (the prompt, then where wanted the null prompt and a negative prompt), R rows, T tokens, V codebook, `*` any shape.
+N branches in one batch (the prompt, then where wanted the null prompt and a negative prompt), R rows, T tokens, V
+codebook, `*` any shape.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class SampledRows:
     tokens: Tensor
     """[R, T] int64."""
     records: dict[str, Tensor]
-    """[R, T] by name: positive, behaviour, negative (if it was free) and the stats asked for, fp32; commit_step, int64."""
+    """[R, T] by name: positive, behaviour, negative (if it was free) and the stats asked for, fp32; commit_step,
+    int64."""
 
     def first(self, count: int) -> SampledRows:
         """Return the first rows."""

@@ -92,7 +92,8 @@ def token_scores(
     if hidden.shape[:-1] != tokens.shape or (unconditional is not None and unconditional.shape != hidden.shape):
         other = None if unconditional is None else tuple(unconditional.shape)
         raise ValueError(
-            f"hidden {tuple(hidden.shape)}, tokens {tuple(tokens.shape)}, unconditional {other}; expected [*, D], [*] and [*, D] or None"
+            f"hidden {tuple(hidden.shape)}, tokens {tuple(tokens.shape)}, unconditional {other}; expected [*, D], "
+            "[*] and [*, D] or None"
         )
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1 token")

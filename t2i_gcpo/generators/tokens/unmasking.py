@@ -1,8 +1,9 @@
 """The trajectory of a masked generator: which tokens each step fixes, and the states that can be rebuilt from it.
 
-Sampling begins with T masks. Step k of N draws a candidate for every masked position, and fixes (commits) the most confident of them, or a
-random choice; the others stay masked. `tokens` and `commit_step` [B, T] hold the whole trajectory: before step k the model sees token t
-if and only if `commit_step[t] < k` (MaskGIT, 2202.04200; aMUSEd, 2401.01808).
+Sampling begins with T masks. Step k of N draws a candidate for every masked position, and fixes (commits) the most
+confident of them, or a random choice; the others stay masked. `tokens` and `commit_step` [B, T] hold the whole
+trajectory: before step k the model sees token t if and only if `commit_step[t] < k` (MaskGIT, 2202.04200; aMUSEd,
+2401.01808).
 
 B rows, T tokens, N steps. Pure functions, fp32, without a generator of their own.
 """
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from t2i_gcpo.records import UnmaskingOrder
 
-#: Share of the steps done -> share of the tokens still masked; 1 at 0, 0 at 1 (2202.04200, section 3.3). In fp32 tensors, whose rounding
-#: decides where the share times T is a whole number, as in AmusedScheduler.
+#: Share of the steps done -> share of the tokens still masked; 1 at 0, 0 at 1 (2202.04200, section 3.3). In fp32
+#: tensors, whose rounding decides where the share times T is a whole number, as in AmusedScheduler.
 SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda done: torch.cos(done * math.pi / 2),
     "linear": lambda done: 1 - done,
@@ -66,9 +67,10 @@ def newly_committed(
 ) -> Tensor:
     """Choose which of the masked positions [B, T] a step commits: `count` of each row, as bool [B, T].
 
-    logprob: the candidates' log-probs [B, T] under the distribution they were drawn from, nats. uniform: noise [B, T] in [0, 1).
-    "confidence" takes the largest `log p + temperature * Gumbel noise`; "random" any, so that the order does not depend on the policy
-    and the product of the tokens' probabilities is the trajectory's, given the order. ValueError for another order.
+    logprob: the candidates' log-probs [B, T] under the distribution they were drawn from, nats. uniform: noise [B, T]
+    in [0, 1). "confidence" takes the largest `log p + temperature * Gumbel noise`; "random" any, so that the order does
+    not depend on the policy and the product of the tokens' probabilities is the trajectory's, given the order.
+    ValueError for another order.
     """
     if order not in ORDERS:
         raise ValueError(f"order {order!r} is unknown; allowed: {', '.join(ORDERS)}")
