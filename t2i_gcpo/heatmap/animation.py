@@ -12,6 +12,8 @@ from PIL import Image
 from t2i_gcpo.heatmap import kinds, paint
 from t2i_gcpo.heatmap.data import Heatmap
 
+MOST_PIXELS = 2**30
+"""Of all frames of an animation together; 3 GB."""
 MOST_FRAMES = 48
 """Of an animation over the order: more tokens than that appear several at a time."""
 SECONDS, HOLD = 6.0, 1.5
@@ -25,8 +27,13 @@ def over_order(heatmap: Heatmap, kind: str | None = None, *, columns: int = 2) -
     name, values = heatmap.map(kind)
     end, last = heatmap.end(name), int(heatmap.commit_step.max())
     steps = np.unique(np.rint(np.linspace(0, last, min(MOST_FRAMES, last + 1))).astype(int))
-    frames = []
+    frames: list[Image.Image] = []
     for step in steps:
+        if frames and len(steps) * frames[0].width * frames[0].height > MOST_PIXELS:
+            raise ValueError(
+                f"{len(steps)} frames of {frames[0].width} x {frames[0].height} pixels are too many for an animation; "
+                "draw fewer images at once"
+            )
         there = heatmap.commit_step <= step
         frames.append(
             paint.render(

@@ -5,9 +5,8 @@ B images, T = rows * columns tokens in raster order, H, W pixels. Nothing here c
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from t2i_gcpo import credit, losses
 from t2i_gcpo.algorithms import STATS, Algorithm, TokenAdvantages
-from t2i_gcpo.heatmap import kinds, paint
+from t2i_gcpo.heatmap import kinds, npz, paint
 from t2i_gcpo.heatmap.recipe import Recipe
 from t2i_gcpo.records import ScoredRollout
 from t2i_gcpo.utils.files import write_atomically
@@ -181,14 +180,16 @@ class Heatmap:
             stacked=strip,
         )
 
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays with a row for each image, by the name of their field, without the statistics."""
+        return {name: values for name, values in vars(self).items() if isinstance(values, np.ndarray)}
+
     # -- parts, and the file -------------------------------------------------------------------------------------------
 
     def rows(self, index: Sequence[int] | np.ndarray) -> Heatmap:
         """Some images, in the order of `index`."""
         index = np.asarray(index, dtype=np.int64)
-        changes: dict[str, Any] = {
-            f.name: value[index] for f in fields(self) if isinstance(value := vars(self)[f.name], np.ndarray)
-        }
+        changes: dict[str, Any] = {name: values[index] for name, values in self._arrays().items()}
         return replace(self, **changes, stats={name: value[index] for name, value in self.stats.items()})
 
     @staticmethod
@@ -206,9 +207,9 @@ class Heatmap:
         def join(values: list[Any]) -> np.ndarray | None:
             return None if any(value is None for value in values) else np.concatenate(values)
 
-        arrays = {f.name for item in items for f in fields(item) if isinstance(vars(item)[f.name], np.ndarray)}
+        names = {name for item in items for name in item._arrays()}
         recipes = {item.recipe for item in items}
-        joined: dict[str, Any] = {name: join([vars(item)[name] for item in items]) for name in arrays}
+        joined: dict[str, Any] = {name: join([item._arrays().get(name) for item in items]) for name in names}
         return replace(
             items[0],
             **joined,
@@ -230,19 +231,18 @@ class Heatmap:
 
     @staticmethod
     def load(path: str | Path) -> Heatmap:
-        """ValueError for a file that `save` did not write."""
+        """Read an npz that `save` wrote. ValueError, naming the file and what is wrong, for any other."""
+        if not Path(path).exists():
+            raise ValueError(f"there is no file {path}; name a heatmap .npz of t2i-gcpo heatmap or of a run")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                data: dict[str, Any] = dict(file)
-            stats = {name.removeprefix("stats/"): data.pop(name) for name in list(data) if name.startswith("stats/")}
-            optional = dict.fromkeys(("logprob_negative", "advantages", "sequence_advantages"))
-            rows, columns = (int(side) for side in data.pop("grid"))
+            data: dict[str, Any] = dict(npz.read(Path(path)))
             recipe = Recipe.loads(str(data.pop("recipe"))) if "recipe" in data else None
-            return Heatmap(**{**optional, **data}, grid=(rows, columns), stats=stats, recipe=recipe)
-        except FileNotFoundError:
-            raise ValueError(f"there is no file {path}; name a heatmap .npz of t2i-gcpo heatmap or of a run") from None
-        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is not a heatmap that t2i-gcpo wrote: {error}") from error
+        stats = {name.removeprefix(npz.STATS): data.pop(name) for name in list(data) if name.startswith(npz.STATS)}
+        optional = dict.fromkeys(("logprob_negative", "advantages", "sequence_advantages"))
+        rows, columns = data.pop("grid").tolist()
+        return Heatmap(**{**optional, **data}, grid=(rows, columns), stats=stats, recipe=recipe)
 
 
 def to_array(values: Tensor) -> np.ndarray:

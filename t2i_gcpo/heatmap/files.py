@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,8 @@ def write(
 
 FOLDER = "heatmaps"
 """Of a run."""
+#: Name of a heatmap of a run's own prompts; those that were trained on are called step_N_trained.
+_STEP = re.compile(r"step_[0-9]+")
 
 
 def over_steps(run: str | Path, *, prompt: str | None = None, image: int = 0) -> Heatmap:
@@ -66,7 +69,7 @@ def over_steps(run: str | Path, *, prompt: str | None = None, image: int = 0) ->
     prompt: which of the run's pictures (None: the first). image: which of the prompt's images, from 0. A run that is being written shows the
     steps that there are. ValueError: no heatmaps, or no such prompt or image.
     """
-    found = [path for path in sorted((Path(run) / FOLDER).glob("step_*.npz")) if not path.stem.endswith("_trained")]
+    found = [path for path in sorted((Path(run) / FOLDER).glob("step_*.npz")) if _STEP.fullmatch(path.stem)]
     if not found:
         raise ValueError(f"{run} holds no {FOLDER}/step_N.npz; name a run folder whose pictures.every was not 0")
     rows = []
@@ -80,5 +83,5 @@ def over_steps(run: str | Path, *, prompt: str | None = None, image: int = 0) ->
         if not 0 <= image < len(mine):
             raise ValueError(f"there is no image {image} of {text!r} in {path}; there are {len(mine)}, counted from 0")
         one = heatmap.rows([int(mine[image])])
-        rows.append(replace(one, labels=np.array([f"step {int(path.stem.split('_')[1])}"])))
+        rows.append(replace(one, labels=np.array([f"step {int(path.stem.removeprefix('step_'))}"])))
     return Heatmap.cat(rows)

@@ -12,7 +12,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw
 
 from t2i_gcpo.heatmap.kinds import Kind
-from t2i_gcpo.utils.pictures import CAPTION_LINES, FAINT, GAP, LINE, MARGIN, enlargement, font, text_lines, wrap
+from t2i_gcpo.utils.pictures import CAPTION_LINES, FAINT, GAP, LINE, MARGIN, blank, enlargement, font, text_lines, wrap
 
 PERCENTILE = 98
 """The colour scale ends at this percentile of |value| over all panels, so that one token does not bleach the rest."""
@@ -126,7 +126,7 @@ def render(
     wrapped = [wrap(caption, panel) for caption in captions]
     caption_height = LINE * min(CAPTION_LINES, max(map(len, wrapped)))
     step = caption_height + height + below + LINE + GAP
-    canvas = Image.new("RGB", (total, 2 * MARGIN + LINE * (len(head) + 2) + 6 + lines * step), "white")
+    canvas = blank(total, 2 * MARGIN + LINE * (len(head) + 2) + 6 + lines * step)
     draw = ImageDraw.Draw(canvas)
     y = text_lines(draw, (MARGIN, MARGIN), head, size=15)
     y = _scale(canvas, draw, (MARGIN, y + 4), kind.signed, end, words) + GAP

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from t2i_gcpo.algorithms import Algorithm, resolve
+from t2i_gcpo.utils.json_files import check_shape
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,15 @@ class Recipe:
 
     @staticmethod
     def of(algorithm: Algorithm) -> Recipe:
-        return Recipe(**{field.name: vars(algorithm)[field.name] for field in fields(Recipe)})
+        """Take those options of an algorithm that decide its token weights."""
+        return Recipe(
+            algorithm.credit,
+            algorithm.divergence,
+            algorithm.normalization,
+            algorithm.top,
+            algorithm.mass,
+            algorithm.floor,
+        )
 
     def algorithm(self) -> Algorithm:
         """ValueError for a value that is not allowed."""
@@ -41,5 +49,16 @@ class Recipe:
 
     @staticmethod
     def loads(text: str) -> Recipe:
-        known: dict[str, Any] = json.loads(text)
-        return Recipe(**{field.name: known[field.name] for field in fields(Recipe) if field.name in known})
+        """Read what `dumps` wrote; options that it does not name have their defaults. ValueError for anything else."""
+        try:
+            known = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its recipe is not valid JSON ({error})") from error
+        check_shape(known, dict, "its recipe")
+        given = {field.name: known[field.name] for field in fields(Recipe) if field.name in known}
+        for field in fields(Recipe):
+            if field.name in given:
+                check_shape(given[field.name], type(field.default), f"its recipe: {field.name}")
+        recipe = Recipe(**given)
+        recipe.algorithm()  # a value that is not allowed is refused here
+        return recipe

@@ -93,8 +93,13 @@ def cell(heatmap: Heatmap, index: int, row: int, column: int) -> dict[str, Any]:
         "token": int(heatmap.tokens[index, t]),
         "step": int(heatmap.commit_step[index, t]),
     }
-    for name in ("logprob_positive", "logprob_negative", "logprob_behaviour", "logprob_reference"):
-        values = vars(heatmap)[name]
+    logprobs = {
+        "logprob_positive": heatmap.logprob_positive,
+        "logprob_negative": heatmap.logprob_negative,
+        "logprob_behaviour": heatmap.logprob_behaviour,
+        "logprob_reference": heatmap.logprob_reference,
+    }
+    for name, values in logprobs.items():
         if values is not None:
             found[name] = finite_or_none(float(values[index, t]))
     return found | {name: finite_or_none(float(values[index, t])) for name, values in heatmap.maps().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ GAP, MARGIN, BORDER = 10, 16, 4
 LINE = 18
 """Height of a line of text, pixels."""
 CAPTION_LINES = 3
+MOST_PIXELS = 2**28
+"""Of a whole picture; 0.8 GB."""
 
 INK, FAINT = (28, 28, 32), (110, 112, 120)
 RIGHT, WRONG, FAILED, PLAIN = (22, 140, 66), (206, 44, 44), (150, 150, 156), (222, 223, 228)
@@ -114,7 +117,7 @@ def grid(groups: Sequence[tuple[str, Sequence[Cell]]], *, columns: int, title: s
     full_height = (
         2 * MARGIN + (LINE * len(title_lines) + GAP if title_lines else 0) + sum(caption_heights) + sum(depths) * step_y
     )
-    canvas = Image.new("RGB", (full_width, full_height + (len(lines) - 1) * GAP), "white")
+    canvas = blank(full_width, full_height + (len(lines) - 1) * GAP)
     draw = ImageDraw.Draw(canvas)
 
     y = text_lines(draw, (MARGIN, MARGIN), title_lines, size=15) + (GAP if title_lines else 0)
@@ -127,6 +130,16 @@ def grid(groups: Sequence[tuple[str, Sequence[Cell]]], *, columns: int, title: s
             x += min(len(group[1]), columns) * step_x
         y += caption_height + depth * step_y + GAP
     return canvas
+
+
+def blank(width: int, height: int) -> Image.Image:
+    """Return a white picture. ValueError where it would have more than `MOST_PIXELS` pixels."""
+    if width * height > MOST_PIXELS:
+        raise ValueError(
+            f"the picture would have {width} x {height} pixels, and at most {MOST_PIXELS:,} are drawn; "
+            "draw fewer images at once"
+        )
+    return Image.new("RGB", (width, height), "white")
 
 
 def to_picture(image: Tensor, scale: int | None = None) -> Image.Image:
@@ -153,21 +166,23 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def wrap(text: str, width: float, *, size: int = 13, most: int = CAPTION_LINES) -> list[str]:
     """Break a text into at most `most` lines of `width` pixels; what does not fit ends in an ellipsis."""
-    fits = font(size).getlength
+    length = font(size).getlength
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and fits(longer) > width:
+        if lines[-1] and length(longer) > width:
+            if len(lines) > most:
+                break
             lines.append(word)
         else:
             lines[-1] = longer
     cut = len(lines) > most
     lines = lines[:most]
     for k, line in enumerate(lines):
-        if fits(line) > width or (cut and k == most - 1):
-            while line and fits(line + "…") > width:
-                line = line[:-1]
-            lines[k] = line + "…"
+        if length(line) > width or (cut and k == most - 1):
+            # The most letters that fit, by halving: a text of a file may be one word of any length.
+            kept = bisect.bisect(range(1, len(line) + 1), width, key=lambda count: length(line[:count] + "…"))
+            lines[k] = line[:kept] + "…"
     return lines
 
 
