@@ -24,10 +24,11 @@ import torch
 from PIL import Image
 
 from helpers.served import Scorer, packed, pictures, request, send, serve
-from rewards.base import Reward
-from rewards.remote import protocol as wire
-from rewards.remote.http import Handler
-from rewards.remote.protocol import SIGNATURE, Limits, decode_png, encode_png, png_size
+from rewards.base import Reward, RewardOutput
+from rewards.remote import png as png_module
+from rewards.remote.png import SIGNATURE, decode_png, encode_png, png_size
+from rewards.remote.protocol import Limits
+from rewards.remote.routes import Handler
 from rewards.remote.server import RewardServer
 
 
@@ -106,7 +107,7 @@ def test_a_damaged_picture_is_refused_and_the_server_goes_on(data: bytes, says: 
 def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as server:
         with monkeypatch.context() as patch:
-            patch.setattr(wire.Image, "open", lambda *_, **__: pytest.fail("the picture was opened"))
+            patch.setattr(png_module.Image, "open", lambda *_, **__: pytest.fail("the picture was opened"))
             for width, height in ((50_000, 50_000), (2**31 - 1, 2**31 - 1), (2049, 2048)):
                 bomb = png(width, height, zlib.compress(bytes(1000)))
                 status, answer = send(server, request(images=[packed(bomb)]))
@@ -132,7 +133,7 @@ def test_small_pictures_with_far_too_much_inside_take_no_memory() -> None:
 def test_many_pictures_are_counted_before_they_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = Limits(images=3, waiting=100)
     with serve(limits=limits) as server:
-        monkeypatch.setattr(wire.Image, "open", lambda *_, **__: pytest.fail("the picture was opened"))
+        monkeypatch.setattr(png_module.Image, "open", lambda *_, **__: pytest.fail("the picture was opened"))
         four = [packed(encode_png(image)) for image in pictures(4, side=2)]
         status, answer = send(server, request(images=four, prompts=["a"] * 4, metadata=None))
         assert status == 413 and "4 images" in answer["error"] and "at most 3" in answer["error"]
@@ -156,9 +157,7 @@ def test_a_body_of_100_megabytes_is_refused_unread(monkeypatch: pytest.MonkeyPat
             assert status == 413 and "100000000 bytes; at most 67108864" in answer["error"] and peak < 5 * 10**6
             # Announced and never sent, with and without asking first.
             for more in (b"", b"Expect: 100-continue\r\n"):
-                head = (
-                    b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n"
-                )
+                head = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n"
                 assert b" 413 " in raw(server, head + more + b"\r\n").split(b"\r\n")[0]
         assert works(server)
 
@@ -176,12 +175,12 @@ def raw(server: RewardServer, data: bytes) -> bytes:
 def test_a_client_that_asks_first_may_send() -> None:
     with serve() as server:
         body = json.dumps(request()).encode()
-        head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         received = raw(server, head.encode() + b"Expect: 100-continue\r\n\r\n" + body)
         assert received.startswith(b"HTTP/1.1 100 ") and b"HTTP/1.1 200 " in received
 
 
-HEAD = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +194,7 @@ HEAD = b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         (b"nonsense\r\n\r\n", 400),
         (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 414),
         (b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * 500 + b"\r\n", 431),
-        (b"DELETE /score HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+        (b"DELETE /score HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
     ],
 )
 def test_what_is_no_request_gets_a_sentence(data: bytes, status: int) -> None:
@@ -256,7 +255,7 @@ def test_routes() -> None:
         status, about = send(server, path="/metadata?x=1", method="GET")
         assert status == 200 and about["reward"] == "scorer" and about["options"]["detector"] == "shapes"
         assert "hunter2" not in json.dumps(about) and about["versions"]["torch"] == torch.__version__
-        assert about["limits"]["body"] == 2**26 and about["protocol"] == 1 and about["weights"] is None
+        assert about["limits"]["body"] == 2**26 and about["protocol"] == 2 and about["weights"] is None
         for path, method, status, says in (
             ("/score", "GET", 405, "POST"),
             ("/health", "POST", 405, "GET"),
@@ -331,7 +330,7 @@ def test_200_concurrent_requests_get_their_own_scores_in_a_few_batches() -> None
         answers = [pool.submit(send, server, bodies[0])]
         assert scorer.entered.wait(10)  # the scorer is busy with the first alone; the others come while it is
         answers += [pool.submit(send, server, body) for body in bodies[1:]]
-        wait_until(lambda: len(server.gatherer._waiting) == 199, 30)
+        wait_until(lambda: len(server.batcher._waiting) == 199, 30)
         scorer.gate.set()
         expected = images.float().mean(dim=(1, 2, 3)) / 255 + torch.arange(200)
         for k, answer in enumerate(answers):
@@ -339,7 +338,7 @@ def test_200_concurrent_requests_get_their_own_scores_in_a_few_batches() -> None
             assert status == 200 and content["scores"] == [float(expected[k])] and len(content["parts"]) == 1
         assert [len(batch) for batch in scorer.batches] == [1, 64, 64, 64, 7]
         assert server.metadata()["counts"] == {"requests": 200, "images": 200, "batches": 5}
-        assert works(server) and server.bodies.left == 4 * 2**26 and server.pixels.left == 2**28
+        assert works(server) and server.arrivals.left == 4 * 2**26 and server.pixels.left == server.limits.waiting
 
 
 def test_only_one_size_is_scored_together_and_nobody_is_passed_over() -> None:
@@ -349,11 +348,9 @@ def test_only_one_size_is_scored_together_and_nobody_is_passed_over() -> None:
 
         def ask(prompt: str, count: int, side: int) -> Any:
             images = [packed(encode_png(image)) for image in pictures(count, side=side)]
-            before = len(server.gatherer._waiting)
+            before = len(server.batcher._waiting)
             answer = pool.submit(send, server, {"images": images, "prompts": [prompt] * count})
-            wait_until(
-                lambda: scorer.entered.is_set() and len(server.gatherer._waiting) >= before + (prompt != "first")
-            )
+            wait_until(lambda: scorer.entered.is_set() and len(server.batcher._waiting) >= before + (prompt != "first"))
             return answer
 
         asked = [("first", 1, 4), ("a", 2, 4), ("b", 1, 5), ("c", 3, 4), ("d", 2, 4), ("e", 9, 5)]
@@ -368,11 +365,11 @@ def test_an_error_reaches_only_the_request_that_caused_it() -> None:
     scorer.gate.clear()
     said: list[str] = []
     rows: list[dict[str, Any]] = [{}, {"tag": "x"}, {"error": "ValueError"}, {"error": "RuntimeError"}, {"bonus": None}]
-    with serve(scorer, say=said.append) as server, ThreadPoolExecutor(5) as pool:
+    with serve(scorer, log=said.append) as server, ThreadPoolExecutor(5) as pool:
         answers = [pool.submit(send, server, request())]
         assert scorer.entered.wait(10)
         answers += [pool.submit(send, server, request(metadata=[row])) for row in rows[1:]]
-        wait_until(lambda: len(server.gatherer._waiting) == 4)
+        wait_until(lambda: len(server.batcher._waiting) == 4)
         scorer.gate.set()
         first, tagged, wrong, broken, failed = (answer.result() for answer in answers)
         assert first[0] == tagged[0] == failed[0] == 200
@@ -404,7 +401,7 @@ def test_a_scorer_that_is_no_reward_is_said_to_be_none() -> None:
         def __call__(self, images: Any, prompts: Any, metadata: Any) -> Any:
             return self.answer
 
-    for answer, says in (([1.0], "returned list"), (wire.RewardOutput(torch.ones(3)), r"shape (3,)")):
+    for answer, says in (([1.0], "returned list"), (RewardOutput(torch.ones(3)), r"shape (3,)")):
         with serve(Answers(answer)) as server:
             status, answer = send(server, request())
             assert status == 422 and says in answer["error"]
@@ -427,21 +424,21 @@ def test_a_client_that_leaves_is_not_scored() -> None:
         body = json.dumps(request(prompts=["gone"])).encode()
         with socket.create_connection(("127.0.0.1", server._http.server_port), timeout=20) as connection:
             connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            wait_until(lambda: len(server.gatherer._waiting) == 1)
-            job = server.gatherer._waiting[0]
+            wait_until(lambda: len(server.batcher._waiting) == 1)
+            job = server.batcher._waiting[0]
         wait_until(lambda: job.abandoned)
         scorer.gate.set()
         assert first.result()[0] == 200 and works(server)
         assert ["gone"] not in scorer.batches
-        wait_until(lambda: server.pixels.left == 2**28)
+        wait_until(lambda: server.pixels.left == server.limits.waiting)
 
 
 def test_half_a_request_is_forgotten() -> None:
     with serve() as server:
         with socket.create_connection(("127.0.0.1", server._http.server_port), timeout=20) as connection:
             connection.sendall(HEAD + b"Content-Length: 5000\r\n\r\n{")
-            wait_until(lambda: server.bodies.left < 4 * 2**26)
-        wait_until(lambda: server.bodies.left == 4 * 2**26)
+            wait_until(lambda: server.arrivals.left < 4 * 2**26)
+        wait_until(lambda: server.arrivals.left == 4 * 2**26)
         assert works(server)
 
 
@@ -469,9 +466,9 @@ def test_closing_finishes_what_is_there_and_takes_no_more() -> None:
         answers = [pool.submit(send, server, request())]
         assert scorer.entered.wait(10)
         answers.append(pool.submit(send, server, request()))
-        wait_until(lambda: len(server.gatherer._waiting) == 1)
+        wait_until(lambda: len(server.batcher._waiting) == 1)
         closing = pool.submit(server.close)
-        wait_until(lambda: server.gatherer.closed)
+        wait_until(lambda: server.batcher.closed)
         assert send(server, request())[0] == 503
         scorer.gate.set()
         assert [answer.result()[0] for answer in answers] == [200, 200]
@@ -489,7 +486,7 @@ def test_closing_does_not_wait_for_ever() -> None:
         answers = [pool.submit(send, server, request())]
         assert scorer.entered.wait(10)
         answers.append(pool.submit(send, server, request()))
-        wait_until(lambda: len(server.gatherer._waiting) == 1)
+        wait_until(lambda: len(server.batcher._waiting) == 1)
         started = time.monotonic()
         server.close(0.2)
         assert time.monotonic() - started < 5

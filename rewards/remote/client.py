@@ -10,14 +10,21 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rewards.base import AsyncReward, FailurePolicy, RewardOutput, check, check_policy, join
+from rewards.base import AsyncReward, FailurePolicy, PromptError, RewardOutput, check, check_policy, join
+from rewards.identity import Identity
+from rewards.remote.exchange import Refused
 from rewards.remote.server_pool import Servers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rewards.remote.metadata import About
+
 #: Where the token is looked for when none is given: options are written to a run's config.yaml, and a token is not for there.
 TOKEN_VARIABLE = "T2I_GCPO_REWARD_TOKEN"
+
+#: Prompts of one request to check them.
+_CHECKED = 500
 
 
 class RemoteReward(AsyncReward):
@@ -34,10 +41,11 @@ class RemoteReward(AsyncReward):
         compress: of the PNGs, 0 (least work, for a quick network) to 9 (fewest bytes).
         failure: "raise" stops at a score that is not finite; "mark" keeps it as NaN.
 
-    `weights` are those of a weighted sum on the server, else None. `submit` sends the images and returns at once.
+    `weights` are those of a weighted sum on the server, else None. `submit` sends the images and returns at once. A server is asked which
+    scorer it has at the start, and again when it comes back after it was away; each answer says it too.
 
     Raises, when it is built and when it scores: ConnectionError, naming the servers, where none answers; ValueError with a server's own
-    words where it refuses (metadata that its scorer lacks, a wrong token, too large an image), and where servers serve different scorers.
+    words where it refuses (metadata that its scorer lacks, a wrong token, too large an image), and where a server has another scorer.
     """
 
     def __init__(
@@ -53,27 +61,48 @@ class RemoteReward(AsyncReward):
         failure: FailurePolicy = "raise",
     ) -> None:
         check_policy(failure)
-        if batch_size < 1 or parallel < 1 or compress not in range(10):
+        counts = all(isinstance(number, int) for number in (batch_size, parallel, compress))
+        if not counts or batch_size < 1 or parallel < 1 or compress not in range(10):
             raise ValueError(
                 f"batch_size is {batch_size}, parallel {parallel}, compress {compress}; at least 1, at least 1, 0 to 9 are allowed"
             )
         urls = [url] if isinstance(url, str) else list(url)
         token = os.environ.get(TOKEN_VARIABLE) or None if token is None else str(token)
-        self.servers = Servers(urls, token=token, timeout=timeout, retries=retries)
-        self.compress, self.failure = compress, failure
-        about = self._about()
-        self.name = f"remote {about['reward']}"
-        self.weights: dict[str, float] | None = about["weights"]
-        self.batch_size = min(batch_size, about["images"])
+        self.servers = Servers(urls, token=token, timeout=timeout, retries=retries, recognize=self._recognize)
+        self.compress, self.failure, self.parallel = compress, failure, parallel
+        self._met: dict[str, About] = {}
+        """Url -> what the server said of itself; the scorer is that of the first."""
+        self.servers.meet()
+        self.about = next(iter(self._met.values()))
+        self.name = f"remote {self.about.identity['name']}"
+        self.weights = self.about.identity["weights"]
+        self.batch_size = min([batch_size, *(about.images for about in self._met.values())])
         self.submit_batch: int | None = self.batch_size
         self._slots = threading.Semaphore(parallel * len(self.servers.servers))
         self._turn = itertools.count()
+
+    def identity(self) -> Identity:
+        """Say which scorer the servers have, wherever they are."""
+        return self.about.identity
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Let a server check the prompts. Raises PromptError with its words."""
+        from rewards.remote.protocol import write_check
+
+        for start in range(0, len(prompts), _CHECKED):
+            rows = slice(start, start + _CHECKED)
+            try:
+                self.servers.ask("/check", write_check(prompts[rows], metadata[rows]), first=next(self._turn))
+            except Refused as error:
+                if error.index is None or not 0 <= error.index < len(prompts[rows]):
+                    raise
+                raise PromptError(start + error.index, str(error)) from error
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         return self.submit(images, prompts, metadata).result()
 
     def submit(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> PendingScores:
-        """Scores that are on their way. Arguments as of a call."""
+        """Send the images, and return scores that are on their way. Arguments as of a call."""
         from rewards.models.batches import check_images
 
         check_images(images, self.name)
@@ -84,10 +113,16 @@ class RemoteReward(AsyncReward):
             )
         stop = threading.Event()
         pieces = []
-        for start in range(0, len(images), self.batch_size):
-            rows = slice(start, start + self.batch_size)
+        size = self._piece(images)
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
             pieces.append(self._begin(partial(self._ask, images[rows], prompts[rows], metadata[rows], stop)))
         return PendingScores(pieces, stop, self.name, list(prompts), self.failure)
+
+    def _piece(self, images: Tensor) -> int:
+        """Return the images of a request: fewer where they are so large that the server could not hold all of our requests."""
+        room = self.about.waiting // self.parallel
+        return max(1, min(self.batch_size, room // max(1, images.shape[-2] * images.shape[-1])))
 
     def _begin(self, work: Callable[[], RewardOutput]) -> Future[RewardOutput]:
         """Run `work` in a thread that a program's end does not wait for."""
@@ -113,37 +148,24 @@ class RemoteReward(AsyncReward):
         body = write_request(images, prompts, metadata, level=self.compress)
         url, answer = self.servers.ask("/score", body, first=next(self._turn), stop=stop)
         try:
-            return read_answer(answer, len(images))
+            output = read_answer(answer, len(images))
         except ValueError as error:
             raise ValueError(f"reward server {url}: {error}") from error
+        self.about.check_scorer(url, answer)
+        return output
 
-    def _about(self) -> dict[str, Any]:
-        """What all servers that answer agree on."""
-        from rewards.remote.protocol import PROTOCOL
+    def _recognize(self, url: str, answer: dict[str, Any]) -> None:
+        """Take a server's /metadata. ValueError where it has another scorer than the first one had."""
+        from rewards.remote.metadata import read_about
 
-        found = self.servers.each("/metadata")
-        scorers: dict[str, Any] = {}
-        images = []
-        for url, about in found.items():
-            if about.get("protocol") != PROTOCOL:
-                raise ValueError(
-                    f"reward server {url} speaks protocol {about.get('protocol')!r}, this client {PROTOCOL}; install the same "
-                    "version of t2i-gcpo on both sides"
-                )
-            scorers[url] = (about.get("reward"), about.get("options"), about.get("weights"))
-            images.append(int(about.get("limits", {}).get("images", 1)))
-        first = next(iter(scorers.values()))
-        for url, scorer in scorers.items():
-            if scorer != first:
-                raise ValueError(
-                    f"the reward servers serve different scorers: {next(iter(scorers))} {first[0]!r} {first[1]}, "
-                    f"{url} {scorer[0]!r} {scorer[1]}; a run needs one and the same on all"
-                )
-        return {"reward": first[0], "weights": first[2], "images": min(images)}
+        about = read_about(url, answer)
+        for other in self._met.values():
+            other.check_same(about)
+        self._met[url] = about
 
 
 class PendingScores:
-    """Requests under way."""
+    """Requests that are being answered."""
 
     def __init__(
         self,
@@ -157,7 +179,7 @@ class PendingScores:
         self._name, self._prompts, self._failure = name, prompts, failure
 
     def result(self) -> RewardOutput:
-        """The scores [B] float32 on the CPU, the rows in their order. The first error ends the other requests' waiting."""
+        """Return the scores [B] float32 on the CPU, the rows in their order. The first error ends the other requests' waiting."""
         try:
             output = join([piece.result() for piece in self._pieces])
         except BaseException:

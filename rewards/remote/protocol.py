@@ -1,8 +1,9 @@
-"""What a reward server and its client say to each other: JSON, pictures as base64 PNG. Nothing that is sent can run.
+"""What a reward server and its client send each other: JSON, pictures as base64 PNG. Nothing that is sent can run.
 
-    request   {"images": [PNG, ...], "prompts": [text, ...], "metadata": [{...}, ...]}
-    answer    {"scores": [number, ...], "parts": {name: [number, ...]}}, null for a number that is not finite
-    error     {"error": sentence}
+    POST /score   {"images": [PNG, ...], "prompts": [text, ...], "metadata": [{...}, ...]}
+    answer        {"scores": [number, ...], "parts": {name: [number, ...]}, "scorer": text}, null for a number that is not finite
+    POST /check   {"prompts": [text, ...], "metadata": [{...}, ...]}, to ask whether prompts can be scored
+    error         {"error": sentence}, with "index" where it is about one prompt
 
 B images of one size, H, W their sides.
 """
@@ -11,30 +12,24 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import math
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from rewards.base import RewardOutput
+from rewards.remote.png import decode_png, encode_png, png_size
 
 #: Of the format above. Both sides must speak the same.
-PROTOCOL = 1
+PROTOCOL = 2
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-#: Signature, length and name of the first chunk, width, height, bit depth, colour type.
-_HEADER = struct.Struct(">8sI4sIIBB")
-_EIGHT_BIT_RGB = (8, 2)
+#: Parts of an answer at most, and characters of a part's name.
+MOST_PARTS, MOST_NAME = 4096, 200
 
 
 @dataclass(frozen=True)
@@ -51,8 +46,12 @@ class Limits:
     """Characters of a prompt."""
     depth: int = 32
     """Nesting of a request's JSON."""
-    waiting: int = 2**28
+    waiting: int = 2**27
     """Pixels of all requests that are being read or scored: three bytes each."""
+    together: int = 2**24
+    """Pixels of one call of the scorer, or else one image: twelve bytes each as float, and scorers make several copies."""
+    arrival: int = 120
+    """Seconds in which a whole request must arrive."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -64,48 +63,13 @@ class TooLarge(ValueError):
     """A request beyond the server's limits."""
 
 
-def encode_png(image: Tensor, *, level: int = 1) -> bytes:
-    """An image [3, H, W] uint8 as a PNG, lossless. `level`: zlib's, 0 (stored) to 9."""
-    rows = image.permute(1, 2, 0).contiguous().cpu().numpy()
-    height, width, _ = rows.shape
-    # A filter type before each row: 0, the row as it is. Choosing filters takes longer than sending the rest.
-    data = np.concatenate([np.zeros((height, 1), np.uint8), rows.reshape(height, -1)], axis=1).tobytes()
-    header = struct.pack(">IIBBBBB", width, height, *_EIGHT_BIT_RGB, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data, level)), (b"IEND", b""))
-    return SIGNATURE + b"".join(
-        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        for name, content in chunks
-    )
+class Refusal(Exception):
+    """An answer with an error status. `more`: what the answer holds beside the sentence."""
 
-
-def png_size(data: bytes, where: str) -> tuple[int, int]:
-    """(width, height) from the header, before anything is unpacked. ValueError for anything but an 8-bit RGB PNG."""
-    if len(data) < _HEADER.size or not data.startswith(SIGNATURE):
-        raise ValueError(f"{where} is no PNG; send base64 of an 8-bit RGB PNG")
-    _, length, name, width, height, depth, colors = _HEADER.unpack_from(data)
-    if (length, name) != (13, b"IHDR") or not width or not height:
-        raise ValueError(f"{where} is a damaged PNG; send base64 of an 8-bit RGB PNG")
-    if (depth, colors) != _EIGHT_BIT_RGB:
-        raise ValueError(f"{where} is a PNG of {depth} bits and colour type {colors}; convert it to 8-bit RGB")
-    return width, height
-
-
-def decode_png(data: bytes, where: str) -> Tensor:
-    """[3, H, W] uint8. ValueError for a damaged picture. Check its size before."""
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-            pixels = np.array(picture.convert("RGB"))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise ValueError(f"{where} is a damaged PNG: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    def __init__(self, status: HTTPStatus, sentence: str, **more: Any) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.more = more
 
 
 @dataclass(frozen=True)
@@ -120,50 +84,47 @@ class Request:
 
     @property
     def pixels(self) -> int:
+        """Count the pixels of all pictures."""
         return len(self.pictures) * self.size[0] * self.size[1]
 
     def images(self) -> Tensor:
-        """[B, 3, H, W] uint8. ValueError for a damaged picture."""
-        return torch.stack([decode_png(data, f"images[{k}]") for k, data in enumerate(self.pictures)])
+        """Unpack the pictures to [B, 3, H, W] uint8. ValueError for a damaged picture."""
+        width, height = self.size
+        images = torch.empty(len(self.pictures), 3, height, width, dtype=torch.uint8)
+        for k, data in enumerate(self.pictures):
+            images[k] = decode_png(data, f"images[{k}]")
+        return images
 
 
 def write_request(
     images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]], *, level: int
 ) -> bytes:
-    """ValueError for metadata that JSON cannot hold."""
+    """Write the body of POST /score. ValueError for metadata that JSON cannot hold."""
     pictures = [base64.b64encode(encode_png(image, level=level)).decode("ascii") for image in images]
-    request = {"images": pictures, "prompts": list(prompts), "metadata": list(metadata)}
-    try:
-        return json.dumps(request, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"the prompts' metadata cannot be sent to a reward server: {error}; it must be plain JSON: texts, finite numbers, "
-            "booleans, null, lists, objects with text keys"
-        ) from error
+    return _json({"images": pictures, "prompts": list(prompts), "metadata": list(metadata)})
 
 
-def read_request(body: bytes, limits: Limits) -> Request:
-    """ValueError where it is not a request as above, TooLarge where it is too much of one. No picture is unpacked."""
+def write_check(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write the body of POST /check. ValueError for metadata that JSON cannot hold."""
+    return _json({"prompts": list(prompts), "metadata": list(metadata)})
+
+
+def read_request(body: bytes | bytearray, limits: Limits) -> Request:
+    """Read the body of POST /score; no picture is unpacked. ValueError where it is none, TooLarge where it is too much of one."""
     data = _json_object(body, limits.depth)
     pictures = data.get("images")
     if not isinstance(pictures, list) or not pictures:
         raise ValueError('"images" is missing or empty; it must be a list of base64 PNGs')
     if len(pictures) > limits.images:
         raise TooLarge(f"{len(pictures)} images in a request; at most {limits.images} are taken, send several requests")
-    prompts = _rows(data.get("prompts"), len(pictures), "prompts")
-    metadata = _rows(data.get("metadata") or [None] * len(pictures), len(pictures), "metadata")
-    for k, prompt in enumerate(prompts):
-        _check_prompt(prompt, f"prompts[{k}]", limits.prompt)
-    for k, row in enumerate(metadata):
-        if row is not None and not isinstance(row, dict):
-            raise ValueError(f"metadata[{k}] is {type(row).__name__}; it must be an object or null")
+    prompts, metadata = _prompts_and_metadata(data, len(pictures), "images", limits)
     packed, sizes = [], []
     for k, text in enumerate(pictures):
         packed.append(_base64(text, f"images[{k}]"))
         sizes.append(_checked_size(packed[-1], f"images[{k}]", limits))
     if len(set(sizes)) > 1:
         raise ValueError("the images of a request must have one size; send a request for each size")
-    request = Request(tuple(packed), sizes[0], prompts, [row or {} for row in metadata])
+    request = Request(tuple(packed), sizes[0], prompts, metadata)
     if request.pixels > limits.waiting:
         raise TooLarge(
             f"the images have {request.pixels} pixels together; at most {limits.waiting} are taken, send fewer"
@@ -171,24 +132,45 @@ def read_request(body: bytes, limits: Limits) -> Request:
     return request
 
 
-def write_answer(output: RewardOutput) -> dict[str, Any]:
-    return {
-        "scores": _numbers(output.scores),
-        "parts": {name: _numbers(values) for name, values in output.parts.items()},
-    }
+def read_check(body: bytes | bytearray, limits: Limits) -> tuple[list[str], list[dict[str, Any]]]:
+    """Read the body of POST /check: prompts and metadata. Errors as of `read_request`."""
+    data = _json_object(body, limits.depth)
+    if not isinstance(data.get("prompts"), list):
+        raise ValueError('"prompts" is missing; it must be a list of texts')
+    return _prompts_and_metadata(data, len(data["prompts"]), "prompts", limits)
+
+
+def write_answer(output: RewardOutput, scorer: str) -> dict[str, Any]:
+    """Return the content of an answer. `scorer`: the fingerprint of the scorer's identity."""
+    parts = {name: _numbers(values) for name, values in output.parts.items()}
+    return {"scores": _numbers(output.scores), "parts": parts, "scorer": scorer}
 
 
 def read_answer(data: Any, batch: int) -> RewardOutput:
-    """ValueError where it is no answer for `batch` images."""
+    """Read an answer to POST /score. ValueError where it is no answer for `batch` images."""
     parts = data.get("parts", {}) if isinstance(data, dict) else None
     if not isinstance(data, dict) or not isinstance(parts, dict):
         raise ValueError(f"the answer is no object with scores and parts, but {type(data).__name__}")
+    if len(parts) > MOST_PARTS or not all(name.isprintable() and len(name) <= MOST_NAME for name in parts):
+        raise ValueError(
+            f"the answer has {len(parts)} parts; at most {MOST_PARTS} are taken, with printable names of up to {MOST_NAME} characters"
+        )
     return RewardOutput(
         _tensor(data.get("scores"), batch, "scores"), {k: _tensor(v, batch, k) for k, v in parts.items()}
     )
 
 
-def _json_object(body: bytes, depth: int) -> dict[str, Any]:
+def _json(content: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(content, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"the prompts' metadata cannot be sent to a reward server: {error}; it must be plain JSON: texts, finite numbers, "
+            "booleans, null, lists, objects with text keys"
+        ) from error
+
+
+def _json_object(body: bytes | bytearray, depth: int) -> dict[str, Any]:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is no number in JSON; send null")
 
@@ -215,10 +197,23 @@ def _json_object(body: bytes, depth: int) -> dict[str, Any]:
     raise ValueError(f"the JSON is nested deeper than {depth} levels")
 
 
-def _rows(value: Any, count: int, name: str) -> list[Any]:
+def _prompts_and_metadata(
+    data: Mapping[str, Any], count: int, what: str, limits: Limits
+) -> tuple[list[str], list[dict[str, Any]]]:
+    prompts = _rows(data.get("prompts"), count, "prompts", what)
+    metadata = _rows(data.get("metadata") or [None] * count, count, "metadata", what)
+    for k, prompt in enumerate(prompts):
+        _check_prompt(prompt, f"prompts[{k}]", limits.prompt)
+    for k, row in enumerate(metadata):
+        if row is not None and not isinstance(row, dict):
+            raise ValueError(f"metadata[{k}] is {type(row).__name__}; it must be an object or null")
+    return prompts, [row or {} for row in metadata]
+
+
+def _rows(value: Any, count: int, name: str, what: str) -> list[Any]:
     if not isinstance(value, list) or len(value) != count:
         given = f"{len(value)} entries" if isinstance(value, list) else type(value).__name__
-        raise ValueError(f'"{name}" must be a list with one entry for each of the {count} images; got {given}')
+        raise ValueError(f'"{name}" must be a list with one entry for each of the {count} {what}; got {given}')
     return value
 
 
@@ -258,12 +253,8 @@ def _tensor(values: Any, batch: int, name: str) -> Tensor:
         raise ValueError(f"the answer's {name} are {given} for {batch} images")
     if any(value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))) for value in values):
         raise ValueError(f"the answer's {name} are not all numbers")
-    return torch.tensor([math.nan if value is None else float(value) for value in values], dtype=torch.float32)
-
-
-class Refusal(Exception):
-    """An answer with an error status."""
-
-    def __init__(self, status: HTTPStatus, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
+    try:
+        numbers = [math.nan if value is None else float(value) for value in values]
+    except OverflowError as error:
+        raise ValueError(f"the answer's {name} hold a number that is too large") from error
+    return torch.tensor(numbers, dtype=torch.float32)

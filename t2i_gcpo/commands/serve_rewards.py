@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         token=token,
         batch=args.batch,
         limits=limits,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        log=lambda line: print(line, file=sys.stderr, flush=True),
     )
     stop = threading.Event()
     previous = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, RewardOutput
-from rewards.remote.protocol import encode_png
+from rewards.remote.png import encode_png
 from rewards.remote.server import RewardServer
 
 

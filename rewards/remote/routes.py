@@ -3,61 +3,60 @@
 from __future__ import annotations
 
 import hmac
+import io
 import json
 import socket
-import socketserver
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Protocol
+from http.server import BaseHTTPRequestHandler
+from typing import Any
 
-from rewards.remote.batcher import Gatherer, Job, Stopped
-from rewards.remote.protocol import Limits, Refusal, TooLarge, read_request, write_answer
+from rewards.base import PromptError
+from rewards.remote.batcher import Job, Stopped
+from rewards.remote.budgets import BUSY
+from rewards.remote.connections import HttpServer
+from rewards.remote.deadline import DeadlineReader
+from rewards.remote.hosts import is_local_host_header
+from rewards.remote.protocol import Refusal, TooLarge, read_check, read_request, write_answer
 
-#: Seconds without a byte from a client, and for a whole request to arrive.
-SILENCE, ARRIVAL = 30.0, 300.0
+#: Seconds without a byte from a client, and for the head of a request to arrive.
+SILENCE, HEAD = 30.0, 10.0
 #: Seconds in which what a refused client still sends is thrown away, so that it sees the answer and not a broken connection.
 LINGER = 5.0
-
-
-class Service(Protocol):
-    """What the routes need of the server that they belong to."""
-
-    token: str | None
-    limits: Limits
-    gatherer: Gatherer
-    bodies: Budget
-    pixels: Budget
-    say: Callable[[str], None]
-
-    @property
-    def alive(self) -> bool:
-        """Whether requests are scored."""
-        ...
-
-    def metadata(self) -> dict[str, Any]:
-        """What `/metadata` answers."""
-        ...
+#: Errors of a scorer that another try, or another server, cannot help: what the request holds is not as the scorer needs it.
+CALLERS_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
 
 
 class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
     server: HttpServer
     protocol_version = "HTTP/1.1"  # for clients that ask before they send; every connection is closed after its answer
     server_version, sys_version = "t2i-gcpo", ""
     timeout = SILENCE
 
+    def setup(self) -> None:
+        """Read through a deadline: a head that is dripped ends there."""
+        super().setup()
+        self.arrival = self.server.owner.arrivals.of(self.connection)
+        self.reader = DeadlineReader(self.connection, HEAD, silence=SILENCE)
+        self.rfile = io.BufferedReader(self.reader)
+
     def do_GET(self) -> None:
+        """Answer /health and /metadata."""
+        self.arrival.whole = True
         self._respond(self._get)
 
     def do_POST(self) -> None:
+        """Answer /score and /check."""
         self._respond(self._post)
 
     def _get(self) -> dict[str, Any]:
         owner, path = self.server.owner, self.path.partition("?")[0]
+        self._check_host()
         if path == "/health":
             if not owner.alive:
                 raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping")
@@ -65,51 +64,64 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/metadata":
             self._check_token()
             return owner.metadata()
-        raise self._no_such_path(path, {"/score": "POST"})
+        raise self._no_such_path(path, {"/score": "POST", "/check": "POST"})
 
     def _post(self) -> dict[str, Any]:
         path = self.path.partition("?")[0]
-        if path != "/score":
+        if path not in ("/score", "/check"):
+            self._check_host()
             raise self._no_such_path(path, {"/health": "GET", "/metadata": "GET"})
-        length = self._check_head()
-        owner = self.server.owner
-        with owner.bodies.take(length):
-            try:
-                request = read_request(self._body(length), owner.limits)
-            except TooLarge as error:
-                raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
-            except ValueError as error:
-                raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
-            with owner.pixels.take(request.pixels):
-                try:
-                    images = request.images()
-                except ValueError as error:
-                    raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
-                return self._score(Job(images, request.prompts, request.metadata))
+        body = self._body(self._check_head())
+        try:
+            return self._score(body) if path == "/score" else self._check(body)
+        except TooLarge as error:
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
+        except ValueError as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
 
-    def _score(self, job: Job) -> dict[str, Any]:
-        self.server.owner.gatherer.submit(job)
+    def _score(self, body: bytearray) -> dict[str, Any]:
+        owner = self.server.owner
+        request = read_request(body, owner.limits)
+        with owner.pixels.take(request.pixels):
+            job = self._finished(Job(request.images(), request.prompts, request.metadata))
+        if job.output is None:
+            raise RuntimeError("a job with images was finished without scores")
+        return write_answer(job.output, owner.scorer)
+
+    def _check(self, body: bytearray) -> dict[str, Any]:
+        prompts, metadata = read_check(body, self.server.owner.limits)
+        self._finished(Job(None, prompts, metadata))
+        return {"status": "ok"}
+
+    def _finished(self, job: Job) -> Job:
+        """Wait for a job. Refusal where it failed."""
+        self.server.owner.batcher.submit(job)
         while not job.done.wait(1.0):
             if self._client_gone():
                 job.abandoned = True
                 raise ConnectionAbortedError
-        if job.output is not None:
-            return write_answer(job.output)
         if job.error is None:
-            raise RuntimeError("the scorer's thread ended a job without scores and without an error")
+            return job
+        text, kind = str(job.error).strip(), type(job.error).__name__
         if isinstance(job.error, Stopped):
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(job.error))
-        self.server.owner.say("".join(traceback.format_exception(job.error)))
-        text = str(job.error).strip()
-        if isinstance(job.error, ValueError):  # what the request asked for cannot be scored
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, text)
+        if isinstance(job.error, PromptError):  # what the request asks for cannot be scored, and nothing is wrong here
+            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, text, index=job.error.index)
+        self.server.owner.log("".join(traceback.format_exception(job.error)))
+        if isinstance(job.error, ValueError):
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, text)
-        raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"the scorer failed: {type(job.error).__name__}: {text}")
+        status = (
+            HTTPStatus.UNPROCESSABLE_ENTITY
+            if isinstance(job.error, CALLERS_ERRORS)
+            else HTTPStatus.INTERNAL_SERVER_ERROR
+        )
+        raise Refusal(status, f"the scorer failed: {kind}: {text}")
 
     # -- before the body is read ---------------------------------------------------------------------------------------
 
     def handle_expect_100(self) -> bool:
-        """A client that asks before it sends is refused before it sends."""
-        if self.path.partition("?")[0] == "/score":
+        """Refuse a client that asks before it sends, before it sends."""
+        if self.path.partition("?")[0] in ("/score", "/check"):
             try:
                 self._check_head()
             except Refusal as refusal:
@@ -118,8 +130,9 @@ class Handler(BaseHTTPRequestHandler):
         return super().handle_expect_100()
 
     def _check_head(self) -> int:
-        """The length of the body. Refusal where it must not, or cannot, be read."""
+        """Return the length of the body. Refusal where it must not, or cannot, be read."""
         owner = self.server.owner
+        self._check_host()
         if not owner.alive:
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping")
         self._check_token()
@@ -140,6 +153,16 @@ class Handler(BaseHTTPRequestHandler):
             )
         return int(text)
 
+    def _check_host(self) -> None:
+        """Refuse other names of this machine, where no token keeps strangers out: a web page may have made one up for us."""
+        hosts = self.headers.get_all("Host", [])
+        if self.server.owner.token is None and not all(map(is_local_host_header, hosts)):
+            raise Refusal(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                f"the Host is {hosts[0][:80]!r}, and a server without a token answers to localhost, 127.0.0.1 and [::1] only; use "
+                "one of them, or give the server a token",
+            )
+
     def _check_token(self) -> None:
         token = self.server.owner.token
         given = self.headers.get("Authorization", "").encode("utf-8", "replace")
@@ -152,32 +175,43 @@ class Handler(BaseHTTPRequestHandler):
         if path in others:
             return Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {others[path]}, not {self.command}")
         return Refusal(
-            HTTPStatus.NOT_FOUND, f"there is no {path[:80]!r}; there are POST /score, GET /health, GET /metadata"
+            HTTPStatus.NOT_FOUND,
+            f"there is no {path[:80]!r}; there are POST /score, GET /health, GET /metadata, POST /check",
         )
 
     # -- bytes ---------------------------------------------------------------------------------------------------------
 
-    def _body(self, length: int) -> bytes:
-        data, deadline = bytearray(), time.monotonic() + ARRIVAL
+    def _body(self, length: int) -> bytearray:
+        owner, arrival = self.server.owner, self.arrival
+        self.reader.deadline = arrival.began + owner.limits.arrival
+        data = bytearray()
         while len(data) < length:
-            part = self.rfile.read1(min(length - len(data), 2**16))
-            if not part:
+            try:
+                part = self.rfile.read1(min(length - len(data), 2**16))
+            except TimeoutError as error:
+                raise Refusal(
+                    HTTPStatus.REQUEST_TIMEOUT,
+                    f"the request did not arrive in {owner.limits.arrival} seconds, or nothing came for {SILENCE:g}",
+                ) from error
+            if not part and not arrival.ended:
                 raise ConnectionAbortedError  # the client went away
-            if time.monotonic() > deadline:
-                raise Refusal(HTTPStatus.REQUEST_TIMEOUT, f"the request did not arrive in {ARRIVAL:g} seconds")
+            owner.arrivals.add(arrival, len(part))
             data += part
-        return bytes(data)
+        arrival.whole = True
+        return data
 
     def _respond(self, answer: Callable[[], dict[str, Any]]) -> None:
         try:
+            if self.arrival.ended:
+                raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, BUSY)
             status, content = HTTPStatus.OK, answer()
         except Refusal as refusal:
-            status, content = refusal.status, {"error": str(refusal)}
+            status, content = refusal.status, {"error": str(refusal), **refusal.more}
         except (ConnectionError, TimeoutError):
             self.close_connection = True
             return
         except Exception:  # a mistake of ours: the client learns that, the operator the rest
-            self.server.owner.say(traceback.format_exc())
+            self.server.owner.log(traceback.format_exc())
             status, content = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "the server failed; its log says why"}
         self._send(status, content)
 
@@ -185,6 +219,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         data = json.dumps(content, allow_nan=False).encode()
         with suppress(OSError):
+            self.connection.settimeout(SILENCE)
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -198,9 +233,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _linger(self) -> None:
         self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(1.0)
-        deadline = time.monotonic() + LINGER
-        while time.monotonic() < deadline and self.rfile.read1(2**16):
+        self.reader.silence = 1.0
+        self.reader.deadline = time.monotonic() + LINGER
+        while self.rfile.read1(2**16):
             pass
 
     def _client_gone(self) -> bool:
@@ -216,65 +251,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.connection.settimeout(SILENCE)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the standard library refuses by itself, as JSON."""
+        """Answer in JSON what the standard library refuses by itself."""
         self._send(code, {"error": message or HTTPStatus(code).phrase})
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged: there are many, and their paths say nothing."""
-
-
-class HttpServer(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 512  # connections that wait to be accepted: many clients start at the same moment
-
-    def __init__(self, address: tuple[str, int], owner: Service) -> None:
-        self.owner = owner
-        self._busy, self._idle = 0, threading.Condition()
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, Handler)
-
-    def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # without HTTPServer's look-up of the host's name, which may take long
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        with self._idle:
-            self._busy += 1
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with self._idle:
-                self._busy -= 1
-                self._idle.notify_all()
-
-    def wait_idle(self, seconds: float) -> None:
-        with self._idle:
-            self._idle.wait_for(lambda: not self._busy, seconds)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are everyday; anything else is for the log."""
-        error = traceback.format_exc()
-        if not error.rstrip().splitlines()[-1].startswith(("Connection", "BrokenPipe", "TimeoutError")):
-            self.owner.say(error)
-
-
-class Budget:
-    """Something of which there is only so much for all requests together."""
-
-    def __init__(self, most: int) -> None:
-        self.left = most
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def take(self, amount: int) -> Iterator[None]:
-        """Refusal, 503, where it is used up."""
-        with self._lock:
-            if amount > self.left:
-                raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "the server is busy; try again")
-            self.left -= amount
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.left += amount
+        """Log nothing: requests are many, and their paths say nothing."""
