@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,11 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rewards.base import Reward, RewardOutput
+from rewards.base import Reward, RewardOutput, check_each
 from rewards.models.batches import check_images, check_prompts, require
-
-#: Texts in quotes: "a", “a”, „a“, «a», ‘a’ and 'a'; the apostrophe of "don't" opens nothing.
-_QUOTED = re.compile(r"\"([^\"]+)\"|[“„]([^“”]+)[“”]|«([^»]+)»|(?<!\w)[‘']([^‘’']+(?:\w['’]\w[^‘’']*)*)[’'](?!\w)")
+from rewards.scorers.quotes import quoted
 
 
 class OcrReward(Reward):
@@ -26,7 +23,7 @@ class OcrReward(Reward):
     download.
 
     The wanted text is the row's `field`, a text or a list of them, or else whatever the prompt has in quotes; several texts
-    are wanted one after the other, in their order.
+    are wanted one after the other, in their order. Inch marks and apostrophes are no quotes (`rewards/scorers/quotes.py`).
 
     Args:
         field: of the metadata.
@@ -74,10 +71,14 @@ class OcrReward(Reward):
             {name: torch.tensor(values, device=images.device) for name, values in parts.items()},
         )
 
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptError for the first prompt without a text to look for."""
+        check_each(self.target, prompts, metadata)
+
     def target(self, prompt: str, row: Mapping[str, Any]) -> str:
-        """The wanted text, without white space, in small letters."""
+        """Return the wanted text, without white space, in small letters."""
         given = (row or {}).get(self.field)
-        texts: Sequence[Any] = [given] if isinstance(given, str) else (given or quoted(prompt))
+        texts: Sequence[Any] = [given] if isinstance(given, str) else (given or self._quoted(prompt))
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(
                 f"reward 'ocr': the field {self.field!r} of the prompt {prompt!r} is {given!r}; it must be a text or a list of texts"
@@ -90,26 +91,30 @@ class OcrReward(Reward):
             )
         return letters
 
+    def _quoted(self, prompt: str) -> list[str]:
+        try:
+            return quoted(prompt)
+        except ValueError as error:
+            raise ValueError(
+                f"reward 'ocr' cannot tell which text the prompt {prompt!r} asks for: {error}; correct the quotes, or put the text in "
+                f"the field {self.field!r} of the row"
+            ) from error
+
     def read(self, image: Tensor) -> str:
-        """[3, H, W] uint8 -> the letters in it, from top to bottom, without white space, in small letters."""
+        """Read the letters in an image [3, H, W] uint8, from top to bottom, without white space, in small letters."""
         pixels = rearrange(image.flip(0), "c h w -> h w c").cpu().contiguous().numpy()  # RapidOCR takes BGR
         return plain("".join(self.engine(pixels).txts or ()))
 
     def score(self, text: str, target: str) -> float:
-        """Of texts that went through `plain`."""
+        """Score a text that was read. Both texts went through `plain`."""
         if self.extra_text == "ignore" and target in text:
             return 1.0
         length = len(target)
         return 1.0 - min(self.distance(text, target), length) / length
 
 
-def quoted(prompt: str) -> list[str]:
-    """The texts in quotes, in their order."""
-    return [next(filter(None, match.groups())) for match in _QUOTED.finditer(prompt)]
-
-
 def plain(text: str) -> str:
-    """Without white space, in small letters."""
+    """Return a text without white space, in small letters."""
     return "".join(text.split()).casefold()
 
 
