@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import rewards
-from rewards.scorers.ocr import OcrReward, plain, quoted
+from rewards.base import PromptError
+from rewards.scorers.ocr import OcrReward, plain
+from rewards.scorers.quotes import quoted
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +114,53 @@ def test_scores_by_hand(
         ('an empty "" quote', []),
         ("no quotes", []),
         ("the dogs' and the cats' food", []),
+        ('a 12" pizza with "OPEN" sign', ["OPEN"]),
+        ('"SALE 50" on a 12" pizza', ["SALE 50"]),
+        ('a sign "12" and a 5\'10" man', ["12"]),
+        ("12” pizza with “OPEN”", ["OPEN"]),
+        ("rock 'n' roll poster, 'LIVE'", ["LIVE"]),
+        ("rock ‘n’ roll, ‘LIVE’", ["LIVE"]),
+        ("Guns 'N' Roses on a shirt, 'LIVE'", ["LIVE"]),
+        ("a key with the letter 'N' on it", ["N"]),
+        ("a key with the letter 'n' on it", ["n"]),
+        ("'90s diner, 'OPEN'", ["OPEN"]),
+        ("a shirt with '24'", ["24"]),
+        ("get 'em at the dogs' house", []),
+        ("'BOOKS' and 'OPEN'", ["BOOKS", "OPEN"]),
+        ("the sign 'Joe's Diner'", ["Joe's Diner"]),
+        ('two "OPEN"s', ["OPEN"]),
+        ('""OPEN"" of a table', ["OPEN"]),
+        ('写着"你好"的牌子和「再见」', ["你好", "再见"]),
+        ("»a« and ”b”", ["a", "b"]),
     ],
 )
 def test_quotes(prompt: str, texts: list[str]) -> None:
     assert quoted(prompt) == texts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ('a sign "OPEN', "never closed"),
+        ('a sign "a 12" pizza" here', "never closed"),
+        ("a sign “OPEN", "never closed"),
+        ("a sign 'the dogs' house'", "may end in two places"),
+    ],
+)
+def test_quotes_that_nobody_can_tell_are_refused(prompt: str, says: str, reward: OcrReward) -> None:
+    with pytest.raises(ValueError, match=says):
+        quoted(prompt)
+    with pytest.raises(PromptError, match="cannot tell which text the prompt .* asks for") as caught:
+        reward.check_prompts(['"a"', prompt], [{}, {}])
+    assert caught.value.index == 1
+    reward.check_prompts([prompt], [{"text": "OPEN"}])  # the row says it
+
+
+def test_prompts_without_a_text_are_refused_before_a_picture_is_read(reward: OcrReward) -> None:
+    for row in ({}, {"text": 24}, {"text": ["a", 3]}, {"text": {}}, {"text": "  "}):
+        with pytest.raises(PromptError, match="'a red car'") as caught:
+            reward.check_prompts(["a 'b'", "a red car"], [{}, row])
+        assert caught.value.index == 1
 
 
 def test_targets(reward: OcrReward) -> None:
