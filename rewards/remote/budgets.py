@@ -69,6 +69,11 @@ class Arrivals:
             self.left -= count
             arrival.held += count
 
+    def free(self, arrival: Arrival) -> None:
+        """Free what a request holds: it is about to be answered."""
+        with self._lock:
+            self._free(arrival)
+
     def end(self, connection: socket.socket) -> None:
         """Forget a connection that is closed, and free what it held."""
         with self._lock:

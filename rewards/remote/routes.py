@@ -78,6 +78,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
         except ValueError as error:
             raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error
+        finally:
+            self.server.owner.arrivals.free(self.arrival)
 
     def _score(self, body: bytearray) -> dict[str, Any]:
         owner = self.server.owner
