@@ -13,7 +13,7 @@ import torch
 import rewards
 from t2i_gcpo import cli, generators, heatmap
 from t2i_gcpo.data.shapes.prompts import TASKS
-from t2i_gcpo.demo.scoring import Judge
+from t2i_gcpo.demo.scoring import Scorer
 from t2i_gcpo.demo.sessions import inspection
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.checkpoints import ASSETS
@@ -56,8 +56,8 @@ def test_scoring_again_gives_what_sampling_recorded(generator: Amused) -> None:
 
 def test_single_objects_are_mostly_right(generator: Amused) -> None:
     """Far above chance: one of 64 pairs of colour and class is right."""
-    judge = Judge(rewards.load("geneval"), "geneval")
-    found = inspection.sample(generator, "masked", judge, judge.prompt(PROMPT), seed=1, num=16, guidance=2.0)
+    scorer = Scorer(rewards.load("geneval"), "geneval")
+    found = inspection.sample(generator, "masked", scorer, scorer.prompt(PROMPT), seed=1, num=16, guidance=2.0)
     assert float(found.judged.scores.mean()) > 0.2
     assert "order" in found.kinds and found.first_kind in ("advantage", "weight")
     _, flat = inspection.pictures(found, "order")

@@ -23,14 +23,11 @@ from t2i_gcpo.cli import main
 from t2i_gcpo.commands.options.arguments import load
 from t2i_gcpo.data.shapes.grammar import understand
 from t2i_gcpo.data.shapes.scene import Scene, SceneObject
-from t2i_gcpo.demo import html_parts as page
-from t2i_gcpo.demo import models, plots
-from t2i_gcpo.demo import run_browser as browse
-from t2i_gcpo.demo import validate as bounds
-from t2i_gcpo.demo.context import Desk
-from t2i_gcpo.demo.errors import spoken
+from t2i_gcpo.demo import html_parts, models, plots, run_browser, validate
+from t2i_gcpo.demo.context import DemoContext
+from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.models import Models
-from t2i_gcpo.demo.scoring import Judge, clause_words
+from t2i_gcpo.demo.scoring import Scorer, clause_words
 from t2i_gcpo.demo.sessions import blind_vote as comparison
 from t2i_gcpo.demo.sessions import inspection
 from t2i_gcpo.demo.sessions import live_training as training
@@ -44,12 +41,12 @@ TEXT = "a photo of a red circle and a blue star"
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def context(tmp_path_factory: pytest.TempPathFactory) -> DemoContext:
     """Two checkpoints of different weights, scored by how red an image is."""
     folder = tmp_path_factory.mktemp("demo")
     paths = {name: str(tiny.checkpoint(folder / name, seed=seed)) for name, seed in (("base", 0), ("tuned", 1))}
-    judge = Judge(rewards.load("helpers.training:redness"), "training:redness")
-    return Desk(Models(paths, device=torch.device("cpu")), judge, folder / "runs", random.Random(0))
+    scorer = Scorer(rewards.load("helpers.training:redness"), "training:redness")
+    return DemoContext(Models(paths, device=torch.device("cpu")), scorer, folder / "runs", random.Random(0))
 
 
 # -- bounds and errors -------------------------------------------------------------------------------------------------
@@ -58,33 +55,33 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 @pytest.mark.parametrize("text", [None, "", "  \n "])
 def test_an_empty_prompt_is_refused(text: str | None) -> None:
     with pytest.raises(ValueError, match="is empty"):
-        bounds.prompt_text(text)
+        validate.prompt_text(text)
 
 
 def test_texts_and_numbers_have_bounds() -> None:
-    assert bounds.prompt_text(" a  red\ncircle ") == "a red circle"
-    assert len(bounds.prompt_text("x" * bounds.PROMPT_LENGTH)) == bounds.PROMPT_LENGTH
+    assert validate.prompt_text(" a  red\ncircle ") == "a red circle"
+    assert len(validate.prompt_text("x" * validate.PROMPT_LENGTH)) == validate.PROMPT_LENGTH
     with pytest.raises(ValueError, match="201 characters; at most 200"):
-        bounds.prompt_text("x" * 201)
-    assert bounds.prompt_lines("a circle\n\n a star") == ["a circle", "a star"]
+        validate.prompt_text("x" * 201)
+    assert validate.prompt_lines("a circle\n\n a star") == ["a circle", "a star"]
     with pytest.raises(ValueError, match="51 prompts; at most 50"):
-        bounds.prompt_lines("a\n" * 51)
+        validate.prompt_lines("a\n" * 51)
     with pytest.raises(ValueError, match="no prompts"):
-        bounds.prompt_lines("\n")
-    assert bounds.whole(8.0, "n", 1, 8) == 8
+        validate.prompt_lines("\n")
+    assert validate.whole(8.0, "n", 1, 8) == 8
     for wrong in (0, 9, 2.5, math.nan, None, "3", True):
         with pytest.raises(ValueError, match=r"^n is"):
-            bounds.whole(wrong, "n", 1, 8)
+            validate.whole(wrong, "n", 1, 8)
     with pytest.raises(ValueError, match="x is 'c'; allowed: a, b"):
-        bounds.one_of("c", "x", ["a", "b"])
+        validate.one_of("c", "x", ["a", "b"])
 
 
 def test_mistakes_become_sentences_and_defects_do_not() -> None:
-    @spoken
+    @with_user_errors
     def fails(error: Exception) -> None:
         raise error
 
-    @spoken
+    @with_user_errors
     def fails_later(error: Exception) -> Any:
         yield 1
         raise error
@@ -139,8 +136,8 @@ def test_checkpoints_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.named([]) == {"base": "janus-mini", "GCPO": "janus-mini-gcpo", "masked": "amused-mini"}
 
 
-def test_a_checkpoint_is_loaded_once_and_the_oldest_leaves(desk: Desk) -> None:
-    few = Models(desk.models.checkpoints, device=torch.device("cpu"), keep=1)
+def test_a_checkpoint_is_loaded_once_and_the_oldest_leaves(context: DemoContext) -> None:
+    few = Models(context.models.checkpoints, device=torch.device("cpu"), keep=1)
     first = few.get("base")
     assert few.get("base") is first and few.fresh("base") is not first
     few.get("tuned")
@@ -150,17 +147,24 @@ def test_a_checkpoint_is_loaded_once_and_the_oldest_leaves(desk: Desk) -> None:
 
 
 def test_verdicts_clause_by_clause() -> None:
-    judge = Judge(rewards.load("geneval"), "geneval")
+    scorer = Scorer(rewards.load("geneval"), "geneval")
     right = Scene((SceneObject("circle", "red", 8, 8, 30), SceneObject("star", "blue", 52, 50, 36))).render()
     half = Scene((SceneObject("circle", "red", 8, 8, 30),)).render()
     images = torch.from_numpy(np.stack([right, half])).permute(0, 3, 1, 2)
-    judged = judge(images, judge.prompt("a red circle and a blue star"))
-    assert judged.scores.tolist() == [1.0, 0.0] and judged.clauses == ("red circle", "blue star")
-    assert (judged.caption(0), judged.caption(1)) == ("✓ 2/2", "✗ 1/2") and judged.summary() == "1 of 2 correct"
-    table = page.verdict_table(judged)
+    image_scores = scorer(images, scorer.prompt("a red circle and a blue star"))
+    assert image_scores.scores.tolist() == [1.0, 0.0] and image_scores.clauses == ("red circle", "blue star")
+    assert (image_scores.caption(0), image_scores.caption(1)) == (
+        "✓ 2/2",
+        "✗ 1/2",
+    ) and image_scores.summary() == "1 of 2 correct"
+    table = html_parts.verdict_table(image_scores)
     assert table.count("✓") == 3 and table.count("✗") == 1
-    unknown = judge(images, judge.prompt("a dog"))
-    assert not unknown.scored and bool(unknown.scores.isnan().all()) and "do not cover" in page.verdict_table(unknown)
+    unknown = scorer(images, scorer.prompt("a dog"))
+    assert (
+        not unknown.scored
+        and bool(unknown.scores.isnan().all())
+        and "do not cover" in html_parts.verdict_table(unknown)
+    )
 
 
 def test_clauses_in_words() -> None:
@@ -174,32 +178,32 @@ def test_clauses_in_words() -> None:
 
 
 def test_texts_of_people_are_escaped() -> None:
-    assert "<b>" not in page.table(["<b>"], [["<b>"]]) + page.faint("<b>")
+    assert "<b>" not in html_parts.table(["<b>"], [["<b>"]]) + html_parts.faint("<b>")
 
 
 # -- compare -----------------------------------------------------------------------------------------------------------
 
 
-def compared(desk: Desk, *, blind: bool = False, **changes: Any) -> list[Comparison]:
+def compared(context: DemoContext, *, blind: bool = False, **changes: Any) -> list[Comparison]:
     options = {"seed": 3, "num": 2, "guidance": 2.0, "blind": blind, "shuffle": random.Random(1), **changes}
-    return list(comparison.generate(desk.models, desk.judge, desk.judge.prompt(TEXT), **options))
+    return list(comparison.generate(context.models, context.scorer, context.scorer.prompt(TEXT), **options))
 
 
-def test_a_comparison_grows_and_shares_its_noise(desk: Desk) -> None:
-    rounds = compared(desk)
+def test_a_comparison_grows_and_shares_its_noise(context: DemoContext) -> None:
+    rounds = compared(context)
     assert [list(found.images) for found in rounds] == [[], ["base"], ["base", "tuned"]]
     assert not torch.equal(rounds[-1].images["base"], rounds[-1].images["tuned"])
     twins = Models(
-        {"a": desk.models.checkpoints["base"], "b": desk.models.checkpoints["base"]}, device=torch.device("cpu")
+        {"a": context.models.checkpoints["base"], "b": context.models.checkpoints["base"]}, device=torch.device("cpu")
     )
-    same = compared(replace(desk, models=twins))[-1]
+    same = compared(replace(context, models=twins))[-1]
     assert torch.equal(same.images["a"], same.images["b"]) and same.images["a"].shape[0] == 2
-    assert not torch.equal(compared(desk, seed=4)[-1].images["base"], rounds[-1].images["base"])
-    torch.testing.assert_close(same.judged["a"].scores, same.images["a"][:, 0].float().mean(dim=(1, 2)) / 255)
+    assert not torch.equal(compared(context, seed=4)[-1].images["base"], rounds[-1].images["base"])
+    torch.testing.assert_close(same.image_scores["a"].scores, same.images["a"][:, 0].float().mean(dim=(1, 2)) / 255)
 
 
-def test_names_and_scores_are_hidden_until_the_vote(desk: Desk) -> None:
-    found = compared(desk, blind=True, shuffle=random.Random(0))[-1]
+def test_names_and_scores_are_hidden_until_the_vote(context: DemoContext) -> None:
+    found = compared(context, blind=True, shuffle=random.Random(0))[-1]
     assert sorted(found.names) == ["base", "tuned"] and found.labels == ["A", "B"]
 
     def told(outputs: list[Any]) -> str:
@@ -215,15 +219,15 @@ def test_names_and_scores_are_hidden_until_the_vote(desk: Desk) -> None:
     with pytest.raises(ValueError, match="have voted"):
         after.vote("A")
     with pytest.raises(ValueError, match="names are shown"):
-        compared(desk)[-1].vote("A")
+        compared(context)[-1].vote("A")
     with pytest.raises(ValueError, match="Wait until"):
-        compared(desk, blind=True)[1].vote("A")
+        compared(context, blind=True)[1].vote("A")
 
 
-def test_blind_orders_differ(desk: Desk) -> None:
+def test_blind_orders_differ(context: DemoContext) -> None:
     shuffle = random.Random(0)
     orders = {next(iter(comparison.generate(
-        desk.models, desk.judge, desk.judge.prompt(TEXT), seed=0, num=1, guidance=2.0, blind=True, shuffle=shuffle,
+        context.models, context.scorer, context.scorer.prompt(TEXT), seed=0, num=1, guidance=2.0, blind=True, shuffle=shuffle,
     ))).names for _ in range(20)}  # fmt: skip
     assert orders == {("base", "tuned"), ("tuned", "base")}
 
@@ -233,19 +237,19 @@ def test_votes_are_counted() -> None:
     assert (tally.votes, tally.undecided, tally.shown) == ({"tuned": 2}, 1, {"base": 2, "tuned": 3})
 
 
-def test_the_slider_holds_the_same_image_of_both(desk: Desk) -> None:
-    found = compared(desk)[-1]
+def test_the_slider_holds_the_same_image_of_both(context: DemoContext) -> None:
+    found = compared(context)[-1]
     shown = compare.slide(found, "base", "tuned", 7)  # of two
     left, right = (np.asarray(side) for side in shown["value"])
     assert shown["label"] == "base | tuned, image 2 of 2"
-    assert np.array_equal(left, np.asarray(page.enlarged(found.images["base"][1], page.LARGE)))
-    assert np.array_equal(right, np.asarray(page.enlarged(found.images["tuned"][1], page.LARGE)))
+    assert np.array_equal(left, np.asarray(html_parts.enlarged(found.images["base"][1], html_parts.LARGE)))
+    assert np.array_equal(right, np.asarray(html_parts.enlarged(found.images["tuned"][1], html_parts.LARGE)))
     assert compare.slide(None, "base", "tuned", 1) is None
 
 
-def test_unknown_words_are_named_before_anything_is_sampled(desk: Desk) -> None:
+def test_unknown_words_are_named_before_anything_is_sampled(context: DemoContext) -> None:
     rounds = comparison.generate(
-        desk.models, desk.judge, desk.judge.prompt("a photo of a dog"), seed=0, num=1, guidance=2.0, blind=False,
+        context.models, context.scorer, context.scorer.prompt("a photo of a dog"), seed=0, num=1, guidance=2.0, blind=False,
         shuffle=random.Random(0),
     )  # fmt: skip
     with pytest.raises(ValueError, match="does not know 'dog'"):
@@ -256,9 +260,11 @@ def test_unknown_words_are_named_before_anything_is_sampled(desk: Desk) -> None:
 
 
 @pytest.fixture(scope="module")
-def inspected(desk: Desk) -> inspection.Inspection:
-    generator = desk.models.get("base")
-    return inspection.sample(generator, "base", desk.judge, desk.judge.prompt(TEXT), seed=3, num=4, guidance=2.0)
+def inspected(context: DemoContext) -> inspection.Inspection:
+    generator = context.models.get("base")
+    return inspection.sample(
+        generator, "base", context.scorer, context.scorer.prompt(TEXT), seed=3, num=4, guidance=2.0
+    )
 
 
 def logprobs(found: inspection.Inspection) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,7 +277,7 @@ def test_the_maps_are_those_of_the_algorithms(inspected: inspection.Inspection) 
     maps = inspected.maps
     weights = credit.token_weights(*logprobs(inspected))
     np.testing.assert_allclose(maps.weights, weights.numpy(), rtol=1e-6)
-    scores = inspected.judged.scores
+    scores = inspected.image_scores.scores
     expected = (scores - scores.mean()) / (scores.std() + 1e-4)
     np.testing.assert_allclose(maps.sequence_advantages, expected.numpy(), rtol=1e-4)
     np.testing.assert_allclose(inspected.flat.advantages, np.repeat(expected.numpy()[:, None], 16, axis=1), rtol=1e-4)
@@ -279,9 +285,9 @@ def test_the_maps_are_those_of_the_algorithms(inspected: inspection.Inspection) 
 
 
 def test_another_rule_needs_no_model(
-    desk: Desk, inspected: inspection.Inspection, monkeypatch: pytest.MonkeyPatch
+    context: DemoContext, inspected: inspection.Inspection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator = desk.models.get("base")
+    generator = context.models.get("base")
     for name in ("sample", "token_logprobs", "decode"):
         monkeypatch.setattr(generator, name, lambda *_, **__: pytest.fail("the model was run"))
     other = inspection.reweighed(inspected, "js", "softmax")
@@ -292,8 +298,8 @@ def test_another_rule_needs_no_model(
     draw(replace(other, cell=(1, 2)), "advantage")
 
 
-def test_another_contrast_scores_the_same_tokens(desk: Desk, inspected: inspection.Inspection) -> None:
-    generator = desk.models.get("base")
+def test_another_contrast_scores_the_same_tokens(context: DemoContext, inspected: inspection.Inspection) -> None:
+    generator = context.models.get("base")
     text = without(inspected, "a blue star")
     assert text == "a photo of a red circle"
     found = inspection.contrasted(inspection.reweighed(inspected, "exact_kl", "rank"), generator, text)
@@ -312,7 +318,7 @@ def test_another_contrast_scores_the_same_tokens(desk: Desk, inspected: inspecti
 
 
 def test_a_click_finds_its_cell(inspected: inspection.Inspection) -> None:
-    side = page.enlarged(inspected.maps.images[0], page.LARGE).width
+    side = html_parts.enlarged(inspected.maps.images[0], html_parts.LARGE).width
     cell = side / 4
     assert inspection.at(inspected, 0, 0) == (0, 0)
     assert inspection.at(inspected, 2.5 * cell, 1.5 * cell) == (1, 2)
@@ -332,17 +338,17 @@ def test_both_pictures_have_one_scale(inspected: inspection.Inspection) -> None:
     own, flat = inspection.pictures(inspected, "advantage")
     end = inspected.maps.end("advantage")
     assert flat is not None and own.size == flat.size
-    expected = heatmap.overlay(inspected.flat, "advantage", 0, end=end, width=page.LARGE)
+    expected = heatmap.overlay(inspected.flat, "advantage", 0, end=end, width=html_parts.LARGE)
     assert np.array_equal(np.asarray(flat), np.asarray(expected))
-    alone = heatmap.overlay(inspected.flat, "advantage", 0, width=page.LARGE)
+    alone = heatmap.overlay(inspected.flat, "advantage", 0, width=html_parts.LARGE)
     assert not np.array_equal(np.asarray(flat), np.asarray(alone))
     assert inspection.pictures(inspected, "entropy")[1] is None
     assert f"{end:.3g}" in inspection.legend(inspected, "advantage")
 
 
-def test_one_image_has_no_advantage_but_weights(desk: Desk) -> None:
+def test_one_image_has_no_advantage_but_weights(context: DemoContext) -> None:
     found = inspection.sample(
-        desk.models.get("base"), "base", desk.judge, desk.judge.prompt(TEXT), seed=0, num=1, guidance=2.0
+        context.models.get("base"), "base", context.scorer, context.scorer.prompt(TEXT), seed=0, num=1, guidance=2.0
     )
     assert found.maps.advantages is None and found.first_kind == "weight" and "advantage" not in found.kinds
     draw(found, "advantage")
@@ -351,10 +357,10 @@ def test_one_image_has_no_advantage_but_weights(desk: Desk) -> None:
 # -- train live --------------------------------------------------------------------------------------------------------
 
 
-def plan(desk: Desk, **changes: Any) -> training.Plan:
+def plan(context: DemoContext, **changes: Any) -> training.Plan:
     options: dict[str, Any] = {
         "algorithms": ("grpo", "gcpo"),
-        "prompts": training.prompts_of(desk, "", ["a red circle", "two blue star"]),
+        "prompts": training.prompts_of(context, "", ["a red circle", "two blue star"]),
         "checkpoint": "base",
         "steps": 2,
         "prompts_per_step": 2,
@@ -365,15 +371,15 @@ def plan(desk: Desk, **changes: Any) -> training.Plan:
     return training.Plan(**{**options, **changes})
 
 
-def test_a_live_training_writes_ordinary_runs(desk: Desk) -> None:
-    seen = list(training.train(desk, plan(desk), lambda: False))
+def test_a_live_training_writes_ordinary_runs(context: DemoContext) -> None:
+    seen = list(training.train(context, plan(context), lambda: False))
     assert [found.step for found in seen] == [0, 0, 0, 0, 1, 1, 2]
-    runs = browse.begun(seen[-1].runs)
+    runs = run_browser.begun(seen[-1].runs)
     rewards_of = {name: run.series("reward/mean") for name, run in runs.items()}
     # The first step samples the same images for both, from the same weights.
     assert rewards_of["grpo"][1][0] == rewards_of["gcpo"][1][0] and rewards_of["grpo"][0] == [1, 2]
     assert [run.config["algorithm.name"] for run in runs.values()] == ["grpo", "gcpo"]
-    assert browse.steps(runs.values(), "samples") == [0, 1, 2]
+    assert run_browser.steps(runs.values(), "samples") == [0, 1, 2]
     for run in runs.values():
         assert checkpoints.newest(run.path) is not None
         assert load(run.path / "config.yaml").steps == 2
@@ -386,27 +392,27 @@ def test_a_live_training_writes_ordinary_runs(desk: Desk) -> None:
     )
 
 
-def test_stop_keeps_what_there_is(desk: Desk) -> None:
+def test_stop_keeps_what_there_is(context: DemoContext) -> None:
     steps_done = []
     found = None
-    for found in training.train(desk, plan(desk, steps=50), lambda: bool(steps_done)):
+    for found in training.train(context, plan(context, steps=50), lambda: bool(steps_done)):
         if found.step:
             steps_done.append(found.step)
     assert found is not None and found.step == 1
-    for run in browse.begun(found.runs).values():
+    for run in run_browser.begun(found.runs).values():
         kept = checkpoints.newest(run.path)
         assert kept is not None and checkpoints.step_of(kept) == run.step == 1
 
 
-def test_a_training_that_nobody_watches_is_saved(desk: Desk) -> None:
-    rounds = training.train(desk, plan(desk, algorithms=("grpo",), steps=50), lambda: False)
+def test_a_training_that_nobody_watches_is_saved(context: DemoContext) -> None:
+    rounds = training.train(context, plan(context, algorithms=("grpo",), steps=50), lambda: False)
     found = next(found for found in rounds if found.step == 1)
     rounds.close()  # type: ignore[attr-defined]
     assert checkpoints.newest(found.runs["grpo"]) is not None
 
 
-def test_prompts_to_train_on_can_be_scored(desk: Desk) -> None:
-    geneval = replace(desk, judge=Judge(rewards.load("geneval"), "geneval"))
+def test_prompts_to_train_on_can_be_scored(context: DemoContext) -> None:
+    geneval = replace(context, scorer=Scorer(rewards.load("geneval"), "geneval"))
     with pytest.raises(ValueError, match="cannot score “a dog”"):
         training.prompts_of(geneval, "", ["a red circle", "a dog"])
     colors = training.prompts_of(geneval, "colors", [])
@@ -426,30 +432,30 @@ def test_a_run_that_is_being_written_is_read(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "red").save(samples / "step_000002_samples.png")
     whole = (samples / "step_000002_samples.png").read_bytes()
     (samples / "step_000004_samples.png").write_bytes(whole[: len(whole) // 2])
-    run = browse.open_runs([str(path)])["run"]
-    assert run.step == 4 and browse.steps([run], "samples") == [2, 4]
-    shown = browse.picture(run, "samples", 9)
+    run = run_browser.open_runs([str(path)])["run"]
+    assert run.step == 4 and run_browser.steps([run], "samples") == [2, 4]
+    shown = run_browser.picture(run, "samples", 9)
     assert shown is not None and shown[0] == 2 and shown[1].getpixel((0, 0)) == (255, 0, 0)
-    assert browse.picture(run, "samples", 1) is None
+    assert run_browser.picture(run, "samples", 1) is None
     (path / "metrics.jsonl").unlink()
-    assert browse.open_runs([str(path)])["run"].step == 0
+    assert run_browser.open_runs([str(path)])["run"].step == 0
 
 
 def test_runs_are_found_and_told_apart(tmp_path: Path) -> None:
     for name in ("a/seed0", "b/seed0", "b/seed1"):
         run_folders.write(tmp_path / name, before=False, after=False)
     (tmp_path / "empty").mkdir()
-    found = browse.find(tmp_path)
+    found = run_browser.find(tmp_path)
     assert sorted(found) == [str(tmp_path / name) for name in ("a/seed0", "b/seed0", "b/seed1")]
-    assert set(browse.open_runs(found)) == {"a/seed0", "b/seed0", "b/seed1"}
-    assert set(browse.open_runs([*found[:1], *found[:1]])) == {Path(found[0]).name}
-    assert browse.find(tmp_path / "nowhere") == []
+    assert set(run_browser.open_runs(found)) == {"a/seed0", "b/seed0", "b/seed1"}
+    assert set(run_browser.open_runs([*found[:1], *found[:1]])) == {Path(found[0]).name}
+    assert run_browser.find(tmp_path / "nowhere") == []
     with pytest.raises(ValueError, match="is no run folder"):
-        browse.open_runs([str(tmp_path / "empty")])
+        run_browser.open_runs([str(tmp_path / "empty")])
     with pytest.raises(ValueError, match="is no folder"):
-        browse.open_runs([str(tmp_path / "gone")])
+        run_browser.open_runs([str(tmp_path / "gone")])
     shutil.rmtree(tmp_path / "b")
-    assert len(browse.find(tmp_path)) == 1
+    assert len(run_browser.find(tmp_path)) == 1
 
 
 def test_two_kinds_of_heatmaps_are_kept_apart(tmp_path: Path) -> None:
@@ -457,6 +463,6 @@ def test_two_kinds_of_heatmaps_are_kept_apart(tmp_path: Path) -> None:
     (path / "heatmaps").mkdir()
     for name, color in (("step_000002", "red"), ("step_000002_trained", "blue"), ("step_000004_trained", "blue")):
         Image.new("RGB", (8, 8), color).save(path / "heatmaps" / f"{name}.png")
-    run = browse.open_runs([str(path)])["run"]
-    assert browse.steps([run], "heatmap, fixed prompts") == [2]
-    assert browse.steps([run], "heatmap, group that was trained on") == [2, 4]
+    run = run_browser.open_runs([str(path)])["run"]
+    assert run_browser.steps([run], "heatmap, fixed prompts") == [2]
+    assert run_browser.steps([run], "heatmap, group that was trained on") == [2, 4]

@@ -17,9 +17,9 @@ from gradio_client.exceptions import AppError
 import rewards
 from helpers import run_folders, tiny
 from t2i_gcpo.demo import app, free_port
-from t2i_gcpo.demo.context import Desk
+from t2i_gcpo.demo.context import DemoContext
 from t2i_gcpo.demo.models import Models
-from t2i_gcpo.demo.scoring import Judge
+from t2i_gcpo.demo.scoring import Scorer
 
 TEXT, OTHER = "a photo of a red circle and a blue star", "two blue star"
 
@@ -28,9 +28,9 @@ TEXT, OTHER = "a photo of a red circle and a blue star", "two blue star"
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("app")
     paths = {name: str(tiny.checkpoint(folder / name, seed=seed)) for name, seed in (("base", 0), ("tuned", 1))}
-    judge = Judge(rewards.load("helpers.training:redness"), "training:redness")
-    desk = Desk(Models(paths, device=torch.device("cpu")), judge, folder / "runs", random.Random(0))
-    blocks = app.build(desk)
+    scorer = Scorer(rewards.load("helpers.training:redness"), "training:redness")
+    context = DemoContext(Models(paths, device=torch.device("cpu")), scorer, folder / "runs", random.Random(0))
+    blocks = app.build(context)
     _, address, _ = blocks.launch(
         server_port=free_port("127.0.0.1", 19860), prevent_thread_lock=True, quiet=True, enable_monitoring=False
     )

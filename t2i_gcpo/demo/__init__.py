@@ -29,11 +29,10 @@ def main(argv: list[str]) -> int:
 
     import rewards
     from t2i_gcpo.commands.options import build
-    from t2i_gcpo.demo import app
-    from t2i_gcpo.demo import html_parts as page
-    from t2i_gcpo.demo.context import Desk
+    from t2i_gcpo.demo import app, html_parts
+    from t2i_gcpo.demo.context import DemoContext
     from t2i_gcpo.demo.models import MASKED, Models, named
-    from t2i_gcpo.demo.scoring import Judge
+    from t2i_gcpo.demo.scoring import Scorer
 
     if args.threads < 1:
         raise ValueError(f"--threads is {args.threads}; it must be at least 1")
@@ -43,11 +42,11 @@ def main(argv: list[str]) -> int:
     compared = None if args.checkpoint else [name for name in checkpoints if name != MASKED]
     device = build.pick_device(args.device)
     models = Models(checkpoints, device=device, dtype=args.dtype, keep=args.keep, compared=compared)
-    judge = Judge(rewards.load(args.reward), args.reward)
+    scorer = Scorer(rewards.load(args.reward), args.reward)
     port = free_port(args.host, args.port)
     if port != args.port:
         print(f"port {args.port} is in use; taking {port}", flush=True)
-    blocks = app.build(Desk(models, judge, args.runs, random.Random()))
+    blocks = app.build(DemoContext(models, scorer, args.runs, random.Random()))
     _, url, _ = blocks.launch(
         server_name=args.host,
         server_port=port,
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> int:
         run_history=False,
         enable_monitoring=False,
         state_session_capacity=args.sessions,
-        css=page.CSS,
+        css=html_parts.CSS,
         theme=gradio.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
     # The first click then does not wait for the checkpoints.

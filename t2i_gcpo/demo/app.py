@@ -1,10 +1,10 @@
-"""The page: four tabs over one desk."""
+"""The page: four tabs over one context."""
 
 from __future__ import annotations
 
 import gradio as gr
 
-from t2i_gcpo.demo.context import Desk
+from t2i_gcpo.demo.context import DemoContext
 from t2i_gcpo.demo.tabs import compare, runs
 from t2i_gcpo.demo.tabs import inspect as inspect_tab
 from t2i_gcpo.demo.tabs import train as live
@@ -14,16 +14,16 @@ TITLE = "t2i_gcpo: GRPO, DAPO and GCPO on image tokens"
 CLEANING = (3600, 24 * 3600)
 
 
-def build(desk: Desk) -> gr.Blocks:
-    """The app. Sessions share the desk's checkpoints and nothing else: what one person sees is in `gr.State`."""
+def build(context: DemoContext) -> gr.Blocks:
+    """The app. Sessions share the context's checkpoints and nothing else: what one person sees is in `gr.State`."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as app:
         gr.Markdown(f"## {TITLE}")
         with gr.Tab("Compare"):
-            compare.tab(desk)
+            compare.tab(context)
         with gr.Tab("Inspect"):
-            inspect_tab.tab(desk)
+            inspect_tab.tab(context)
         with gr.Tab("Train live"):
-            live.tab(desk)
+            live.tab(context)
         with gr.Tab("Runs"):
-            runs.tab(desk)
+            runs.tab(context)
     return app.queue(default_concurrency_limit=4, max_size=64)

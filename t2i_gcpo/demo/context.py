@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i_gcpo.demo.models import Models
-from t2i_gcpo.demo.scoring import Judge
+from t2i_gcpo.demo.scoring import Scorer
 
 #: Options of an event that uses a model: one at a time for all sessions, in the order of the clicks; the progress covers no result.
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -18,18 +18,18 @@ FIRST_PROMPT = "a photo of a star above a circle"
 
 
 @dataclass(frozen=True)
-class Desk:
+class DemoContext:
     models: Models
-    judge: Judge
+    scorer: Scorer
     runs: Path
     """Folder below which the tab Runs looks for run folders, and the live training writes its own."""
     shuffle: random.Random
     """What the order of a blind comparison, and random prompts, are drawn from."""
 
 
-def random_prompt(desk: Desk) -> str:
+def random_prompt(context: DemoContext) -> str:
     """A prompt of the test split: its combination was in no training prompt."""
     from t2i_gcpo.data.shapes.prompts import TASKS, split
 
-    task = desk.shuffle.choice(TASKS)
-    return desk.shuffle.choice([prompt for prompt in split("test") if prompt.task == task]).text
+    task = context.shuffle.choice(TASKS)
+    return context.shuffle.choice([prompt for prompt in split("test") if prompt.task == task]).text

@@ -11,32 +11,32 @@ from typing import Any
 import gradio as gr
 
 #: What the library raises for mistakes and for what the machine lacks; everything else is a defect.
-SPOKEN = (ValueError, OSError, ImportError, FloatingPointError)
+USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
-def spoken(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     """The event handler with errors that the page can show; the handler may be a generator."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)
         def rounds(*args: Any, **kwargs: Any) -> Any:
-            with _sentences():
+            with _as_page_errors():
                 yield from function(*args, **kwargs)
 
         return rounds
 
     @functools.wraps(function)
     def once(*args: Any, **kwargs: Any) -> Any:
-        with _sentences():
+        with _as_page_errors():
             return function(*args, **kwargs)
 
     return once
 
 
 @contextmanager
-def _sentences() -> Any:
+def _as_page_errors() -> Any:
     try:
         yield
-    except SPOKEN as error:
+    except USER_ERRORS as error:
         text = str(error)
         raise gr.Error(text[:1].upper() + text[1:], print_exception=False) from error

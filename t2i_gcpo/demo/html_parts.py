@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from t2i_gcpo.demo.scoring import Judged
+from t2i_gcpo.demo.scoring import ImageScores
 from t2i_gcpo.heatmap import paint
 from t2i_gcpo.utils.pictures import enlargement
 
@@ -72,16 +72,17 @@ def faint(text: str) -> str:
     return f"<div class='t2i-faint'>{escape(text)}</div>"
 
 
-def verdict_table(judged: Judged) -> str:
+def verdict_table(image_scores: ImageScores) -> str:
     """A row a clause, a column an image; for other rewards a row of scores."""
-    if not judged.scored:
-        return faint(judged.why_not)
-    count = len(judged.scores)
-    columns = [judged.summary(), *(str(k + 1) for k in range(count))]
-    if judged.verdicts is None:
-        return table(columns, [["score", *(f"{score:.3g}" for score in judged.scores.tolist())]])
+    if not image_scores.scored:
+        return faint(image_scores.why_not)
+    count = len(image_scores.scores)
+    columns = [image_scores.summary(), *(str(k + 1) for k in range(count))]
+    if image_scores.verdicts is None:
+        return table(columns, [["score", *(f"{score:.3g}" for score in image_scores.scores.tolist())]])
     rows = [
-        [clause, *(mark(verdict.clauses[k]) for verdict in judged.verdicts)] for k, clause in enumerate(judged.clauses)
+        [clause, *(mark(verdict.clauses[k]) for verdict in image_scores.verdicts)]
+        for k, clause in enumerate(image_scores.clauses)
     ]
     return table(columns, rows)
 

@@ -25,7 +25,7 @@ def named(choices: list[str]) -> dict[str, str]:
     """
     if not choices:
         return {BASE: "janus-mini", **{_SHOWN[name]: name for name in tuned()}, MASKED: "amused-mini"}
-    found: dict[str, str] = {}
+    checkpoints: dict[str, str] = {}
     for choice in choices:
         name, equals, path = choice.partition("=")
         name, path = (name.strip(), path.strip()) if equals else (choice.rstrip("/").rsplit("/", 1)[-1], choice)
@@ -33,16 +33,16 @@ def named(choices: list[str]) -> dict[str, str]:
             raise ValueError(
                 f"--checkpoint is {choice!r}; write NAME=PATH, e.g. gcpo=runs/gcpo/checkpoints/step_000120"
             )
-        if name in found:
+        if name in checkpoints:
             raise ValueError(f"two checkpoints are called {name!r}; write --checkpoint OTHER_NAME={path}")
-        found[name] = path
-    return found
+        checkpoints[name] = path
+    return checkpoints
 
 
 class Models:
     """Hands out generators by name; the `keep` used last stay in memory.
 
-    Sampling and scoring leave a generator as it was, so that sessions may share it; and one job at a time uses one (`desk.MODEL`).
+    Sampling and scoring leave a generator as it was, so that sessions may share it; and one job at a time uses one (`context.MODEL`).
     """
 
     def __init__(

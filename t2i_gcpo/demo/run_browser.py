@@ -23,18 +23,18 @@ PICTURES: dict[str, tuple[str, str]] = {
 
 def find(root: Path) -> list[str]:
     """The run folders below `root`, the newest first."""
-    found: list[tuple[float, str]] = []
+    runs: list[tuple[float, str]] = []
     level = [root] if root.is_dir() else []
     for _ in range(DEPTH + 1):
         below: list[Path] = []
         for folder in level:
             marks = [folder / name for name in (METRICS, CONFIG) if (folder / name).is_file()]
             if marks:
-                found.append((marks[0].stat().st_mtime, str(folder)))
+                runs.append((marks[0].stat().st_mtime, str(folder)))
             else:
                 below += [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
         level = below
-    return [path for _, path in sorted(found, reverse=True)][:MOST]
+    return [path for _, path in sorted(runs, reverse=True)][:MOST]
 
 
 def open_runs(paths: Iterable[str]) -> dict[str, Run]:
@@ -74,4 +74,4 @@ def _files(run: Run, kind: str) -> dict[int, Path]:
     folder, end = PICTURES[kind]
     pattern = re.compile(rf"step_(\d+){end}")
     names = ((pattern.fullmatch(path.stem), path) for path in run.pictures(folder))
-    return {int(found[1]): path for found, path in names if found}
+    return {int(match[1]): path for match, path in names if match}

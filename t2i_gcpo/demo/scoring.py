@@ -17,7 +17,7 @@ from t2i_gcpo.records import Prompt
 
 
 @dataclass(frozen=True)
-class Judged:
+class ImageScores:
     """B scored images of one prompt."""
 
     scores: Tensor
@@ -51,7 +51,7 @@ class Judged:
         return f"mean score {float(known.mean()):.3g}" if len(known) else ""
 
 
-class Judge:
+class Scorer:
     """Scores with one reward; a prompt that GenEval's rules do not cover stays without a score under that reward."""
 
     def __init__(self, reward: Reward, name: str) -> None:
@@ -64,14 +64,14 @@ class Judge:
     def can_score(self, prompt: Prompt) -> bool:
         return bool(prompt.metadata) or not isinstance(self.reward, GenEvalReward)
 
-    def __call__(self, images: Tensor, prompt: Prompt) -> Judged:
+    def __call__(self, images: Tensor, prompt: Prompt) -> ImageScores:
         """Score B images [B, 3, H, W] uint8 of one prompt."""
         count = len(images)
         if not self.can_score(prompt):
             reason = (
                 "GenEval's rules do not cover this prompt (they cover e.g. “a photo of a red circle and a blue star”)"
             )
-            return Judged(torch.full((count,), torch.nan), why_not=reason)
+            return ImageScores(torch.full((count,), torch.nan), why_not=reason)
         texts, metadata = [prompt.text] * count, [prompt.metadata] * count
         verdicts: list[Verdict] | None = None
         clauses: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ class Judge:
         else:
             output = self.reward(images, texts, metadata)
         scores = check(output, count, self.name, texts, failure="mark").scores.cpu()
-        return Judged(scores, verdicts, clauses)
+        return ImageScores(scores, verdicts, clauses)
 
 
 def clause_words(metadata: Mapping[str, Any]) -> list[str]:

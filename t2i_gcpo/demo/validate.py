@@ -43,10 +43,10 @@ def prompt_lines(text: str | None) -> list[str]:
 
 def whole(value: Any, what: str, low: int, high: int) -> int:
     """A whole number in [low, high]. ValueError for anything else."""
-    found = number(value, what, low, high)
-    if found != int(found):
+    checked = number(value, what, low, high)
+    if checked != int(checked):
         raise ValueError(f"{what} is {value}; it must be a whole number.")
-    return int(found)
+    return int(checked)
 
 
 def number(value: Any, what: str, low: float, high: float) -> float:

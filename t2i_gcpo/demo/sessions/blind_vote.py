@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from t2i_gcpo.demo.models import Models
-from t2i_gcpo.demo.scoring import Judge, Judged
+from t2i_gcpo.demo.scoring import ImageScores, Scorer
 from t2i_gcpo.records import Prompt, Sampling
 
 LETTERS = "ABCDEFGH"
@@ -32,7 +32,7 @@ class Comparison:
     """The label that was voted for."""
     images: dict[str, Tensor] = field(default_factory=dict)
     """Name -> [G, 3, H, W] uint8, of the checkpoints that are done."""
-    judged: dict[str, Judged] = field(default_factory=dict)
+    image_scores: dict[str, ImageScores] = field(default_factory=dict)
 
     @property
     def hidden(self) -> bool:
@@ -70,7 +70,7 @@ class Comparison:
 
 def generate(
     models: Models,
-    judge: Judge,
+    scorer: Scorer,
     prompt: Prompt,
     *,
     seed: int,
@@ -85,16 +85,20 @@ def generate(
     if blind:
         shuffle.shuffle(order)
     models.get(order[0]).check_prompts([prompt])
-    found = Comparison(prompt, tuple(order), blind)
-    yield found
+    comparison = Comparison(prompt, tuple(order), blind)
+    yield comparison
     sampling = Sampling(group_size=num, guidance=guidance, seed=seed, contrast=False, stats=())
     for name in order:
         generator = models.get(name)
         with torch.no_grad():
             images = generator.decode(generator.sample([prompt], sampling).tokens).cpu()
-        judged = judge(images, prompt)
-        found = replace(found, images={**found.images, name: images}, judged={**found.judged, name: judged})
-        yield found
+        image_scores = scorer(images, prompt)
+        comparison = replace(
+            comparison,
+            images={**comparison.images, name: images},
+            image_scores={**comparison.image_scores, name: image_scores},
+        )
+        yield comparison
 
 
 @dataclass(frozen=True)

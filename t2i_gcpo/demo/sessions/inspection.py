@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import ALL_STATS, STATS, Algorithm, resolve, token_advantages, token_weights
 from t2i_gcpo.credit import Normalization
-from t2i_gcpo.demo import html_parts as page
-from t2i_gcpo.demo.scoring import Judge, Judged
+from t2i_gcpo.demo import html_parts
+from t2i_gcpo.demo.scoring import ImageScores, Scorer
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.heatmap.data import DIVERGENCES
 from t2i_gcpo.heatmap.kinds import KINDS
@@ -24,7 +24,7 @@ from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
 
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 #: Maps that an algorithm's rule decides; all others are of the tokens alone.
-RULED = ("advantage", "weight")
+RULE_MAPS = ("advantage", "weight")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Inspection:
     """As sampled: contrasted with the null prompt."""
     maps: heatmap.Heatmap
     """Under the chosen divergence, normalisation and contrast."""
-    judged: Judged
+    image_scores: ImageScores
     image: int = 0
     cell: tuple[int, int] | None = None
     """(row, column) that was clicked."""
@@ -77,7 +77,7 @@ class Inspection:
 
 
 def sample(
-    generator: ImageGenerator, checkpoint: str, judge: Judge, prompt: Prompt, *, seed: int, num: int, guidance: float
+    generator: ImageGenerator, checkpoint: str, scorer: Scorer, prompt: Prompt, *, seed: int, num: int, guidance: float
 ) -> Inspection:
     """Sample a group and spread its credit by GCPO, contrasted with the null prompt."""
     generator.check_prompts([prompt])
@@ -85,57 +85,59 @@ def sample(
     rollout = generator.sample([prompt], sampling)
     with torch.no_grad():
         images = generator.decode(rollout.tokens).cpu()
-    judged = judge(images, prompt)
-    scored, algorithm = ScoredRollout(rollout, images, judged.scores), _gcpo(num)
-    if judged.scored and num > 1:
+    image_scores = scorer(images, prompt)
+    scored, algorithm = ScoredRollout(rollout, images, image_scores.scores), _gcpo(num)
+    if image_scores.scored and num > 1:
         maps = heatmap.Heatmap.of(scored, token_advantages(algorithm, rollout, scored.scores), algorithm=algorithm)
     else:  # an advantage compares an image with its siblings
         maps = heatmap.Heatmap.of(scored, weights=token_weights(algorithm, rollout), algorithm=algorithm)
-    return Inspection(checkpoint, maps, maps, judged)
+    return Inspection(checkpoint, maps, maps, image_scores)
 
 
 def _gcpo(num: int) -> Algorithm:
     return resolve("gcpo", group_size=max(num, 2))
 
 
-def contrasted(found: Inspection, generator: ImageGenerator, negative: str | None) -> Inspection:
+def contrasted(group: Inspection, generator: ImageGenerator, negative: str | None) -> Inspection:
     """The same tokens, contrasted with another prompt (None: the null prompt): one teacher-forced forward pass, no sampling.
 
     The full-vocabulary divergences were taken at sampling time against the null prompt, and are there with that alone: then kl takes over.
     """
-    normalization, divergence = found.recipe.normalization, found.recipe.divergence
+    normalization, divergence = group.recipe.normalization, group.recipe.divergence
     if negative is None:
-        return replace(found, maps=heatmap.reweigh(found.null, divergence=divergence, normalization=normalization))
+        return replace(group, maps=heatmap.reweigh(group.null, divergence=divergence, normalization=normalization))
     if divergence in STATS:
         divergence = "kl"
-    maps = heatmap.reweigh(found.maps, divergence=divergence)
-    return replace(found, maps=heatmap.against(maps, generator, negative))
+    maps = heatmap.reweigh(group.maps, divergence=divergence)
+    return replace(group, maps=heatmap.against(maps, generator, negative))
 
 
-def reweighed(found: Inspection, divergence: str, normalization: str) -> Inspection:
+def reweighed(group: Inspection, divergence: str, normalization: str) -> Inspection:
     """By another rule; no model is run."""
-    return replace(found, maps=heatmap.reweigh(found.maps, divergence=divergence, normalization=normalization))
+    return replace(group, maps=heatmap.reweigh(group.maps, divergence=divergence, normalization=normalization))
 
 
-def caption(found: Inspection, index: int) -> str:
+def caption(group: Inspection, index: int) -> str:
     """What stands below image `index`: its verdict or score, and its advantage."""
-    parts = [found.judged.caption(index)]
-    if found.maps.sequence_advantages is not None:
-        parts.append(f"A {found.maps.sequence_advantages[index]:+.2f}".replace("-", "−"))
+    parts = [group.image_scores.caption(index)]
+    if group.maps.sequence_advantages is not None:
+        parts.append(f"A {group.maps.sequence_advantages[index]:+.2f}".replace("-", "−"))
     return "  ".join(filter(None, parts))
 
 
 # -- what is drawn -----------------------------------------------------------------------------------------------------
 
 
-def pictures(found: Inspection, kind: str) -> tuple[Image.Image, Image.Image | None]:
+def pictures(group: Inspection, kind: str) -> tuple[Image.Image, Image.Image | None]:
     """The chosen image under GCPO's map and under GRPO's, on one scale; the second is None for maps that no rule decides."""
-    end = found.maps.end(kind)
-    own = heatmap.overlay(found.maps, kind, found.image, end=end, width=page.LARGE)
-    flat = heatmap.overlay(found.flat, kind, found.image, end=end, width=page.LARGE) if kind in RULED else None
+    end = group.maps.end(kind)
+    own = heatmap.overlay(group.maps, kind, group.image, end=end, width=html_parts.LARGE)
+    flat = (
+        heatmap.overlay(group.flat, kind, group.image, end=end, width=html_parts.LARGE) if kind in RULE_MAPS else None
+    )
     for drawn in (own, flat):
-        if drawn is not None and found.cell is not None:
-            _outline(drawn, found.cell, found.maps.grid)
+        if drawn is not None and group.cell is not None:
+            _outline(drawn, group.cell, group.maps.grid)
     return own, flat
 
 
@@ -148,22 +150,22 @@ def _outline(drawn: Image.Image, cell: tuple[int, int], grid: tuple[int, int]) -
         draw.rectangle((box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset), outline=color)
 
 
-def at(found: Inspection, x: float, y: float) -> tuple[int, int]:
+def at(group: Inspection, x: float, y: float) -> tuple[int, int]:
     """Pixels of the enlarged picture -> (row, column). ValueError outside it."""
-    rows, columns = found.maps.grid
-    factor = page.enlarged(found.maps.images[found.image], page.LARGE)
+    rows, columns = group.maps.grid
+    factor = html_parts.enlarged(group.maps.images[group.image], html_parts.LARGE)
     row, column = int(y * rows // factor.height), int(x * columns // factor.width)
     if not (0 <= row < rows and 0 <= column < columns):
         raise ValueError(f"The click at {x:g}, {y:g} is outside the picture; click inside it.")
     return row, column
 
 
-def legend(found: Inspection, kind: str) -> str:
+def legend(group: Inspection, kind: str) -> str:
     """The colour bar and what the map shows."""
-    end, signed = found.maps.end(kind), KINDS[kind].signed
-    words = found.maps.title(kind) + ("; one scale for all images and both algorithms" if kind in RULED else "")
+    end, signed = group.maps.end(kind), KINDS[kind].signed
+    words = group.maps.title(kind) + ("; one scale for all images and both algorithms" if kind in RULE_MAPS else "")
     low = f"−{end:.3g}" if signed else "0"
-    return page.scale_bar(low, f"{'+' if signed else ''}{end:.3g}", signed=signed, words=words)
+    return html_parts.scale_bar(low, f"{'+' if signed else ''}{end:.3g}", signed=signed, words=words)
 
 
 #: Rows of the cell's table: (name in `heatmap.cell`, words, whether GRPO's number differs).
@@ -179,20 +181,20 @@ _ROWS = (
 )
 
 
-def cell_table(found: Inspection) -> str:
+def cell_table(group: Inspection) -> str:
     """The numbers of the clicked cell under GCPO and GRPO."""
-    if found.cell is None:
-        return page.faint("Click a cell of the map for its numbers.")
-    own, flat = (heatmap.cell(maps, found.image, *found.cell) for maps in (found.maps, found.flat))
+    if group.cell is None:
+        return html_parts.faint("Click a cell of the map for its numbers.")
+    own, flat = (heatmap.cell(maps, group.image, *group.cell) for maps in (group.maps, group.flat))
     rows = []
-    for name, words, ruled in _ROWS:
+    for name, words, by_rule in _ROWS:
         if name in own:
-            rows.append([words, _number(own[name]), _number(flat[name]) if ruled else ""])
-    divergence = found.recipe.divergence
+            rows.append([words, _number(own[name]), _number(flat[name]) if by_rule else ""])
+    divergence = group.recipe.divergence
     if divergence in own:
         rows.insert(5, [f"{divergence}, nats", _number(own[divergence]), ""])
-    title = f"image {found.image + 1}, token {own['index']}: row {own['row']}, column {own['column']}"
-    return page.table([title, "GCPO", "GRPO"], rows, numbers=(1, 2))
+    title = f"image {group.image + 1}, token {own['index']}: row {own['row']}, column {own['column']}"
+    return html_parts.table([title, "GCPO", "GRPO"], rows, numbers=(1, 2))
 
 
 def _number(value: Any) -> str:

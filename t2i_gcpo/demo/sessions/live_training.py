@@ -24,14 +24,14 @@ from t2i_gcpo.commands.options.config import (
     RewardConfig,
     TrainConfig,
 )
-from t2i_gcpo.demo.context import Desk
+from t2i_gcpo.demo.context import DemoContext
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.options import CheckpointConfig, OptimConfig
 from t2i_gcpo.training.tracker import Tracker, prepare_run
 from t2i_gcpo.training.trainer import Trainer
 
-#: Folder below the desk's runs.
+#: Folder below the context's runs.
 FOLDER = "live"
 STOPPED = "stopped in the demo"
 #: Of the pictures: prompts, and images of each.
@@ -40,7 +40,7 @@ PICTURED, PICTURED_GROUP = 2, 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, in ranges that `bounds` has checked."""
+    """What is trained, in ranges that `validate` has checked."""
 
     algorithms: tuple[str, ...]
     prompts: tuple[Prompt, ...]
@@ -74,26 +74,26 @@ class Progress:
     """What goes on, in words."""
 
 
-def prompts_of(desk: Desk, chosen: str, own: Sequence[str]) -> tuple[Prompt, ...]:
+def prompts_of(context: DemoContext, chosen: str, own: Sequence[str]) -> tuple[Prompt, ...]:
     """The prompts of a task of ShapeScenes ("all": of all six), or one's own. ValueError, naming them: prompts that cannot be scored."""
     from t2i_gcpo.data.shapes.prompts import split
 
     if not own:
         return tuple(prompt for prompt in split("train") if chosen in ("all", prompt.task))
-    prompts = tuple(desk.judge.prompt(text) for text in own)
-    unscored = [prompt.text for prompt in prompts if not desk.judge.can_score(prompt)]
+    prompts = tuple(context.scorer.prompt(text) for text in own)
+    unscored = [prompt.text for prompt in prompts if not context.scorer.can_score(prompt)]
     if unscored:
         raise ValueError(
-            f"the reward {desk.judge.name} cannot score {', '.join(f'“{text}”' for text in unscored[:3])}"
+            f"the reward {context.scorer.name} cannot score {', '.join(f'“{text}”' for text in unscored[:3])}"
             f"{f' and {len(unscored) - 3} more' if len(unscored) > 3 else ''}; write prompts like “a red circle and a blue star”"
         )
     return prompts
 
 
-def train(desk: Desk, plan: Plan, stopped: Callable[[], bool]) -> Iterator[Progress]:
+def train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Iterator[Progress]:
     """Yields after each picture and step. `stopped()` is asked between steps; what was trained is saved then, and also when an error ends it or
     nobody takes the next value."""
-    folder = _new_folder(desk.runs / FOLDER)
+    folder = _new_folder(context.runs / FOLDER)
     prompt_file = folder / "prompts.jsonl"
     lines = [json.dumps({**prompt.metadata, "prompt": prompt.text}, ensure_ascii=False) for prompt in plan.prompts]
     prompt_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -107,7 +107,7 @@ def train(desk: Desk, plan: Plan, stopped: Callable[[], bool]) -> Iterator[Progr
     yield progress("loading the checkpoint")
     with ExitStack() as stack:
         for name, run in runs.items():
-            config = _config(desk, plan, name, run, prompt_file)
+            config = _config(context, plan, name, run, prompt_file)
             trainer = train_command.build_trainer(config, list(plan.prompts), list(plan.prompts))
             prepare_run(run, arguments.dump(config))
             trainer.tracker = stack.enter_context(Tracker(run, steps=plan.steps, **asdict(config.logging)))
@@ -146,15 +146,15 @@ def _new_folder(parent: Path) -> Path:
     raise OSError(f"there are 100 folders {parent / stamp}* already; try again in a second")
 
 
-def _config(desk: Desk, plan: Plan, algorithm: str, run: Path, prompt_file: Path) -> TrainConfig:
-    reward = RewardConfig() if desk.judge.name == RewardConfig.name else RewardConfig(desk.judge.name, {})
+def _config(context: DemoContext, plan: Plan, algorithm: str, run: Path, prompt_file: Path) -> TrainConfig:
+    reward = RewardConfig() if context.scorer.name == RewardConfig.name else RewardConfig(context.scorer.name, {})
     source = str(prompt_file)
     return TrainConfig(
         algorithm=resolve(algorithm, group_size=plan.group_size),
         generator=GeneratorConfig(
-            checkpoint=desk.models.checkpoints[plan.checkpoint],
-            device=str(desk.models.device),
-            dtype=desk.models.dtype,  # type: ignore[arg-type]
+            checkpoint=context.models.checkpoints[plan.checkpoint],
+            device=str(context.models.device),
+            dtype=context.models.dtype,  # type: ignore[arg-type]
             compile="off",
         ),
         reward=reward,

@@ -7,10 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from t2i_gcpo.demo import html_parts as page
-from t2i_gcpo.demo import validate as bounds
-from t2i_gcpo.demo.context import FIRST_PROMPT, MODEL, PRIVATE, Desk, random_prompt
-from t2i_gcpo.demo.errors import spoken
+from t2i_gcpo.demo import html_parts, validate
+from t2i_gcpo.demo.context import FIRST_PROMPT, MODEL, PRIVATE, DemoContext, random_prompt
+from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.sessions.blind_vote import LETTERS, NO_PREFERENCE, Comparison, Tally, generate
 
 HELP = (
@@ -23,9 +22,9 @@ LONELY = (
 )
 
 
-def tab(desk: Desk) -> None:
+def tab(context: DemoContext) -> None:
     """Lay the tab out, inside a `gr.Blocks`."""
-    names = desk.models.compared
+    names = context.models.compared
     several = len(names) > 1
     comparison, tally = gr.State(None), gr.State(None)
     gr.Markdown(HELP + ("" if several else LONELY))
@@ -33,8 +32,8 @@ def tab(desk: Desk) -> None:
         prompt = gr.Textbox(FIRST_PROMPT, label="Prompt", scale=5, min_width=300, max_lines=2)
         seed = gr.Number(0, label="Seed", precision=0, min_width=110)
     with gr.Row(equal_height=True):
-        num = gr.Slider(1, bounds.IMAGES, 4, step=1, label="Images", min_width=170)
-        guidance = gr.Slider(1, bounds.GUIDANCE, 2, step=0.5, label="Guidance", min_width=170)
+        num = gr.Slider(1, validate.IMAGES, 4, step=1, label="Images", min_width=170)
+        guidance = gr.Slider(1, validate.GUIDANCE, 2, step=0.5, label="Guidance", min_width=170)
         other = gr.Button("Another prompt", min_width=130)
         go = gr.Button("Generate", variant="primary", min_width=130)
     blind = gr.Checkbox(False, label="Blind: hide the names until I have voted", visible=several)
@@ -54,37 +53,37 @@ def tab(desk: Desk) -> None:
         with gr.Row():
             left = gr.Dropdown(names, value=names[0], label="Left", min_width=140)
             right = gr.Dropdown(names, value=names[-1], label="Right", min_width=140)
-            number = gr.Slider(1, bounds.IMAGES, 1, step=1, label="Image", min_width=140)
+            number = gr.Slider(1, validate.IMAGES, 1, step=1, label="Image", min_width=140)
         slider = gr.ImageSlider(
             label="Left | right", format="png", interactive=False, max_height=400, elem_classes="t2i-pixels"
         )
 
-    @spoken
+    @with_user_errors
     def on_generate(prompt: str, seed: float, num: float, guidance: float, blind: bool) -> Iterator[list[Any]]:
-        for found in generate(
-            desk.models,
-            desk.judge,
-            desk.judge.prompt(bounds.prompt_text(prompt)),
-            seed=bounds.whole(seed, "The seed", 0, bounds.SEED),
-            num=bounds.whole(num, "The number of images", 1, bounds.IMAGES),
-            guidance=bounds.number(guidance, "The guidance", 1, bounds.GUIDANCE),
+        for current in generate(
+            context.models,
+            context.scorer,
+            context.scorer.prompt(validate.prompt_text(prompt)),
+            seed=validate.whole(seed, "The seed", 0, validate.SEED),
+            num=validate.whole(num, "The number of images", 1, validate.IMAGES),
+            guidance=validate.number(guidance, "The guidance", 1, validate.GUIDANCE),
             blind=bool(blind),
             names=names,
-            shuffle=desk.shuffle,
+            shuffle=context.shuffle,
         ):
-            yield show(found)
+            yield show(current)
 
-    @spoken
-    def on_vote(found: Comparison | None, votes: Tally | None, choice: str | None) -> list[Any]:
-        if found is None:
+    @with_user_errors
+    def on_vote(current: Comparison | None, votes: Tally | None, choice: str | None) -> list[Any]:
+        if current is None:
             raise ValueError("There is nothing to vote on yet: generate images first.")
-        found, winner = found.vote(choice)
-        votes = (votes or Tally()).add(winner, found.names)
-        return [votes, tally_table(votes, names), *show(found)]
+        current, winner = current.vote(choice)
+        votes = (votes or Tally()).add(winner, current.names)
+        return [votes, tally_table(votes, names), *show(current)]
 
     shown = [comparison, status, *galleries, *verdicts, ballot, choice, left, right]
     pair: dict[str, Any] = {
-        "fn": spoken(slide),
+        "fn": with_user_errors(slide),
         "inputs": [comparison, left, right, number],
         "outputs": slider,
         "show_progress": "hidden",
@@ -104,7 +103,7 @@ def tab(desk: Desk) -> None:
     gr.on([left.input, right.input, number.input], **pair, api_name="slide")
     for gallery in galleries:
         gallery.select(picked, None, number, show_progress="hidden", **PRIVATE).then(**pair, **PRIVATE)
-    other.click(lambda: random_prompt(desk), None, prompt, show_progress="hidden", **PRIVATE)
+    other.click(lambda: random_prompt(context), None, prompt, show_progress="hidden", **PRIVATE)
 
 
 def _gallery(name: str) -> gr.Gallery:
@@ -121,51 +120,51 @@ def _gallery(name: str) -> gr.Gallery:
     )
 
 
-def show(found: Comparison) -> list[Any]:
+def show(current: Comparison) -> list[Any]:
     """What each output of the tab becomes: state, status, galleries, verdicts, ballot, choice, and the two ends of the slider."""
     galleries, tables = [], []
-    for name, label in zip(found.names, found.labels, strict=True):
-        pictures, judged = found.images.get(name), found.judged.get(name)
-        if pictures is None or judged is None:
+    for name, label in zip(current.names, current.labels, strict=True):
+        pictures, image_scores = current.images.get(name), current.image_scores.get(name)
+        if pictures is None or image_scores is None:
             galleries.append(gr.update(value=[], label=label))
             tables.append("")
             continue
-        captions = ["" if found.hidden else judged.caption(k) for k in range(len(pictures))]
-        value = [(page.enlarged(picture), caption) for picture, caption in zip(pictures, captions, strict=True)]
+        captions = ["" if current.hidden else image_scores.caption(k) for k in range(len(pictures))]
+        value = [(html_parts.enlarged(picture), caption) for picture, caption in zip(pictures, captions, strict=True)]
         galleries.append(gr.update(value=value, label=label))
-        tables.append("" if found.hidden else page.verdict_table(judged))
-    labels = found.labels
+        tables.append("" if current.hidden else html_parts.verdict_table(image_scores))
+    labels = current.labels
     return [
-        found,
-        status_line(found),
+        current,
+        status_line(current),
         *galleries,
         *tables,
-        gr.update(visible=found.complete and found.hidden),
-        gr.update(value=None) if found.hidden else gr.skip(),
+        gr.update(visible=current.complete and current.hidden),
+        gr.update(value=None) if current.hidden else gr.skip(),
         gr.update(choices=labels, value=labels[0]),
         gr.update(choices=labels, value=labels[-1]),
     ]
 
 
-def status_line(found: Comparison) -> str:
-    if not found.complete:
-        return f"“{found.prompt.text}”: {len(found.images)} of {len(found.names)} checkpoints done …"
-    if found.hidden:
-        return f"“{found.prompt.text}”: names and verdicts are hidden until you have voted."
-    voted = "" if found.voted is None else f" You voted for {found.voted}."
-    return f"“{found.prompt.text}”: done.{voted}"
+def status_line(current: Comparison) -> str:
+    if not current.complete:
+        return f"“{current.prompt.text}”: {len(current.images)} of {len(current.names)} checkpoints done …"
+    if current.hidden:
+        return f"“{current.prompt.text}”: names and verdicts are hidden until you have voted."
+    voted = "" if current.voted is None else f" You voted for {current.voted}."
+    return f"“{current.prompt.text}”: done.{voted}"
 
 
-def slide(found: Comparison | None, left: str, right: str, number: float) -> Any:
+def slide(current: Comparison | None, left: str, right: str, number: float) -> Any:
     """The pair of pictures for the slider, or None where they are not there."""
-    if found is None or not found.complete:
+    if current is None or not current.complete:
         return None
-    last = min(len(pictures) for pictures in found.images.values())
-    image = min(bounds.whole(number, "The image", 1, bounds.IMAGES), last)  # the label says which
+    last = min(len(pictures) for pictures in current.images.values())
+    image = min(validate.whole(number, "The image", 1, validate.IMAGES), last)  # the label says which
     sides = []
     for label in (left, right):
-        name = found.names[found.labels.index(bounds.one_of(label, "The checkpoint", found.labels))]
-        sides.append(page.enlarged(found.images[name][image - 1], page.LARGE))
+        name = current.names[current.labels.index(validate.one_of(label, "The checkpoint", current.labels))]
+        sides.append(html_parts.enlarged(current.images[name][image - 1], html_parts.LARGE))
     return gr.update(value=tuple(sides), label=f"{left} | {right}, image {image} of {last}")
 
 
@@ -177,4 +176,4 @@ def tally_table(votes: Tally, names: list[str]) -> str:
     """The votes of this session."""
     rows = [[name, str(votes.votes.get(name, 0)), str(votes.shown.get(name, 0))] for name in names]
     rows.append([NO_PREFERENCE, str(votes.undecided), ""])
-    return page.table(["your votes", "won", "of"], rows, numbers=(1, 2))
+    return html_parts.table(["your votes", "won", "of"], rows, numbers=(1, 2))

@@ -10,10 +10,9 @@ from typing import Any
 import gradio as gr
 
 from t2i_gcpo.data.shapes.grammar import parts
-from t2i_gcpo.demo import html_parts as page
-from t2i_gcpo.demo import validate as bounds
-from t2i_gcpo.demo.context import FIRST_PROMPT, MODEL, PRIVATE, Desk, random_prompt
-from t2i_gcpo.demo.errors import spoken
+from t2i_gcpo.demo import html_parts, validate
+from t2i_gcpo.demo.context import FIRST_PROMPT, MODEL, PRIVATE, DemoContext, random_prompt
+from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.sessions import inspection
 from t2i_gcpo.demo.sessions.inspection import NORMALIZATIONS, Inspection
 from t2i_gcpo.heatmap.files import write
@@ -26,9 +25,9 @@ NOTHING = "Sample a group of images first."
 NULL, WITHOUT, OWN = "no prompt", "the prompt without a part", "a negative prompt"
 
 
-def tab(desk: Desk) -> None:
+def tab(context: DemoContext) -> None:
     """Lay the tab out, inside a `gr.Blocks`."""
-    names = desk.models.names
+    names = context.models.names
     state = gr.State(None)
     gr.Markdown(HELP)
     with gr.Row():
@@ -36,8 +35,8 @@ def tab(desk: Desk) -> None:
         checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", min_width=130)
         seed = gr.Number(0, label="Seed", precision=0, min_width=110)
     with gr.Row(equal_height=True):
-        num = gr.Slider(1, bounds.IMAGES, 4, step=1, label="Images", min_width=170)
-        guidance = gr.Slider(1, bounds.GUIDANCE, 2, step=0.5, label="Guidance", min_width=170)
+        num = gr.Slider(1, validate.IMAGES, 4, step=1, label="Images", min_width=170)
+        guidance = gr.Slider(1, validate.GUIDANCE, 2, step=0.5, label="Guidance", min_width=170)
         other = gr.Button("Another prompt", min_width=130)
         go = gr.Button("Sample a group", variant="primary", min_width=130)
     status = gr.Markdown(elem_id="t2i-status-inspect")
@@ -69,42 +68,42 @@ def tab(desk: Desk) -> None:
         files = gr.File(label="Files", file_count="multiple", visible=False, min_width=280)
 
     drawn = [legend, gcpo, grpo, cell]
-    ruled = [kind, divergence, normalization]
+    rules = [kind, divergence, normalization]
 
-    @spoken
+    @with_user_errors
     def on_sample(prompt: str, name: str, seed: float, num: float, guidance: float) -> Iterator[list[Any]]:
-        asked = desk.judge.prompt(bounds.prompt_text(prompt))
-        count = bounds.whole(num, "The number of images", 1, bounds.IMAGES)
-        generator = desk.models.get(name)
+        asked = context.scorer.prompt(validate.prompt_text(prompt))
+        count = validate.whole(num, "The number of images", 1, validate.IMAGES)
+        generator = context.models.get(name)
         generator.check_prompts([asked])  # before the status says that it is sampled
         yield [gr.skip(), f"Sampling “{asked.text}” …", *[gr.skip()] * (len(sampled) - 2)]
-        found = inspection.sample(
+        group = inspection.sample(
             generator,
             name,
-            desk.judge,
+            context.scorer,
             asked,
-            seed=bounds.whole(seed, "The seed", 0, bounds.SEED),
+            seed=validate.whole(seed, "The seed", 0, validate.SEED),
             num=count,
-            guidance=bounds.number(guidance, "The guidance", 1, bounds.GUIDANCE),
+            guidance=validate.number(guidance, "The guidance", 1, validate.GUIDANCE),
         )
-        yield [*show_group(found), *draw(found, found.first_kind)]
+        yield [*show_group(group), *draw(group, group.first_kind)]
 
-    def contrasted(found: Inspection | None, negative: str | None, kind: str) -> list[Any]:
-        found = needed(found)
-        found = inspection.contrasted(found, desk.models.get(found.checkpoint), negative)
-        return [found, *choices(found, kind), *draw(found, kind)]
+    def contrasted(group: Inspection | None, negative: str | None, kind: str) -> list[Any]:
+        group = needed(group)
+        group = inspection.contrasted(group, context.models.get(group.checkpoint), negative)
+        return [group, *choices(group, kind), *draw(group, kind)]
 
-    @spoken
-    def on_how(found: Inspection | None, how: str, part: str | None, kind: str) -> list[Any]:
+    @with_user_errors
+    def on_how(group: Inspection | None, how: str, part: str | None, kind: str) -> list[Any]:
         if how == OWN:  # waits for the text
             return [gr.skip()] * len(changed)
-        return contrasted(found, without(needed(found), part) if how == WITHOUT else None, kind)
+        return contrasted(group, without(needed(group), part) if how == WITHOUT else None, kind)
 
-    @spoken
-    def on_own(found: Inspection | None, text: str, kind: str) -> list[Any]:
-        return contrasted(found, bounds.prompt_text(text, what="The negative prompt"), kind)
+    @with_user_errors
+    def on_own(group: Inspection | None, text: str, kind: str) -> list[Any]:
+        return contrasted(group, validate.prompt_text(text, what="The negative prompt"), kind)
 
-    sampled = [state, status, gallery, verdict, *ruled, contrast, part, own_row, files, *drawn]
+    sampled = [state, status, gallery, verdict, *rules, contrast, part, own_row, files, *drawn]
     gr.on(
         [go.click, prompt.submit],
         on_sample,
@@ -117,16 +116,16 @@ def tab(desk: Desk) -> None:
     quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
     gr.on(
         [divergence.input, normalization.input],
-        spoken(on_rule),
-        [state, *ruled],
+        with_user_errors(on_rule),
+        [state, *rules],
         [state, *drawn],
         api_name="reweigh",
         **quick,
     )
-    kind.input(spoken(on_kind), [state, kind], drawn, api_name="map", **quick)
-    gallery.select(spoken(on_image), [state, kind], [state, *drawn], **quick, **PRIVATE)
+    kind.input(with_user_errors(on_kind), [state, kind], drawn, api_name="map", **quick)
+    gallery.select(with_user_errors(on_image), [state, kind], [state, *drawn], **quick, **PRIVATE)
     for picture in (gcpo, grpo):
-        picture.select(spoken(on_click), [state, kind], [state, *drawn], **quick, **PRIVATE)
+        picture.select(with_user_errors(on_click), [state, kind], [state, *drawn], **quick, **PRIVATE)
     contrast.input(
         lambda how: [gr.update(visible=how == WITHOUT), gr.update(visible=how == OWN)],
         contrast,
@@ -134,12 +133,12 @@ def tab(desk: Desk) -> None:
         show_progress="hidden",
         **PRIVATE,
     )
-    changed = [state, *ruled, *drawn]
+    changed = [state, *rules, *drawn]
     again: dict[str, Any] = {"outputs": changed, "show_progress_on": status, **MODEL}
     gr.on([contrast.input, part.input], on_how, [state, contrast, part, kind], **again, **PRIVATE)
     gr.on([apply.click, negative.submit], on_own, [state, negative, kind], **again, api_name="contrast")
-    export.click(spoken(on_export), [state, kind], files, show_progress_on=files, api_name="export")
-    other.click(lambda: random_prompt(desk), None, prompt, show_progress="hidden", **PRIVATE)
+    export.click(with_user_errors(on_export), [state, kind], files, show_progress_on=files, api_name="export")
+    other.click(lambda: random_prompt(context), None, prompt, show_progress="hidden", **PRIVATE)
 
 
 def _map(name: str, elem_id: str) -> gr.Image:
@@ -149,23 +148,23 @@ def _map(name: str, elem_id: str) -> gr.Image:
     )  # fmt: skip
 
 
-def needed(found: Inspection | None) -> Inspection:
-    if found is None:
+def needed(group: Inspection | None) -> Inspection:
+    if group is None:
         raise ValueError(NOTHING)
-    return found
+    return group
 
 
-def show_group(found: Inspection) -> list[Any]:
+def show_group(group: Inspection) -> list[Any]:
     """State, status, gallery, verdicts, the choices of maps and rules, and the contrast back at the null prompt."""
-    captions = [inspection.caption(found, k) for k in range(len(found.maps))]
-    value = [(page.enlarged(image), caption) for image, caption in zip(found.maps.images, captions, strict=True)]
-    pieces = list(parts(found.prompt))
+    captions = [inspection.caption(group, k) for k in range(len(group.maps))]
+    value = [(html_parts.enlarged(image), caption) for image, caption in zip(group.maps.images, captions, strict=True)]
+    pieces = list(parts(group.prompt))
     return [
-        found,
-        status_line(found),
-        gr.update(value=value, selected_index=found.image),
-        page.verdict_table(found.judged),
-        *choices(found, found.first_kind),
+        group,
+        status_line(group),
+        gr.update(value=value, selected_index=group.image),
+        html_parts.verdict_table(group.image_scores),
+        *choices(group, group.first_kind),
         NULL,
         gr.update(choices=pieces, value=pieces[0] if pieces else None, visible=False),
         gr.update(visible=False),
@@ -173,72 +172,72 @@ def show_group(found: Inspection) -> list[Any]:
     ]
 
 
-def status_line(found: Inspection) -> str:
-    text = f"“{found.prompt}” by {found.checkpoint}."
-    if found.maps.advantages is None:
-        why = found.judged.why_not or "an advantage compares an image with its siblings, and there is one image"
+def status_line(group: Inspection) -> str:
+    text = f"“{group.prompt}” by {group.checkpoint}."
+    if group.maps.advantages is None:
+        why = group.image_scores.why_not or "an advantage compares an image with its siblings, and there is one image"
         return f"{text} There are no advantages: {why}. The map shows the weights."
-    if not found.maps.advantages.any():
+    if not group.maps.advantages.any():
         return f"{text} The images scored alike, so every advantage is 0 and nothing would be learnt; the map shows the weights."
     return text
 
 
-def choices(found: Inspection, kind: str) -> list[Any]:
+def choices(group: Inspection, kind: str) -> list[Any]:
     """The maps and rules that the numbers at hand allow, with those chosen that are in force."""
     return [
-        gr.update(choices=found.kinds, value=kind if kind in found.kinds else found.first_kind),
-        gr.update(choices=found.divergences, value=found.recipe.divergence),
-        gr.update(value=found.recipe.normalization),
+        gr.update(choices=group.kinds, value=kind if kind in group.kinds else group.first_kind),
+        gr.update(choices=group.divergences, value=group.recipe.divergence),
+        gr.update(value=group.recipe.normalization),
     ]
 
 
-def draw(found: Inspection, kind: str) -> list[Any]:
+def draw(group: Inspection, kind: str) -> list[Any]:
     """Legend, the two pictures, and the clicked cell's numbers."""
-    kind = kind if kind in found.kinds else found.first_kind
-    own, flat = inspection.pictures(found, kind)
-    ruled = flat is not None
+    kind = kind if kind in group.kinds else group.first_kind
+    own, flat = inspection.pictures(group, kind)
+    by_rule = flat is not None
     return [
-        inspection.legend(found, kind),
-        gr.update(value=own, label=f"GCPO, image {found.image + 1}" if ruled else f"image {found.image + 1}: {kind}"),
-        gr.update(value=flat, label=f"GRPO, image {found.image + 1}", visible=ruled),
-        inspection.cell_table(found),
+        inspection.legend(group, kind),
+        gr.update(value=own, label=f"GCPO, image {group.image + 1}" if by_rule else f"image {group.image + 1}: {kind}"),
+        gr.update(value=flat, label=f"GRPO, image {group.image + 1}", visible=by_rule),
+        inspection.cell_table(group),
     ]
 
 
-def on_rule(found: Inspection | None, kind: str, divergence: str, normalization: str) -> list[Any]:
-    found = needed(found)
-    bounds.one_of(divergence, "The divergence", found.divergences)
-    bounds.one_of(normalization, "The normalisation", NORMALIZATIONS)
-    found = inspection.reweighed(found, divergence, normalization)
-    return [found, *draw(found, kind)]
+def on_rule(group: Inspection | None, kind: str, divergence: str, normalization: str) -> list[Any]:
+    group = needed(group)
+    validate.one_of(divergence, "The divergence", group.divergences)
+    validate.one_of(normalization, "The normalisation", NORMALIZATIONS)
+    group = inspection.reweighed(group, divergence, normalization)
+    return [group, *draw(group, kind)]
 
 
-def on_kind(found: Inspection | None, kind: str) -> list[Any]:
-    return draw(needed(found), bounds.one_of(kind, "The map", needed(found).kinds))
+def on_kind(group: Inspection | None, kind: str) -> list[Any]:
+    return draw(needed(group), validate.one_of(kind, "The map", needed(group).kinds))
 
 
-def on_image(found: Inspection | None, kind: str, event: gr.SelectData) -> list[Any]:
-    found = replace(needed(found), image=int(event.index))
-    return [found, *draw(found, kind)]
+def on_image(group: Inspection | None, kind: str, event: gr.SelectData) -> list[Any]:
+    group = replace(needed(group), image=int(event.index))
+    return [group, *draw(group, kind)]
 
 
-def on_click(found: Inspection | None, kind: str, event: gr.SelectData) -> list[Any]:
-    found = needed(found)
-    found = replace(found, cell=inspection.at(found, *event.index))
-    return [found, *draw(found, kind)]
+def on_click(group: Inspection | None, kind: str, event: gr.SelectData) -> list[Any]:
+    group = needed(group)
+    group = replace(group, cell=inspection.at(group, *event.index))
+    return [group, *draw(group, kind)]
 
 
-def without(found: Inspection, part: str | None) -> str:
+def without(group: Inspection, part: str | None) -> str:
     """The prompt without one of its parts."""
-    text = found.prompt
+    text = group.prompt
     pieces = parts(text)
     if not pieces:
         raise ValueError(f"The prompt “{text}” has one part only; contrast it with a negative prompt instead.")
-    return pieces[bounds.one_of(part, "The part", list(pieces))]
+    return pieces[validate.one_of(part, "The part", list(pieces))]
 
 
-def on_export(found: Inspection | None, kind: str) -> Any:
+def on_export(group: Inspection | None, kind: str) -> Any:
     """The present maps of the whole group, as `t2i-gcpo heatmap` writes them."""
-    found = needed(found)
-    paths = write(found.maps, tempfile.mkdtemp(prefix="t2i-gcpo-"), "heatmap", kind=kind)
+    group = needed(group)
+    paths = write(group.maps, tempfile.mkdtemp(prefix="t2i-gcpo-"), "heatmap", kind=kind)
     return gr.update(value=[str(path) for path in paths], visible=True)

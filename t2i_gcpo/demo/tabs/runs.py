@@ -8,12 +8,9 @@ from typing import Any
 
 import gradio as gr
 
-from t2i_gcpo.demo import html_parts as page
-from t2i_gcpo.demo import plots
-from t2i_gcpo.demo import run_browser as browse
-from t2i_gcpo.demo import validate as bounds
-from t2i_gcpo.demo.context import PRIVATE, Desk
-from t2i_gcpo.demo.errors import spoken
+from t2i_gcpo.demo import html_parts, plots, run_browser, validate
+from t2i_gcpo.demo.context import PRIVATE, DemoContext
+from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.reports import comparison as compare
 from t2i_gcpo.reports.run import Run, groups
 
@@ -23,12 +20,12 @@ FIRST_METRIC = "reward/mean"
 PULSE = 10
 
 
-def tab(desk: Desk) -> None:
+def tab(context: DemoContext) -> None:
     """Lay the tab out, inside a `gr.Blocks`."""
     gr.Markdown(HELP)
     with gr.Row():
         paths = gr.Dropdown(
-            choices(desk), value=[], multiselect=True, allow_custom_value=True, label="Run folders", scale=4, min_width=300
+            choices(context), value=[], multiselect=True, allow_custom_value=True, label="Run folders", scale=4, min_width=300
         )  # fmt: skip
         metric = gr.Dropdown([FIRST_METRIC], value=FIRST_METRIC, label="Curve", min_width=180)
     with gr.Row():
@@ -38,7 +35,7 @@ def tab(desk: Desk) -> None:
     curve = plots.line_plot()
     table = gr.HTML()
     with gr.Row():
-        kind = gr.Dropdown(list(browse.PICTURES), value="samples", label="Pictures", min_width=200)
+        kind = gr.Dropdown(list(run_browser.PICTURES), value="samples", label="Pictures", min_width=200)
         step = gr.Slider(0, 1, 0, step=1, label="Step", scale=3, min_width=240)
     pictures = gr.Gallery(
         label="Newest picture of each run at or before this step", columns=2, height="auto", object_fit="contain", format="png",
@@ -49,18 +46,25 @@ def tab(desk: Desk) -> None:
 
     everything = [status, metric, curve, table, step, pictures]
     chosen = [paths, metric, kind, step]
-    gr.on([paths.change, kind.input], spoken(on_open), chosen, everything, show_progress_on=status, api_name="runs")
+    gr.on(
+        [paths.change, kind.input],
+        with_user_errors(on_open),
+        chosen,
+        everything,
+        show_progress_on=status,
+        api_name="runs",
+    )
     gr.on(
         [again.click, timer.tick],
-        lambda: gr.update(choices=choices(desk)),
+        lambda: gr.update(choices=choices(context)),
         None,
         paths,
         show_progress="hidden",
         **PRIVATE,
-    ).then(spoken(on_look), chosen, everything, show_progress="hidden", **PRIVATE)
-    metric.input(spoken(on_metric), [paths, metric], curve, show_progress="hidden", api_name="curve")
+    ).then(with_user_errors(on_look), chosen, everything, show_progress="hidden", **PRIVATE)
+    metric.input(with_user_errors(on_metric), [paths, metric], curve, show_progress="hidden", api_name="curve")
     step.input(
-        spoken(on_step),
+        with_user_errors(on_step),
         [paths, kind, step],
         pictures,
         show_progress="hidden",
@@ -70,17 +74,17 @@ def tab(desk: Desk) -> None:
     follow.input(lambda on: gr.update(active=on), follow, timer, show_progress="hidden", **PRIVATE)
 
 
-def choices(desk: Desk) -> list[tuple[str, str]]:
+def choices(context: DemoContext) -> list[tuple[str, str]]:
     """Run folders as (path below the folder of runs, path)."""
-    return [(str(Path(path).relative_to(desk.runs)), path) for path in browse.find(desk.runs)]
+    return [(str(Path(path).relative_to(context.runs)), path) for path in run_browser.find(context.runs)]
 
 
 def opened(paths: Sequence[str] | None) -> dict[str, Run]:
     """ValueError: too many folders, or one that is no run."""
     paths = [path for path in paths or () if path.strip()]
-    if len(paths) > bounds.RUNS:
-        raise ValueError(f"These are {len(paths)} run folders; at most {bounds.RUNS} are shown at once.")
-    return browse.open_runs(paths)
+    if len(paths) > validate.RUNS:
+        raise ValueError(f"These are {len(paths)} run folders; at most {validate.RUNS} are shown at once.")
+    return run_browser.open_runs(paths)
 
 
 def on_open(paths: Sequence[str] | None, metric: str, kind: str, step: float) -> list[Any]:
@@ -95,10 +99,10 @@ def on_look(paths: Sequence[str] | None, metric: str, kind: str, step: float) ->
 
 def show(runs: dict[str, Run], metric: str, kind: str, step: float | None) -> list[Any]:
     """Status, choices of the metric, curve, table, slider, pictures. step: None is the last; a slider at its end stays there."""
-    bounds.one_of(kind, "The kind of picture", list(browse.PICTURES))
+    validate.one_of(kind, "The kind of picture", list(run_browser.PICTURES))
     names = plots.metrics(runs.values())
     metric = metric if metric in names else FIRST_METRIC
-    there = browse.steps(runs.values(), kind)
+    there = run_browser.steps(runs.values(), kind)
     last = there[-1] if there else max((run.step for run in runs.values()), default=0)
     at = last if step is None else int(min(max(step, 0), last))
     return [
@@ -126,19 +130,19 @@ def overview(runs: dict[str, Run]) -> str:
     if not runs:
         return ""
     data = {label: [compare.numbers(run) for run in members] for label, members in groups(list(runs.values())).items()}
-    return page.table(compare.COLUMNS, compare.table(data), numbers=range(2, len(compare.COLUMNS)))
+    return html_parts.table(compare.COLUMNS, compare.table(data), numbers=range(2, len(compare.COLUMNS)))
 
 
 def gallery(runs: dict[str, Run], kind: str, step: float) -> list[tuple[Any, str]]:
-    found = ((label, browse.picture(run, kind, int(step))) for label, run in runs.items())
-    return [(picture[1], f"{label}, step {picture[0]}") for label, picture in found if picture is not None]
+    pictures = ((label, run_browser.picture(run, kind, int(step))) for label, run in runs.items())
+    return [(picture[1], f"{label}, step {picture[0]}") for label, picture in pictures if picture is not None]
 
 
 def on_metric(paths: Sequence[str] | None, metric: str) -> Any:
     runs = opened(paths)
-    return plots.lines(runs, bounds.one_of(metric, "The curve", plots.metrics(runs.values()))) if runs else None
+    return plots.lines(runs, validate.one_of(metric, "The curve", plots.metrics(runs.values()))) if runs else None
 
 
 def on_step(paths: Sequence[str] | None, kind: str, step: float) -> list[tuple[Any, str]]:
-    bounds.one_of(kind, "The kind of picture", list(browse.PICTURES))
-    return gallery(opened(paths), kind, bounds.number(step, "The step", 0, 10**9))
+    validate.one_of(kind, "The kind of picture", list(run_browser.PICTURES))
+    return gallery(opened(paths), kind, validate.number(step, "The step", 0, 10**9))

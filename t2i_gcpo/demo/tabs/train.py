@@ -8,11 +8,9 @@ from typing import Any
 import gradio as gr
 
 from t2i_gcpo.data.shapes.prompts import TASKS
-from t2i_gcpo.demo import plots
-from t2i_gcpo.demo import run_browser as browse
-from t2i_gcpo.demo import validate as bounds
-from t2i_gcpo.demo.context import MODEL, Desk
-from t2i_gcpo.demo.errors import spoken
+from t2i_gcpo.demo import plots, run_browser, validate
+from t2i_gcpo.demo.context import MODEL, DemoContext
+from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.sessions.live_training import Plan, Progress, Session, prompts_of, train
 
 HELP = (
@@ -27,22 +25,22 @@ SHOWN = ("reward/mean", "kl", "entropy")
 SAMPLES, HEATMAPS = "samples", "heatmap, group that was trained on"
 
 
-def tab(desk: Desk) -> None:
+def tab(context: DemoContext) -> None:
     """Lay the tab out, inside a `gr.Blocks`."""
-    names = desk.models.names
+    names = context.models.names
     session = gr.State(Session())
     gr.Markdown(HELP)
     with gr.Row():
         algorithms = gr.CheckboxGroup(ALGORITHMS, value=ALGORITHMS[:2], label="Algorithms", min_width=220)
         prompts = gr.Dropdown([ALL, *TASKS, OWN], value="position", label="Prompts", min_width=160)
         checkpoint = gr.Dropdown(names, value=names[0], label="Start from", min_width=120)
-        steps = gr.Slider(1, bounds.STEPS, 6, step=1, label="Steps", min_width=140)
+        steps = gr.Slider(1, validate.STEPS, 6, step=1, label="Steps", min_width=140)
     own = gr.Textbox(
         label="One prompt a line", lines=3, visible=False, placeholder="a red circle and a blue star\nthree rings"
     )
     with gr.Row():
-        per_step = gr.Slider(1, bounds.PROMPTS_A_STEP, 4, step=1, label="Prompts a step", min_width=140)
-        group = gr.Slider(2, bounds.GROUP, 8, step=1, label="Images a prompt", min_width=140)
+        per_step = gr.Slider(1, validate.PROMPTS_A_STEP, 4, step=1, label="Prompts a step", min_width=140)
+        group = gr.Slider(2, validate.GROUP, 8, step=1, label="Images a prompt", min_width=140)
         lr = gr.Dropdown(LEARNING_RATES, value=3e-4, label="Learning rate", min_width=120)
         seed = gr.Number(0, label="Seed", precision=0, min_width=90)
     with gr.Row():
@@ -55,36 +53,36 @@ def tab(desk: Desk) -> None:
         samples = _gallery("Samples of fixed prompts and noise")
         heatmaps = _gallery("Token advantages of a group that was trained on")
 
-    @spoken
+    @with_user_errors
     def on_train(
-        mine: Session, algorithms: list[str], chosen: str, own: str, start: str, steps: float, per_step: float,
+        session_state: Session, algorithms: list[str], chosen: str, own: str, start: str, steps: float, per_step: float,
         group: float, lr: float, seed: float,
     ) -> Iterator[list[Any]]:  # fmt: skip
         plan = Plan(
-            algorithms=tuple(bounds.one_of(name, "The algorithm", ALGORITHMS) for name in algorithms),
+            algorithms=tuple(validate.one_of(name, "The algorithm", ALGORITHMS) for name in algorithms),
             prompts=prompts_of(
-                desk,
-                "all" if chosen == ALL else bounds.one_of(chosen, "The prompt set", [*TASKS, OWN]),
-                bounds.prompt_lines(own) if chosen == OWN else [],
+                context,
+                "all" if chosen == ALL else validate.one_of(chosen, "The prompt set", [*TASKS, OWN]),
+                validate.prompt_lines(own) if chosen == OWN else [],
             ),
-            checkpoint=bounds.one_of(start, "The checkpoint", names),
-            steps=bounds.whole(steps, "The number of steps", 1, bounds.STEPS),
-            prompts_per_step=bounds.whole(per_step, "Prompts a step", 1, bounds.PROMPTS_A_STEP),
-            group_size=bounds.whole(group, "Images a prompt", 2, bounds.GROUP),
-            lr=bounds.number(lr, "The learning rate", 1e-6, bounds.LEARNING_RATE),
-            seed=bounds.whole(seed, "The seed", 0, bounds.SEED),
+            checkpoint=validate.one_of(start, "The checkpoint", names),
+            steps=validate.whole(steps, "The number of steps", 1, validate.STEPS),
+            prompts_per_step=validate.whole(per_step, "Prompts a step", 1, validate.PROMPTS_A_STEP),
+            group_size=validate.whole(group, "Images a prompt", 2, validate.GROUP),
+            lr=validate.number(lr, "The learning rate", 1e-6, validate.LEARNING_RATE),
+            seed=validate.whole(seed, "The seed", 0, validate.SEED),
         )
         if not plan.algorithms:
             raise ValueError("Tick at least one algorithm.")
-        mine.running, mine.stop = True, False
-        found = None
+        session_state.running, session_state.stop = True, False
+        progress = None
         try:
-            for found in train(desk, plan, lambda: mine.stop):
-                yield show(found, status_line(found, stopping=mine.stop))
+            for progress in train(context, plan, lambda: session_state.stop):
+                yield show(progress, status_line(progress, stopping=session_state.stop))
         finally:
-            mine.running = False
-        if found is not None:
-            yield show(found, ended(found, stopped=mine.stop))
+            session_state.running = False
+        if progress is not None:
+            yield show(progress, ended(progress, stopped=session_state.stop))
 
     go.click(
         on_train,
@@ -94,7 +92,7 @@ def tab(desk: Desk) -> None:
         api_name="train",
         **MODEL,
     )
-    stop.click(spoken(on_stop), session, status, show_progress="hidden", queue=False, api_name="stop")
+    stop.click(with_user_errors(on_stop), session, status, show_progress="hidden", queue=False, api_name="stop")
     prompts.change(
         lambda chosen: gr.update(visible=chosen == OWN), prompts, own, show_progress="hidden", api_visibility="private"
     )
@@ -108,30 +106,30 @@ def _gallery(label: str) -> gr.Gallery:
     )  # fmt: skip
 
 
-def on_stop(mine: Session) -> str:
+def on_stop(session_state: Session) -> str:
     """Ask the training to end after the step that it is at."""
-    if not mine.running:
+    if not session_state.running:
         raise ValueError("No training of yours is running.")
-    mine.stop = True
+    session_state.stop = True
     return "Stopping: the step at hand is finished first …"
 
 
-def show(found: Progress, text: str) -> list[Any]:
+def show(progress: Progress, text: str) -> list[Any]:
     """Status, curves and pictures of what there is."""
-    runs = browse.begun(found.runs)
+    runs = run_browser.begun(progress.runs)
     pictures: list[list[tuple[Any, str]]] = [[], []]
     for name, run in runs.items():
         for kind, row in zip((SAMPLES, HEATMAPS), pictures, strict=True):
-            there = browse.picture(run, kind, found.steps)
+            there = run_browser.picture(run, kind, progress.steps)
             if there is not None:
                 row.append((there[1], f"{name.upper()} after step {there[0]}"))
     return [text, *(plots.lines(runs, metric) for metric in SHOWN), *pictures]
 
 
-def status_line(found: Progress, *, stopping: bool) -> str:
-    return f"{found.now} … {'(stopping)' if stopping else ''}"
+def status_line(progress: Progress, *, stopping: bool) -> str:
+    return f"{progress.now} … {'(stopping)' if stopping else ''}"
 
 
-def ended(found: Progress, *, stopped: bool) -> str:
-    how = f"Stopped after {found.step} of {found.steps} steps" if stopped else f"Done: {found.steps} steps"
-    return f"{how}. The run folders are in `{found.folder}`, and the tab Runs opens them."
+def ended(progress: Progress, *, stopped: bool) -> str:
+    how = f"Stopped after {progress.step} of {progress.steps} steps" if stopped else f"Done: {progress.steps} steps"
+    return f"{how}. The run folders are in `{progress.folder}`, and the tab Runs opens them."
