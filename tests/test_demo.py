@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import shutil
+import signal
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from t2i_gcpo.demo.context import DemoContext
 from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.models import Models
 from t2i_gcpo.demo.scoring import Scorer, clause_words
+from t2i_gcpo.demo.server import PASSWORD_VARIABLE, read_password
 from t2i_gcpo.demo.sessions import blind_vote as comparison
 from t2i_gcpo.demo.sessions import inspection
 from t2i_gcpo.demo.sessions import live_training as training
@@ -45,7 +49,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> DemoContext:
     """Two checkpoints of different weights, scored by how red an image is."""
     folder = tmp_path_factory.mktemp("demo")
     paths = {name: str(tiny.checkpoint(folder / name, seed=seed)) for name, seed in (("base", 0), ("tuned", 1))}
-    scorer = Scorer(rewards.load("helpers.training:redness"), "training:redness")
+    scorer = Scorer(rewards.load("helpers.training:redness"), "helpers.training:redness")
     return DemoContext(Models(paths, device=torch.device("cpu")), scorer, folder / "runs", random.Random(0))
 
 
@@ -119,6 +123,11 @@ def test_the_next_free_port_is_taken() -> None:
         (["--reward", "nothing"], "unknown reward 'nothing'"),
         (["--threads", "0"], "--threads is 0"),
         (["--port", "0"], "--port is 0"),
+        (["--port", "70000"], "--port is 70000"),
+        (["--port", "-1"], "--port is -1"),
+        (["--host", "0.0.0.0"], "give it a password in the environment variable T2I_GCPO_DEMO_PASSWORD"),
+        (["--host", "::"], "can be reached from other machines"),
+        (["--password-file", "/dev/null"], "--password-file /dev/null is empty"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -466,3 +475,62 @@ def test_two_kinds_of_heatmaps_are_kept_apart(tmp_path: Path) -> None:
     run = run_browser.open_runs([str(path)])["run"]
     assert run_browser.steps([run], "heatmap, fixed prompts") == [2]
     assert run_browser.steps([run], "heatmap, group that was trained on") == [2, 4]
+
+
+def test_a_password_comes_from_a_file_or_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+    assert read_password(None) is None
+    monkeypatch.setenv(PASSWORD_VARIABLE, "")
+    assert read_password(None) is None
+    monkeypatch.setenv(PASSWORD_VARIABLE, "from outside")
+    assert read_password(None) == "from outside"
+    (tmp_path / "password").write_text("from a file\n")
+    assert read_password(tmp_path / "password") == "from a file"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_ends_when_it_is_told_to(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), number))
+    timer.start()
+    demo.wait_for_signal()
+    timer.join()
+    assert signal.getsignal(number) is before
+
+
+def test_a_live_training_saves_when_the_demo_ends(context: DemoContext) -> None:
+    ending = replace(context, closing=threading.Event(), training=threading.Lock())
+    plan = training.Plan(
+        ("grpo",), tuple(training.prompts_of(ending, "all", ["a red circle"])), "base", 3, 1, 2, 1e-3, 0
+    )
+    steps = training.train(ending, plan, lambda: False)
+    first = next(step for step in steps if step.step == 1)
+    assert ending.training.locked()
+    with pytest.raises(ValueError, match="Another training is going on"):
+        next(training.train(ending, plan, lambda: False))
+    ending.closing.set()
+    assert list(steps) == [] and not ending.training.locked()
+    assert [path.name for path in (first.runs["grpo"] / "checkpoints").glob("step_*")] == ["step_000001"]
+
+
+def test_what_a_script_may_send() -> None:
+    assert validate.paths(None, "The run folders", 2) == [] == validate.paths(["", " "], "The run folders", 2)
+    for wrong in ("x", 3, {"a": 1}, [3], [["x"]], [None]):
+        with pytest.raises(ValueError, match="must be a list of paths"):
+            validate.paths(wrong, "The run folders", 2)
+    with pytest.raises(ValueError, match="These are 3 run folders; at most 2"):
+        validate.paths(["a", "b", "c"], "The run folders", 2)
+    for wrong in (None, "grpo", ["gcpo", "x"], [["gcpo"]], [{}]):
+        with pytest.raises(ValueError, match="The algorithm is"):
+            validate.some_of(wrong, "The algorithm", ["grpo", "gcpo"])
+    with pytest.raises(ValueError, match="The prompt is 3; it must be a text"):
+        validate.prompt_text(3)
+    with pytest.raises(ValueError, match="surrogate"):
+        validate.prompt_text("a \ud83d star")
+    with pytest.raises(ValueError, match="The seed is 1000000"):
+        validate.whole(10**400, "The seed", 0, 9)
+    for wrong in (None, 3, [1], [1, 2, 3], "xy "):
+        with pytest.raises(ValueError, match="it must have two numbers"):
+            validate.pair(wrong)
+    # A line ends at a newline alone.
+    assert validate.prompt_lines("a\u2028b\r\nc") == ["a b", "c"]

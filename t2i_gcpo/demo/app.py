@@ -1,6 +1,8 @@
-"""The page: four tabs over one context."""
+"""The page: four tabs over one context, and requests that are not the page's answered by a sentence."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import gradio as gr
 
@@ -10,13 +12,28 @@ from t2i_gcpo.demo.tabs import inspect as inspect_tab
 from t2i_gcpo.demo.tabs import train as live
 
 TITLE = "t2i_gcpo: GRPO, DAPO and GCPO on image tokens"
+ODD_REQUEST = "A value of this request is none that the page sends: check the number of values and their types."
 #: Seconds: how often files of the page that nobody looks at are removed, and how old they must be.
 CLEANING = (3600, 24 * 3600)
 
 
+class Page(gr.Blocks):
+    """Gradio's page, which takes a value of an odd type, as only a script sends it, for the sender's mistake and no defect."""
+
+    async def preprocess_data(self, block_fn: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Turn the values of a request into the arguments of an event handler, as Gradio does."""
+        try:
+            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:  # whatever Gradio's components make of it
+            raise gr.Error(ODD_REQUEST, print_exception=False) from error
+
+
 def build(context: DemoContext) -> gr.Blocks:
-    """The app. Sessions share the context's checkpoints and nothing else: what one person sees is in `gr.State`."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as app:
+    """Build the page. Sessions share the context's checkpoints and nothing else: what one person sees is in `gr.State`."""
+    with Page(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as app:
         gr.Markdown(f"## {TITLE}")
         with gr.Tab("Compare"):
             compare.tab(context)

@@ -1,9 +1,10 @@
-"""What the tabs share: the checkpoints, the scorer, where runs are; and how events that use a model queue up."""
+"""Holds what the tabs share: the checkpoints, the scorer, where runs are; and how events that use a model queue up."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ class DemoContext:
     """Folder below which the tab Runs looks for run folders, and the live training writes its own."""
     shuffle: random.Random
     """What the order of a blind comparison, and random prompts, are drawn from."""
+    only_runs: bool = False
+    """Open no run folder but those below `runs`."""
+    closing: threading.Event = field(default_factory=threading.Event)
+    """Set when the demo is told to end: a live training then saves after its step."""
+    training: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a live training goes on."""
 
 
 def random_prompt(context: DemoContext) -> str:
-    """A prompt of the test split: its combination was in no training prompt."""
+    """Return a prompt of the test split: its combination was in no training prompt."""
     from t2i_gcpo.data.shapes.prompts import TASKS, split
 
     task = context.shuffle.choice(TASKS)

@@ -37,15 +37,30 @@ def find(root: Path) -> list[str]:
     return [path for _, path in sorted(runs, reverse=True)][:MOST]
 
 
-def open_runs(paths: Iterable[str]) -> dict[str, Run]:
-    """Label -> run. The label is the end of the path that tells them apart. ValueError: a folder that is no run."""
-    runs = [read(Path(path).expanduser()) for path in dict.fromkeys(paths)]
+def open_runs(paths: Iterable[str], *, below: Path | None = None) -> dict[str, Run]:
+    """Open run folders, each under a label: the end of the path that tells them apart.
+
+    below: the folder that they must be in, links followed (None: anywhere). ValueError: a folder that is no run, or elsewhere.
+    """
+    runs = [read(_allowed(path, below)) for path in dict.fromkeys(paths)]
     parts = [run.path.absolute().parts for run in runs]
     for length in range(1, max(map(len, parts), default=1) + 1):
         labels = ["/".join(part[-length:]) for part in parts]
         if len(set(labels)) == len(labels):
             break
     return dict(zip(labels, runs, strict=True)) if runs else {}
+
+
+def _allowed(text: str, below: Path | None) -> Path:
+    """Return a path that may be opened. ValueError, the same for folders that exist and that do not: it is not below `below`."""
+    try:
+        path = Path(text).expanduser()
+        inside = below is None or path.resolve().is_relative_to(below.resolve())
+    except (RuntimeError, ValueError, OSError) as error:  # no such user, a NUL, a loop of links
+        raise ValueError(f"{text!r} cannot be opened: {error}") from error
+    if not inside:
+        raise ValueError(f"{text!r} is not below the demo's folder of runs; only runs in there are opened.")
+    return path
 
 
 def begun(paths: Mapping[str, Path]) -> dict[str, Run]:

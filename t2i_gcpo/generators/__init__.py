@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ MASKED_OPTIONS: tuple[str, ...] = ("masked_policy", "masked_passes", "fold_passe
 ADVICE: dict[str, str] = {
     "multi_modality": "Janus in its authors' own layout; load the conversion, e.g. deepseek-community/Janus-Pro-1B",
 }
+
+
+#: Held while a generator is loaded: a lazy import of transformers or diffusers fails where another thread is at the same one.
+_LOADING = threading.RLock()
 
 
 def load(
@@ -48,15 +53,16 @@ def load(
             f"there are adapters for {', '.join(sorted(ADAPTERS))}"
             + (f" (this is {ADVICE[checkpoint.model_type]})" if checkpoint.model_type in ADVICE else "")
         )
-    module, name = target.split(":")
-    adapter: Any = getattr(importlib.import_module(module), name)
-    foreign = [option for option in MASKED_OPTIONS if option in options]
-    if foreign and not adapter.masked:
-        raise ValueError(
-            f"{', '.join(f'generator.{option}' for option in foreign)}: for masked generators, and {name_or_path} is a "
-            f"{checkpoint.model_type} checkpoint, which draws its tokens one after the other; leave the option out"
-        )
-    return adapter.from_checkpoint(checkpoint, device=pick_device(str(device)), dtype=as_dtype(dtype), **options)
+    with _LOADING:
+        module, name = target.split(":")
+        adapter: Any = getattr(importlib.import_module(module), name)
+        foreign = [option for option in MASKED_OPTIONS if option in options]
+        if foreign and not adapter.masked:
+            raise ValueError(
+                f"{', '.join(f'generator.{option}' for option in foreign)}: for masked generators, and {name_or_path} is a "
+                f"{checkpoint.model_type} checkpoint, which draws its tokens one after the other; leave the option out"
+            )
+        return adapter.from_checkpoint(checkpoint, device=pick_device(str(device)), dtype=as_dtype(dtype), **options)
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

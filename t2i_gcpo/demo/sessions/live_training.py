@@ -93,6 +93,15 @@ def prompts_of(context: DemoContext, chosen: str, own: Sequence[str]) -> tuple[P
 def train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Iterator[Progress]:
     """Yields after each picture and step. `stopped()` is asked between steps; what was trained is saved then, and also when an error ends it or
     nobody takes the next value."""
+    if not context.training.acquire(blocking=False):
+        raise ValueError("Another training is going on; wait until it has ended.")
+    try:
+        yield from _train(context, plan, lambda: stopped() or context.closing.is_set())
+    finally:
+        context.training.release()
+
+
+def _train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Iterator[Progress]:
     folder = _new_folder(context.runs / FOLDER)
     prompt_file = folder / "prompts.jsonl"
     lines = [json.dumps({**prompt.metadata, "prompt": prompt.text}, ensure_ascii=False) for prompt in plan.prompts]

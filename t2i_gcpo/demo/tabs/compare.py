@@ -102,7 +102,9 @@ def tab(context: DemoContext) -> None:
     ).success(**pair, **PRIVATE)
     gr.on([left.input, right.input, number.input], **pair, api_name="slide")
     for gallery in galleries:
-        gallery.select(picked, None, number, show_progress="hidden", **PRIVATE).then(**pair, **PRIVATE)
+        gallery.select(with_user_errors(picked), None, number, show_progress="hidden", **PRIVATE).then(
+            **pair, **PRIVATE
+        )
     other.click(lambda: random_prompt(context), None, prompt, show_progress="hidden", **PRIVATE)
 
 
@@ -168,8 +170,9 @@ def slide(current: Comparison | None, left: str, right: str, number: float) -> A
     return gr.update(value=tuple(sides), label=f"{left} | {right}, image {image} of {last}")
 
 
-def picked(event: gr.SelectData) -> int:
-    return int(event.index) + 1
+def picked(event: gr.EventData) -> int:
+    """Return the number of the image that was clicked, from 1."""
+    return validate.whole(validate.clicked(event), "The image", 0, validate.IMAGES - 1) + 1
 
 
 def tally_table(votes: Tally, names: list[str]) -> str:

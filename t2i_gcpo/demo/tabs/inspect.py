@@ -74,7 +74,7 @@ def tab(context: DemoContext) -> None:
     def on_sample(prompt: str, name: str, seed: float, num: float, guidance: float) -> Iterator[list[Any]]:
         asked = context.scorer.prompt(validate.prompt_text(prompt))
         count = validate.whole(num, "The number of images", 1, validate.IMAGES)
-        generator = context.models.get(name)
+        generator = context.models.get(validate.one_of(name, "The checkpoint", names))
         generator.check_prompts([asked])  # before the status says that it is sampled
         yield [gr.skip(), f"Sampling “{asked.text}” …", *[gr.skip()] * (len(sampled) - 2)]
         group = inspection.sample(
@@ -216,14 +216,18 @@ def on_kind(group: Inspection | None, kind: str) -> list[Any]:
     return draw(needed(group), validate.one_of(kind, "The map", needed(group).kinds))
 
 
-def on_image(group: Inspection | None, kind: str, event: gr.SelectData) -> list[Any]:
-    group = replace(needed(group), image=int(event.index))
+def on_image(group: Inspection | None, kind: str, event: gr.EventData) -> list[Any]:
+    group = needed(group)
+    group = replace(group, image=validate.whole(validate.clicked(event), "The image", 0, len(group.maps) - 1))
     return [group, *draw(group, kind)]
 
 
-def on_click(group: Inspection | None, kind: str, event: gr.SelectData) -> list[Any]:
+def on_click(group: Inspection | None, kind: str, event: gr.EventData) -> list[Any]:
     group = needed(group)
-    group = replace(group, cell=inspection.at(group, *event.index))
+    x, y = (
+        validate.number(value, "The place of the click", 0, 10**6) for value in validate.pair(validate.clicked(event))
+    )
+    group = replace(group, cell=inspection.at(group, x, y))
     return [group, *draw(group, kind)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,10 @@ from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.reports import comparison as compare
 from t2i_gcpo.reports.run import Run, groups
 
-HELP = "Choose run folders, or type the path of one. A run that is still being written may be opened; **Look again** shows what is new."
+ANYWHERE = ", or type the path of one"
+HELP = (
+    "Choose run folders{anywhere}. A run that is still being written may be opened; **Look again** shows what is new."
+)
 FIRST_METRIC = "reward/mean"
 #: Seconds between two looks at runs that are being written.
 PULSE = 10
@@ -22,7 +24,7 @@ PULSE = 10
 
 def tab(context: DemoContext) -> None:
     """Lay the tab out, inside a `gr.Blocks`."""
-    gr.Markdown(HELP)
+    gr.Markdown(HELP.format(anywhere="" if context.only_runs else ANYWHERE))
     with gr.Row():
         paths = gr.Dropdown(
             choices(context), value=[], multiselect=True, allow_custom_value=True, label="Run folders", scale=4, min_width=300
@@ -46,9 +48,28 @@ def tab(context: DemoContext) -> None:
 
     everything = [status, metric, curve, table, step, pictures]
     chosen = [paths, metric, kind, step]
+
+    @with_user_errors
+    def on_open(paths: Any, metric: Any, kind: Any, step: Any) -> list[Any]:
+        return show(opened(context, paths), metric, kind, None)
+
+    @with_user_errors
+    def on_look(paths: Any, metric: Any, kind: Any, step: Any) -> list[Any]:
+        return show(opened(context, paths), metric, kind, validate.number(step, "The step", 0, 10**9))
+
+    @with_user_errors
+    def on_metric(paths: Any, metric: Any) -> Any:
+        runs = opened(context, paths)
+        return plots.lines(runs, validate.one_of(metric, "The curve", plots.metrics(runs.values()))) if runs else None
+
+    @with_user_errors
+    def on_step(paths: Any, kind: Any, step: Any) -> list[tuple[Any, str]]:
+        validate.one_of(kind, "The kind of picture", list(run_browser.PICTURES))
+        return gallery(opened(context, paths), kind, validate.number(step, "The step", 0, 10**9))
+
     gr.on(
         [paths.change, kind.input],
-        with_user_errors(on_open),
+        on_open,
         chosen,
         everything,
         show_progress_on=status,
@@ -61,17 +82,17 @@ def tab(context: DemoContext) -> None:
         paths,
         show_progress="hidden",
         **PRIVATE,
-    ).then(with_user_errors(on_look), chosen, everything, show_progress="hidden", **PRIVATE)
-    metric.input(with_user_errors(on_metric), [paths, metric], curve, show_progress="hidden", api_name="curve")
+    ).then(on_look, chosen, everything, show_progress="hidden", **PRIVATE)
+    metric.input(on_metric, [paths, metric], curve, show_progress="hidden", api_name="curve")
     step.input(
-        with_user_errors(on_step),
+        on_step,
         [paths, kind, step],
         pictures,
         show_progress="hidden",
         trigger_mode="always_last",
         api_name="pictures",
     )
-    follow.input(lambda on: gr.update(active=on), follow, timer, show_progress="hidden", **PRIVATE)
+    follow.input(lambda on: gr.update(active=bool(on)), follow, timer, show_progress="hidden", **PRIVATE)
 
 
 def choices(context: DemoContext) -> list[tuple[str, str]]:
@@ -79,22 +100,10 @@ def choices(context: DemoContext) -> list[tuple[str, str]]:
     return [(str(Path(path).relative_to(context.runs)), path) for path in run_browser.find(context.runs)]
 
 
-def opened(paths: Sequence[str] | None) -> dict[str, Run]:
-    """ValueError: too many folders, or one that is no run."""
-    paths = [path for path in paths or () if path.strip()]
-    if len(paths) > validate.RUNS:
-        raise ValueError(f"These are {len(paths)} run folders; at most {validate.RUNS} are shown at once.")
-    return run_browser.open_runs(paths)
-
-
-def on_open(paths: Sequence[str] | None, metric: str, kind: str, step: float) -> list[Any]:
-    """Everything of the chosen runs, at their last step."""
-    return show(opened(paths), metric, kind, None)
-
-
-def on_look(paths: Sequence[str] | None, metric: str, kind: str, step: float) -> list[Any]:
-    """Everything again, at the step that was chosen."""
-    return show(opened(paths), metric, kind, step)
+def opened(context: DemoContext, paths: Any) -> dict[str, Run]:
+    """Open run folders. ValueError: too many, one that is no run, or, where only --runs is opened, one that is elsewhere."""
+    below = context.runs if context.only_runs else None
+    return run_browser.open_runs(validate.paths(paths, "The run folders", validate.RUNS), below=below)
 
 
 def show(runs: dict[str, Run], metric: str, kind: str, step: float | None) -> list[Any]:
@@ -136,13 +145,3 @@ def overview(runs: dict[str, Run]) -> str:
 def gallery(runs: dict[str, Run], kind: str, step: float) -> list[tuple[Any, str]]:
     pictures = ((label, run_browser.picture(run, kind, int(step))) for label, run in runs.items())
     return [(picture[1], f"{label}, step {picture[0]}") for label, picture in pictures if picture is not None]
-
-
-def on_metric(paths: Sequence[str] | None, metric: str) -> Any:
-    runs = opened(paths)
-    return plots.lines(runs, validate.one_of(metric, "The curve", plots.metrics(runs.values()))) if runs else None
-
-
-def on_step(paths: Sequence[str] | None, kind: str, step: float) -> list[tuple[Any, str]]:
-    validate.one_of(kind, "The kind of picture", list(run_browser.PICTURES))
-    return gallery(opened(paths), kind, validate.number(step, "The step", 0, 10**9))

@@ -59,7 +59,7 @@ def tab(context: DemoContext) -> None:
         group: float, lr: float, seed: float,
     ) -> Iterator[list[Any]]:  # fmt: skip
         plan = Plan(
-            algorithms=tuple(validate.one_of(name, "The algorithm", ALGORITHMS) for name in algorithms),
+            algorithms=tuple(validate.some_of(algorithms, "The algorithm", ALGORITHMS)),
             prompts=prompts_of(
                 context,
                 "all" if chosen == ALL else validate.one_of(chosen, "The prompt set", [*TASKS, OWN]),
