@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
     add(
         "--threads",
-        type=positive,
+        type=int,
         default=1,
         help="CPU threads; more do not help the embedded checkpoints, and are far slower where the machine has other "
         "work (default: %(default)s)",
