@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import rewards
+from rewards.base import PromptError
 from rewards.models import weights as weights_module
 from rewards.models.preprocess import Preprocess
 from rewards.models.torchvision_mend import mend
@@ -284,6 +285,10 @@ def test_a_cut_prompt_is_told(kind: str, state_dict: Path, model_folder: Path) -
     strict(pictures(1), [full], [{}])
     with pytest.raises(ValueError, match=f"'clip': the prompt '{full} ring' is longer than"):
         strict(pictures(2), [full, f"{full} ring"], [{}, {}])
+    with pytest.raises(PromptError, match="is longer than") as caught:
+        strict.check_prompts([full, f"{full} ring"], [{}, {}])
+    assert caught.value.index == 1
+    reward.check_prompts([f"{full} ring"], [{}])
 
 
 def test_exclamation_marks_count(state_dict: Path) -> None:

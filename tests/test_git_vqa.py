@@ -13,6 +13,7 @@ from torch import Tensor
 
 import rewards
 from helpers.tiny_models import pictures, same, seeded, stir, word_tokenizer
+from rewards.base import PromptError
 from rewards.models import weights as weights_module
 from rewards.models.preprocess import CLIP_MEAN, CLIP_STD
 
@@ -167,6 +168,11 @@ def test_input_that_does_not_fit(folder: str, tmp_path: Path) -> None:
         reward(pictures(2), ["a car", "a dog"], [ROWS[0], {"tag": "colors"}])
     with pytest.raises(ValueError, match="'attr_nouns' .* it is 'red car'"):
         reward(pictures(1), ["a car"], [{"attr_nouns": "red car"}])
+    for row in ({"tag": "colors"}, {"attr_nouns": "red car"}, {"nouns": [3]}):
+        with pytest.raises(PromptError, match="'git_vqa' needs the field") as caught:
+            reward.check_prompts(["a car", "a dog"], [ROWS[0], row])
+        assert caught.value.index == 1
+    reward.check_prompts(["a"] * len(ROWS), ROWS)
     with pytest.raises(ValueError, match="batch_size of reward 'git_vqa' is 0"):
         rewards.load("git_vqa", checkpoint=folder, batch_size=0)(pictures(1), ["a"], ROWS[:1])
     with pytest.raises(ValueError, match="no model for reward 'git_vqa' 'no/such/model'"):

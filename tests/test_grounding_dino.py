@@ -12,6 +12,7 @@ from torch import Tensor
 
 import rewards
 from helpers.tiny_models import pictures, seeded, word_tokenizer
+from rewards.base import PromptError
 from rewards.models import weights as weights_module
 from rewards.t2i_r1.object_scores import Found
 
@@ -212,6 +213,23 @@ def test_input_that_does_not_fit(folder: str) -> None:
     many = {"nouns": [f"car{' teddy' * k}" for k in range(5)]}
     with pytest.raises(ValueError, match="longer than the 16 tokens that the model reads.*shorten it"):
         reward(pictures(1), ["a"], [many])
+    spatial = {"task_type": "spatial", "nouns": ["car", "dog"]}
+    numeracy = {"task_type": "numeracy", "nouns": ["car"]}
+    rows: list[dict[str, Any]] = [
+        {},
+        {"nouns": ["car . dog"]},
+        many,
+        spatial,
+        {**spatial, "spatial_info": {"obj1": "car", "obj2": "dog", "locality": ["left of"]}},
+        {**spatial, "spatial_info": {"obj1": ["car"], "obj2": "dog", "locality": "left of"}},
+        numeracy,
+        *({**numeracy, "numeracy_info": [{"obj_name": "car", "num": n}]} for n in (-1, 0, 0.5, "two", True)),
+    ]
+    for row in rows:  # all of it is known before a picture is
+        with pytest.raises(PromptError) as caught:
+            reward.check_prompts(["a car", "a dog"], [good, row])
+        assert caught.value.index == 1
+    reward.check_prompts(["a", "b"], [good, {"nouns": []}])
 
 
 def test_out_of_memory_says_which_batch_to_try(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

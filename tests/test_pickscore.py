@@ -14,6 +14,7 @@ from torch import Tensor
 
 import rewards
 from helpers.tiny_models import pictures, same, seeded, stir, word_tokenizer
+from rewards.base import PromptError
 from rewards.models import weights as weights_module
 
 SIZE = 16
@@ -120,6 +121,10 @@ def test_a_cut_prompt_is_told(folders: dict[str, str]) -> None:
     assert torch.equal(cut, whole)
     with pytest.raises(ValueError, match="shorten it"):
         rewards.load("pickscore", **folders, unfit_text="raise")(pictures(1), [f"{full} ring"], [{}])
+    with pytest.raises(PromptError, match="shorten it") as caught:
+        rewards.load("pickscore", **folders, unfit_text="raise").check_prompts([full, f"{full} ring"], [{}, {}])
+    assert caught.value.index == 1
+    reward.check_prompts([f"{full} ring"], [{}])
 
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,11 @@ class OpenClipEncoder:
             )
         return tokens
 
+    def check(self, text: str) -> None:
+        """Raise ValueError for a text that is cut or holds unknown words, where that is an error."""
+        if self.unfit_text == "raise":
+            self.tokens([text])
+
     def _cut(self, texts: list[str], tokens: Tensor) -> list[bool]:
         if hasattr(self.tokenizer, "encode"):  # open_clip's own: a start and an end token around the text
             return [len(self.tokenizer.encode(text)) + 2 > self.context_length for text in texts]

@@ -31,8 +31,7 @@ class TextReader:
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, [N, T] int64. A text that is cut: one warning, or ValueError."""
-        whole = self.tokenizer(texts, verbose=False)["input_ids"]
-        cut = [text for text, ids in zip(texts, whole, strict=True) if len(ids) > self.length]
+        cut = self._cut(texts)
         if cut:
             self._tell(cut[0])
         tokens: Any = self.tokenizer(
@@ -46,6 +45,15 @@ class TextReader:
             return_tensors="pt",
         )
         return {key: tokens[key] for key in ("input_ids", "attention_mask")}
+
+    def check(self, text: str) -> None:
+        """Raise ValueError for a text that is cut, where that is an error."""
+        if self.unfit_text == "raise" and self._cut([text]):
+            self._tell(text)
+
+    def _cut(self, texts: list[str]) -> list[str]:
+        whole = self.tokenizer(texts, verbose=False)["input_ids"]
+        return [text for text, ids in zip(texts, whole, strict=True) if len(ids) > self.length]
 
     def _tell(self, text: str) -> None:
         problem = (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from rewards.base import Reward, RewardOutput
+from rewards.base import Reward, RewardOutput, check_each
 from rewards.models.batches import TextCache
 from rewards.models.open_clip_encoder import UnfitText, cosines
 from rewards.models.open_clip_model import load_open_clip
@@ -72,6 +73,10 @@ class ClipReward(Reward):
         )
         self.scale, self.batch_size = scale, batch_size
         self.texts = TextCache(self.encoder.texts, batch_size=batch_size, name="clip")
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptError for the first prompt that does not fit, where `unfit_text` is "raise"."""
+        check_each(lambda prompt, row: self.encoder.check(prompt), prompts, metadata)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         cosine = cosines(self.encoder, self.texts, images, prompts, self.batch_size)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from rewards.base import Reward, RewardOutput
+from rewards.base import Reward, RewardOutput, check_each
 from rewards.models.batches import check_images, check_prompts, in_batches
 from rewards.models.text_tokens import TextReader
 from rewards.models.transformers_model import load_model, read_preprocess
@@ -54,6 +55,10 @@ class GitVqaReward(Reward):
         self.read = TextReader("git_vqa", str(folder), length=self.model.config.max_position_embeddings)
         self.yes, self.no = (self._answer(word) for word in ("yes", "no"))
         self.batch_size = batch_size
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptError for the first row without the nouns that GIT is asked for."""
+        check_each(lambda prompt, row: self._things(t2i_r1.Row("git_vqa", prompt, row or {})), prompts, metadata)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         check_images(images, "git_vqa")

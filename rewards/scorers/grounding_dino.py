@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, RewardOutput
+from rewards.base import Reward, RewardOutput, check_each
 from rewards.models.batches import check_batch_size, check_images, check_prompts, room
 from rewards.models.text_tokens import TextReader
 from rewards.models.transformers_model import load_image_processor, load_model
@@ -70,6 +70,17 @@ class GroundingDinoReward(Reward):
         self.read = TextReader("grounding_dino", str(folder), length=self.model.config.max_text_len, unfit_text="raise")
         self.box_threshold, self.batch_size = box_threshold, batch_size
 
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptError for the first row without the fields of its task, or with nouns that cannot be looked for."""
+        check_each(self._check, prompts, metadata)
+
+    def _check(self, prompt: str, row: dict[str, Any]) -> None:
+        fields = t2i_r1.Row("grounding_dino", prompt, row or {})
+        scorer(fields, side=1)
+        nouns = list(dict.fromkeys(fields.nouns()))
+        if nouns:
+            self._places(self.read([_caption(nouns)])["input_ids"][0], len(nouns))
+
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         check_images(images, "grounding_dino")
         check_prompts(images, prompts, "grounding_dino")
@@ -93,9 +104,7 @@ class GroundingDinoReward(Reward):
         device = self.model.device
         pixels = self.processor(images=list(images.to(device)), return_tensors="pt")["pixel_values"]
         unique = [list(dict.fromkeys(names)) for names in nouns]
-        tokens = {
-            key: values.to(device) for key, values in self.read([" . ".join(names) + " ." for names in unique]).items()
-        }
+        tokens = {key: values.to(device) for key, values in self.read([_caption(names) for names in unique]).items()}
         output = self.model(pixel_values=pixels.to(device, self.model.dtype), **tokens)
         probabilities = output.logits.float().sigmoid().cpu()
         boxes = _corners(output.pred_boxes.float().cpu(), height=images.shape[-2], width=images.shape[-1])
@@ -124,6 +133,11 @@ class GroundingDinoReward(Reward):
                 f"{self.read.tokenizer.decode(ids, skip_special_tokens=True)!r}; leave full stops out of nouns"
             )
         return places
+
+
+def _caption(nouns: Sequence[str]) -> str:
+    """Write nouns as the model was trained to read them."""
+    return " . ".join(nouns) + " ."
 
 
 def _corners(boxes: Tensor, *, height: int, width: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
 
-from rewards.base import Reward, RewardOutput
+from rewards.base import Reward, RewardOutput, check_each
 from rewards.models.batches import TextCache
 from rewards.models.open_clip_encoder import UnfitText, cosines
 from rewards.models.open_clip_model import load_open_clip
@@ -63,6 +64,10 @@ class HpsReward(Reward):
         )
         self.batch_size = batch_size
         self.texts = TextCache(self.encoder.texts, batch_size=batch_size, name="hps")
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptError for the first prompt that does not fit, where `unfit_text` is "raise"."""
+        check_each(lambda prompt, row: self.encoder.check(prompt), prompts, metadata)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         cosine = cosines(self.encoder, self.texts, images, prompts, self.batch_size)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, RewardOutput
+from rewards.base import Reward, RewardOutput, check_each
 from rewards.models import weights
 from rewards.models.batches import check_images, check_prompts, in_batches
 from rewards.models.blip_weights import build
@@ -77,6 +78,10 @@ class ImageReward(Reward):
         self.head = place(parts.head, "image_reward", device, "float32")
         self.preprocess = Preprocess(parts.vision.config.image_size)
         self.batch_size = batch_size
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptError for the first prompt that does not fit, where `unfit_text` is "raise"."""
+        check_each(lambda prompt, row: self.read.check(prompt), prompts, metadata)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         check_images(images, "image_reward")

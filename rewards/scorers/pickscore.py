@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.base import Reward, RewardOutput
+from rewards.base import Reward, RewardOutput, check_each
 from rewards.models.batches import TextCache, check_images, check_prompts, in_batches
 from rewards.models.open_clip_encoder import UnfitText
 from rewards.models.text_tokens import TextReader
@@ -69,6 +70,10 @@ class PickScoreReward(Reward):
         self.scale = float(self.model.logit_scale.float().exp()) if score == "logit" else 1.0
         self.batch_size = batch_size
         self.texts = TextCache(self._texts, batch_size=batch_size, name="pickscore")
+
+    def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Raise PromptError for the first prompt that does not fit, where `unfit_text` is "raise"."""
+        check_each(lambda prompt, row: self.read.check(prompt), prompts, metadata)
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         check_images(images, "pickscore")

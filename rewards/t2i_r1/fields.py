@@ -50,18 +50,18 @@ class Row:
         if not isinstance(info, Mapping):
             raise self.error("spatial_info", what)
         first, second, locality = (info.get(key) for key in ("obj1", "obj2", "locality"))
-        if first not in nouns or second not in nouns or locality not in localities:
+        if first not in nouns or second not in nouns or not isinstance(locality, str) or locality not in localities:
             raise self.error("spatial_info", what)
         return str(first), str(second), str(locality)
 
     def numbers(self, nouns: list[str]) -> list[tuple[str, int]]:
         """Object and how many of it, at least one pair; the objects are among `nouns`."""
-        what = 'a list of {"obj_name", "num"} with its nouns and whole numbers'
+        what = 'a list of {"obj_name", "num"} with its nouns and whole numbers of at least 1'
         info = self.metadata.get("numeracy_info")
         if not isinstance(info, list) or not info or not all(isinstance(one, Mapping) for one in info):
             raise self.error("numeracy_info", what)
         pairs = [(one.get("obj_name"), one.get("num")) for one in info]
-        if not all(noun in nouns and isinstance(number, int) for noun, number in pairs):
+        if not all(noun in nouns and _is_count(number) for noun, number in pairs):
             raise self.error("numeracy_info", what)
         return [(str(noun), int(number)) for noun, number in pairs]
 
@@ -73,6 +73,10 @@ class Row:
         )
 
 
+def _is_count(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+
 def rows(reward: str, prompts: list[str], metadata: list[dict[str, Any]]) -> list[Row]:
-    """B rows."""
+    """Pair B prompts with their metadata."""
     return [Row(reward, prompt, row or {}) for prompt, row in zip(prompts, metadata, strict=True)]
