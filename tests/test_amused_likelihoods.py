@@ -13,6 +13,7 @@ from test_amused import PROMPTS, all_trajectories, as_rollout, close, sampling
 from torch import Tensor
 
 from helpers import tiny, tiny_amused, training
+from helpers.messages import names
 from t2i_gcpo import generators
 from t2i_gcpo.bench.measure import peak_bytes
 from t2i_gcpo.commands.options import build
@@ -353,20 +354,18 @@ def test_metrics_do_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_named(made: dict[str, Amused], tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="masked policy 'grpo' is unknown; allowed: commit_step, transition, transition_r"
-    ):
+    with pytest.raises(ValueError, match=names("'grpo'", "commit_step", "transition_r")):
         tiny_amused.generator(masked_policy="grpo")  # fmt: skip
     with pytest.raises(ValueError, match="order is 'random'"):
         made["transition_remask"].sample(PROMPTS, sampling(unmasking=Unmasking(steps=5, order="random")))
     with pytest.raises(ValueError, match="masked_passes is 9, but there are 5 sampling steps"):
         tiny_amused.generator(masked_passes=9).sample(PROMPTS, sampling())
     plain = made["commit_step"].sample(PROMPTS, sampling())
-    with pytest.raises(ValueError, match="key_steps needs the statistic 'step_gain' of the rollout, which has"):
+    with pytest.raises(ValueError, match=names("key_steps", "'step_gain'")):
         made["key_steps"].training_scores(plain)
     with pytest.raises(ValueError, match="masked_passes is -1; it must be at least 0"):
         GeneratorConfig(masked_passes=-1)
-    with pytest.raises(ValueError, match="fold_passes holds the activations of all passes at once.*set one of the two"):
+    with pytest.raises(ValueError, match=names("fold_passes", "gradient_checkpointing")):
         tiny_amused.generator(fold_passes=True, gradient_checkpointing=True)
     janus = tiny.checkpoint(tmp_path / "janus")
     with pytest.raises(

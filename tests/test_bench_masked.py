@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helpers import bench_options, tiny, tiny_amused
+from helpers.messages import names
 from t2i_gcpo import cli
 from t2i_gcpo.bench import rollout_masked
 from t2i_gcpo.generators.amused.likelihoods import LIKELIHOODS
@@ -113,7 +114,5 @@ def test_a_baseline_that_samples_otherwise_is_refused(options: list[str], monkey
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(
-        ValueError, match="has the schedule 'cosine' and the order by confidence; the plan here is 'cosine', 'random'"
-    ):
+    with pytest.raises(ValueError, match=names("'cosine'", "confidence", "'random'")):
         rollout_masked.Pipeline(tiny_amused.generator(), [Prompt("a")], Sampling(unmasking=Unmasking(order="random")))  # fmt: skip

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import rewards
+from helpers.messages import names
 from rewards.base import PromptError
 from rewards.models import weights as weights_module
 from rewards.models.preprocess import Preprocess
@@ -198,15 +199,13 @@ def test_clip_from_a_tag(state_dict: Path, monkeypatch: pytest.MonkeyPatch) -> N
     same(reward(pictures(), PROMPTS, ROWS).scores, expected)
     assert reward.encoder.preprocess.resize == "squash"  # type: ignore[attr-defined]
 
-    with pytest.raises(
-        ValueError, match="'gelu' was trained with QuickGELU, but test-tiny .* without; take arch.*-quickg"
-    ):
+    with pytest.raises(ValueError, match=names("'gelu'", "QuickGELU", "test-tiny-quickg")):
         rewards.load("clip", architecture="test-tiny", pretrained="gelu")
-    with pytest.raises(ValueError, match="'good' was trained without QuickGELU, but .* with; take quick_gelu false"):
+    with pytest.raises(ValueError, match=names("'good'", "QuickGELU", "quick_gelu false")):
         rewards.load("clip", architecture="test-tiny", pretrained="good", quick_gelu=True)
     rewards.load("clip", architecture="test-tiny", pretrained="gelu", quick_gelu=True)
     assert asked[-1] == ("owner/gelu", "weights.pt", None)
-    with pytest.raises(ValueError, match="test-tiny has no pretrained 'best'; it has: good, gelu"):
+    with pytest.raises(ValueError, match=names("test-tiny", "'best'", "good", "gelu")):
         rewards.load("clip", architecture="test-tiny", pretrained="best")
 
 
@@ -219,7 +218,7 @@ def test_quick_gelu_of_a_state_dict_must_be_said(state_dict: Path) -> None:
     assert (plain - quick).abs().max() > 1e-4
     named = rewards.load("clip", checkpoint=str(state_dict), architecture="test-tiny-quickgelu")
     assert torch.equal(named(pictures(), PROMPTS, ROWS).scores, quick)
-    with pytest.raises(ValueError, match="test-tiny-quickgelu is built with QuickGELU, but quick_gelu is false"):
+    with pytest.raises(ValueError, match=names("test-tiny-quickgelu", "quick_gelu is false")):
         rewards.load("clip", checkpoint=str(state_dict), architecture="test-tiny-quickgelu", quick_gelu=False)
 
 
@@ -446,9 +445,7 @@ def test_aesthetic_heads_that_do_not_fit(tmp_path: Path, heads: Path, state_dict
     features: dict[str, Any] = {"clip_architecture": "test-alone", "clip_checkpoint": str(state_dict)}
     relu = nn.ModuleDict({"layers": nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Dropout(), nn.Linear(4, 1))})
     torch.save(relu.state_dict(), tmp_path / "relu.pth")
-    with pytest.raises(
-        ValueError, match=r"relu.pth is none of LAION's heads: it holds layers.0.bias.*layers 0, 2, 4, 6, 7"
-    ):
+    with pytest.raises(ValueError, match=names("relu.pth", "layers.0.bias", "layers 0, 2, 4, 6, 7")):
         rewards.load("aesthetic", checkpoint=str(tmp_path / "relu.pth"), **features)
     torch.save(nn.Linear(768, 1).state_dict(), tmp_path / "wide.pth")
     with pytest.raises(ValueError, match="takes features of width 768, but test-alone gives 12"):
@@ -501,7 +498,7 @@ def test_files_that_are_no_weights(tmp_path: Path, state_dict: Path, model_folde
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "other.pt")
     with pytest.raises(ValueError, match=re.compile(r"other.pt does not fit test-alone.{1,340}$", re.S)):
         load(tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"tiny.pt does not fit test-larger: visual.positional_embedding is \[5, 32\]"):
+    with pytest.raises(ValueError, match=names("tiny.pt", "test-larger", "visual.positional_embedding", "[5, 32]")):
         load(state_dict, architecture="test-larger")
     with pytest.raises(ValueError, match="tiny.pt is a file; say its architecture"):
         load(state_dict, architecture=None)
@@ -521,7 +518,7 @@ def test_files_that_are_no_weights(tmp_path: Path, state_dict: Path, model_folde
 
 
 def test_hps_and_images(hps_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"version 'v3' of reward 'hps' is unknown; allowed: v2, v2.1"):
+    with pytest.raises(ValueError, match=names("'v3'", "'hps'", "v2", "v2.1")):
         rewards.load("hps", version="v3")
     with pytest.raises(ValueError, match=r"holds no HPS_v2.1_compressed.pt"):
         rewards.load("hps", checkpoint=str(tmp_path), architecture="test-tiny")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers import tiny_amused
+from helpers.messages import names
 from t2i_gcpo import generators
 from t2i_gcpo.generators.decoding import decoding
 from t2i_gcpo.generators.janus.adapter import Janus
@@ -35,7 +36,7 @@ def test_unknown_precisions_are_refused() -> None:
         lambda: generators.load("janus-mini", decode_dtype="half"),
         lambda: tiny_amused.generator(decode_dtype="half"),
     ):
-        with pytest.raises(ValueError, match="decode_dtype is 'half'; allowed: auto, float32, bfloat16"):
+        with pytest.raises(ValueError, match=names("decode_dtype", "'half'", "auto", "float32", "bfloat16")):
             build()
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import rewards
+from helpers.messages import names
 from helpers.tiny_models import pictures, seeded, stir
 from rewards.geneval import Detection
 from rewards.geneval import reward as reward_module
@@ -245,5 +246,5 @@ def test_reward_options(options: dict[str, Any]) -> None:
         row = {"tag": "x", "include": [clause("cat")], field: [clause("unicorn")]}
         with pytest.raises(ValueError, match="'a unicorn' asks for the class 'unicorn'.*it knows: cat, bus, dog"):
             reward(pictures(1), ["a unicorn"], [row])
-    with pytest.raises(ValueError, match="asks for the class 'cat', which the detector cannot find; it knows: circle"):
+    with pytest.raises(ValueError, match=names("'cat'", "circle")):
         rewards.load("geneval")(pictures(1), ["a cat"], ROWS[:1])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import rewards
+from helpers.messages import names
 from helpers.tiny_models import pictures, same, seeded, stir, word_tokenizer
 from rewards.base import PromptError
 from rewards.models import weights as weights_module
@@ -164,7 +165,7 @@ def test_input_that_does_not_fit(folder: str, tmp_path: Path) -> None:
         reward(pictures(1).float(), ["a"], ROWS[:1])
     with pytest.raises(ValueError, match="'git_vqa' got 2 images and 1 prompts"):
         reward(pictures(2), ["a"], ROWS[:1])
-    with pytest.raises(ValueError, match="'git_vqa' needs the field 'nouns' of T2I-R1's data for the prompt 'a dog'"):
+    with pytest.raises(ValueError, match=names("'git_vqa'", "'nouns'", "'a dog'")):
         reward(pictures(2), ["a car", "a dog"], [ROWS[0], {"tag": "colors"}])
     with pytest.raises(ValueError, match="'attr_nouns' .* it is 'red car'"):
         reward(pictures(1), ["a car"], [{"attr_nouns": "red car"}])
@@ -186,5 +187,5 @@ def test_out_of_memory_says_which_batch_to_try(folder: str, monkeypatch: pytest.
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(reward.model.git, "forward", full)
-    with pytest.raises(ValueError, match="'git_vqa' ran out of memory with a batch of 4; try batch_size 2"):
+    with pytest.raises(ValueError, match=names("'git_vqa'", "memory", "batch of 4", "batch_size 2")):
         reward(pictures(len(ROWS), SIZE, SIZE), PROMPTS, ROWS)

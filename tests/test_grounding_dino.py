@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import rewards
+from helpers.messages import names
 from helpers.tiny_models import pictures, seeded, word_tokenizer
 from rewards.base import PromptError
 from rewards.models import weights as weights_module
@@ -239,5 +240,5 @@ def test_out_of_memory_says_which_batch_to_try(folder: str, monkeypatch: pytest.
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(reward, "detect", full)
-    with pytest.raises(ValueError, match="'grounding_dino' ran out of memory with a batch of 2; try batch_size 1"):
+    with pytest.raises(ValueError, match=names("'grounding_dino'", "memory", "batch of 2", "batch_size 1")):
         reward(pictures(3), ["a"] * 3, [{"nouns": ["car"]}] * 3)

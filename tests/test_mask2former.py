@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from helpers.messages import names
 from helpers.tiny_models import pictures, seeded
 from rewards.geneval import Detection
 from rewards.geneval import detectors as detectors_module
@@ -219,5 +220,5 @@ def test_out_of_memory_says_which_batch_to_try(folder: Path, monkeypatch: pytest
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(detector.model, "forward", full)
-    with pytest.raises(ValueError, match="'geneval' ran out of memory with a batch of 3; try batch_size 1"):
+    with pytest.raises(ValueError, match=names("'geneval'", "memory", "batch of 3", "batch_size 1")):
         detector(pictures(4))

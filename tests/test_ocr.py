@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import rewards
+from helpers.messages import names
 from rewards.base import PromptError
 from rewards.scorers.ocr import OcrReward, plain
 from rewards.scorers.quotes import quoted
@@ -194,9 +195,9 @@ def test_rows_without_a_text(prompt: str, row: dict[str, Any], message: str, rew
 
 
 def test_options(reward: OcrReward) -> None:
-    with pytest.raises(ValueError, match="extra_text 'keep' of reward 'ocr' is unknown; allowed: count, ignore"):
+    with pytest.raises(ValueError, match=names("extra_text", "'keep'", "'ocr'", "count", "ignore")):
         rewards.load("ocr", extra_text="keep")
-    with pytest.raises(ValueError, match="device 'tpu' of reward 'ocr' is unknown; allowed: cpu, cuda, cuda:N"):
+    with pytest.raises(ValueError, match=names("device", "'tpu'", "cpu", "cuda", "cuda:N")):
         rewards.load("ocr", device="tpu")
     with pytest.raises(ValueError, match=r"RapidOCR takes no settings \{'Dat.box': 1\}"):
         rewards.load("ocr", engine_options={"Dat.box": 1})
@@ -218,7 +219,5 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     import sys
 
     monkeypatch.setitem(sys.modules, "rapidocr", None)
-    with pytest.raises(
-        ImportError, match=r"reward 'ocr' needs rapidocr; install it: pip install 't2i-gcpo\[rewards\]'"
-    ):
+    with pytest.raises(ImportError, match=names("'ocr'", "rapidocr", "pip install 't2i-gcpo[rewards]'")):
         rewards.load("ocr")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers.messages import names
 from helpers.training import PROMPTS, generator, redness
 from t2i_gcpo import CheckpointPlan, Sampling, Schedule, Trainer, resolve
 from t2i_gcpo.commands.options.arguments import parse
@@ -67,7 +68,7 @@ def test_the_groups_refuse_by_themselves() -> None:
         CheckpointPlan(keep_best=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="optim.lr is '1e-4'; it must be a finite number"):
         Schedule(lr="1e-4")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="distribution is 'guidd'; allowed: conditional, guided, guided_detached"):
+    with pytest.raises(ValueError, match=names("distribution", "'guidd'", "conditional", "guided", "guided_detached")):
         LoopOptions(distribution="guidd")  # type: ignore[arg-type]
     assert LoopOptions(kl_stop=None).kl_stop is None and Schedule(lr=1).lr == 1
 

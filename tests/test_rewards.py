@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import rewards
+from helpers.messages import names
 from rewards import RewardOutput
 from rewards.base import check
 from rewards.composite import Composite
@@ -98,9 +99,9 @@ def test_available_rewards_all_import() -> None:
 
 
 def test_unknown_names_and_options() -> None:
-    with pytest.raises(ValueError, match="unknown reward 'genval'; available: .*composite.*geneval.*module:callable"):
+    with pytest.raises(ValueError, match=names("'genval'", "composite", "geneval", "module:callable")):
         rewards.load("genval")
-    with pytest.raises(ValueError, match="'geneval' has no option detecter; allowed: detector, score"):
+    with pytest.raises(ValueError, match=names("'geneval'", "detecter", "detector", "score")):
         rewards.load("geneval", detecter="shapes")
 
 
