@@ -36,7 +36,8 @@ EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in p
 setup(
     name="t2i-gcpo",
     version="0.1.0",
-    description="Reinforcement learning with token-level credit (GRPO, DAPO, GCPO) for discrete-token text-to-image models",
+    description="Reinforcement learning with token-level credit (GRPO, DAPO, GCPO) for discrete-token text-to-image "
+    "models",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

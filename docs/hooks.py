@@ -1,7 +1,8 @@
 """What the site needs beyond mkdocs: the files of the repository that pages link to.
 
-A page links to a file outside docs/ as GitHub shows it, `../rewards/base.py`. In the site that file stands at `repository/rewards/base.py`,
-and the link is turned there. A Markdown file (README.md, a model card) becomes a page, and its own links are turned alike.
+A page links to a file outside docs/ as GitHub shows it, `../rewards/base.py`. In the site that file stands at
+`repository/rewards/base.py`, and the link is turned there. A Markdown file (README.md, a model card) becomes a page,
+and its own links are turned alike.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""One CPU thread for every test: the models are tiny, and threads that wait for one another cost more than they save."""
+"""One CPU thread for every test: the models are tiny.
+
+And threads that wait for one another cost more than they save.
+"""
 
 import os
 

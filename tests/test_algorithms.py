@@ -382,7 +382,10 @@ def test_micro_batches_add_up(name: str) -> None:
 
 
 def test_gcpo_moves_the_tokens_that_the_prompt_drives_most() -> None:
-    """On-policy the loss values of GRPO and GCPO agree; the gradients differ by the weights, and point the right way."""
+    """On-policy the loss values of GRPO and GCPO agree.
+
+    The gradients differ by the weights, and point the right way.
+    """
     old = make_rollout().logprob_positive
     outcomes = {}
     for name in ("grpo", "gcpo"):

@@ -169,7 +169,7 @@ def test_a_negative_prompt_is_the_contrast(shared: Amused) -> None:
 
 
 def test_a_token_depends_on_its_own_step_alone(shared: Amused) -> None:
-    """Changing tokens that were committed at the same step or later changes no other log-prob of that step or before."""
+    """Tokens that are committed at a step or later change no other log-prob of that step or before."""
     rollout = shared.sample(PROMPTS, sampling())
     late = rollout.commit_step >= 3
     tokens = torch.where(late, (rollout.tokens + 7) % 32, rollout.tokens)
@@ -330,9 +330,11 @@ def test_the_trainer_trains_it_and_goes_on(tmp_path: Path) -> None:
     after = training.weights(whole.generator)  # type: ignore[arg-type]
     assert training.distance(before, after) > 1e-3
     cut = training.trainer(
-        tmp_path / "cut", policy=tiny_amused.generator(), **how,  # type: ignore[arg-type]
+        tmp_path / "cut",
+        policy=tiny_amused.generator(),
+        **how,  # type: ignore[arg-type]
         callbacks=[lambda trainer, record: trainer.stop("test") if record.step == 2 else None],
-    )  # fmt: skip
+    )
     cut.train()
     resumed = training.trainer(tmp_path / "cut", policy=tiny_amused.generator(), **how)  # type: ignore[arg-type]
     assert resumed.resume() == 2

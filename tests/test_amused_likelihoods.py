@@ -1,4 +1,7 @@
-"""The masked policies on a tiny random model of the real classes: values, exactness, gradients, and training with each."""
+"""The masked policies on a tiny random model of the real classes.
+
+Values, exactness, gradients, and training with each.
+"""
 
 from __future__ import annotations
 
@@ -106,8 +109,11 @@ def test_remasked_log_probs_are_those_of_a_slow_loop(made: dict[str, Amused], na
     gain = None
     if name == "key_steps":
         gain = torch.stack(
-            [torch.stack([rollout.stats["step_gain"][b][rollout.commit_step[b] == k][0] for k in range(steps)]) for b in range(2)]
-        )  # fmt: skip
+            [
+                torch.stack([rollout.stats["step_gain"][b][rollout.commit_step[b] == k][0] for k in range(steps)])
+                for b in range(2)
+            ]
+        )
     asked = plan(row, rollout.commit_step, steps=steps, count=5, generator=torch.Generator().manual_seed(4), gain=gain)
     assert scale is not None and close(scale, asked.scale)
     for b, text in enumerate(PROMPTS):
@@ -125,7 +131,10 @@ def test_remasked_log_probs_are_those_of_a_slow_loop(made: dict[str, Amused], na
 
 
 def test_the_gain_is_recorded_from_the_candidates_of_all_steps(made: dict[str, Amused]) -> None:
-    """The same noise again, through the sampler's own loop of states: each step's whole prediction, from the modules' logits."""
+    """The same noise again, through the sampler's own loop of states.
+
+    Each step's whole prediction, from the modules' logits.
+    """
     from t2i_gcpo.generators.tokens.sampling import draw, row_noise
 
     generator = made["key_steps"]
@@ -146,7 +155,10 @@ def test_the_gain_is_recorded_from_the_candidates_of_all_steps(made: dict[str, A
 
 
 def test_transition_with_remainder_is_exact_without_noise_on_the_confidence() -> None:
-    """The trajectories' probabilities add up to 1 whatever the weights, so their gradients to 0; and sampling has the mean they say."""
+    """The trajectories' probabilities add up to 1 whatever the weights, so their gradients to 0.
+
+    And sampling has the mean they say.
+    """
     small = tiny_amused.generator(grid=2, codebook=3, width=16, masked_policy="transition_remask")
     how = sampling(unmasking=Unmasking(steps=4, schedule="linear", temperature=0.0), guidance=2.0)
     tokens, commit = all_trajectories()
@@ -211,7 +223,9 @@ def test_random_steps_have_the_full_gradient_on_average(name: str) -> None:
         drawn = plan(LIKELIHOODS[name], rollout.commit_step, steps=4, count=2, generator=rng)
         seeds.setdefault(tuple(int(rollout.commit_step[0][item.target[0]][0]) for item in drawn.passes), seed)
     assert sorted(seeds) == list(itertools.combinations(range(4), 2))
-    parts = [gradients(some, replace(rollout, sampling=replace(rollout.sampling, seed=seed))) for seed in seeds.values()]  # fmt: skip
+    parts = [
+        gradients(some, replace(rollout, sampling=replace(rollout.sampling, seed=seed))) for seed in seeds.values()
+    ]
     mean = [torch.stack(column).mean(dim=0) for column in zip(*parts, strict=True)]
     whole = gradients(full, rollout)
     assert same(mean, whole)
@@ -271,9 +285,13 @@ def test_the_trainer_trains_every_policy(name: str, tmp_path: Path) -> None:
     how = Sampling(guidance=2.0, unmasking=Unmasking(steps=4))
     policy = tiny_amused.generator(masked_policy=name, masked_passes=3)
     run = training.trainer(
-        tmp_path, policy=policy, sampling=how, steps=1, epochs=2,  # type: ignore[arg-type]
+        tmp_path,
+        policy=policy,
+        sampling=how,
+        steps=1,
+        epochs=2,  # type: ignore[arg-type]
         callbacks=[lambda trainer, record: records.append(record)],
-    )  # fmt: skip
+    )
     before = training.weights(policy)  # type: ignore[arg-type]
     real = run.updater._accumulate
     ratios: list[float] = []
@@ -315,7 +333,9 @@ def test_the_kl_of_a_transition_is_that_of_its_tokens(tmp_path: Path) -> None:
 def test_factors_reach_the_loss_and_the_metrics(tmp_path: Path) -> None:
     """With one of four steps a token in four is scored: the metrics are of those alone."""
     policy = tiny_amused.generator(masked_passes=1)
-    run = training.trainer(tmp_path, policy=policy, sampling=Sampling(guidance=2.0, unmasking=Unmasking(steps=4)), steps=1)  # type: ignore[arg-type]  # fmt: skip
+    run = training.trainer(
+        tmp_path, policy=policy, sampling=Sampling(guidance=2.0, unmasking=Unmasking(steps=4)), steps=1
+    )  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in policy.trainable_parameters():
             parameter.mul_(1.1)  # away from the reference
@@ -333,7 +353,10 @@ def test_factors_reach_the_loss_and_the_metrics(tmp_path: Path) -> None:
 
 
 def test_metrics_do_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
-    """Each image has key steps of its own, so that the rows differ in how many tokens are scored: each of these counts once."""
+    """Each image has key steps of its own, so that the rows differ in how many tokens are scored.
+
+    Each of these counts once.
+    """
     found = []
     for size in (1, 16):
         policy = tiny_amused.generator(masked_policy="key_steps", masked_passes=1)
@@ -355,7 +378,7 @@ def test_metrics_do_not_depend_on_the_micro_batch(tmp_path: Path) -> None:
 
 def test_mistakes_are_named(made: dict[str, Amused], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=names("'grpo'", "commit_step", "transition_r")):
-        tiny_amused.generator(masked_policy="grpo")  # fmt: skip
+        tiny_amused.generator(masked_policy="grpo")
     with pytest.raises(ValueError, match="order is 'random'"):
         made["transition_remask"].sample(PROMPTS, sampling(unmasking=Unmasking(steps=5, order="random")))
     with pytest.raises(ValueError, match="masked_passes is 9, but there are 5 sampling steps"):

@@ -1,4 +1,7 @@
-"""The masked generator against what is known: diffusers' own pipeline, probabilities that add up to 1, credit of one step each."""
+"""The masked generator against what is known.
+
+Diffusers' own pipeline, probabilities that add up to 1, credit of one step each.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def shared() -> Amused:
 def test_sampling_is_the_pipelines_with_the_same_draws(
     shared: Amused, guidance: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """diffusers' AmusedPipeline and AmusedScheduler with our noise in place of theirs: the same tokens, without guidance and with it."""
+    """diffusers' AmusedPipeline and AmusedScheduler with our noise in place of theirs.
+
+    The same tokens, without guidance and with it.
+    """
     from diffusers import VQModel
     from diffusers.pipelines.deprecated.amused.pipeline_amused import AmusedPipeline
 
@@ -49,7 +55,14 @@ def test_sampling_is_the_pipelines_with_the_same_draws(
     parts = shared.parts
     pipeline = AmusedPipeline(parts.vqvae, parts.tokenizer, parts.text_encoder, parts.transformer, parts.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    found = pipeline(PROMPTS, num_inference_steps=steps, guidance_scale=guidance, temperature=(2, 0), output_type="latent", return_dict=False)[0]  # fmt: skip
+    found = pipeline(
+        PROMPTS,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        temperature=(2, 0),
+        output_type="latent",
+        return_dict=False,
+    )[0]
     assert next(drawn, None) is None and next(ordered, None) is None, "not all noise was asked for"
     assert torch.equal(found.view(2, 16), rollout.tokens)
 

@@ -30,9 +30,18 @@ def test_no_argument_has_a_type_that_takes_everything(command: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["eval", "--checkpoint", "janus-mini", "--prompts", "shapes:val", "--out", "x", "--guidance", "nan"], "not a finite number"),
-        (["sample", "--checkpoint", "janus-mini", "--prompt", "a", "--out", "x", "--temperature", "inf"], "not a finite number"),
-        (["heatmap", "--checkpoint", "janus-mini", "--prompt", "a", "--out", "x", "--top-p", "nan"], "not a finite number"),
+        (
+            ["eval", "--checkpoint", "janus-mini", "--prompts", "shapes:val", "--out", "x", "--guidance", "nan"],
+            "not a finite number",
+        ),
+        (
+            ["sample", "--checkpoint", "janus-mini", "--prompt", "a", "--out", "x", "--temperature", "inf"],
+            "not a finite number",
+        ),
+        (
+            ["heatmap", "--checkpoint", "janus-mini", "--prompt", "a", "--out", "x", "--top-p", "nan"],
+            "not a finite number",
+        ),
         (["heatmap", "--checkpoint", "janus-mini", "--prompt", "a", "--out", "x", "--num", "-1"], "at least 1"),
         (["pretrain", "janus", "--threads", "-1"], "at least 0"),
         (["pretrain", "amused", "--batch", "0"], "at least 1"),
@@ -45,7 +54,7 @@ def test_no_argument_has_a_type_that_takes_everything(command: str) -> None:
         (["bench", "step", "--guidance", "inf"], "not a finite number"),
         (["prompts", "shapes:val", "--out", ""], "'' is no path"),
     ],
-)  # fmt: skip
+)
 def test_a_value_out_of_range_is_a_sentence_and_status_2(
     argv: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

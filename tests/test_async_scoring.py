@@ -58,7 +58,10 @@ def test_a_rollout_is_scored_there_as_it_is_here(batch: int) -> None:
 
 
 def test_the_server_scores_while_the_next_images_are_decoded() -> None:
-    """The scorer stands still until the last batch is being decoded: without overlap nobody would ever open the gate."""
+    """The scorer stands still until the last batch is being decoded.
+
+    Without overlap nobody would ever open the gate.
+    """
     scorer = Scorer()
     scorer.gate.clear()
     asked_at: list[bool] = []

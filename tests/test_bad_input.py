@@ -1,4 +1,7 @@
-"""A user's mistakes, from the command line: one clear message, a status that says so, no traceback, and nothing lost."""
+"""A user's mistakes, from the command line.
+
+One clear message, a status that says so, no traceback, and nothing lost.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +56,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(workplace: Path, out: Path, *more: str) -> list[str]:
     prompts = [f"--prompts.{name}={workplace / 'prompts.txt'}" for name in ("train", "validation", "test")]
     named = [f"--generator.checkpoint={workplace / 'model'}", f"--reward.name={workplace / 'rewards.py'}:redness"]
-    options = "--steps 4 --prompts-per-step 2 --algorithm.group-size 4 --optim.warmup-steps 0 --pictures.every 0 --evaluate.every 0"
-    options += " --evaluate.before False --evaluate.after False --checkpoint.every 2 --generator.compile off --generator.device cpu"
+    options = (
+        "--steps 4 --prompts-per-step 2 --algorithm.group-size 4 --optim.warmup-steps 0 --pictures.every 0 "
+        "--evaluate.every 0"
+    )
+    options += (
+        " --evaluate.before False --evaluate.after False --checkpoint.every 2 --generator.compile off "
+        "--generator.device cpu"
+    )
     options += " --logging.tensorboard False --logging.progress False"
     return ["train", *named, *prompts, *options.split(), "--output-dir", str(out), *more]
 
@@ -170,7 +179,10 @@ def test_a_reward_that_gives_no_scores(refused: Refused, workplace: Path, name: 
 def test_a_reward_that_fails_later_loses_nothing(
     refused: Refused, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The step before it is saved, although no checkpoint was due; repaired, the run goes on as if nothing had happened."""
+    """The step before it is saved, although no checkpoint was due.
+
+    Repaired, the run goes on as if nothing had happened.
+    """
     faulty = workplace / "faulty.py"
     faulty.write_text(REWARDS)
     more = ("--reward.name", f"{faulty}:later", "--checkpoint.every", "0")
@@ -188,8 +200,8 @@ def model(run: Path, step: int = 4) -> str:
 
 def test_an_unknown_reward(refused: Refused, workplace: Path) -> None:
     assert (
-        "unknown reward 'beauty'; available: aesthetic, clip, composite, geneval, git_vqa, grounding_dino, hps, image_reward, ocr,"
-        in refused("--reward.name", "beauty")
+        "unknown reward 'beauty'; available: aesthetic, clip, composite, geneval, git_vqa, grounding_dino, hps, "
+        "image_reward, ocr," in refused("--reward.name", "beauty")
     )
     assert "has no callable 'nothing'" in refused("--reward.name", f"{workplace / 'rewards.py'}:nothing")
 

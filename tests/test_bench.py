@@ -1,4 +1,7 @@
-"""The benchmarks' reports and, above all, that each refuses to compare sides that differ. Nothing here depends on speed."""
+"""The benchmarks' reports and, above all, that each refuses to compare sides that differ.
+
+Nothing here depends on speed.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +107,10 @@ def test_the_thread_count_is_restored(model_options: list[str], tmp_path: Path) 
 
 
 def test_chunks_need_less_memory_than_a_full_log_softmax(model_options: list[str], tmp_path: Path) -> None:
-    """An eighth of the tokens at once and a codebook far wider than the hidden states: bytes, so the same everywhere."""
+    """An eighth of the tokens at once and a codebook far wider than the hidden states.
+
+    Bytes, so the same everywhere.
+    """
     found = run("logprob", model_options, tmp_path / "x.json")
     logits = 48 * 512 * 4 / measure.MIB
     assert found["baseline"] > 2 * logits, "logits and their log-softmax"

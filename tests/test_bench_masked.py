@@ -115,4 +115,4 @@ def test_a_baseline_that_samples_otherwise_is_refused(options: list[str], monkey
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=names("'cosine'", "confidence", "'random'")):
-        rollout_masked.Pipeline(tiny_amused.generator(), [Prompt("a")], Sampling(unmasking=Unmasking(order="random")))  # fmt: skip
+        rollout_masked.Pipeline(tiny_amused.generator(), [Prompt("a")], Sampling(unmasking=Unmasking(order="random")))

@@ -1,4 +1,7 @@
-"""The benchmarks of the scorers: their reports, and that each refuses sides that differ. Nothing here depends on speed."""
+"""The benchmarks of the scorers: their reports, and that each refuses sides that differ.
+
+Nothing here depends on speed.
+"""
 
 from __future__ import annotations
 

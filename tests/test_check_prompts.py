@@ -1,4 +1,7 @@
-"""Prompts that a reward cannot score are refused before anything is drawn, with file and line; and a reward says which one it is."""
+"""Prompts that a reward cannot score are refused before anything is drawn, with file and line.
+
+And a reward says which one it is.
+"""
 
 from __future__ import annotations
 

@@ -237,7 +237,10 @@ from t2i_gcpo.training import checkpoint
 run = Path(sys.argv[1])
 for step in (1, 2):
     try:
-        checkpoint.save(run, step, state={"a": torch.zeros(5_000)}, save_model=lambda path: save_file({"b": torch.zeros(5_000)}, path / "w"))
+        weights = {"b": torch.zeros(5_000)}
+        checkpoint.save(
+            run, step, state={"a": torch.zeros(5_000)}, save_model=lambda path: save_file(weights, path / "w")
+        )
     except OSError as error:
         print(error)
 print(checkpoint.newest(run).name, [path.name for path in run.rglob("*tmp*")])
@@ -245,7 +248,10 @@ print(checkpoint.newest(run).name, [path.name for path in run.rglob("*tmp*")])
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    """The error of safetensors is its own, and the half-written folder gives its room back before anybody asks for it."""
+    """The error of safetensors is its own.
+
+    And the half-written folder gives its room back before anybody asks for it.
+    """
     mount = f"mount -t tmpfs -o size=64k none {tmp_path} && exec {sys.executable} -c '{FULL_DISK}' {tmp_path}"
     done = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True)
     if "unshare" in done.stderr or "mount" in done.stderr:

@@ -315,7 +315,10 @@ def test_unknown_words_are_told(model_folder: Path) -> None:
 @pytest.mark.parametrize("resize", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_preprocessing_is_pillow_s(resize: Any, interpolation: Any) -> None:
-    """At most two of 255 levels from open_clip's own transform. Bicubic on squares: beside them Pillow may change its order."""
+    """At most two of 255 levels from open_clip's own transform.
+
+    Bicubic on squares: beside them Pillow may change its order.
+    """
     generator = np.random.default_rng(0)
     for height, width in [(16, 16), (40, 40), (9, 9), (33, 47), (47, 33), (21, 90), (18, 11)]:
         if interpolation == "bicubic" and height != width:

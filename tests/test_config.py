@@ -24,7 +24,10 @@ def yaml_file(tmp_path: Path, text: str, name: str = "run.yaml") -> str:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The message of an option that is refused: tyro's box and status 2, or a ValueError, which the command line turns into both."""
+    """The message of an option that is refused.
+
+    Tyro's box and status 2, or a ValueError, which the command line turns into both.
+    """
     with pytest.raises((SystemExit, ValueError)) as caught:
         parse(argv)
     if isinstance(caught.value, ValueError):
@@ -112,11 +115,28 @@ def test_reward_options_are_free_and_belong_to_their_reward(tmp_path: Path) -> N
     [
         [],
         ["--algorithm.name", "dapo", "--algorithm.top", "0.3", "--optim.lr", "3.3e-7", "--optim.betas", "0.1", "0.2"],
-        ["--reward.name", "clip", "--reward.model", "m", "--reward.weights", "{a: 1e-3, b: null}", "--reward.word", "'1'"],
-        ["--kl-stop", "0.5", "--sampling.negative-prompt", "läuft: \"x\" #1\n- 'y'", "--evaluate.guidance", "3", "--output-dir=1e-3"],
+        [
+            "--reward.name",
+            "clip",
+            "--reward.model",
+            "m",
+            "--reward.weights",
+            "{a: 1e-3, b: null}",
+            "--reward.word",
+            "'1'",
+        ],
+        [
+            "--kl-stop",
+            "0.5",
+            "--sampling.negative-prompt",
+            "läuft: \"x\" #1\n- 'y'",
+            "--evaluate.guidance",
+            "3",
+            "--output-dir=1e-3",
+        ],
         ["--sampling.negative-prompt="],
     ],
-)  # fmt: skip
+)
 def test_the_written_config_reads_back_equal(tmp_path: Path, argv: list[str]) -> None:
     config = settings(*argv)
     assert load(yaml_file(tmp_path, dump(config))) == config

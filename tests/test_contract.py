@@ -1,4 +1,7 @@
-"""Every adapter keeps the contract of `generators/base.py`. A new one gets a row in `GENERATORS`; see docs/adding_a_generator.md."""
+"""Every adapter keeps the contract of `generators/base.py`.
+
+A new one gets a row in `GENERATORS`; see docs/adding_a_generator.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Damaged checkpoints: whatever is wrong with a file, loading says which file and what, and nothing half-right is loaded."""
+"""Damaged checkpoints: whatever is wrong with a file, loading says which file and what.
+
+And nothing half-right is loaded.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     adapted.add_lora(rank=2, alpha=4.0)
     adapted.save(root / "adapter")
     adapter = checkpoint.save(root / "lora", 1, state={"step": 1}, save_model=adapted.save)
-    return {"janus": janus, "amused": amused, "step": step, "delta": root / "delta", "adapter": root / "adapter",
-            "adapter step": adapter}  # fmt: skip
+    return {
+        "janus": janus,
+        "amused": amused,
+        "step": step,
+        "delta": root / "delta",
+        "adapter": root / "adapter",
+        "adapter step": adapter,
+    }
 
 
 Change = Callable[[Path], object]
@@ -81,17 +90,24 @@ def damaged(folder: Path, at: Path, file: str, change: Change) -> str:
     return str(error.value).replace(str(copy), "FOLDER")
 
 
-@pytest.mark.parametrize(("file", "change", "message"), [
-    ("model.safetensors", zeros, "model.safetensors is damaged (SHA-256 differs)"),
-    ("model.safetensors", cut, "model.safetensors has "),
-    ("model.safetensors", Path.unlink, "model.safetensors is missing"),
-    ("config.json", text("{}"), "config.json has "),
-    ("manifest.json", text("{"), "not valid JSON"),
-    ("manifest.json", text("[]"), "list instead of an object|must be a mapping"),
-    ("manifest.json", text('{"step": 3, "files": null}'), "files is null"),
-    ("manifest.json", text('{"step": 3, "files": {"config.json": {"bytes": "many"}}}'), "it must be a whole number"),
-    ("manifest.json", text('{"step": 3, "files": {}}'), "does not name model.safetensors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("model.safetensors", zeros, "model.safetensors is damaged (SHA-256 differs)"),
+        ("model.safetensors", cut, "model.safetensors has "),
+        ("model.safetensors", Path.unlink, "model.safetensors is missing"),
+        ("config.json", text("{}"), "config.json has "),
+        ("manifest.json", text("{"), "not valid JSON"),
+        ("manifest.json", text("[]"), "list instead of an object|must be a mapping"),
+        ("manifest.json", text('{"step": 3, "files": null}'), "files is null"),
+        (
+            "manifest.json",
+            text('{"step": 3, "files": {"config.json": {"bytes": "many"}}}'),
+            "it must be a whole number",
+        ),
+        ("manifest.json", text('{"step": 3, "files": {}}'), "does not name model.safetensors"),
+    ],
+)
 def test_a_step_folder_is_held_to_its_manifest(
     folders: dict[str, Path], tmp_path: Path, file: str, change: Change, message: str
 ) -> None:
@@ -120,49 +136,84 @@ def test_a_generator_does_without_the_trainer_s_state(folders: dict[str, Path], 
     generators.load(str(copy))
 
 
-@pytest.mark.parametrize(("kind", "file", "change", "message"), [
-    *[("janus", file, text(content), f"FOLDER/{file} is damaged")
-      for file in ("config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
-      for content in ("[]", "{", "null", "", "[" * 100_000)],
-    ("janus", "config.json", text("{}"), "FOLDER/config.json names no kind of model: model_type is None"),
-    ("janus", "config.json", text('{"model_type": ["janus"]}'), "FOLDER/config.json names no kind of model"),
-    ("janus", "config.json", text('{"model_type": "janus"}'), "FOLDER"),
-    ("janus", "config.json", text('{"model_type": "janus", "text_config": 7}'), "FOLDER"),
-    ("janus", "config.json", lambda path: path.write_bytes(b"\xff\xfe{}"), "FOLDER/config.json is damaged"),
-    ("janus", "tokenizer.json", text("{}"), "cannot be loaded"),
-    ("janus", "model.safetensors", cut, "FOLDER/model.safetensors is damaged"),
-    ("janus", "model.safetensors", text(""), "FOLDER/model.safetensors is damaged"),
-    ("janus", "model.safetensors", Path.unlink, "FOLDER is not whole: it has no weights"),
-    ("janus", "model.safetensors", without_a_weight, "FOLDER is not whole: its config.json describes "),
-    ("janus", "model.safetensors", with_a_weight_renamed, "FOLDER is not whole: its files lack 1 weights of Janus"),
-    ("amused", "model_index.json", text("[]"), "FOLDER/model_index.json is damaged"),
-    ("amused", "model_index.json", text("{}"), "FOLDER/model_index.json names no kind of model"),
-    ("amused", "transformer/config.json", text("[]"), "FOLDER/transformer/config.json is damaged"),
-    ("amused", "transformer/config.json", text("{}"), "FOLDER"),
-    ("amused", "tokenizer/tokenizer_config.json", text("{"), "FOLDER/tokenizer/tokenizer_config.json is damaged"),
-    ("amused", "scheduler/scheduler_config.json", text("7"), "FOLDER/scheduler/scheduler_config.json is damaged"),
-    ("amused", "vqvae/diffusion_pytorch_model.safetensors", cut, "FOLDER/vqvae/diffusion_pytorch_model.safetensors is damaged"),
-    ("amused", "transformer/diffusion_pytorch_model.safetensors", with_a_weight_renamed, "lack 1 weights of UVit2DModel"),
-    ("amused", "text_encoder/model.safetensors", with_a_weight_renamed, "lack 1 weights of CLIPTextModel"),
-    ("adapter", "adapter_config.json", text("[]"), "FOLDER/adapter_config.json is damaged"),
-    ("adapter", "adapter_config.json", text("{"), "FOLDER/adapter_config.json is damaged"),
-    ("adapter", "adapter_config.json", text("{}"), "only plain LoRA adapters"),
-    ("adapter", "adapter_config.json", text('{"peft_type": "LORA"}'), "names no base model"),
-    ("adapter", "adapter_config.json", text('{"peft_type": "LORA", "base_model_name_or_path": [1]}'), "names no base model"),
-    ("adapter", "adapter_config.json", text('{"peft_type": "LORA", "base_model_name_or_path": "janus-mini", "revision": 5}'),
-     "revision in its adapter_config.json is 5"),
-    ("adapter", "adapter_model.safetensors", Path.unlink, "there is no file FOLDER/adapter_model.safetensors"),
-    ("adapter", "adapter_model.safetensors", cut, "FOLDER/adapter_model.safetensors is damaged"),
-    ("adapter", "adapter_model.safetensors", without_a_weight, "does not fit its base: 1 of its weights are missing"),
-    ("adapter step", "adapter_model.safetensors", zeros, "adapter_model.safetensors is damaged (SHA-256 differs)"),
-    ("delta", "delta.json", text("[]"), "FOLDER/delta.json"),
-    ("delta", "delta.json", text("{"), "FOLDER/delta.json, line 1: not valid JSON"),
-    ("delta", "delta.json", text('{"base": 7}'), "FOLDER/delta.json: base is 7; it must be a text"),
-    ("delta", "delta.json", text('{"base": "janus-mini", "base_files": null}'), "base_files is null"),
-    ("delta", "delta.json", text('{"base": "janus-mini", "revision": {}}'), "FOLDER/delta.json: revision"),
-    ("delta", "delta.safetensors", zeros, "delta.safetensors is not the file that delta.json describes"),
-    ("delta", "delta.safetensors", cut, "delta.safetensors is not the file that delta.json describes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "file", "change", "message"),
+    [
+        *[
+            ("janus", file, text(content), f"FOLDER/{file} is damaged")
+            for file in (
+                "config.json",
+                "generation_config.json",
+                "processor_config.json",
+                "tokenizer_config.json",
+                "tokenizer.json",
+            )
+            for content in ("[]", "{", "null", "", "[" * 100_000)
+        ],
+        ("janus", "config.json", text("{}"), "FOLDER/config.json names no kind of model: model_type is None"),
+        ("janus", "config.json", text('{"model_type": ["janus"]}'), "FOLDER/config.json names no kind of model"),
+        ("janus", "config.json", text('{"model_type": "janus"}'), "FOLDER"),
+        ("janus", "config.json", text('{"model_type": "janus", "text_config": 7}'), "FOLDER"),
+        ("janus", "config.json", lambda path: path.write_bytes(b"\xff\xfe{}"), "FOLDER/config.json is damaged"),
+        ("janus", "tokenizer.json", text("{}"), "cannot be loaded"),
+        ("janus", "model.safetensors", cut, "FOLDER/model.safetensors is damaged"),
+        ("janus", "model.safetensors", text(""), "FOLDER/model.safetensors is damaged"),
+        ("janus", "model.safetensors", Path.unlink, "FOLDER is not whole: it has no weights"),
+        ("janus", "model.safetensors", without_a_weight, "FOLDER is not whole: its config.json describes "),
+        ("janus", "model.safetensors", with_a_weight_renamed, "FOLDER is not whole: its files lack 1 weights of Janus"),
+        ("amused", "model_index.json", text("[]"), "FOLDER/model_index.json is damaged"),
+        ("amused", "model_index.json", text("{}"), "FOLDER/model_index.json names no kind of model"),
+        ("amused", "transformer/config.json", text("[]"), "FOLDER/transformer/config.json is damaged"),
+        ("amused", "transformer/config.json", text("{}"), "FOLDER"),
+        ("amused", "tokenizer/tokenizer_config.json", text("{"), "FOLDER/tokenizer/tokenizer_config.json is damaged"),
+        ("amused", "scheduler/scheduler_config.json", text("7"), "FOLDER/scheduler/scheduler_config.json is damaged"),
+        (
+            "amused",
+            "vqvae/diffusion_pytorch_model.safetensors",
+            cut,
+            "FOLDER/vqvae/diffusion_pytorch_model.safetensors is damaged",
+        ),
+        (
+            "amused",
+            "transformer/diffusion_pytorch_model.safetensors",
+            with_a_weight_renamed,
+            "lack 1 weights of UVit2DModel",
+        ),
+        ("amused", "text_encoder/model.safetensors", with_a_weight_renamed, "lack 1 weights of CLIPTextModel"),
+        ("adapter", "adapter_config.json", text("[]"), "FOLDER/adapter_config.json is damaged"),
+        ("adapter", "adapter_config.json", text("{"), "FOLDER/adapter_config.json is damaged"),
+        ("adapter", "adapter_config.json", text("{}"), "only plain LoRA adapters"),
+        ("adapter", "adapter_config.json", text('{"peft_type": "LORA"}'), "names no base model"),
+        (
+            "adapter",
+            "adapter_config.json",
+            text('{"peft_type": "LORA", "base_model_name_or_path": [1]}'),
+            "names no base model",
+        ),
+        (
+            "adapter",
+            "adapter_config.json",
+            text('{"peft_type": "LORA", "base_model_name_or_path": "janus-mini", "revision": 5}'),
+            "revision in its adapter_config.json is 5",
+        ),
+        ("adapter", "adapter_model.safetensors", Path.unlink, "there is no file FOLDER/adapter_model.safetensors"),
+        ("adapter", "adapter_model.safetensors", cut, "FOLDER/adapter_model.safetensors is damaged"),
+        (
+            "adapter",
+            "adapter_model.safetensors",
+            without_a_weight,
+            "does not fit its base: 1 of its weights are missing",
+        ),
+        ("adapter step", "adapter_model.safetensors", zeros, "adapter_model.safetensors is damaged (SHA-256 differs)"),
+        ("delta", "delta.json", text("[]"), "FOLDER/delta.json"),
+        ("delta", "delta.json", text("{"), "FOLDER/delta.json, line 1: not valid JSON"),
+        ("delta", "delta.json", text('{"base": 7}'), "FOLDER/delta.json: base is 7; it must be a text"),
+        ("delta", "delta.json", text('{"base": "janus-mini", "base_files": null}'), "base_files is null"),
+        ("delta", "delta.json", text('{"base": "janus-mini", "revision": {}}'), "FOLDER/delta.json: revision"),
+        ("delta", "delta.safetensors", zeros, "delta.safetensors is not the file that delta.json describes"),
+        ("delta", "delta.safetensors", cut, "delta.safetensors is not the file that delta.json describes"),
+    ],
+)
 def test_every_oddity_is_a_sentence_that_names_the_file(
     folders: dict[str, Path], tmp_path: Path, kind: str, file: str, change: Change, message: str
 ) -> None:

@@ -1,4 +1,7 @@
-"""Deltas: base + delta is the tuned checkpoint to float16 rounding, wherever a checkpoint is named; and what is refused."""
+"""Deltas: base + delta is the tuned checkpoint to float16 rounding, wherever a checkpoint is named.
+
+And what is refused.
+"""
 
 from __future__ import annotations
 

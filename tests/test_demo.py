@@ -1,4 +1,7 @@
-"""What is behind the tabs of the demo, without a page: bounds, checkpoints, comparisons, inspections, live training, run folders."""
+"""What is behind the tabs of the demo, without a page.
+
+Bounds, checkpoints, comparisons, inspections, live training, run folders.
+"""
 
 from __future__ import annotations
 

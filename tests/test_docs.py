@@ -1,4 +1,7 @@
-"""What the documentation shows works: its Python runs, its YAML is accepted, its links lead somewhere, its tables are complete."""
+"""What the documentation shows works.
+
+Its Python runs, its YAML is accepted, its links lead somewhere, its tables are complete.
+"""
 
 from __future__ import annotations
 

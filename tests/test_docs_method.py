@@ -62,7 +62,10 @@ def test_the_credit_of_the_worked_example(example: tuple[Tensor, Tensor]) -> Non
     assert [row[7] for row in rows] == shown(losses.kl_weights(weights), 1)
 
     def gradient(spread: Tensor) -> Tensor:
-        """Of the loss of both images with respect to the first one's log-probs; its sibling's weights do not matter to it."""
+        """Of the loss of both images with respect to the first one's log-probs.
+
+        Its sibling's weights do not matter to it.
+        """
         logprob = torch.full((2, 4), -1.0, requires_grad=True)
         spread = advantage[:, None] * torch.cat([spread, torch.ones(1, 4)])
         losses.policy_loss(logprob, logprob.detach(), spread, reduction="sequence").loss.backward()
@@ -82,7 +85,10 @@ def test_the_weights_under_other_choices(example: tuple[Tensor, Tensor]) -> None
 
 
 def test_what_is_said_of_the_credits_place_stands_in_the_measurement() -> None:
-    """The contrast's and the entropy's AUROC and the weights' share on the objects are told, and no number that was not measured."""
+    """The contrast's and the entropy's AUROC and the weights' share on the objects are told.
+
+    And no number that was not measured.
+    """
     section = METHOD.read_text(encoding="utf-8").split("## What is known of where the credit falls")[1]
     measured = (pages.DOCS / "heatmaps.md").read_text(encoding="utf-8")
     auroc, share = (
@@ -98,7 +104,10 @@ def test_what_is_said_of_the_credits_place_stands_in_the_measurement() -> None:
 
 
 def test_the_table_of_algorithms_is_the_code_s() -> None:
-    """Each cell in the words that the table has for the row's choice; a word used for two choices would be found out."""
+    """Each cell in the words that the table has for the row's choice.
+
+    A word used for two choices would be found out.
+    """
     (table, *_) = tables(ALGORITHMS.read_text(encoding="utf-8"))
     rows = {row[0].strip("`"): row[1:] for row in table[1:]}
     assert list(rows) == list(TABLE)

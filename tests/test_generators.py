@@ -47,7 +47,10 @@ def test_every_adapter_in_the_registry_exists() -> None:
 
 
 def test_import_of_the_registry_loads_no_model_library() -> None:
-    code = "import sys, t2i_gcpo.generators; print([m for m in ('transformers', 'diffusers', 'peft', 'torchvision') if m in sys.modules])"
+    code = (
+        "import sys, t2i_gcpo.generators; print([m for m in ('transformers', 'diffusers', 'peft', 'torchvision') "
+        "if m in sys.modules])"
+    )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

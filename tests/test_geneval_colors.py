@@ -1,4 +1,7 @@
-"""Colours of objects by CLIP, and the geneval reward with detectors whose objects have none; a tiny random open_clip model."""
+"""Colours of objects by CLIP, and the geneval reward with detectors whose objects have none.
+
+A tiny random open_clip model.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,10 @@ def masked(box: tuple[int, int, int, int], height: int, width: int, hole: bool =
 
 
 def plain_color(model: Any, image: Tensor, one: Detection) -> str:
-    """GenEval's own steps, one object at a time: Pillow's composite and crop, open_clip's transform, the mean of three texts."""
+    """GenEval's own steps, one object at a time.
+
+    Pillow's composite and crop, open_clip's transform, the mean of three texts.
+    """
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     if one.mask is not None:
         picture = Image.composite(picture, Image.new("RGB", picture.size, color="#999"), Image.fromarray(one.mask))

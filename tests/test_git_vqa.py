@@ -21,9 +21,13 @@ from rewards.models.preprocess import CLIP_MEAN, CLIP_STD
 SIZE = 16
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "yes", "no", "?", "red", "blue", "car", "dog", "teddy", "bear"]
 PREPROCESS = {
-    "do_center_crop": True, "crop_size": {"height": SIZE, "width": SIZE}, "size": {"shortest_edge": SIZE}, "resample": 3,
-    "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD),
-}  # fmt: skip
+    "do_center_crop": True,
+    "crop_size": {"height": SIZE, "width": SIZE},
+    "size": {"shortest_edge": SIZE},
+    "resample": 3,
+    "image_mean": list(CLIP_MEAN),
+    "image_std": list(CLIP_STD),
+}
 
 
 def save(path: Path, words: list[str] = WORDS, template: str = "[CLS] $A [SEP]") -> None:
@@ -31,19 +35,35 @@ def save(path: Path, words: list[str] = WORDS, template: str = "[CLS] $A [SEP]")
 
     config = GitConfig(
         vision_config={
-            "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": SIZE, "patch_size": 8,
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": SIZE,
+            "patch_size": 8,
         },
-        vocab_size=len(words), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=16, bos_token_id=2, eos_token_id=3,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=2,
+        eos_token_id=3,
+    )
     with seeded(1):
         model = stir(GitForCausalLM(config), 0.4)
     model.save_pretrained(path)
     word_tokenizer(
-        path, words, size=16, template=template,
-        cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]",
-    )  # fmt: skip
+        path,
+        words,
+        size=16,
+        template=template,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+    )
     (path / "preprocessor_config.json").write_text(json.dumps(PREPROCESS))
 
 
@@ -76,7 +96,10 @@ def model_of(folder: str) -> Any:
 
 
 def plain(folder: str, image: Tensor, things: list[str]) -> float:
-    """T2I-R1's own steps: one picture, one question at a time, no padding, no end mark, the next token's probabilities."""
+    """T2I-R1's own steps: one picture, one question at a time, no padding, no end mark.
+
+    The next token's probabilities.
+    """
     model = model_of(folder)
     pixels = (image.permute(1, 2, 0) / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
     answers = []

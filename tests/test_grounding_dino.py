@@ -20,7 +20,18 @@ from rewards.t2i_r1.object_scores import Found
 SIDE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Where the model's code expects BERT's marks: the words around a full stop see each other only.
-PLACES = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 1012: ".", 1029: "?", 200: "car", 201: "dog", 202: "teddy", 203: "bear"}  # fmt: skip
+PLACES = {
+    0: "[PAD]",
+    100: "[UNK]",
+    101: "[CLS]",
+    102: "[SEP]",
+    1012: ".",
+    1029: "?",
+    200: "car",
+    201: "dog",
+    202: "teddy",
+    203: "bear",
+}
 IDS = {word: index for index, word in PLACES.items()}
 THRESHOLD = 0.02
 

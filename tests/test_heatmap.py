@@ -154,7 +154,14 @@ def test_the_page_holds_every_number_and_asks_nothing_of_the_network() -> None:
     text = page(Heatmap.of(result, advantages), title="a <b>")
     assert not re.search(r"(src|href)=[\"']?(https?:)?//|@import|fetch\(|url\(", text)
     assert text.count("</script>") == 2 and "a &lt;b&gt;" in text
-    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
+    data = json.loads(
+        re.search(
+            r'<script id="data" '
+            r'type="application/json">(.*?)</script>',
+            text,
+            re.S,
+        )[1]
+    )  # type: ignore[index]
     assert data["images"][0]["prompt"] == "</script><b>&" and data["grid"] == [4, 4]
     row = data["images"][4]
     np.testing.assert_allclose(row["maps"]["advantage"], advantages.advantages[4], rtol=1e-4)

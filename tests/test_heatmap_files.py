@@ -1,4 +1,7 @@
-"""Heatmaps of anybody: sizes are checked before anything is read, shapes against each other before anything is drawn."""
+"""Heatmaps of anybody: sizes are checked before anything is read.
+
+Shapes against each other before anything is drawn.
+"""
 
 from __future__ import annotations
 
@@ -61,43 +64,46 @@ def test_a_good_file_is_read_and_drawn(tmp_path: Path) -> None:
     assert again.draw().tobytes() == loaded.draw().tobytes() and again.weights.dtype == np.float32
 
 
-@pytest.mark.parametrize(("changes", "expected"), [
-    ({"grid": np.array([0, 0])}, "its grid is 0 x 0, which does not make the 16 tokens"),
-    ({"grid": np.array([-4, -4])}, "its grid is -4 x -4"),
-    ({"grid": np.array([-8, -8])}, "its grid is -8 x -8"),
-    ({"grid": np.array([2, 4])}, "its grid is 2 x 4"),
-    ({"grid": np.array([2**62, 4])}, "which does not make the 16 tokens"),
-    ({"grid": np.array([4, 4, 1])}, "grid is of shape [3]; it must be [2]"),
-    ({"grid": np.array([4.0, 4.0])}, "grid is of type float64; it must be int64"),
-    ({"grid": np.array("4x4")}, "grid is of type <U3"),
-    ({"tokens": np.zeros((B, T + 1), np.int64)}, "commit_step is of shape [2, 16]; it must be [B, T], with T = 17"),
-    ({"tokens": np.full((B, T), -1)}, "its tokens begin at -1"),
-    ({"tokens": np.full((B, T), 2**64 - 1, np.uint64)}, "its tokens begin at -1"),
-    ({"commit_step": np.full((B, T), T)}, "steps span 16 to 16"),
-    ({"commit_step": np.full((B, T), 2**62)}, "steps from 0 to 15"),
-    ({"images": np.zeros((B, 3, 8, 8), np.float32)}, "images is of type float32; it must be uint8"),
-    ({"images": np.zeros((B, 1, 8, 8), np.uint8)}, "images is of shape [2, 1, 8, 8]; it must be [B, 3, H, W]"),
-    ({"images": np.zeros((B, 3, 8, 0), np.uint8)}, "its arrays are empty: W = 0"),
-    ({"images": np.zeros((B, 3, 1, 9000), np.uint8)}, "its images are 1 x 9000 pixels"),
-    ({"images": np.zeros((B, 3, 400, 1), np.uint8)}, "32 times as long as wide"),
-    ({"images": np.zeros((1, 3, 8, 8), np.uint8)}, "with B = 1 as of the others"),
-    ({"weights": np.ones((B, T), complex)}, "weights is of type complex128"),
-    ({"weights": np.ones(B * T, np.float32)}, "weights is of shape [32]; it must be [B, T]"),
-    ({"weights": None}, "it lacks weights"),
-    ({"prompts": np.array(["a"])}, "prompts is of shape [1]"),
-    ({"prompts": np.array([1, 2])}, "prompts is of type int64; it must be text"),
-    ({"prompts": np.array(["a", "b" * 30_000])}, "texts of 30000 letters"),
-    ({"stats/entropy": np.ones((B, 3), np.float32)}, "stats/entropy is of shape [2, 3]"),
-    ({"extra": np.ones(3)}, "it holds 'extra.npy', which is no part of a heatmap"),
-    ({f"stats/{k}": np.ones((B, T), np.float32) for k in range(70)}, "at most 64 are read"),
-    ({"recipe": np.array("[]")}, "its recipe is empty; it must be a mapping"),
-    ({"recipe": np.array("{")}, "its recipe is not valid JSON"),
-    ({"recipe": np.array("[" * 9999)}, "its recipe is not valid JSON"),
-    ({"recipe": np.array('{"top": "much"}')}, 'its recipe: top is "much"; it must be a number'),
-    ({"recipe": np.array('{"top": NaN}')}, "top"),
-    ({"recipe": np.array('{"credit": "magic"}')}, "magic"),
-    ({"recipe": np.array(["{}"])}, "recipe is of shape [1]; it must be []"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"grid": np.array([0, 0])}, "its grid is 0 x 0, which does not make the 16 tokens"),
+        ({"grid": np.array([-4, -4])}, "its grid is -4 x -4"),
+        ({"grid": np.array([-8, -8])}, "its grid is -8 x -8"),
+        ({"grid": np.array([2, 4])}, "its grid is 2 x 4"),
+        ({"grid": np.array([2**62, 4])}, "which does not make the 16 tokens"),
+        ({"grid": np.array([4, 4, 1])}, "grid is of shape [3]; it must be [2]"),
+        ({"grid": np.array([4.0, 4.0])}, "grid is of type float64; it must be int64"),
+        ({"grid": np.array("4x4")}, "grid is of type <U3"),
+        ({"tokens": np.zeros((B, T + 1), np.int64)}, "commit_step is of shape [2, 16]; it must be [B, T], with T = 17"),
+        ({"tokens": np.full((B, T), -1)}, "its tokens begin at -1"),
+        ({"tokens": np.full((B, T), 2**64 - 1, np.uint64)}, "its tokens begin at -1"),
+        ({"commit_step": np.full((B, T), T)}, "steps span 16 to 16"),
+        ({"commit_step": np.full((B, T), 2**62)}, "steps from 0 to 15"),
+        ({"images": np.zeros((B, 3, 8, 8), np.float32)}, "images is of type float32; it must be uint8"),
+        ({"images": np.zeros((B, 1, 8, 8), np.uint8)}, "images is of shape [2, 1, 8, 8]; it must be [B, 3, H, W]"),
+        ({"images": np.zeros((B, 3, 8, 0), np.uint8)}, "its arrays are empty: W = 0"),
+        ({"images": np.zeros((B, 3, 1, 9000), np.uint8)}, "its images are 1 x 9000 pixels"),
+        ({"images": np.zeros((B, 3, 400, 1), np.uint8)}, "32 times as long as wide"),
+        ({"images": np.zeros((1, 3, 8, 8), np.uint8)}, "with B = 1 as of the others"),
+        ({"weights": np.ones((B, T), complex)}, "weights is of type complex128"),
+        ({"weights": np.ones(B * T, np.float32)}, "weights is of shape [32]; it must be [B, T]"),
+        ({"weights": None}, "it lacks weights"),
+        ({"prompts": np.array(["a"])}, "prompts is of shape [1]"),
+        ({"prompts": np.array([1, 2])}, "prompts is of type int64; it must be text"),
+        ({"prompts": np.array(["a", "b" * 30_000])}, "texts of 30000 letters"),
+        ({"stats/entropy": np.ones((B, 3), np.float32)}, "stats/entropy is of shape [2, 3]"),
+        ({"extra": np.ones(3)}, "it holds 'extra.npy', which is no part of a heatmap"),
+        ({f"stats/{k}": np.ones((B, T), np.float32) for k in range(70)}, "at most 64 are read"),
+        ({"recipe": np.array("[]")}, "its recipe is empty; it must be a mapping"),
+        ({"recipe": np.array("{")}, "its recipe is not valid JSON"),
+        ({"recipe": np.array("[" * 9999)}, "its recipe is not valid JSON"),
+        ({"recipe": np.array('{"top": "much"}')}, 'its recipe: top is "much"; it must be a number'),
+        ({"recipe": np.array('{"top": NaN}')}, "top"),
+        ({"recipe": np.array('{"credit": "magic"}')}, "magic"),
+        ({"recipe": np.array(["{}"])}, "recipe is of shape [1]; it must be []"),
+    ],
+)
 def test_shapes_are_checked_against_each_other(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
     shown = message(saved(tmp_path, **changes))
     assert expected in shown, shown
@@ -118,19 +124,22 @@ def crafted(folder: Path, name: str, content: bytes, **options: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("content", "expected"), [
-    (header("(1000000, 1000000)"), "claims 4000000000"),
-    (header("(10000000000000000000000000,)"), "claims 4"),
-    (header("(-1, 5)"), "an array of shape [-1, 5]"),
-    (header("(2, 16)", "'|O'"), "weights.npy claims"),
-    (header("(2, 16)", "[('a', '<f4'), ('b', '<f4')]"), "weights"),
-    (header("(2, 16)", "'<f4'")[:20], ""),
-    (header("(" * 4000 + ")" * 4000), ""),
-    (header("(2, 16)", "__import__('os').getcwd()"), ""),
-    (b"", ""),
-    (b"\x93NUMPY\x07\x00", "an array of format (7, 0)"),
-    (b"\x80\x04\x95", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (header("(1000000, 1000000)"), "claims 4000000000"),
+        (header("(10000000000000000000000000,)"), "claims 4"),
+        (header("(-1, 5)"), "an array of shape [-1, 5]"),
+        (header("(2, 16)", "'|O'"), "weights.npy claims"),
+        (header("(2, 16)", "[('a', '<f4'), ('b', '<f4')]"), "weights"),
+        (header("(2, 16)", "'<f4'")[:20], ""),
+        (header("(" * 4000 + ")" * 4000), ""),
+        (header("(2, 16)", "__import__('os').getcwd()"), ""),
+        (b"", ""),
+        (b"\x93NUMPY\x07\x00", "an array of format (7, 0)"),
+        (b"\x80\x04\x95", ""),
+    ],
+)
 def test_headers_that_claim_too_much_or_nothing(tmp_path: Path, content: bytes, expected: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert expected in message(crafted(tmp_path, "weights", content))
@@ -188,10 +197,18 @@ def test_any_change_of_bytes_is_read_or_refused(tmp_path: Path) -> None:
     assert len(refused) > 100 and all(str(path) in text for text in refused)
 
 
-@pytest.mark.parametrize("change", [
-    lambda shape: shape.replace("2", "3"), lambda shape: shape.replace("16", "0"), lambda shape: "()", lambda shape: "(2, 16, 1)",
-    lambda shape: "2, 16", lambda shape: "(True, 16)", lambda shape: "('a',)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda shape: shape.replace("2", "3"),
+        lambda shape: shape.replace("16", "0"),
+        lambda shape: "()",
+        lambda shape: "(2, 16, 1)",
+        lambda shape: "2, 16",
+        lambda shape: "(True, 16)",
+        lambda shape: "('a',)",
+    ],
+)
 def test_any_shape_in_a_header_is_read_or_refused(tmp_path: Path, change: Callable[[str], str]) -> None:
     assert message(crafted(tmp_path, "weights", header(change("(2, 16)")) + bytes(128)))
 

@@ -93,7 +93,8 @@ def test_the_order_uncovers_tokens_one_by_one() -> None:
     def veiled(frame: np.ndarray) -> int:
         return int((frame == NOT_YET).all(axis=-1).sum())
 
-    # 40 x 40 pixels a cell, in the picture and below the map, where grey stays grey. The first frame hides 15 of 16 cells.
+    # 40 x 40 pixels a cell, in the picture and below the map, where grey stays grey. The first frame hides 15 of 16
+    # cells.
     counts = [veiled(frame) - veiled(frames[-1]) for frame in frames]
     assert counts == [2 * 40 * 40 * hidden for hidden in range(15, -1, -1)]
     assert veiled(frames[-1]) < 40 * 40  # no cell is left, at most pixels of letters

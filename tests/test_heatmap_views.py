@@ -1,4 +1,7 @@
-"""Looking into a heatmap without a model: other rules of credit, one picture, one cell; hand-worked where a number can be."""
+"""Looking into a heatmap without a model.
+
+Other rules of credit, one picture, one cell; hand-worked where a number can be.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""image_reward on a tiny random model, saved in the layout of ImageReward's own checkpoint and computed as its own code does."""
+"""image_reward on a tiny random model.
+
+Saved in the layout of ImageReward's own checkpoint and computed as its own code does.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ ROWS: list[dict[str, Any]] = [{} for _ in PROMPTS]
 
 
 def layout() -> dict[str, tuple[int, ...]]:
-    """The names and shapes of ImageReward.pt, smaller: timm's vision transformer, BERT with attention to the image, the head."""
+    """The names and shapes of ImageReward.pt, smaller.
+
+    Timm's vision transformer, BERT with attention to the image, the head.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
 
     def linear(name: str, outputs: int, inputs: int) -> None:
@@ -91,9 +97,15 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("image_reward")
     torch.save(checkpoint(), folder / "ImageReward.pt")
     word_tokenizer(
-        folder / "bert", WORDS, size=40, template="[CLS] $A [SEP]",
-        cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", unk_token="[UNK]",
-    )  # fmt: skip
+        folder / "bert",
+        WORDS,
+        size=40,
+        template="[CLS] $A [SEP]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+    )
     return {"checkpoint": str(folder), "tokenizer": str(folder / "bert")}
 
 
@@ -226,15 +238,20 @@ def test_the_full_size_has_the_published_sizes() -> None:
         return torch.empty(shape, device="meta")
 
     vision = {
-        "cls_token": shaped(1, 1, 1024), "pos_embed": shaped(1, 197, 1024), "patch_embed.proj.weight": shaped(1024, 3, 16, 16),
-        "blocks.0.mlp.fc1.weight": shaped(4096, 1024), "blocks.23.norm1.weight": shaped(1024),
-    }  # fmt: skip
+        "cls_token": shaped(1, 1, 1024),
+        "pos_embed": shaped(1, 197, 1024),
+        "patch_embed.proj.weight": shaped(1024, 3, 16, 16),
+        "blocks.0.mlp.fc1.weight": shaped(4096, 1024),
+        "blocks.23.norm1.weight": shaped(1024),
+    }
     eyes = _vision_config(transformers, vision)
     assert (eyes.image_size, eyes.patch_size, eyes.num_hidden_layers, eyes.num_attention_heads) == (224, 16, 24, 16)
     text = {
-        "embeddings.word_embeddings.weight": shaped(30524, 768), "embeddings.position_embeddings.weight": shaped(512, 768),
-        "encoder.layer.0.intermediate.dense.weight": shaped(3072, 768), "encoder.layer.11.output.dense.bias": shaped(768),
-    }  # fmt: skip
+        "embeddings.word_embeddings.weight": shaped(30524, 768),
+        "embeddings.position_embeddings.weight": shaped(512, 768),
+        "encoder.layer.0.intermediate.dense.weight": shaped(3072, 768),
+        "encoder.layer.11.output.dense.bias": shaped(768),
+    }
     reader = _text_config(transformers, text, 1024)
     assert (reader.num_hidden_layers, reader.num_attention_heads, reader.encoder_hidden_size) == (12, 12, 1024)
 

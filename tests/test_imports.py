@@ -33,7 +33,10 @@ FACES = {"t2i_gcpo"}
 
 
 def room(module: str) -> str:
-    """`t2i_gcpo.generators.tokens.sampling` -> `generators.tokens`, the longest name on a floor; KeyError where there is none."""
+    """`t2i_gcpo.generators.tokens.sampling` -> `generators.tokens`, the longest name on a floor.
+
+    KeyError where there is none.
+    """
     parts = module.split(".")[1:]
     names = (".".join(parts[:k]) for k in range(len(parts), 0, -1))
     return next((name for name in names if name in FLOOR_OF), parts[0])
@@ -49,7 +52,10 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def imported(path: Path, *, package: str) -> set[str]:
-    """Dotted names that a source file imports, wherever in the file. Relative imports are resolved against `package`."""
+    """Dotted names that a source file imports, wherever in the file.
+
+    Relative imports are resolved against `package`.
+    """
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -67,7 +73,10 @@ def imported(path: Path, *, package: str) -> set[str]:
 
 
 def test_the_reader_of_imports_sees_all_forms(tmp_path: Path) -> None:
-    source = "import torch.nn as nn\nfrom t2i_gcpo import credit\ndef f():\n    from .losses import kl\n    from . import optim\n"
+    source = (
+        "import torch.nn as nn\nfrom t2i_gcpo import credit\ndef f():\n    from .losses import kl\n    from . "
+        "import optim\n"
+    )
     (tmp_path / "x.py").write_text(source)
     assert imported(tmp_path / "x.py", package="t2i_gcpo") == {
         "torch.nn",
@@ -89,7 +98,10 @@ def test_the_maths_imports_torch_and_what_lies_below(name: str) -> None:
 
 
 def edges(package: Path) -> dict[str, set[str]]:
-    """Module -> the modules of the same package that it imports, wherever in the file, but for its own package's `__init__`."""
+    """Module -> the modules of the same package that it imports, wherever in the file.
+
+    But for its own package's `__init__`.
+    """
     files = modules(package)
     graph: dict[str, set[str]] = {}
     for name, path in files.items():
@@ -146,11 +158,13 @@ def test_every_room_has_a_charter(package: Path) -> None:
 def test_the_public_names() -> None:
     """In a fresh interpreter, where no other test has imported the submodules."""
     code = (
-        "from t2i_gcpo import Trainer, credit, advantages, losses, algorithms, generators, heatmap, prompts, pictures, curves, tables\n"
+        "from t2i_gcpo import Trainer, credit, advantages, losses, algorithms, generators, heatmap, prompts, "
+        "pictures, curves, tables\n"
         "from t2i_gcpo import Schedule, CheckpointPlan\n"
         "import t2i_gcpo.generators.janus, rewards.geneval, rewards\n"
         "assert callable(generators.load) and generators.janus.Janus and rewards.load and rewards.available()\n"
-        "assert callable(rewards.geneval.judge) and prompts.read and pictures.sample_grid and curves.draw and tables.markdown\n"
+        "assert callable(rewards.geneval.judge) and prompts.read and pictures.sample_grid and curves.draw and "
+        "tables.markdown\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -89,7 +89,10 @@ def test_the_seed_decides() -> None:
 def crossed(
     rng: np.random.Generator, runs: int, *, between_runs: float, between_prompts: float, noise: float
 ) -> tuple[np.ndarray, list[int], list[str]]:
-    """Values of mean 0, [S, 40]: a random effect of the run, one of the prompt, and noise; 20 prompts with two images, two tasks."""
+    """Values of mean 0, [S, 40]: a random effect of the run, one of the prompt, and noise.
+
+    20 prompts with two images, two tasks.
+    """
     prompts = np.repeat(np.arange(20), 2)
     values = between_runs * rng.normal(size=(runs, 1)) + between_prompts * rng.normal(size=20)[prompts]
     return values + noise * rng.normal(size=(runs, 40)), prompts.tolist(), ["x"] * 20 + ["y"] * 20

@@ -51,7 +51,10 @@ def assert_same(a: Rollout, b: Rollout) -> None:
 
 
 def logits_by_hand(generator: Janus, text: str, tokens: Tensor, null: bool = False) -> Tensor:
-    """Logits [T, V] of one row, written out without the adapter's encoder, masks or chunks (a row of its own has no padding)."""
+    """Logits [T, V] of one row, written out without the adapter's encoder.
+
+    Masks or chunks (a row of its own has no padding).
+    """
     words = generator.processor.tokenizer
     ids = [words.bos_token_id, *words.convert_tokens_to_ids(text.split()), words.convert_tokens_to_ids("<boi>")]
     if null:

@@ -64,7 +64,10 @@ def test_the_page_compares_them_by_what_the_study_and_the_benchmark_found() -> N
         title = f"| `{name}`, GRPO |" if row["arm"].endswith("_grpo") else f"| `{name}` |"
         (line,) = [line for line in compared.splitlines() if line.startswith(title)]
         gain, (low, high) = row["difference"]["overall"], row["difference"]["ci95"]
-        scores = f"| {row['before']['overall']:.3f} | {row['after']['overall']:.3f} | {gain:+.3f} [{low:+.3f}, {high:+.3f}] |"
+        scores = (
+            f"| {row['before']['overall']:.3f} | {row['after']['overall']:.3f} | {gain:+.3f} [{low:+.3f}, "
+            f"{high:+.3f}] |"
+        )
         assert f"| {row['seeds']} | {row['images']:,} {scores} {row['lowest_seed']['difference']:+.3f} |" in line
         if row["arm"] in costs:
             low, high = costs[row["arm"]]["ratio_ci95"]
@@ -147,7 +150,8 @@ def test_remasked_by_hand() -> None:
         [[True, False, False, False]],
         [[False, False, True, True]],
     ]
-    # The one token of the first pass has 1/2 of the objective, those of the second 1/4 each; the mean over 4 tokens divides by 4.
+    # The one token of the first pass has 1/2 of the objective, those of the second 1/4 each; the mean over 4 tokens
+    # divides by 4.
     assert found.scale.tolist() == [[2.0, 0.0, 1.0, 1.0]]
     both = remasked(ranks, torch.tensor([[1], [4]]))
     # The first token: 1 in the first pass, 1/4 in the second.

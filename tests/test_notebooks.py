@@ -1,4 +1,7 @@
-"""The notebooks: each .ipynb is its .py executed, without errors or traces of the machine; and the .py run from top to bottom."""
+"""The notebooks: each .ipynb is its .py executed, without errors or traces of the machine.
+
+And the .py run from top to bottom.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,15 @@ def test_functions_are_short(name: str) -> None:
     assert not [f.name for f in functions if (f.end_lineno or f.lineno) - f.lineno >= LONGEST]
 
 
-@pytest.mark.parametrize(("name", "study"), [("01_quickstart", "quickstart"), ("04_grpo_dapo_gcpo", "quickstart"), ("04_grpo_dapo_gcpo", "tune"), ("04_grpo_dapo_gcpo", "shapes")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "study"),
+    [
+        ("01_quickstart", "quickstart"),
+        ("04_grpo_dapo_gcpo", "quickstart"),
+        ("04_grpo_dapo_gcpo", "tune"),
+        ("04_grpo_dapo_gcpo", "shapes"),
+    ],
+)
 def test_committed_results_are_shown_as_they_are(name: str, study: str) -> None:
     """A result that changed in docs/results needs the notebook executed again."""
     file = ROOT / "docs/results" / study / "results.json"
@@ -130,7 +141,10 @@ def test_localisation_is_shown_as_it_is() -> None:
 )
 @pytest.mark.timeout(1200)
 def test_the_py_runs(name: str, tmp_path: Path) -> None:
-    """In a kernel of its own, in an empty folder; the notebooks' own assertions compare hand computations with the library."""
+    """In a kernel of its own, in an empty folder.
+
+    The notebooks' own assertions compare hand computations with the library.
+    """
     notebook = execute.execute(ROOT / "notebooks" / f"{name}.py", tmp_path)
     assert all(cell.execution_count for cell in code(notebook))
     assert not list(tmp_path.iterdir()), "runs go to a temporary folder of their own"

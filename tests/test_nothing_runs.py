@@ -1,4 +1,7 @@
-"""Nothing that is loaded executes: a search of the sources, and crafted files of every kind that is read, each with a command in it."""
+"""Nothing that is loaded executes.
+
+A search of the sources, and crafted files of every kind that is read, each with a command in it.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +39,22 @@ GUARDS = {
     "np.load": ("allow_pickle", False),
 }
 #: Calls that run what they read, whatever their arguments are.
-FORBIDDEN = {"pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.loads", "joblib.load", "torch.jit.load", "torch.hub.load",
-             "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "shelve.open", "pd.read_pickle", "torch.package.PackageImporter"}  # fmt: skip
+FORBIDDEN = {
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "marshal.loads",
+    "joblib.load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "eval",
+    "exec",
+    "shelve.open",
+    "pd.read_pickle",
+    "torch.package.PackageImporter",
+}
 #: Loaders of YAML that build plain values only, by their names in the sources.
 SAFE_LOADERS = {"Loader", "_StrictLoader"}
 #: peft reads no code for a plain LoRA adapter, and `checkpoints.locate` lets no other through.
@@ -93,7 +110,8 @@ open({marker!r}, "a").write("ran")
 
 
 class Evil:
-    register_for_auto_class = from_pretrained = from_dict = from_config = classmethod(lambda cls, *args, **options: cls())
+    from_pretrained = classmethod(lambda cls, *args, **options: cls())
+    register_for_auto_class = from_dict = from_config = from_pretrained
 """
 
 
@@ -115,7 +133,10 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def with_code(folder: Path, marker: Path, file: str = "tokenizer_config.json", **auto_map: Any) -> Path:
-    """Put a module into `folder` and ask for it in one of its configurations, as repositories with code of their own do."""
+    """Put a module into `folder` and ask for it in one of its configurations.
+
+    As repositories with code of their own do.
+    """
     path = folder / file
     (path.parent / "evil.py").write_text(EVIL.format(marker=str(marker)), encoding="utf-8")
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -191,7 +212,10 @@ def clip_folder(folder: Path, **text: Any) -> Path:
 
 @pytest.mark.parametrize("kwargs", [{}, {"trust_remote_code": True}])
 def test_open_clip_is_not_told_to_trust_by_its_own_config(tmp_path: Path, marker: Path, kwargs: dict[str, Any]) -> None:
-    """open_clip hands `tokenizer_kwargs` of a folder's configuration on to transformers: there it would not even ask."""
+    """open_clip hands `tokenizer_kwargs` of a folder's configuration on to transformers.
+
+    There it would not even ask.
+    """
     folder = with_code(clip_folder(tmp_path / "clip", tokenizer_kwargs=kwargs), marker)
     with pytest.raises(ValueError, match="Python code of its own"):
         load_open_clip("clip", checkpoint=str(folder))
@@ -213,10 +237,15 @@ def test_open_clip_s_text_model_brings_no_code(tmp_path: Path, marker: Path) -> 
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("config", [
-    {"attn_implementation": "somebody/kernels"}, {"text_config": {"_attn_implementation": "somebody/kernels"}},
-    {"attn_implementation": {"text_config": "somebody/kernels"}}, {"parts": [{"experts_implementation": "a/b@main:c"}]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"attn_implementation": "somebody/kernels"},
+        {"text_config": {"_attn_implementation": "somebody/kernels"}},
+        {"attn_implementation": {"text_config": "somebody/kernels"}},
+        {"parts": [{"experts_implementation": "a/b@main:c"}]},
+    ],
+)
 def test_a_configuration_names_no_kernels_of_the_hub(config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"c\.json: .* is code from the hub"):
         check_kernels(config, Path("c.json"))

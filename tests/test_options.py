@@ -117,7 +117,10 @@ def test_guidance_is_the_same_number_everywhere(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_of_a_longer_run_is_that_of_its_schedule(tmp_path: Path) -> None:
-    """3 steps are done, then the run is resumed with --steps 30: each step's rate is that of a run of 30 steps at that step."""
+    """3 steps are done, then the run is resumed with --steps 30.
+
+    Each step's rate is that of a run of 30 steps at that step.
+    """
     policy = generator()
     optim = OptimConfig(lr=1e-4, schedule="cosine", warmup_steps=0)
     short = Updater(policy, resolve("gcpo"), LoopOptions(steps=3), optim)

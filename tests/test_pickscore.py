@@ -1,4 +1,7 @@
-"""pickscore on a tiny random CLIPModel, through the folders that the real one has: the model, and another for its processor."""
+"""pickscore on a tiny random CLIPModel, through the folders that the real one has.
+
+The model, and another for its processor.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from rewards.models import weights as weights_module
 
 SIZE = 16
 LENGTH = 9
-#: The end of a text has the highest id, as in CLIP's vocabulary; "!" is 0 and pads, as in the repository of the processor.
+#: The end of a text has the highest id, as in CLIP's vocabulary; "!" is 0 and pads, as in the repository of the
+#: processor.
 WORDS = ["!", "<|unk|>", "a", "red", "blue", "star", "ring", "and", "<|startoftext|>", "<|endoftext|>"]
 PROMPTS = ["a red star", "a blue ring and a red star", "ring", "a red star", "a blue star"]
 ROWS: list[dict[str, Any]] = [{} for _ in PROMPTS]

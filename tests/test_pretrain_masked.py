@@ -1,4 +1,7 @@
-"""Pre-training of the embedded masked checkpoint: resumed it ends where it would have, and its card tells what the model does."""
+"""Pre-training of the embedded masked checkpoint.
+
+Resumed it ends where it would have, and its card tells what the model does.
+"""
 
 from __future__ import annotations
 

@@ -22,9 +22,19 @@ def write(path: Path, text: str) -> Path:
 
 def test_geneval_rows_keep_their_clauses_and_lose_their_nulls(tmp_path: Path) -> None:
     rows = [
-        {"tag": "colors", "include": [{"class": "ring", "count": 1, "color": "red", "position": None}], "prompt": "a red ring", "exclude": None},
-        {"tag": "counting", "include": [{"class": "star", "count": 2}], "exclude": [{"class": "star", "count": 3}], "prompt": "two stars"},
-    ]  # fmt: skip
+        {
+            "tag": "colors",
+            "include": [{"class": "ring", "count": 1, "color": "red", "position": None}],
+            "prompt": "a red ring",
+            "exclude": None,
+        },
+        {
+            "tag": "counting",
+            "include": [{"class": "star", "count": 2}],
+            "exclude": [{"class": "star", "count": 3}],
+            "prompt": "two stars",
+        },
+    ]
     prompts = read(write(tmp_path / "g.jsonl", "\n".join(map(json.dumps, rows)) + "\n\n"))
     assert [p.text for p in prompts] == ["a red ring", "two stars"]
     assert [p.task for p in prompts] == ["colors", "counting"]

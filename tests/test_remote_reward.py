@@ -45,7 +45,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-# -- what a call returns ------------------------------------------------------------------------------------------------
+# -- what a call returns -----------------------------------------------------------------------------------------------
 
 
 def test_the_scores_are_those_of_the_scorer_itself_in_their_order() -> None:
@@ -137,7 +137,7 @@ def test_failed_scores_are_marked_or_raised() -> None:
             RemoteReward(url=server.url)(pictures(2), ["a", "b"], [{"bonus": None}, {}])
 
 
-# -- fail-over ----------------------------------------------------------------------------------------------------------
+# -- fail-over ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_server_that_dies_in_the_middle_of_a_batch_is_replaced_by_the_next() -> None:
@@ -237,7 +237,7 @@ def test_the_first_error_ends_the_waiting_of_the_others(monkeypatch: pytest.Monk
             time.sleep(0.01)
 
 
-# -- answers that are none ------------------------------------------------------------------------------------------------
+# -- answers that are none ---------------------------------------------------------------------------------------------
 
 
 def cut(after: int, announced: bool = True) -> Any:
@@ -345,7 +345,7 @@ def test_what_a_server_refuses_is_not_asked_again(status: str) -> None:
         assert server.requests.count("/score") == 1
 
 
-# -- what a server says of itself ------------------------------------------------------------------------------------------
+# -- what a server says of itself --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_a_server_that_was_away_at_the_start_is_asked_who_it_is_when_it_comes() 
                 score(reward, torch.cat([pictures(1)] * 40))  # three requests: both are asked
 
 
-# -- prompts are checked over there ------------------------------------------------------------------------------------------
+# -- prompts are checked over there ------------------------------------------------------------------------------------
 
 
 def test_prompts_are_checked_by_the_server_with_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,7 +449,7 @@ def test_prompts_are_checked_by_the_server_with_their_places(monkeypatch: pytest
             reward(pictures(1), ["a riddle"], [bad])
 
 
-# -- options ------------------------------------------------------------------------------------------------------------
+# -- options -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,14 @@ def workplace(model: Path) -> Path:
 def arguments(workplace: Path, out: Path, steps: int) -> list[str]:
     prompts = [f"--prompts.{name}={workplace / 'prompts.txt'}" for name in ("train", "validation", "test")]
     named = [f"--generator.checkpoint={workplace / 'model'}", f"--reward.name={workplace / 'reward.py'}:redness"]
-    options = "--prompts-per-step 2 --algorithm.group-size 4 --optim.lr 1e-2 --optim.warmup-steps 0 --pictures.every 0 --evaluate.every 0"
-    options += " --evaluate.before False --evaluate.after False --checkpoint.every 1 --generator.compile off --generator.device cpu"
+    options = (
+        "--prompts-per-step 2 --algorithm.group-size 4 --optim.lr 1e-2 --optim.warmup-steps 0 "
+        "--pictures.every 0 --evaluate.every 0"
+    )
+    options += (
+        " --evaluate.before False --evaluate.after False --checkpoint.every 1 --generator.compile off "
+        "--generator.device cpu"
+    )
     options += " --logging.tensorboard False --logging.progress False"
     return ["train", *named, *prompts, *options.split(), "--output-dir", str(out), "--steps", str(steps)]
 
@@ -198,7 +204,10 @@ def wait_for_a_new_row(process: subprocess.Popen[bytes], out: Path, rows: int, s
 
 
 def kill_at_random_moments(workplace: Path, out: Path, steps: int, kills: int, moments: random.Random) -> None:
-    """Start, kill -9 within half a second of a step of its own, resume, until it was killed `kills` times; then let it end."""
+    """Start, kill -9 within half a second of a step of its own, resume, until it was killed `kills` times.
+
+    Then let it end.
+    """
     for number in range(kills):
         before = len(read_metrics(out))
         process = start(

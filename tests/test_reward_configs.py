@@ -1,4 +1,7 @@
-"""The shipped configs' rewards: every option is one that the scorer takes, and the mixture is the one that the file says."""
+"""The shipped configs' rewards: every option is one that the scorer takes.
+
+And the mixture is the one that the file says.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """Name and options of every scorer that is built, in place of loading its weights. Their signatures are the real ones."""
+    """Name and options of every scorer that is built, in place of loading its weights.
+
+    Their signatures are the real ones.
+    """
     calls: list[tuple[str, dict[str, Any]]] = []
     real = registry.find
 

@@ -157,7 +157,10 @@ def test_a_body_of_100_megabytes_is_refused_unread(monkeypatch: pytest.MonkeyPat
             assert status == 413 and "100000000 bytes; at most 67108864" in answer["error"] and peak < 5 * 10**6
             # Announced and never sent, with and without asking first.
             for more in (b"", b"Expect: 100-continue\r\n"):
-                head = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n"
+                head = (
+                    b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+                    b"application/json\r\nContent-Length: 99999999\r\n"
+                )
                 assert b" 413 " in raw(server, head + more + b"\r\n").split(b"\r\n")[0]
         assert works(server)
 
@@ -175,7 +178,10 @@ def raw(server: RewardServer, data: bytes) -> bytes:
 def test_a_client_that_asks_first_may_send() -> None:
     with serve() as server:
         body = json.dumps(request()).encode()
-        head = f"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        head = (
+            "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+            f"{len(body)}\r\n"
+        )
         received = raw(server, head.encode() + b"Expect: 100-continue\r\n\r\n" + body)
         assert received.startswith(b"HTTP/1.1 100 ") and b"HTTP/1.1 200 " in received
 

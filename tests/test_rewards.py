@@ -1,4 +1,7 @@
-"""The reward package's plumbing: names, checks, sums, functions of one's own, and the geneval reward on painted scenes."""
+"""The reward package's plumbing: names, checks, sums, functions of one's own.
+
+And the geneval reward on painted scenes.
+"""
 
 from __future__ import annotations
 

@@ -91,7 +91,10 @@ def test_draw_inverts_the_cumulative_distribution() -> None:
 
 
 def test_draw_never_takes_an_impossible_token() -> None:
-    """First and last tokens impossible, uniform at and near both ends, over codebooks whose sum of probabilities rounds differently."""
+    """First and last tokens impossible, uniform at and near both ends.
+
+    Over codebooks whose sum of probabilities rounds differently.
+    """
     generator = torch.Generator().manual_seed(1)
     edges = torch.tensor([0.0, 2.0**-24, 0.5, 1 - 2.0**-23, sampling.LARGEST_UNIFORM, 1.0])
     for vocabulary in (5, 1000, 16384):

@@ -1,4 +1,7 @@
-"""What one part asks of another is declared: nothing probes our own objects for what they have, and no type is narrowed by an assertion."""
+"""What one part asks of another is declared.
+
+Nothing probes our own objects for what they have, and no type is narrowed by an assertion.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import t2i_gcpo
 
 PACKAGES = [Path(package.__file__).parent for package in (t2i_gcpo, rewards)]
 BUILTINS = ("hasattr", "getattr", "setattr")
-#: File -> what hasattr, getattr and setattr are called on there: objects of other libraries, and functions that users wrote.
+#: File -> what hasattr, getattr and setattr are called on there: objects of other libraries, and functions that users
+#: wrote.
 PROBES: dict[str, set[str]] = {
     "rewards/function.py": {"function", "self.function", "module"},  # a user's function and the file that it is in
     "rewards/geneval/detectors/__init__.py": {"function"},  # a user's detector
@@ -64,7 +68,10 @@ def sources() -> dict[str, ast.AST]:
 
 
 def test_our_own_objects_are_not_probed() -> None:
-    """A new entry of PROBES is for what another library or a user made; what is ours gets a declared attribute or method."""
+    """A new entry of PROBES is for what another library or a user made.
+
+    What is ours gets a declared attribute or method.
+    """
     asked = {name: objects for name, tree in sources().items() if (objects := probes(tree))}
     assert asked == PROBES
 

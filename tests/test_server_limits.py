@@ -1,4 +1,7 @@
-"""A reward server against clients who drip, hoard, or come from a web page; and against requests that are small and cost much."""
+"""A reward server against clients who drip, hoard, or come from a web page.
+
+And against requests that are small and cost much.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ def wait_until(condition: Any, seconds: float = 10.0) -> None:
         time.sleep(0.005)
 
 
-# -- bytes, connections and time ------------------------------------------------------------------------------------------
+# -- bytes, connections and time ---------------------------------------------------------------------------------------
 
 
 def test_announced_bytes_take_no_room() -> None:
@@ -170,7 +173,7 @@ def test_whole_requests_are_never_ended_for_others(monkeypatch: pytest.MonkeyPat
         assert answer(one)[0] == answer(two)[0] == 200
 
 
-# -- web pages ------------------------------------------------------------------------------------------------------------
+# -- web pages ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_this_machine_s_own_names_and_a_token_are_let_in() -> None:
         assert send(to, request(), headers={"Host": "rewards.example"})[0] == 401
 
 
-# -- what cannot be scored is the caller's mistake ----------------------------------------------------------------------------
+# -- what cannot be scored is the caller's mistake ---------------------------------------------------------------------
 
 
 STAR = {"class": "star", "count": 1}
@@ -263,7 +266,7 @@ def test_an_error_that_the_request_caused_is_no_failure_of_the_server(kind: type
         assert status == 422 and "text" in content["error"] and "Traceback" in said[0]
 
 
-# -- small requests that cost much --------------------------------------------------------------------------------------------
+# -- small requests that cost much -------------------------------------------------------------------------------------
 
 
 class Sizes(Reward):

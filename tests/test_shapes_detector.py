@@ -132,7 +132,10 @@ def test_holes_and_bumps() -> None:
 
 
 def test_junk() -> None:
-    """Flat pictures, noise, specks, mosaics and smooth random blobs: next to nothing passes, least of all for counting."""
+    """Flat pictures, noise, specks, mosaics and smooth random blobs.
+
+    Next to nothing passes, least of all for counting.
+    """
     rng = np.random.default_rng(0)
     palette = np.array([BACKGROUND, *COLORS.values()], dtype=np.uint8)
     flat = [np.broadcast_to(color, (96, 96, 3)) for color in palette]
@@ -239,7 +242,10 @@ def test_input_is_checked() -> None:
 
 
 def test_speed() -> None:
-    """CPU time against that of drawing the same scenes on the same machine: about seven times as much; the bound is five times that."""
+    """CPU time against that of drawing the same scenes on the same machine.
+
+    About seven times as much; the bound is five times that.
+    """
     rng = random.Random(0)
     scenes = [sample_scene(prompt.metadata, rng) for prompt in rng.choices(split("train"), k=64)]
     drawing = looking = float("inf")

@@ -133,7 +133,8 @@ def test_crops_start_on_the_token_grid() -> None:
     crops = pictures(rng, 8, 48)
     assert crops.shape == (8, 3, 48, 48) and crops.abs().max() <= 1
     background = torch.tensor(BACKGROUND) / 127.5 - 1
-    # Every crop holds some of an object, and objects begin on multiples of 8: a cell is changed from its first pixels on.
+    # Every crop holds some of an object, and objects begin on multiples of 8: a cell is changed from its first pixels
+    # on.
     assert ((crops - background[None, :, None, None]).abs().amax(dim=(1, 2, 3)) > 0.1).all()
 
 

@@ -1,4 +1,7 @@
-"""`t2i-gcpo study`: the trials of a file, what it refuses, the processes, the pooled numbers, and one study that trains."""
+"""`t2i-gcpo study`: the trials of a file, what it refuses, the processes, the pooled numbers.
+
+And one study that trains.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ def test_trials_are_arms_times_grid_times_seeds(tmp_path: Path) -> None:
         options: {optim: {betas: [0.5, 0.75]}, evaluate.test-limit: 12}
         arms:
           a: {algorithm.name: grpo}
-          b: {algorithm.name: dapo, evaluate.test_limit: 24, optim: {betas: [0.25, 0.5]}, reward: {detector: shapes, parts: {x: {w: 1e-1}}}}
+          b: {algorithm.name: dapo, evaluate.test_limit: 24, optim: {betas: [0.25, 0.5]},
+              reward: {detector: shapes, parts: {x: {w: 1e-1}}}}
         grid: {optim.lr: [1e-5, 2.0e-4], distribution: [guided]}
     """
     found = read(write(tmp_path, text), tmp_path / "out")
@@ -128,7 +132,7 @@ def test_where_the_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("arms:", "against: [grpo, grpo]\narms:", "a list of different ones"),
         ("arms:", "against: [[grpo]]\narms:", "give an arm"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_refused_before_anything_runs(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in TWO_ARMS
     with pytest.raises(ValueError, match=message):
@@ -175,7 +179,8 @@ def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path: Path, capsys:
     assert len(lines) == 4 and not (tmp_path / "out").exists()
     assert lines[3].startswith("gcpo/seed_1 (new): ")
     assert lines[3].endswith(
-        f"-m t2i_gcpo.cli train --logging.progress=false --steps=4 --algorithm.name=gcpo --seed 1 --output-dir {tmp_path}/out/trials/gcpo/seed_1 --evaluate.seed 1"
+        "-m t2i_gcpo.cli train --logging.progress=false --steps=4 --algorithm.name=gcpo --seed 1 --output-dir "
+        f"{tmp_path}/out/trials/gcpo/seed_1 --evaluate.seed 1"
     )
 
 
@@ -547,7 +552,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "base.yaml").write_text(
         f"generator: {{checkpoint: {folder / 'model'}, compile: 'off', device: cpu}}\n"
         f"reward: {{name: '{folder / 'reward.py'}:redness'}}\nprompts:\n{prompts}\n"
-        "steps: 2\nprompts_per_step: 2\nmicro_batch: 8\nalgorithm: {group_size: 4}\noptim: {lr: 1e-2, warmup_steps: 0}\n"
+        "steps: 2\nprompts_per_step: 2\nmicro_batch: 8\nalgorithm: {group_size: 4}\noptim: {lr: 1e-2, warmup_steps: "
+        "0}\n"
         "pictures: {every: 0}\nlogging: {tensorboard: false}\n"
     )
     write(

@@ -1,4 +1,7 @@
-"""`t2i-gcpo train` and `sample` from the command line, on a tiny random checkpoint: what a run writes, and that it can be resumed."""
+"""`t2i-gcpo train` and `sample` from the command line, on a tiny random checkpoint.
+
+What a run writes, and that it can be resumed.
+"""
 
 from __future__ import annotations
 

@@ -479,7 +479,10 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 def test_steps_one_at_a_time_are_the_run(tmp_path: Path) -> None:
-    """Two runs side by side, a step of each in turn, end where each alone does; `stop` between two steps saves and ends."""
+    """Two runs side by side, a step of each in turn, end where each alone does.
+
+    `stop` between two steps saves and ends.
+    """
     alone, here, other = (trainer(tmp_path / name, steps=3, seed=seed) for name, seed in (("a", 5), ("b", 5), ("c", 6)))
     alone.train()
     seen = [(one.step, two.step) for one, two in zip(here.iterate(), other.iterate(), strict=True)]

@@ -66,7 +66,8 @@ def test_confidence_by_hand() -> None:
     half = torch.full((1, 4), 0.5)
     assert newly_committed(logprob, masked, 1, half).tolist() == [[True, False, False, False]], "the known one is out"
     assert newly_committed(logprob, masked, 2, half).tolist() == [[True, False, True, False]]
-    # Gumbel noise of 0.99 is 4.60, of 0.01 -1.53: at temperature 1 the second leads with 1.60, the first falls to -2.53.
+    # Gumbel noise of 0.99 is 4.60, of 0.01 -1.53: at temperature 1 the second leads with 1.60, the first falls to
+    # -2.53.
     noise = torch.tensor([[0.01, 0.99, 0.5, 0.5]])
     assert newly_committed(logprob, masked, 1, noise, temperature=1.0).tolist() == [[False, True, False, False]]
     assert newly_committed(logprob, masked, 1, noise, temperature=0.1).tolist() == [[True, False, False, False]]

@@ -62,7 +62,10 @@ def run(target: Updater, rollout: Rollout, targets: TokenAdvantages, seed: int =
 
 
 def plain_logprobs(model: Any, policy: Janus, rollout: Rollout) -> Tensor:
-    """Log-probs of the guided distribution at guidance 2, written out: one prompt after the other, no padding shared."""
+    """Log-probs of the guided distribution at guidance 2, written out.
+
+    One prompt after the other, no padding shared.
+    """
     rows = []
     for row in range(rollout.batch):
         encoded = policy.prompts.encode([rollout.prompts[row // rollout.sampling.group_size].text])

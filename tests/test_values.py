@@ -1,4 +1,7 @@
-"""Text becomes a value by the declared type of its option, on the command line and in a YAML alike; YAML files are read strictly."""
+"""Text becomes a value by the declared type of its option, on the command line and in a YAML alike.
+
+YAML files are read strictly.
+"""
 
 from __future__ import annotations
 
@@ -148,7 +151,8 @@ def test_scorers_options_of_a_yaml(tmp_path: Path) -> None:
     composite = load(
         yaml_file(
             tmp_path,
-            "reward: {name: composite, rewards: {clip: {revision: 2024, weight: 2}, b: {name: ocr, min_confidence: 1}}}",
+            "reward: {name: composite, rewards: {clip: {revision: 2024, weight: 2}, b: {name: ocr, min_confidence: "
+            "1}}}",
         )
     )
     assert composite.reward.options["rewards"] == {

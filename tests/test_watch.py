@@ -62,7 +62,10 @@ def test_color_entropy_is_that_of_a_slow_count() -> None:
 
 
 def test_near_duplicates_by_hand() -> None:
-    """Grey levels 100, 102, 110 of one prompt: only the first two are nearer than 3. Those of the other prompt are all alike."""
+    """Grey levels 100, 102, 110 of one prompt: only the first two are nearer than 3.
+
+    Those of the other prompt are all alike.
+    """
     images = plain((100,) * 3, (102,) * 3, (110,) * 3, (9,) * 3, (9,) * 3, (9,) * 3)
     assert near_duplicates(images, 3) == pytest.approx((1 + 3) / 6)
     assert math.isnan(near_duplicates(images, 1))

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
 ).split()
 #: Milliseconds for what a page shows in the end, also on a machine with other work.
 PATIENCE = 120_000
@@ -50,7 +51,10 @@ class Watched:
 
 @pytest.fixture
 def new_page(chromium: Any) -> Iterator[Callable[..., Any]]:
-    """Opens pages, each a browser session of its own; at the end, nothing may have left the machine, and no script may have failed."""
+    """Opens pages, each a browser session of its own.
+
+    At the end, nothing may have left the machine, and no script may have failed.
+    """
     opened: list[tuple[Watched, Any]] = []
 
     def open_page(url: str, *, width: int = 1280, height: int = 900) -> Any:

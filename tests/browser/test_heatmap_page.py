@@ -1,4 +1,7 @@
-"""The heatmap's HTML page in a real browser: what the pointer shows is what the npz holds, whatever map, opacity or step is chosen."""
+"""The heatmap's HTML page in a real browser.
+
+What the pointer shows is what the npz holds, whatever map, opacity or step is chosen.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,10 @@ def test_what_the_pointer_shows_is_what_the_file_holds(page: Any, saved: tuple[H
 
 def pixel(page: Any, index: int, t: int) -> list[int]:
     """Red, green, blue and opacity of a cell of the drawn map."""
-    script = "([index, t]) => { const c = document.querySelectorAll('.over canvas')[index]; return [...c.getContext('2d').getImageData(t % c.width, Math.floor(t / c.width), 1, 1).data]; }"
+    script = (
+        "([index, t]) => { const c = document.querySelectorAll('.over canvas')[index]; return "
+        "[...c.getContext('2d').getImageData(t % c.width, Math.floor(t / c.width), 1, 1).data]; }"
+    )
     return page.evaluate(script, [index, t])
 
 
