@@ -14,6 +14,8 @@ from torch import Tensor
 
 Scale = Literal["std", "none"]
 
+_LARGE = 2.0**40
+"""Rewards above it are scaled before they are squared: 2^80 times the images of any group is far below float32's 2^128."""
 DEFAULT_EPS = 1e-4
 """Added to a group's standard deviation (2402.03300's published code)."""
 
@@ -45,14 +47,26 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: Scale = "std", 
     grouped = _grouped(rewards, group_size)
     valid = grouped.isfinite()
     count = valid.sum(dim=1, keepdim=True)
-    centred = torch.where(valid, grouped, 0.0)
+    unit = _unit(grouped, valid)
+    centred = torch.where(valid, grouped / unit, 0.0)
     centred = torch.where(valid, centred - centred.sum(dim=1, keepdim=True) / count.clamp(min=1), 0.0)
     if scale == "std":
         variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
-        centred = centred / (variance.sqrt() + eps)
+        centred = centred / (variance.sqrt() + eps / unit)
+    else:
+        centred = centred * unit
     # Equal rewards leave rounding noise about their mean: it is no signal.
     advantages = torch.where(informative_groups(rewards, group_size).unsqueeze(1), centred, 0.0)
     return rearrange(advantages, "p g -> (p g)")
+
+
+def _unit(grouped: Tensor, valid: Tensor) -> Tensor:
+    """[P, 1]: what large rewards are divided by, so that neither their sum nor their squares leave float32's range.
+
+    A power of two, by which a division is exact, and 1 for rewards of a size that is usual: their advantages are the same bits.
+    """
+    largest = torch.where(valid, grouped, 0.0).abs().amax(dim=1, keepdim=True)
+    return torch.where(largest > _LARGE, torch.exp2(torch.frexp(largest).exponent.to(largest.dtype) - 1), 1.0)
 
 
 def part_advantages(

@@ -54,6 +54,25 @@ def test_parity_with_a_loop(scale: str) -> None:
     assert got[8:24].abs().max() == 0
 
 
+@pytest.mark.parametrize("scale", ["std", "none"])
+@pytest.mark.parametrize("size", [1e12, 4e19, 1e30, 3e38])
+def test_large_rewards_do_not_overflow(size: float, scale: str) -> None:
+    """The squares, and even the sum, of rewards that float32 holds may be beyond it."""
+    rewards = (
+        torch.tensor([0.0, 0.5, NAN, 1.0, -0.25] * 2) * torch.tensor([[size], [1.0]]).repeat_interleave(5, 0).flatten()
+    )
+    got = group_advantages(rewards, 5, scale=scale).double()  # type: ignore[arg-type]
+    assert got.tolist() == pytest.approx(slow(rewards.double().tolist(), 5, scale, 1e-4), rel=1e-6)
+    equal = torch.full((16,), size)
+    assert group_advantages(equal, 16, scale=scale).abs().max() == 0  # type: ignore[arg-type]
+
+
+def test_scaling_large_rewards_changes_no_bit() -> None:
+    rewards = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    large = group_advantages(rewards * 2.0**60, 8, eps=1e-4 * 2.0**60)
+    assert torch.equal(large, group_advantages(rewards, 8, eps=1e-4))
+
+
 def test_groups_do_not_mix() -> None:
     advantages = group_advantages(torch.tensor([0.0, 1.0, 100.0, 101.0]), 2, scale="none")
     assert advantages.tolist() == [-0.5, 0.5, -0.5, 0.5]

@@ -106,8 +106,8 @@ class Collected:
         metrics = {"groups/discarded": float(self.groups_discarded)}
         metrics["reward/failed"] = float((~self.scores.isfinite()).sum())
         for name, values in {"mean": self.scores, **{f"part/{part}": v for part, v in self.parts.items()}}.items():
-            metrics[f"reward/{name}"] = float(values[values.isfinite()].mean())  # NaN of no images
-        scores = self.scores[self.scores.isfinite()]
+            metrics[f"reward/{name}"] = float(values[values.isfinite()].double().mean())  # NaN of no images
+        scores = self.scores[self.scores.isfinite()].double()  # the squares of 1e19 are beyond float32
         metrics["reward/std"] = float(scores.std()) if len(scores) > 1 else 0.0
         return metrics
 
