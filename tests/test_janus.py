@@ -379,8 +379,8 @@ def test_lora_adapts_the_language_model_only_and_its_base_is_the_reference(gener
     assert {id(p) for p in generator.trainable_parameters()} == {
         id(p) for name, p in generator.model.named_parameters() if name in adapted
     }
-    push(generator)
     generator.keep_reference()
+    push(generator)
     with torch.no_grad():
         moved = generator.token_logprobs(rollout)
         with generator.reference():

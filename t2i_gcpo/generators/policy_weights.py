@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from t2i_gcpo.generators.integrity import reading, tensor_sizes
 
@@ -32,6 +32,7 @@ class PolicyWeights:
         self.module: nn.Module = model.get_submodule(path)
         self.peft: Any = None
         self._reference: nn.Module | None = None
+        self._reference_adapters: list[Tensor] | None = None
         model.requires_grad_(False)
         self.module.requires_grad_(True)
 
@@ -97,7 +98,7 @@ class PolicyWeights:
         if self.peft is None:
             raise ValueError("there are no LoRA adapters to merge")
         self.peft.merge_and_unload()
-        self.peft = None
+        self.peft = self._reference_adapters = None
         self.module.requires_grad_(True)
 
     def checkpoint_activations(self) -> None:
@@ -109,24 +110,46 @@ class PolicyWeights:
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def keep_reference(self) -> None:
-        """Copy the submodule as it is now.
+        """Keep the submodule as it is now for `reference()`: a copy, with LoRA of the adapters alone.
 
-        With LoRA the base without its adapters is the reference, and nothing is copied.
+        Adapters that are new add nothing to the base, which then is the reference, and nothing is copied.
         """
         if self.peft is None:
             self._reference = copy.deepcopy(self.unwrapped()).requires_grad_(False).eval()
+        else:
+            changed = any(bool(p.any()) for name, p in self.module.named_parameters() if ".lora_B." in name)
+            self._reference_adapters = [p.detach().clone() for p in self.trainable_parameters()] if changed else None
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, `module` is the reference. ValueError without `keep_reference()`, unless there are LoRA adapters."""
-        if self.peft is not None:
+        """Inside, the submodule is the one that `keep_reference()` kept.
+
+        Without that call it is the base without its adapters, with LoRA; else ValueError.
+        """
+        if self._reference_adapters is not None:
+            with self._exchanged(self._reference_adapters):
+                yield
+        elif self.peft is not None:
             with self.peft.disable_adapter():
                 yield
-            return
-        if self._reference is None:
-            raise ValueError("no reference was kept; call keep_reference() before training, or train with LoRA")
-        trained, self.module = self.module, self._reference
+        else:
+            if self._reference is None:
+                raise ValueError("no reference was kept; call keep_reference() before training, or train with LoRA")
+            trained, self.module = self.module, self._reference
+            try:
+                yield
+            finally:
+                self.module = trained
+
+    @contextmanager
+    def _exchanged(self, values: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, the trained parameters have other values."""
+        parameters = self.trainable_parameters()
+        trained = [parameter.data for parameter in parameters]
         try:
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.data = value
             yield
         finally:
-            self.module = trained
+            for parameter, value in zip(parameters, trained, strict=True):
+                parameter.data = value

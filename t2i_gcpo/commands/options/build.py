@@ -20,7 +20,7 @@ COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
 
 def generator(options: GeneratorConfig, *, seed: int = 0) -> ImageGenerator:
-    """Load the checkpoint, with LoRA adapters where a rank is given; `seed` is of their initial values."""
+    """Load the checkpoint, with LoRA adapters where a rank is given, else with those that it has merged; `seed`: of new ones' values."""
     from t2i_gcpo import generators
 
     # Only what was asked for, so that a generator that has no such option refuses it.
@@ -39,6 +39,8 @@ def generator(options: GeneratorConfig, *, seed: int = 0) -> ImageGenerator:
     )
     if options.lora_rank:
         loaded.add_lora(rank=options.lora_rank, alpha=options.lora_alpha, seed=seed)
+    elif loaded.has_lora:
+        loaded.merge_lora()  # rank 0 trains all parameters, those that came with adapters, too
     return loaded
 
 
