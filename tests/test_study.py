@@ -9,9 +9,12 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from t2i_gcpo.reports.run import read as read_run
 from t2i_gcpo.study import command as study
 from t2i_gcpo.study.spec import Trial, read
 from t2i_gcpo.training.tracker import Tracker, prepare_run
+from t2i_gcpo.utils.lock import locked
 
 TWO_ARMS = "seeds: [0, 1]\noptions: {steps: 4}\narms:\n  grpo: {algorithm.name: grpo}\n  gcpo: {algorithm.name: gcpo}\n"
 
@@ -532,6 +536,167 @@ def test_no_trial_outlives_the_study(tmp_path: Path, trainer: Trainer, monkeypat
     with pytest.raises(RuntimeError, match="defect"):
         start(tmp_path)
     assert len(started) == 1 and started[0].process.poll() is not None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"images": null}'])
+def test_a_damaged_evaluation_after_is_made_again(tmp_path: Path, trainer: Trainer, content: str) -> None:
+    assert start(tmp_path)[0] == 0
+    trainer.resumed.clear()
+    (tmp_path / "out" / "trials" / "grpo" / "seed_1" / "eval_after.json").write_text(content)
+    status, data = start(tmp_path)
+    assert status == 0 and trainer.resumed == {"grpo/seed_1": True}
+    assert [row["status"] for row in data["trials"]] == ["done"] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("eval_before.json", "{"),
+        ("metrics.jsonl", "[]\n{}\n"),
+        ("config.yaml", "steps: ["),
+        ("config.yaml", "setps: 4"),
+        ("config.yaml", None),
+    ],
+)
+def test_a_damaged_trial_does_not_stop_the_others(
+    tmp_path: Path, trainer: Trainer, name: str, content: str | None
+) -> None:
+    first = read(write(tmp_path), tmp_path / "out").trials[0]
+    run_folder(first, first.folder, [0.25] * 6)
+    damaged = first.folder / name
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_text(content)
+    status, data = start(tmp_path)
+    assert status == 1 and [row["status"] for row in data["trials"]] == ["failed", "done", "done", "done"]
+    assert data["trials"][0]["last_line"].endswith(f"mend it, or remove {first.folder} to train it again")
+    assert str(first.folder) in data["trials"][0]["last_line"] and "grpo/seed_0" not in trainer.resumed
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[Callable[[], None]]:
+    """Inside, another thread, which stands for another process, holds a folder's lock until the function is called."""
+    taken, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(folder):
+            taken.set()
+            done.wait()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+    try:
+        yield done.set
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_one_study_at_a_time_writes_into_a_folder(tmp_path: Path, trainer: Trainer) -> None:
+    with held(tmp_path / "out"):
+        with pytest.raises(ValueError, match="is in use by process .*name another --out"):
+            start(tmp_path)
+        assert not trainer.events() and [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    assert start(tmp_path)[0] == 0
+
+
+def test_a_trial_that_still_runs_is_waited_for_and_not_started_beside_itself(
+    tmp_path: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = read(write(tmp_path), tmp_path / "out").trials[0]
+    with held(first.folder) as end:
+        when(lambda: [event[1] for event in trainer.events()].count("ends") == 3, end)
+        assert start(tmp_path)[0] == 0
+    assert [event[0] for event in trainer.events() if event[1] == "starts"][-1] == "grpo/seed_0"
+    assert capsys.readouterr().out.count("grpo/seed_0 is being trained by process") == 1
+
+
+#: The training of a trial, without a training: it says that it runs, and when it is told to stop.
+TRIAL = """
+import signal, sys, time
+from t2i_gcpo import cli
+from t2i_gcpo.study import trial
+
+def train(argv):
+    def told(*_):
+        open(argv[1], "w").write("told")
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, told)
+    open(argv[0], "w").write("runs")
+    time.sleep(600)
+
+cli.main = train
+sys.exit(trial.main(sys.argv[1:]))
+"""
+#: Starts a trial as a study does, says its process and waits to be killed.
+STUDY = """
+import subprocess, sys, time
+line = [sys.executable, "-c", *sys.argv[1:]]
+process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_kill_9_of_a_study_ends_its_trials_and_lets_them_save(tmp_path: Path) -> None:
+    runs, told = tmp_path / "runs", tmp_path / "told"
+    line = [sys.executable, "-c", STUDY, TRIAL, str(runs), str(told)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    trial = int(process.stdout.readline())
+    _wait(runs.exists)
+    process.kill()
+    process.communicate()
+    _wait(told.exists)
+    _wait(lambda: not _is_alive(trial))
+
+
+def _wait(ready: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs: one that has ended and whose parent is gone may stay a zombie."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_trial_is_started_by_the_module_that_ends_with_the_study(tmp_path: Path) -> None:
+    trial = read(write(tmp_path), tmp_path / "out").trials[0]
+    line = study.command(trial, resume=True)
+    assert line[:4] == [sys.executable, "-m", "t2i_gcpo.study.trial", "train"] and line[-1] == "--resume"
+
+
+def test_sigusr1_lets_the_running_trials_save(
+    tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer.behaviour = {"grpo/seed_0": "wait"}
+    sent: list[int] = []
+    begin = study._start
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        job = begin(*args, **options)
+        send = job.process.send_signal
+
+        def record(number: int) -> None:
+            sent.append(number)
+            send(signal.SIGINT)  # what ends this trial
+
+        monkeypatch.setattr(job.process, "send_signal", record)
+        return job
+
+    monkeypatch.setattr(study, "_start", recorded)
+    when(lambda: any(e[1] == "waits" for e in trainer.events()), lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    assert start(tmp_path, text=TWO_ARMS.replace("[0, 1]", "[0]"))[0] == 1
+    assert sent == [signal.SIGUSR1]
 
 
 # -- a study that trains -----------------------------------------------------------------------------------------------

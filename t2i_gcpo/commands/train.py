@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,10 @@ from t2i_gcpo.training import checkpoint
 from t2i_gcpo.training import tracker as tracking
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
-from t2i_gcpo.training.trainer import Trainer
+from t2i_gcpo.training.resume import expects_checkpoint
+from t2i_gcpo.training.trainer import IN_USE, Trainer
+from t2i_gcpo.utils.interrupt import STATUS, on_save_request
+from t2i_gcpo.utils.lock import locked
 from t2i_gcpo.utils.pictures import before_after
 
 #: Columns of the tables of scores, the trained model's first.
@@ -35,36 +39,73 @@ def main(argv: list[str]) -> int:
     if command.print_config:
         print(dump(command.settings), end="")
         return 0
-    return 130 if run(command.settings, resume=command.resume).interrupted else 0
+    with on_save_request(lambda: None):  # outside the training there is nothing to save, and nothing to end for
+        by = run(command.settings, resume=command.resume).interrupted_by
+    return 0 if by is None else STATUS[by]
 
 
 def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
-    """A training run with everything around it. ValueError where the folder holds another run, or, with `resume`, none like this."""
+    """Train, with everything around it.
+
+    ValueError, with nothing written, where the folder holds another run or is in use, and, with `resume`, where it holds none like this.
+    """
     folder = Path(config.output_dir)
+    with contextlib.ExitStack() as stack:
+        if resume:
+            stack.enter_context(locked(folder, remedy=IN_USE))
+        else:
+            tracking.check_unused(folder)
+        # All that may fail for a wrong option comes before the folder is written to.
+        trainer, test, before = _checked(config, folder, resume=resume)
+        if not resume:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder, remedy=IN_USE))
+        tracking.prepare_run(folder, dump(config), resume=resume)
+        checkpoint.clean(folder)
+        if resume:
+            lost = "" if trainer.step_number else ": it was ended before its first checkpoint, and begins again"
+            print(f"resumed {folder} at step {trainer.step_number}{lost}")
+        return _run(config, trainer, test, before)
+
+
+def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Trainer, list[Prompt], EvalResult | None]:
+    """Build the trainer, of a resumed run at its newest checkpoint; with it the test prompts and their scores before training.
+
+    ValueError where anything cannot be used. Nothing is written.
+    """
     if resume:
-        checkpoint.check_resumable(to_mapping(load(folder / tracking.CONFIG)), to_mapping(config))
+        old = load(folder / tracking.CONFIG)
+        checkpoint.check_resumable(to_mapping(old), to_mapping(config))
         _announce_code(config, folder / tracking.CONFIG)
-    else:
-        tracking.check_unused(folder)
+        rows = tracking.read_metrics(folder)
     # All that may fail for a wrong option comes before the folder is written to.
     training, validation, test = (
         read(source) for source in (config.prompts.train, config.prompts.validation, config.prompts.test)
     )
     test = limit(test, config.evaluate.test_limit, repeat=True)
     trainer = build_trainer(config, training, validation, test)
+    trainer.config = to_mapping(config)
     trainer.generator.check_prompts([*validation, *test, *filter(None, [config.sampling.negative_prompt])])
-    tracking.prepare_run(folder, dump(config), resume=resume)
-    checkpoint.clean(folder)
-    if resume and checkpoint.newest(folder) is not None:
+    going_on = resume and (expects_checkpoint(folder, rows, old.checkpoint) or (folder / AFTER).exists())
+    before = _known_before(folder) if going_on or not config.evaluate.before else None
+    if going_on:
         trainer.resume()
-        print(f"resumed {folder} at step {trainer.step_number}")
-    before_file, after_file = folder / BEFORE, folder / AFTER
-    before = None
+    return trainer, test, before
+
+
+def _known_before(folder: Path) -> EvalResult | None:
+    try:
+        return EvalResult.load(folder / BEFORE) if (folder / BEFORE).exists() else None
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it to go on without the scores before training") from error
+
+
+def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: EvalResult | None) -> Trainer:
+    """Evaluate, train, evaluate again and report. `before`: the scores before training, where they are known."""
+    folder = Path(config.output_dir)
     if config.evaluate.before and trainer.step_number == 0:
         before = _evaluate(config, trainer, test, name=config.generator.checkpoint)
-        before.save(before_file)
-    elif before_file.is_file():
-        before = EvalResult.load(before_file)
+        before.save(folder / BEFORE)
 
     with _tracker(config, trainer) as tracker:
         trainer.tracker = tracker
@@ -76,7 +117,7 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
     last = folder / checkpoint.FOLDER / f"step_{trainer.step_number:06d}"
     if config.evaluate.after and not trainer.interrupted:
         after = _evaluate(config, trainer, test, name=str(last))
-        after.save(after_file)
+        after.save(folder / AFTER)
         # An evaluation of a run that was resumed with another test set or noise cannot be paired with this one.
         same = (
             before is not None

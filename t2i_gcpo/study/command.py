@@ -17,6 +17,8 @@ FILE.yaml:
 A trial is an arm at a point of the grid with a seed: a `t2i-gcpo train` of its own, in OUT/trials/ARM-KEY=VALUE/seed_S, its output in OUT/logs/.
 The same command again goes on where the study stopped: finished trials are skipped, unfinished ones resumed, failed ones tried again.
 
+A trial ends with the study, whatever way that ends. SIGTERM is taken as Ctrl-C, and SIGUSR1 lets the running trials save and go on.
+
 OUT/results.json and OUT/table.md are written anew after every trial, OUT/compare/ (curves, a report) at the end. The exit status is 1 where
 a trial failed, 130 after Ctrl-C.
 """
@@ -31,7 +33,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +49,12 @@ from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.study.results import Results
 from t2i_gcpo.study.rows import Outcome
-from t2i_gcpo.study.spec import Study, Trial, read
+from t2i_gcpo.study.spec import Study, Trial, read, settings
 from t2i_gcpo.training.checkpoint import check_resumable
 from t2i_gcpo.training.tracker import CONFIG, METRICS, check_unused, read_metrics
 from t2i_gcpo.utils.device import pick_device
-from t2i_gcpo.utils.interrupt import on_interrupt
+from t2i_gcpo.utils.interrupt import on_interrupt, on_save_request
+from t2i_gcpo.utils.lock import holder, locked
 from t2i_gcpo.utils.nested import flatten
 
 State = Literal["new", "unfinished", "finished"]
@@ -68,19 +71,32 @@ def main(argv: list[str]) -> int:
     if args.jobs < 1:
         raise ValueError(f"--jobs is {args.jobs}; it must be at least 1")
     study = read(args.file, args.out)
-    states = {trial.name: state(trial) for trial in study.trials}
+    damaged = {trial.name: reason for trial in study.trials if (reason := damage(trial))}
+    states = {trial.name: state(trial) for trial in study.trials if trial.name not in damaged}
     if args.dry_run:
         for trial in study.trials:
-            line = command(trial, resume=states[trial.name] == "unfinished")
-            tqdm.write(f"{trial.name} ({states[trial.name]}): {shlex.join(line)}")
+            line = shown_command(trial, resume=states.get(trial.name) == "unfinished")
+            tqdm.write(f"{trial.name} ({states.get(trial.name, 'damaged')}): {shlex.join(line)}")
         return 0
+    study.out.mkdir(parents=True, exist_ok=True)
+    with locked(study.out, remedy="wait for the end of that study or stop it, or name another --out"):
+        return _run_and_report(study, damaged, args)
+
+
+def _run_and_report(study: Study, damaged: Mapping[str, str], args: argparse.Namespace) -> int:
+    """Run what is not finished, and write and show the results. Returns the exit status."""
     threads = max(1, _cores() // args.jobs)
     results = Results(study, _about(study, args.jobs, threads))
+    todo = []
     for trial in study.trials:
-        if states[trial.name] == "finished":
+        if trial.name in damaged:
+            results.record(trial, Outcome("failed", last_line=damaged[trial.name]))
+        elif state(trial) == "finished":
             results.record(trial, Outcome("done", run_folder.read(trial.folder)))
+        else:
+            todo.append(trial)
     results.write()
-    interrupted = _run(study, states, results, args.jobs, threads)
+    interrupted = _run(study, todo, results, args.jobs, threads)
     results.show()
     written = [study.out / "results.json", study.out / "table.md"]
     if interrupted:
@@ -107,13 +123,33 @@ def parser() -> argparse.ArgumentParser:
 
 
 def command(trial: Trial, *, resume: bool) -> list[str]:
-    """The training of a trial, as a process."""
+    """Return the training of a trial, as a process that ends with the study."""
+    return [word.replace("t2i_gcpo.cli", "t2i_gcpo.study.trial") for word in shown_command(trial, resume=resume)]
+
+
+def shown_command(trial: Trial, *, resume: bool) -> list[str]:
+    """Return the training of a trial as a user may run it."""
     more = ["--resume"] if resume else []
     return [sys.executable, "-m", "t2i_gcpo.cli", "train", *trial.arguments, *more]
 
 
+def damage(trial: Trial) -> str | None:
+    """Return what keeps the trial's folder from being read, with what to do, or None. The other trials can do without it."""
+    try:
+        if (trial.folder / CONFIG).is_file():
+            settings(["--config", str(trial.folder / CONFIG)], str(trial.folder / CONFIG))
+        else:
+            check_unused(trial.folder)
+        read_metrics(trial.folder)
+        if (trial.folder / run_folder.BEFORE).exists():
+            EvalResult.load(trial.folder / run_folder.BEFORE)
+    except (ValueError, OSError) as error:
+        return f"{error}; mend it, or remove {trial.folder} to train it again"
+    return None
+
+
 def state(trial: Trial) -> State:
-    """What is in the trial's folder. ValueError where that is another training than the trial's."""
+    """Return what is in the trial's folder. ValueError where that is another training than the trial's."""
     if not (trial.folder / CONFIG).is_file():
         check_unused(trial.folder)
         return "new"
@@ -136,8 +172,11 @@ def state(trial: Trial) -> State:
     file = trial.folder / run_folder.AFTER
     # A run that went on to more steps still has the evaluation of its former end; kl_stop ends one before its last step.
     over = steps == ours.steps or ours.kl_stop is not None
-    if over and file.is_file() and EvalResult.load(file).checkpoint.endswith(f"step_{steps:06d}"):
-        return "finished"
+    try:
+        if over and file.exists() and EvalResult.load(file).checkpoint.endswith(f"step_{steps:06d}"):
+            return "finished"
+    except (ValueError, OSError):  # a resumed run evaluates again
+        pass
     return "unfinished"
 
 
@@ -148,26 +187,30 @@ class _Job:
     started: float
 
 
-def _run(study: Study, states: dict[str, State], results: Results, jobs: int, threads: int) -> bool:
-    """Run what is not finished, `jobs` at once, and record each outcome. Returns whether Ctrl-C (or SIGTERM) ended it."""
-    todo = [trial for trial in study.trials if states[trial.name] != "finished"]
+def _run(study: Study, todo: list[Trial], results: Results, jobs: int, threads: int) -> bool:
+    """Run the trials `todo`, `jobs` at once, and record each outcome. Returns whether Ctrl-C (or SIGTERM) ended it."""
     running: list[_Job] = []
+    awaited: set[str] = set()  # trials that run already, left over of a study that was killed
     stopping, told, shown = False, False, 0.0
 
-    def stop() -> None:
+    def stop(_: str) -> None:
         nonlocal stopping
         stopping = True
+
+    def save() -> None:
+        for job in running:
+            job.process.send_signal(signal.SIGUSR1)
 
     total = len(study.trials)
     with (
         tqdm(total=total, initial=total - len(todo), unit="trial", dynamic_ncols=True, disable=None) as bar,
         _until(stop),
+        on_save_request(save),
     ):
         try:
             while running or (todo and not stopping):
-                while todo and len(running) < jobs and not stopping:
-                    trial = todo.pop(0)
-                    running.append(_start(trial, threads, resume=states[trial.name] == "unfinished"))
+                while len(running) < jobs and not stopping and (trial := _next(todo, awaited)) is not None:
+                    running.append(_start(trial, threads, resume=state(trial) != "new"))
                 if stopping and not told:
                     told = True
                     tqdm.write("stopping: the running trials finish their step and save; Ctrl-C again kills them")
@@ -189,18 +232,30 @@ def _run(study: Study, states: dict[str, State], results: Results, jobs: int, th
     return stopping
 
 
+def _next(todo: list[Trial], awaited: set[str]) -> Trial | None:
+    """Take the first trial that no other process trains, out of `todo`; say once of each of the others that it is waited for."""
+    for index, trial in enumerate(todo):
+        who = holder(trial.folder)
+        if who is None:
+            return todo.pop(index)
+        if trial.name not in awaited:
+            awaited.add(trial.name)
+            tqdm.write(f"{trial.name} is being trained by {who}; waiting for its end")
+    return None
+
+
 def _start(trial: Trial, threads: int, *, resume: bool) -> _Job:
-    """In a session of its own: the terminal's Ctrl-C would else reach it beside ours, and two of them kill a training at once."""
+    """Start a training in a session of its own: the terminal's Ctrl-C would else reach it beside ours, and two of them end it at once."""
     trial.log.parent.mkdir(parents=True, exist_ok=True)
     line = command(trial, resume=resume)
     # Unbuffered, so that an error is the log's last line, below what was printed before it.
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUNBUFFERED": "1"}
     with trial.log.open("ab") as log:
-        log.write(f"$ {shlex.join(line)}\n".encode())
+        log.write(f"$ {shlex.join(shown_command(trial, resume=resume))}\n".encode())
         log.flush()
         process = subprocess.Popen(
             line,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -246,26 +301,25 @@ def _progress(trial: Trial) -> str:
 
 
 @contextmanager
-def _until(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C calls `stop`, the second one interrupts; SIGTERM, which batch systems send, calls it too."""
-    previous = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, lambda *_: stop())
-    if previous[signal.SIGINT] == signal.SIG_IGN:  # in the background: a handler that does nothing is not inherited,
+def _until(stop: Callable[[str], None]) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM, which batch systems send, call `stop`; a second Ctrl-C interrupts."""
+    previous = signal.getsignal(signal.SIGINT)
+    if previous == signal.SIG_IGN:  # in the background: a handler that does nothing is not inherited,
         signal.signal(signal.SIGINT, lambda *_: None)  # while trials that ignore SIGINT could not be told to save
     try:
-        if previous[signal.SIGINT] == signal.SIG_IGN:
+        with on_interrupt(stop):
+            if previous == signal.SIG_IGN:
+                signal.signal(signal.SIGINT, lambda *_: None)
             yield
-        else:
-            with on_interrupt(stop):
-                yield
     finally:
-        for name, handler in previous.items():
-            signal.signal(name, handler)
+        if previous == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, previous)
 
 
 def _end(running: list[_Job]) -> None:
-    """No trial outlives the study."""
+    """Let no trial outlive the study. One that was told to stop ends at once at the second SIGINT, any other saves first."""
     for job in running:
+        job.process.send_signal(signal.SIGINT)
         job.process.terminate()
     for job in running:
         try:

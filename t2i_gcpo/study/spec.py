@@ -224,17 +224,17 @@ def _trial(
     folder = out / "trials" / group / f"seed_{seed}"
     own = ["--seed", str(seed), "--output-dir", str(folder), "--evaluate.seed", str(seed)]
     arguments = [*arguments, *own]
-    settings = _settings(arguments, f"{path}: {group}")
-    if not (settings.evaluate.before and settings.evaluate.after):
+    made = settings(arguments, f"{path}: {group}")
+    if not (made.evaluate.before and made.evaluate.after):
         raise ValueError(
-            f"{path}: {group}: evaluate.before is {settings.evaluate.before} and evaluate.after {settings.evaluate.after}; "
+            f"{path}: {group}: evaluate.before is {made.evaluate.before} and evaluate.after {made.evaluate.after}; "
             "a study compares the scores before and after, so leave both on"
         )
-    return Trial(arm, group, options, seed, tuple(arguments), settings, out)
+    return Trial(arm, group, options, seed, tuple(arguments), made, out)
 
 
-def _settings(arguments: Sequence[str], where: str) -> TrainConfig:
-    """What `t2i-gcpo train` makes of the arguments. ValueError with its own message where it refuses them."""
+def settings(arguments: Sequence[str], where: str) -> TrainConfig:
+    """Return what `t2i-gcpo train` makes of the arguments. ValueError with its own message where it refuses them."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed), redirect_stderr(printed):

@@ -51,8 +51,7 @@ def save(run_dir: str | Path, step: int, *, state: Mapping[str, Any], save_model
         _remove(aside)
         aside.mkdir()
         save_model(aside)
-        with (aside / STATE).open("wb") as file:  # a path would hide the number of an error
-            torch.save(dict(state), file)
+        torch.save(dict(state), aside / STATE)
         files = {str(path.relative_to(aside)): describe(path) for path in _files(aside)}
         (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
         for path in (*_files(aside), *(p for p in aside.rglob("*") if p.is_dir()), aside):

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from t2i_gcpo.training.optim import all_finite
+
 
 class MasterWeights(nn.Module):
     """`masters` are what the optimiser updates: the parameters themselves where they are fp32, else fp32 copies."""
@@ -42,6 +44,18 @@ class MasterWeights(nn.Module):
         """Write the updated masters back into the trained parameters."""
         for parameter, master in self._copies():
             parameter.copy_(master)
+
+    def finite(self) -> bool:
+        """Return whether every value is finite, of the masters and of what was published of them."""
+        return all_finite(*self.values(), *(parameter.detach() for parameter, _ in self._copies()))
+
+    def check_finite(self) -> None:
+        """Raise FloatingPointError, with what to do, where a value is not finite: such weights are of no use."""
+        if not self.finite():
+            raise FloatingPointError(
+                "the weights are not finite after an update; start a new run with a lower learning rate (--optim.lr) or a "
+                "longer warm-up (--optim.warmup-steps), or train in float32 (--generator.dtype)"
+            )
 
     def values(self) -> list[Tensor]:
         """The masters' values, in the order of the parameters."""

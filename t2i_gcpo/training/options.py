@@ -16,6 +16,7 @@ from t2i_gcpo.records import SamplingOptions
 from t2i_gcpo.utils.checks import above_zero, at_least, declared, share
 
 DEFAULT_ALGORITHM = "gcpo"
+_FLOAT32_MAX = 3.4028235e38
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class LoopOptions:
     kl_stop: float | None = None
     """Stop the run when the KL to the reference exceeds this many nats a token; null never does."""
     max_nonfinite: int = 3
-    """Stop the run after this many updates in a row with a non-finite loss or gradient; each such update is skipped."""
+    """Stop the run after this many updates in a row with a non-finite loss or gradient, each of which is skipped, or steps in a row without any score."""
     seed: int = 0
     """Every random choice of the run follows from it."""
 
@@ -100,6 +101,10 @@ class OptimConfig:
         share("optim.", min_ratio=self.min_ratio)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas are {self.betas}; each must be in [0, 1)")
+        # AdamW's first step is the rate over 1 - beta, its decay the rate times the decay.
+        largest = min((1 - self.betas[0]) * _FLOAT32_MAX, _FLOAT32_MAX / max(self.weight_decay, 1.0))
+        if self.lr > largest:
+            raise ValueError(f"optim.lr is {self.lr}; it must be at most {largest:g}, or a step leaves float32's range")
 
 
 @dataclass(frozen=True)

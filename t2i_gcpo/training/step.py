@@ -43,6 +43,8 @@ class Outcome:
     metrics: dict[str, float]
     images: int
     """Images that were sampled, discarded ones included."""
+    images_scored: int
+    """Those of them that have a score."""
     scored: ScoredRollout | None = None
     targets: TokenAdvantages | None = None
 
@@ -76,7 +78,7 @@ class Step:
                 metrics |= self.updater.update(scored.rollout, targets, clock, self.rng)
         metrics |= {"lr": lr, **clock.report()}
         metrics["tokens_per_s"] = len(collected.scores) * math.prod(self.generator.grid) / metrics["time/step"]
-        return Outcome(metrics, len(collected.scores), scored, targets)
+        return Outcome(metrics, len(collected.scores), int(collected.scores.isfinite().sum()), scored, targets)
 
     def _collect(self, clock: Clock) -> Collected:
         """Draw prompts, sample their images and score them."""

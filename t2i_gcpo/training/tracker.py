@@ -6,6 +6,7 @@ checkpoint. A number that is not finite is written as null, since JSON has no na
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import uuid
@@ -18,8 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from t2i_gcpo.training.checkpoint import FOLDER as CHECKPOINTS
-from t2i_gcpo.utils.files import write_atomically
-from t2i_gcpo.utils.json_files import finite_or_none
+from t2i_gcpo.utils.files import disk_errors, write_atomically
+from t2i_gcpo.utils.json_files import check_shape, finite_or_none, read_json_lines
 from t2i_gcpo.utils.nested import flatten
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
@@ -47,21 +48,14 @@ def prepare_run(run_dir: str | Path, config_yaml: str, *, resume: bool = False) 
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; null stands for a number that was not finite. A last line that a crash cut off is left out.
+    """Return the rows of a run's metrics.jsonl; null stands for a number that was not finite. A last line that a crash cut off is left out.
 
-    ValueError for a damaged line before the last.
+    ValueError, naming the line, for a damaged one before the last, and for a row that holds anything but numbers.
     """
     path = Path(run_dir) / METRICS
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):  # a whole line ends in \n, so only a torn one is last
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg})") from error
+    rows = read_json_lines(path, {"step": int}) if path.is_file() else []
+    for row in rows:
+        check_shape(row, {str: (float, bool, None)}, f"{path}, step {row['step']}")
     return rows
 
 
@@ -107,10 +101,10 @@ class Tracker:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One row: numbers, booleans and tensors of one element. The row is on disk when this returns."""
         numbers = {name: _number(value) for name, value in metrics.items()}
-        self._file.write(
-            json.dumps({"step": step, **{k: finite_or_none(v) for k, v in numbers.items()}}, allow_nan=False) + "\n"
-        )
-        self._file.flush()
+        row = {"step": step, **{name: finite_or_none(value) for name, value in numbers.items()}}
+        with disk_errors(self.run_dir / METRICS, "free some space, and go on with --resume"):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
         if self._events is not None:
             for name, value in numbers.items():
                 self._events.add_scalar(name, value, step)
@@ -135,12 +129,15 @@ class Tracker:
         return path
 
     def say(self, text: str) -> None:
-        """A line on the terminal, above the progress bar."""
-        tqdm.write(text)
+        """Write a line on the terminal, above the progress bar. One that nobody reads any more is no error."""
+        with contextlib.suppress(OSError):
+            tqdm.write(text)
 
     def close(self) -> None:
+        """Close everything. What a full disk did not take is lost, and was an error when it was written."""
         self._bar.close()
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._events is not None:
             self._events.close()
         for board in self._boards:

@@ -5,8 +5,8 @@ What one step does is in `step.py`.
 
 from __future__ import annotations
 
-import contextlib
 import shlex
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -31,10 +31,15 @@ from t2i_gcpo.training.options import (
     Schedule,
     with_options,
 )
+from t2i_gcpo.training.resume import built_options, check_same_run, fingerprint, state_problem
 from t2i_gcpo.training.step import Step, StepRecord
 from t2i_gcpo.training.tracker import Tracker, check_unused
 from t2i_gcpo.training.updater import Updater
-from t2i_gcpo.utils.interrupt import on_interrupt
+from t2i_gcpo.utils.interrupt import CTRL_C, on_interrupt, on_save_request
+from t2i_gcpo.utils.lock import locked
+
+#: What to do where another process trains in the same folder.
+IN_USE = "wait for its end or stop it, or name another folder (--output-dir)"
 
 __all__ = ["Callback", "CheckpointPlan", "Schedule", "StepRecord", "Trainer"]
 
@@ -114,6 +119,9 @@ class Trainer:
         self.rng = torch.Generator().manual_seed(self.loop.seed)
         self.generator.keep_reference()
         self.generator.prepare(rollouts_ahead=self.steps)
+        # A plain function has no identity but its name, which says nothing of what it does.
+        self._scorer = self.reward.identity() if self.reward is reward else None
+        self._began_with = fingerprint(self.generator.policy)
         self.updater = Updater(self.generator, self.algorithm, self.loop, self.optim)
         self._step = Step(
             self.generator,
@@ -128,8 +136,12 @@ class Trainer:
         )
         self.step_number = 0
         self.images_sampled = 0
-        self.interrupted = False
-        """Whether Ctrl-C ended the last `train`."""
+        self.images_scored = 0
+        """Those of them that have a score."""
+        self.interrupted_by: str | None = None
+        """What ended the last `train` before its time, "Ctrl-C" or "SIGTERM", or None."""
+        self._save_requested = False
+        self._unscored_steps = 0  # in a row
         self._stop_reason: str | None = None
         self._validation: float | None = None  # the present step's score, where there is one
         self._saved_step: int | None = None
@@ -149,28 +161,37 @@ class Trainer:
         outcome = self._step()
         self.step_number += 1
         self.images_sampled += outcome.images
+        self.images_scored += outcome.images_scored
+        self._unscored_steps = 0 if outcome.images_scored else self._unscored_steps + 1
         metrics = {**outcome.metrics, "images_sampled": float(self.images_sampled)}
         return StepRecord(self.step_number, metrics, outcome.scored, outcome.targets)
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Run to `steps`. Ctrl-C finishes the step, saves and returns; a second Ctrl-C interrupts at once.
+        """Run to `steps`. Ctrl-C and SIGTERM finish the step, save and return; a second Ctrl-C interrupts at once. SIGUSR1 saves.
 
-        An error (of the reward, of a callback, a loss that stays non-finite) ends the run with a saved checkpoint.
+        An error (of the reward, of a callback, a loss that stays non-finite) ends the run with a saved checkpoint. FloatingPointError
+        where the weights are not finite, which are not saved, or where no image got a score. ValueError where another process
+        trains in the folder.
         """
         rounds = self.iterate()
-        with on_interrupt(self._interrupt):
+        with on_interrupt(self._interrupt), on_save_request(self.request_save):
             for _ in rounds:
                 pass
 
     def iterate(self) -> Iterator[StepRecord]:
-        """As `train`, a step at a time: hands out each step's record when it is logged. Ctrl-C is the caller's affair.
+        """As `train`, a step at a time: hands out each step's record when it is logged. Signals are the caller's affair.
 
         After `stop(reason)` the next round saves the present step and ends. A loop that is left in its middle saves nothing more.
         """
-        self._stop_reason, self.interrupted = None, False
-        return self._rounds()
+        self._stop_reason = self.interrupted_by = None
+        return self._locked_rounds()
+
+    def _locked_rounds(self) -> Iterator[StepRecord]:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        with locked(self.output_dir, remedy=IN_USE):
+            yield from self._rounds()
 
     def _rounds(self) -> Iterator[StepRecord]:
         if self.tracker is not None:
@@ -189,15 +210,21 @@ class Trainer:
     def _run(self, tracker: Tracker) -> Iterator[StepRecord]:
         self._begun = True
         checkpoints.clean(self.output_dir)
+        (self.output_dir / checkpoints.FOLDER).mkdir(
+            exist_ok=True
+        )  # a run whose folder of checkpoints is missing has lost them
         while self.step_number < self.steps and self._stop_reason is None:
             before = self._position()
             try:
                 record = self.step()
                 self._finish(record, tracker)
+                self._check_scores()
             except Exception as error:
                 self._rescue(error, before, tracker)
                 raise
             yield record
+        if self.step_number and not self.images_scored:
+            raise FloatingPointError("no image of the run has a score, and nothing was learnt; mend the scorer")
         if self._stop_reason and self._saved_step != self.step_number:
             self.save()
         if self._stop_reason:
@@ -220,10 +247,20 @@ class Trainer:
         plan, best, score = self.checkpoint, checkpoints.best(self.output_dir), self._validation
         is_best = plan.keep_best and score is not None and (best is None or score > best[1])
         due = bool(plan.every) and record.step % plan.every == 0
-        if due or is_best or record.step == self.steps or self._stop_reason:
+        if due or is_best or record.step == self.steps or self._stop_reason or self._save_requested:
+            self._save_requested = False
             self.save()
             self._keep_best()
-            checkpoints.prune(self.output_dir, plan.keep, keep_best=plan.keep_best)
+            checkpoints.prune(self.output_dir, plan.keep, keep_best=plan.keep_best, step=record.step)
+
+    def _check_scores(self) -> None:
+        """Warn of a step without any score. FloatingPointError after too many of them in a row."""
+        if self._unscored_steps == 1:
+            warnings.warn(f"no image of step {self.step_number} has a score: nothing is learnt from it", stacklevel=2)
+        if self._unscored_steps >= self.loop.max_nonfinite:
+            raise FloatingPointError(
+                f"no image of the last {self._unscored_steps} steps has a score, and nothing was learnt from them; mend the scorer"
+            )
 
     def _keep_best(self) -> None:
         if self.checkpoint.keep_best and self._validation is not None:
@@ -238,27 +275,48 @@ class Trainer:
         """Why the last `train` ended before `steps`, or None."""
         return self._stop_reason
 
-    def _interrupt(self) -> None:
-        self.interrupted = True
-        self.stop("interrupted (Ctrl-C)")
-        if self.tracker is not None:
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C or SIGTERM ended the last `train`."""
+        return self.interrupted_by is not None
+
+    def request_save(self) -> None:
+        """Save a checkpoint after the present step, and go on."""
+        self._save_requested = True
+
+    def _interrupt(self, by: str = CTRL_C) -> None:
+        if self.tracker is not None and by == CTRL_C:
             self.tracker.say("Ctrl-C: the step is finished and saved first; press it again to stop at once")
+        elif self.tracker is not None and self.interrupted_by is None:
+            self.tracker.say(f"{by}: the step is finished and saved first")
+        self.interrupted_by = self.interrupted_by or by
+        self.stop(f"interrupted ({by})")
 
     def _rescue(self, error: Exception, before: dict[str, Any], tracker: Tracker) -> None:
         """Save what was trained before an error ends the run."""
+        stopped = f"stopped by an error after step {self.step_number} of {self.steps}."
+        if not self.updater.weights.finite():
+            tracker.say(
+                f"{stopped} Its weights are not finite and were not saved; the checkpoints before it are as they were"
+            )
+            return
         if isinstance(error, FloatingPointError):
             self.updater.guard.in_a_row = 0  # the resumed run draws other images, and may try as often
         elif self.step_number == 0:
             return  # nothing to lose
         elif self.step_number == before["step"] and not self.updater.incomplete:
             self._set_position(before)  # nothing was learnt from this step: the resumed run repeats it
-        with contextlib.suppress(OSError):  # a full disk must not hide the error
+        try:
             if self._saved_step != self.step_number or isinstance(error, FloatingPointError):
                 self.save()
-            tracker.say(f"stopped by an error after step {self.step_number} of {self.steps}. {self._how_to_go_on()}")
+        except Exception as second:  # it must not hide the first error
+            tracker.say(f"{stopped} {second}")
+        else:
+            tracker.say(f"{stopped} {self._how_to_go_on()}")
 
     def _how_to_go_on(self) -> str:
-        return f"The checkpoint is saved; go on with: t2i-gcpo train --output-dir {shlex.quote(str(self.output_dir))} --resume"
+        command = shlex.join(["t2i-gcpo", "train", "--output-dir", str(self.output_dir), "--resume"])
+        return f"The checkpoint is saved; go on with: {command}"
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -267,19 +325,27 @@ class Trainer:
         return {
             "step": self.step_number,
             "images_sampled": self.images_sampled,
+            "images_scored": self.images_scored,
             "rng": self.rng.get_state(),
             "prompts": self.prompt_sampler.state_dict(),
         }
 
     def _set_position(self, state: dict[str, Any]) -> None:
         self.step_number, self.images_sampled = state["step"], state["images_sampled"]
+        self.images_scored = state["images_scored"]
         self.rng.set_state(state["rng"])
         self.prompt_sampler.load_state_dict(state["prompts"])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""
         state = {**self._position(), "updater": self.updater.state_dict(), "validation": self._validation}
-        return {**state, "options": self._options()}
+        return {**state, **self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the run that it goes on from."""
+        scorer: dict[str, Any] | None = None if self._scorer is None else {**self._scorer}
+        built = built_options(self.config)
+        return {"options": self._options(), "config": built, "generator": self._began_with, "scorer": scorer}
 
     def _options(self) -> dict[str, Any]:
         """What decides what is trained on what, nested."""
@@ -289,7 +355,11 @@ class Trainer:
         return {**groups, **own, **{name: vars(self.loop)[name] for name in names}}
 
     def save(self) -> Path:
-        """Write the checkpoint of the present step: a folder that `--checkpoint` takes, and that `resume` goes on from."""
+        """Write the checkpoint of the present step: a folder that `--checkpoint` takes, and that `resume` goes on from.
+
+        FloatingPointError, with nothing written, where the weights are not finite.
+        """
+        self.updater.weights.check_finite()
         path = checkpoints.save(
             self.output_dir, self.step_number, state=self.state_dict(), save_model=self.generator.save
         )
@@ -300,22 +370,28 @@ class Trainer:
         """Load a checkpoint (None: the newest whole one) and return its step.
 
         The generator must be as it was at the start of the run: it is the reference. ValueError: there is no checkpoint, or it is
-        that of a run with other options.
+        that of a run with other options, another generator or another scorer, or of more steps than `steps`.
         """
-        found = path or checkpoints.newest(self.output_dir)
-        if found is None:
-            raise ValueError(
-                f"{self.output_dir} holds no whole checkpoint to resume from; start the run anew in another folder"
-            )
-        state = checkpoints.load(found)
-        checkpoints.check_resumable(state["options"], self._options())
-        self._set_position(state)
+        state = self._newest_state() if path is None else checkpoints.load(path)
+        problem = state_problem(state)
+        if problem:
+            raise ValueError(f"{path} cannot be resumed from: {problem}")
+        check_same_run(state, self._identity(), self.steps)
         self.updater.load_state_dict(state["updater"])
+        self._set_position(state)
         self._validation, self._begun = state["validation"], True
         if path is None:
             self._saved_step = self.step_number
             self._keep_best()  # the run may have been killed before it noted its best score
         return self.step_number
+
+    def _newest_state(self) -> dict[str, Any]:
+        found = checkpoints.newest_state(self.output_dir, state_problem)
+        if found is None:
+            raise ValueError(
+                f"{self.output_dir} holds no whole checkpoint to resume from; start the run anew in another folder"
+            )
+        return found[1]
 
 
 Callback = Callable[[Trainer, StepRecord], None]

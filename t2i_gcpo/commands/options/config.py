@@ -37,7 +37,7 @@ class GeneratorConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the decode step (25 to 40 s at the start): auto does so where a C++ compiler or GPU is there and the run is long enough."""
     lora_rank: int = 0
-    """Rank of LoRA adapters on the language model's projections; 0 trains all its parameters."""
+    """Rank of LoRA adapters on the language model's projections; 0 trains all its parameters, and merges adapters that the checkpoint has."""
     lora_alpha: float = 32.0
     """LoRA's scale: the adapters' output is multiplied by alpha / rank."""
     gradient_checkpointing: bool = False
