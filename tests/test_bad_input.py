@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -301,3 +302,15 @@ def test_a_training_that_diverges_stops_with_a_whole_checkpoint(
         newest is not None
         and checkpoint.step_of(newest) == last["step"] == json.loads((newest / "manifest.json").read_text())["step"]
     )
+
+
+def test_a_folder_that_cannot_be_written_shows_before_any_work(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = refused("--generator.checkpoint", "nowhere", out=tmp_path / "file" / "run")
+    assert "--output-dir: nothing can be written to the folder" in message and "is a file, not a folder" in message
+
+
+def test_a_board_that_is_not_installed_shows_before_any_work(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not there
+    message = refused("--logging.wandb", "True", "--evaluate.before", "True")
+    assert "--logging.wandb needs the package wandb" in message

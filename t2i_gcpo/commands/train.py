@@ -24,6 +24,7 @@ from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
 from t2i_gcpo.training.resume import expects_checkpoint
 from t2i_gcpo.training.trainer import IN_USE, Trainer
+from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.interrupt import STATUS, on_save_request
 from t2i_gcpo.utils.lock import locked
 from t2i_gcpo.utils.pictures import before_after
@@ -78,6 +79,10 @@ def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Traine
         checkpoint.check_resumable(to_mapping(old), to_mapping(config))
         _announce_code(config, folder / tracking.CONFIG)
         rows = tracking.read_metrics(folder)
+    check_folder(folder, tracking.CONFIG, tracking.METRICS, option="--output-dir")
+    tracking.check_boards(
+        tensorboard=config.logging.tensorboard, wandb=config.logging.wandb, trackio=config.logging.trackio
+    )
     # All that may fail for a wrong option comes before the folder is written to.
     training, validation, test = (
         read(source) for source in (config.prompts.train, config.prompts.validation, config.prompts.test)
@@ -124,12 +129,14 @@ def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: Eval
             and before.seed == after.seed
             and [row.text for row in before.rows] == [row.text for row in after.rows]
         )
-        print_evaluation(after, before if same else None, names=SIDES)
-        for name in after.held_out:
-            paired = before.under(name) if same and before is not None and name in before.held_out else None
-            print_evaluation(after.under(name), paired, names=SIDES)
-        if same and before is not None:
-            _before_after(before, after, folder / "samples" / report.BEFORE_AFTER)
+        try:
+            if same and before is not None:
+                _before_after(before, after, folder / "samples" / report.BEFORE_AFTER)
+        finally:  # the numbers are worth more than the pictures
+            print_evaluation(after, before if same else None, names=SIDES)
+            for name in after.held_out:
+                paired = before.under(name) if same and before is not None and name in before.held_out else None
+                print_evaluation(after.under(name), paired, names=SIDES)
     print(f"wrote {report.write(folder)}; the last checkpoint is {last}")
     return trainer
 

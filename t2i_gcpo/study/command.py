@@ -52,6 +52,7 @@ from t2i_gcpo.study.rows import Outcome
 from t2i_gcpo.study.spec import Study, Trial, read, settings
 from t2i_gcpo.training.checkpoint import check_resumable
 from t2i_gcpo.training.tracker import CONFIG, METRICS, check_unused, read_metrics
+from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.device import pick_device
 from t2i_gcpo.utils.interrupt import on_interrupt, on_save_request
 from t2i_gcpo.utils.lock import holder, locked
@@ -78,6 +79,7 @@ def main(argv: list[str]) -> int:
             line = shown_command(trial, resume=states.get(trial.name) == "unfinished")
             tqdm.write(f"{trial.name} ({states.get(trial.name, 'damaged')}): {shlex.join(line)}")
         return 0
+    check_folder(study.out, "results.json", "table.md")
     study.out.mkdir(parents=True, exist_ok=True)
     with locked(study.out, remedy="wait for the end of that study or stop it, or name another --out"):
         return _run_and_report(study, damaged, args)

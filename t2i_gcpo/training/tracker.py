@@ -154,6 +154,13 @@ def _number(value: Any) -> float | int | bool:
     return value if isinstance(value, (bool, int, float)) else value.item()
 
 
+def check_boards(*, tensorboard: bool = False, wandb: bool = False, trackio: bool = False) -> None:
+    """Check that the packages of the boards that are asked for are there. ImportError, naming the extra: one is not."""
+    wanted = (("tensorboard", tensorboard), ("wandb", wandb), ("trackio", trackio))
+    for name in [name for name, chosen in wanted if chosen]:
+        _import_board(name)
+
+
 def _import_board(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)

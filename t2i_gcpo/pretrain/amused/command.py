@@ -20,6 +20,7 @@ from t2i_gcpo.pretrain.amused.train import MaskedSettings, MaskedTrainer
 from t2i_gcpo.pretrain.janus.model import VQSettings
 from t2i_gcpo.pretrain.janus.vq import patch_codes
 from t2i_gcpo.pretrain.stages import Stage, add_work_options
+from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.device import pick_device
 
 #: Whose VQ model it shares.
@@ -46,6 +47,7 @@ def pretrain(work: Path, settings: MaskedSettings, *, every: int = 20, validate_
 def main(argv: list[str] | None = None) -> int:
     """Train the masked transformer, or go on with it, and write the checkpoint."""
     options = parser().parse_args(argv)
+    check_folder(options.out)
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = MaskedSettings(

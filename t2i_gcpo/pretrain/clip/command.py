@@ -17,6 +17,7 @@ from t2i_gcpo.pretrain.clip.model import ClipShape, build, save
 from t2i_gcpo.pretrain.clip.retrieval import CANDIDATES, ROUNDS
 from t2i_gcpo.pretrain.clip.train import ClipSettings, ClipTrainer
 from t2i_gcpo.pretrain.stages import Stage, add_work_options
+from t2i_gcpo.utils.destination import check_folder
 
 
 def pretrain(work: Path, settings: ClipSettings, shape: ClipShape, *, every: int = 10) -> Path:
@@ -36,6 +37,7 @@ def pretrain(work: Path, settings: ClipSettings, shape: ClipShape, *, every: int
 def main(argv: list[str] | None = None) -> int:
     """Train the model, or go on with it, and write the checkpoint; exit status 1 where its retrieval is below the bound."""
     options = parser().parse_args(argv)
+    check_folder(options.out)
     if options.steps < 1 or options.rounds < 1:
         raise ValueError(f"--steps is {options.steps}, --rounds {options.rounds}; both must be at least 1")
     if options.threads:

@@ -15,6 +15,7 @@ import torch
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape, save_processor
 from t2i_gcpo.pretrain.stages import Stage, add_work_options
+from t2i_gcpo.utils.destination import check_folder
 
 
 def pretrain_vq(work: Path, seed: int, language_width: int) -> Any:
@@ -56,6 +57,7 @@ def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape,
 def main(argv: list[str] | None = None) -> int:
     """Train both stages, or go on with them, and write the checkpoint."""
     options = parser().parse_args(argv)
+    check_folder(options.out)
     if options.threads:
         torch.set_num_threads(options.threads)
     mend()  # transformers imports torchvision
