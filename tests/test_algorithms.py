@@ -266,6 +266,21 @@ def test_entropy_reward_ranks_the_best_by_how_near_their_entropy_stayed() -> Non
         token_advantages(algorithm, rollout, REWARDS)
 
 
+def test_entropy_reward_of_groups_that_score_alike_is_an_option() -> None:
+    """A group of zeros has advantages by its entropy, as in STAGE, unless only groups with different scores get the reward."""
+    entropy = torch.full((B, T), 2.0)
+    entropy[1] = 3.0
+    rollout, zeros, reference = make_rollout(stats={"entropy": entropy}), torch.zeros(B), torch.full((B, T), 2.0)
+    as_stage = token_advantages(row("grpo", entropy_reward_coef=0.4), rollout, zeros, reference_entropy=reference)
+    assert as_stage.sequence_advantages[0] > 0 > as_stage.sequence_advantages[1]
+    algorithm = row("grpo", entropy_reward_coef=0.4, entropy_reward_groups="informative")
+    alone = token_advantages(algorithm, rollout, zeros, reference_entropy=reference)
+    assert bool((alone.sequence_advantages == 0).all())
+    different = token_advantages(algorithm, rollout, REWARDS, reference_entropy=reference)
+    same = token_advantages(row("grpo", entropy_reward_coef=0.4), rollout, REWARDS, reference_entropy=reference)
+    assert torch.equal(different.sequence_advantages, same.sequence_advantages)
+
+
 def test_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"group size is 4, the algorithm's 8"):
         token_advantages(TABLE["gcpo"], make_rollout(), REWARDS)

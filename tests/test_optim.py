@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor
+from t2i_gcpo.training.options import OptimConfig
 
 
 def test_decay_acts_on_trainable_matrices_only() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     model[2].requires_grad_(False)
-    optimizer = adamw(model, lr=0.1, weight_decay=0.5)
+    optimizer = adamw(model, OptimConfig(lr=0.1, weight_decay=0.5))
     decayed, rest = optimizer.param_groups
     assert decayed["params"] == [model[0].weight] and decayed["weight_decay"] == 0.5
     assert [id(p) for p in rest["params"]] == [id(p) for p in (model[0].bias, model[1].weight, model[1].bias)]
@@ -29,22 +30,22 @@ def test_decay_acts_on_trainable_matrices_only() -> None:
 
 def test_nothing_to_train() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
-        adamw(nn.Linear(2, 2).requires_grad_(False), lr=0.1)
+        adamw(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
 
 
 def test_schedules_by_hand() -> None:
-    warm = [lr_factor(k, schedule="constant", steps=10, warmup_steps=4) for k in range(6)]
+    warm = [lr_factor(k, OptimConfig(warmup_steps=4), 10) for k in range(6)]
     assert warm == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     # 5 updates, no warm-up, floor 0.2: 1, 0.8, 0.6, 0.4, 0.2 and it stays there.
-    linear = [lr_factor(k, schedule="linear", steps=5, min_ratio=0.2) for k in (0, 1, 2, 3, 4, 9)]
-    assert linear == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0.2])
+    options = OptimConfig(schedule="linear", warmup_steps=0, min_ratio=0.2)
+    assert [lr_factor(k, options, 5) for k in (0, 1, 2, 3, 4, 9)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0.2])
     # Warm-up 3 has its peak at update 2; half-way from 2 to 6 is 4.
-    cosine = [lr_factor(k, schedule="cosine", steps=7, warmup_steps=3, min_ratio=0.05) for k in range(7)]
+    cosine = [lr_factor(k, OptimConfig(schedule="cosine", warmup_steps=3, min_ratio=0.05), 7) for k in range(7)]
     quarter = 0.05 + 0.95 * 0.5 * (1 + math.sqrt(0.5))
     assert cosine == pytest.approx([1 / 3, 2 / 3, 1, quarter, 0.525, 1.05 - quarter, 0.05])
-    assert lr_factor(0, schedule="cosine", steps=1) == 1
+    assert lr_factor(0, OptimConfig(schedule="cosine", warmup_steps=0), 1) == 1
     with pytest.raises(ValueError, match="cosine"):
-        lr_factor(0, schedule="cosin", steps=5)
+        OptimConfig(schedule="cosin")  # type: ignore[arg-type]
 
 
 def test_clipping_returns_the_norm_before_and_leaves_nonfinite_gradients() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import t2i_gcpo
 from helpers.messages import names
 from helpers.training import PROMPTS, generator, redness
 from t2i_gcpo import CheckpointPlan, Sampling, Schedule, Trainer, resolve
@@ -130,3 +134,64 @@ def test_the_learning_rate_of_a_longer_run_is_that_of_its_schedule(tmp_path: Pat
     straight = Updater(policy, resolve("gcpo"), LoopOptions(steps=30), optim)
     straight.updates = 3
     assert long.learning_rate == straight.learning_rate == pytest.approx(9.75e-05, rel=1e-3)
+
+
+# -- one declaration each ----------------------------------------------------------------------------------------------
+
+#: Rooms whose functions and classes take the groups, or name an option's default by its declaration.
+ROOMS = ("algorithms", "commands", "data", "training", "records.py")
+#: What has the name of an option and is something else: of one rollout, of a scorer's progress bar, of a shape's drawing.
+OTHERS = {"Sampling.group_size", "Sampling.seed", "score.progress"}
+
+
+def leaves(options: Any, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """Every option of the command with the class whose own body declares it."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            (owner,) = [c for c in type(options).__mro__ if field.name in inspect.get_annotations(c)]
+            yield prefix + field.name, owner
+
+
+def literal_defaults(path: Path) -> Iterator[str]:
+    """`Class.field` and `function.parameter` of a source file with a default that is written out; None means: not given."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            pairs = [(a.target, a.value) for a in node.body if isinstance(a, ast.AnnAssign)]
+            named = [(target.id, value) for target, value in pairs if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.FunctionDef):
+            arguments = node.args
+            positional = arguments.args[len(arguments.args) - len(arguments.defaults) :]
+            defaults = [*arguments.defaults, *arguments.kw_defaults]
+            named = [(a.arg, d) for a, d in zip([*positional, *arguments.kwonlyargs], defaults, strict=True)]
+        else:
+            continue
+        for name, value in named:
+            if isinstance(value, ast.Constant) and value.value is not None:
+                yield f"{node.name}.{name}"
+
+
+def test_every_option_of_the_command_is_declared_once() -> None:
+    options = dict(leaves(TrainConfig()))
+    assert len(options) > 80
+    declared = {f"{owner.__name__}.{name.rpartition('.')[2]}" for name, owner in options.items()}
+    names = {name.rpartition(".")[2] for name in options}
+    root = Path(t2i_gcpo.__file__).parent
+    files = [
+        file for room in ROOMS for file in ([root / room] if room.endswith(".py") else (root / room).rglob("*.py"))
+    ]
+    written = [default for file in files for default in literal_defaults(file) if default.rpartition(".")[2] in names]
+    assert len(written) > 60 and len(set(written)) == len(written), "no default is written twice"
+    assert set(written) - declared - OTHERS == set(), "take the group, or name the declaration's default"
+
+
+def test_every_group_checks_what_it_declares() -> None:
+    """A value of another type is refused by the class itself, for every number and truth value of every group."""
+    for name, owner in leaves(TrainConfig()):
+        group = owner()
+        value = getattr(group, name.rpartition(".")[2])
+        if isinstance(value, (bool, int, float)):
+            with pytest.raises(ValueError, match="is 'x'; it must be"):
+                dataclasses.replace(group, **{name.rpartition(".")[2]: "x"})

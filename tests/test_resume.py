@@ -81,7 +81,7 @@ def test_a_longer_run_has_the_rates_of_its_own_schedule(tmp_path: Path) -> None:
     rest = trainer(tmp_path, steps=5, optim=optim)
     assert rest.resume() == 2
     rest.train()
-    course = [lr_factor(step, schedule="cosine", steps=5, min_ratio=0.05) for step in range(5)]
+    course = [lr_factor(step, optim, 5) for step in range(5)]
     rates = [row["lr"] for row in read_metrics(tmp_path)]
     assert rates[2:] == pytest.approx([1e-4 * factor for factor in course[2:]])
     used = {group["lr"] for group in rest.updater.optimizer.param_groups}

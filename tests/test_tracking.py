@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from t2i_gcpo.training.options import LoggingConfig
 from t2i_gcpo.training.tracker import Tracker, prepare_run, read_metrics
 
 
@@ -73,11 +74,11 @@ def test_tensorboard_gets_scalars_pictures_and_a_nested_config(tmp_path: Path) -
 
     image = Image.new("RGB", (4, 4), (255, 0, 0))
     config = {"optim": {"lr": 1e-4, "betas": [0.9, 0.99]}, "revision": None}
-    with Tracker(tmp_path, steps=3, tensorboard=True, config=config) as tracker:
+    with Tracker(tmp_path, steps=3, logging=LoggingConfig(progress=False), config=config) as tracker:
         for step in (1, 2, 3):
             tracker.log(step, {"reward": step / 2})
         path = tracker.picture(3, "grid", image)
-    with Tracker(tmp_path, steps=3, start_step=1, tensorboard=True, config=config) as tracker:
+    with Tracker(tmp_path, steps=3, start_step=1, logging=LoggingConfig(progress=False), config=config) as tracker:
         tracker.log(2, {"reward": 7.0})
     assert path == tmp_path / "samples" / "step_000003_grid.png" and Image.open(path).getpixel((0, 0)) == (255, 0, 0)
     events = EventAccumulator(
@@ -110,7 +111,11 @@ def test_boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, board)
     for start in (0, 1):
         with Tracker(
-            tmp_path / "first", steps=2, start_step=start, wandb=True, trackio=True, config={"a": {"b": 1}}
+            tmp_path / "first",
+            steps=2,
+            start_step=start,
+            logging=LoggingConfig(False, True, True),
+            config={"a": {"b": 1}},
         ) as tracker:
             tracker.log(start + 1, {"reward": 0.5})
     for board in boards.values():
@@ -133,14 +138,14 @@ def test_a_missing_board_names_the_extra_and_leaves_no_run(
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf"--logging.{name} .*t2i-gcpo\[tracking\]"):
-        Tracker(tmp_path / "run", steps=1, **{name: True})
+        Tracker(tmp_path / "run", steps=1, logging=LoggingConfig(tensorboard=False, **{name: True}))
     assert not (tmp_path / "run").exists()
 
 
 def test_the_bar_shows_the_metrics_and_counts_on_from_the_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Tracker(tmp_path, steps=4, start_step=2, progress=True) as tracker:
+    with Tracker(tmp_path, steps=4, start_step=2, logging=LoggingConfig(tensorboard=False)) as tracker:
         tracker.log(3, {"reward/mean": 0.25, "kl": 0.001, "entropy": 2.0, "clip_fraction": 0.0, "other": 1.0})
         tracker.log(4, {"reward/mean": 0.5})
     shown = capsys.readouterr().err

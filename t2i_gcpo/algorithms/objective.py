@@ -224,6 +224,8 @@ def _entropy_bonus(algorithm: Algorithm, rollout: Rollout, rewards: Tensor, refe
     entropy = _stat(algorithm, rollout, "entropy").mean(dim=-1)
     reference = reference.to(rewards.device)
     reference = reference.mean(dim=-1) if reference.ndim == 2 else reference
-    return algorithm.entropy_reward_coef * group.closest_entropy_bonus(
-        rewards, entropy, reference, rollout.sampling.group_size
-    )
+    size = rollout.sampling.group_size
+    bonus = algorithm.entropy_reward_coef * group.closest_entropy_bonus(rewards, entropy, reference, size)
+    if algorithm.entropy_reward_groups == "all":
+        return bonus
+    return bonus * group.per_row(group.informative_groups(rewards, size), size)

@@ -37,6 +37,9 @@ class Algorithm:
     entropy_reward_coef: float = 0.0
     """Factor of STAGE's entropy reward 1 / (1 + (H_reference - H)^2), centred, for the best images of a group; 0 is
     off, STAGE's code has 0.4."""
+    entropy_reward_groups: Literal["all", "informative"] = "all"
+    """Groups that get the entropy reward. all: as STAGE's code does, also those whose images score alike, which then have
+    advantages by their entropy alone; informative: only those whose images score differently, so that equal scores teach nothing."""
     dynamic_sampling: bool = False
     """Draw more prompts until every group kept has reward spread (DAPO)."""
     dynamic_sampling_limit: int = 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from rewards.registry import own_functions
@@ -159,7 +158,7 @@ def _tracker(config: TrainConfig, trainer: Trainer) -> tracking.Tracker:
         steps=config.steps,
         start_step=trainer.step_number,
         config=to_mapping(config),
-        **asdict(config.logging),
+        logging=config.logging,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from t2i_gcpo.data.options import PromptsConfig
 from t2i_gcpo.data.selection import by_task
 from t2i_gcpo.records import Prompt
 
@@ -20,7 +21,7 @@ class PromptSampler:
     sequence exactly.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int, balanced: bool = True) -> None:
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, balanced: bool = PromptsConfig.balanced) -> None:
         if not prompts:
             raise ValueError("there are no prompts to draw from")
         self.prompts = tuple(prompts)

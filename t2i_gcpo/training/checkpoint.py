@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from t2i_gcpo.training.options import CheckpointConfig
 from t2i_gcpo.utils import manifest
 from t2i_gcpo.utils.files import ASIDE, NO_ROOM, describe, no_room, sync, write_atomically
 from t2i_gcpo.utils.json_files import read_json
@@ -162,7 +163,9 @@ def best(run_dir: str | Path) -> tuple[int, float] | None:
     return (row["step"], row["score"]) if (file.parent / f"step_{row['step']:06d}").is_dir() else None
 
 
-def prune(run_dir: str | Path, keep: int, *, keep_best: bool = True, step: int | None = None) -> list[Path]:
+def prune(
+    run_dir: str | Path, keep: int, *, keep_best: bool = CheckpointConfig.keep_best, step: int | None = None
+) -> list[Path]:
     """Remove all but the `keep` newest whole checkpoints (0 removes none) and, with `keep_best`, the best; return the removed.
 
     Those after `step` (None: none) are left alone and not counted: a resumed run passed them over.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from t2i_gcpo.training.options import OptimConfig
+
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda progress, floor: 1.0,
     "linear": lambda progress, floor: 1.0 - (1.0 - floor) * progress,
@@ -15,15 +17,8 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 }
 
 
-def adamw(
-    model: nn.Module,
-    *,
-    lr: float,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.99),
-    eps: float = 1e-8,
-) -> torch.optim.AdamW:
-    """AdamW (1711.05101) over the parameters that require gradients.
+def adamw(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
+    """Make AdamW (1711.05101) over the parameters that require gradients.
 
     Weight decay acts on matrices only: norms, biases and other parameters with fewer than two dimensions have none. ValueError
     where nothing is trainable.
@@ -32,25 +27,25 @@ def adamw(
     if not trainable:
         raise ValueError("no parameter of the model requires a gradient; there is nothing to train")
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=options.lr, betas=options.betas, eps=options.eps
+    )
 
 
-def lr_factor(step: int, *, schedule: str, steps: int, warmup_steps: int = 0, min_ratio: float = 0.0) -> float:
-    """The learning rate of update `step` (0, 1, ...) as a share of its peak.
+def lr_factor(step: int, options: OptimConfig, steps: int) -> float:
+    """Return the learning rate of update `step` (0, 1, ...) of `steps` as a share of its peak.
 
     Update k of the warm-up has (k + 1) / warmup_steps, so that none is wasted on a rate of 0 and the last one of the warm-up has the peak.
     `linear` and `cosine` (1608.03983, one cycle) then go from the peak down to `min_ratio`, which the last of `steps` updates has.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; allowed: {', '.join(SCHEDULES)}")
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    first = max(warmup_steps - 1, 0)  # the last update that has the peak
+    if step < options.warmup_steps:
+        return (step + 1) / options.warmup_steps
+    first = max(options.warmup_steps - 1, 0)  # the last update that has the peak
     progress = (step - first) / max(steps - 1 - first, 1)
-    return SCHEDULES[schedule](min(progress, 1.0), min_ratio)
+    return SCHEDULES[options.schedule](min(progress, 1.0), options.min_ratio)
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

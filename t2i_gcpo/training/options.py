@@ -123,6 +123,59 @@ class CheckpointConfig:
         at_least(0, "checkpoint.", every=self.every, keep=self.keep)
 
 
+@dataclass(frozen=True)
+class LoggingConfig:
+    """Where the metrics go besides metrics.jsonl, which is always written."""
+
+    tensorboard: bool = True
+    """Write event files into the run folder."""
+    wandb: bool = False
+    """Log to Weights & Biases (extra: tracking)."""
+    trackio: bool = False
+    """Log to Trackio (extra: tracking)."""
+    project: str = "t2i-gcpo"
+    """Project name for wandb and trackio."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        declared(self, "logging.")
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """Sample images and credit heatmaps in the run folder."""
+
+    every: int = 10
+    """Steps between pictures; 0 switches them off."""
+    prompts: int = 2
+    """Prompts a picture."""
+    group: int = 4
+    """Images of each prompt in a picture, at most the group."""
+
+    def __post_init__(self) -> None:
+        declared(self, "pictures.")
+        at_least(0, "pictures.", every=self.every)
+        at_least(1, "pictures.", prompts=self.prompts, group=self.group)
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Watching for reward hacking on the images that are trained on."""
+
+    rewards: tuple[str, ...] = ()
+    """Scorers that are logged as held_out/NAME and never trained on: registered names, or module:callable."""
+    every: int = 1
+    """Steps between their scores."""
+
+    def __post_init__(self) -> None:
+        declared(self, "watch.")
+        at_least(1, "watch.", every=self.every)
+        twice = sorted({name for name in self.rewards if self.rewards.count(name) > 1})
+        if twice:
+            raise ValueError(f"watch.rewards names {', '.join(twice)} more than once")
+
+
 #: The names of the same classes in Python programs.
 Schedule = OptimConfig
 CheckpointPlan = CheckpointConfig

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from t2i_gcpo.training.checkpoint import FOLDER as CHECKPOINTS
+from t2i_gcpo.training.options import LoggingConfig
 from t2i_gcpo.utils.files import disk_errors, write_atomically
 from t2i_gcpo.utils.json_files import check_shape, finite_or_none, read_json_lines
 from t2i_gcpo.utils.nested import flatten
@@ -73,20 +74,18 @@ class Tracker:
         steps: int,
         start_step: int = 0,
         config: Mapping[str, Any] | None = None,
-        tensorboard: bool = False,
-        wandb: bool = False,
-        trackio: bool = False,
-        project: str = "t2i-gcpo",
-        progress: bool = False,
+        logging: LoggingConfig = LoggingConfig(tensorboard=False, progress=False),  # noqa: B008 (frozen)
     ) -> None:
         self.run_dir = Path(run_dir)
-        self._boards = [_import_board(name) for name, wanted in (("wandb", wandb), ("trackio", trackio)) if wanted]
+        self._boards = [
+            _import_board(name) for name, wanted in (("wandb", logging.wandb), ("trackio", logging.trackio)) if wanted
+        ]
         self.run_dir.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_metrics(run_dir) if row["step"] <= start_step]
         write_atomically(self.run_dir / METRICS, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = (self.run_dir / METRICS).open("a", encoding="utf-8")
         self._events: Any = None
-        if tensorboard:
+        if logging.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(
@@ -95,8 +94,8 @@ class Tracker:
             rows = "\n".join(f"| {name} | {value} |" for name, value in flatten(config or {}).items())
             self._events.add_text("config", f"| option | value |\n|---|---|\n{rows}", global_step=start_step)
         for board in self._boards:
-            _start_board(board, self.run_dir, project, dict(flatten(config or {})), resume=start_step > 0)
-        self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=not progress, dynamic_ncols=True)
+            _start_board(board, self.run_dir, logging.project, dict(flatten(config or {})), resume=start_step > 0)
+        self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=not logging.progress, dynamic_ncols=True)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One row: numbers, booleans and tensors of one element. The row is on disk when this returns."""

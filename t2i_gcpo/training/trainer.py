@@ -17,6 +17,7 @@ import torch
 from rewards.base import Reward
 from rewards.function import as_reward
 from t2i_gcpo.algorithms import Algorithm, resolve
+from t2i_gcpo.data.options import PromptsConfig
 from t2i_gcpo.data.prompts import read
 from t2i_gcpo.data.sampler import PromptSampler
 from t2i_gcpo.evaluation.scorable import check_scorable
@@ -26,6 +27,7 @@ from t2i_gcpo.training import checkpoint as checkpoints
 from t2i_gcpo.training.options import (
     DEFAULT_ALGORITHM,
     CheckpointPlan,
+    LoggingConfig,
     LoopOptions,
     SamplingConfig,
     Schedule,
@@ -69,7 +71,7 @@ class Trainer:
         sampling: SamplingOptions = SamplingConfig(),  # noqa: B008
         optim: Schedule = Schedule(),  # noqa: B008
         checkpoint: CheckpointPlan = CheckpointPlan(),  # noqa: B008
-        balanced: bool = True,
+        balanced: bool = PromptsConfig.balanced,
         callbacks: Sequence[Callback] = (),
         tracker: Tracker | None = None,
         config: dict[str, Any] | None = None,
@@ -200,7 +202,11 @@ class Trainer:
         if not self._begun:
             check_unused(self.output_dir)
         with Tracker(
-            self.output_dir, steps=self.steps, start_step=self.step_number, config=self.config, progress=True
+            self.output_dir,
+            steps=self.steps,
+            start_step=self.step_number,
+            config=self.config,
+            logging=LoggingConfig(tensorboard=False),
         ) as self.tracker:
             try:
                 yield from self._run(self.tracker)

@@ -32,9 +32,7 @@ class Updater:
         self.generator, self.algorithm, self.loop, self.optim = generator, algorithm, loop, optim
         self.guard = NonFiniteGuard(loop.max_nonfinite)
         self.weights = MasterWeights(generator.trainable_parameters())
-        self.optimizer = adamw(
-            self.weights, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, eps=optim.eps
-        )
+        self.optimizer = adamw(self.weights, optim)
         self.updates = 0
         """Rollouts that the weights were updated from: where the learning rate is on its course."""
         self.incomplete = False
@@ -43,14 +41,7 @@ class Updater:
     @property
     def learning_rate(self) -> float:
         """That of the next update: a function of the options and of the updates that were done, and of nothing else."""
-        optim = self.optim
-        return optim.lr * lr_factor(
-            self.updates,
-            schedule=optim.schedule,
-            steps=self.loop.steps,
-            warmup_steps=optim.warmup_steps,
-            min_ratio=optim.min_ratio,
-        )
+        return self.optim.lr * lr_factor(self.updates, self.optim, self.loop.steps)
 
     # -- the update ----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from t2i_gcpo.utils.device import pick_device
 COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
 
-def generator(options: GeneratorConfig, *, seed: int = 0) -> ImageGenerator:
+def generator(options: GeneratorConfig, *, seed: int) -> ImageGenerator:
     """Load the checkpoint, with LoRA adapters where a rank is given, else with those that it has merged; `seed`: of new ones' values."""
     from t2i_gcpo import generators
 

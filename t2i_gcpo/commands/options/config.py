@@ -16,7 +16,17 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from t2i_gcpo.algorithms import TABLE, Algorithm
-from t2i_gcpo.training.options import DEFAULT_ALGORITHM, CheckpointConfig, LoopOptions, OptimConfig, SamplingConfig
+from t2i_gcpo.data.options import PromptsConfig
+from t2i_gcpo.training.options import (
+    DEFAULT_ALGORITHM,
+    CheckpointConfig,
+    LoggingConfig,
+    LoopOptions,
+    OptimConfig,
+    PicturesConfig,
+    SamplingConfig,
+    WatchConfig,
+)
 from t2i_gcpo.utils.checks import above_zero, at_least, declared
 
 
@@ -70,42 +80,6 @@ class RewardConfig:
 
 
 @dataclass(frozen=True)
-class PromptsConfig:
-    """Where the prompts come from: a file (GenEval jsonl, txt, DrawBench csv, T2I-R1 json lines) or a split of ShapeScenes."""
-
-    train: str = "shapes:train"
-    """Prompts of the rollouts."""
-    validation: str = "shapes:val"
-    """Prompts that the best checkpoint is chosen on."""
-    test: str = "shapes:test"
-    """Prompts of the evaluation before and after training."""
-    balanced: bool = True
-    """Draw the tasks in equal parts; else each prompt is drawn equally often."""
-
-    def __post_init__(self) -> None:
-        declared(self, "prompts.")
-
-
-@dataclass(frozen=True)
-class LoggingConfig:
-    """Where the metrics go besides metrics.jsonl, which is always written."""
-
-    tensorboard: bool = True
-    """Write event files into the run folder."""
-    wandb: bool = False
-    """Log to Weights & Biases (extra: tracking)."""
-    trackio: bool = False
-    """Log to Trackio (extra: tracking)."""
-    project: str = "t2i-gcpo"
-    """Project name for wandb and trackio."""
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        declared(self, "logging.")
-
-
-@dataclass(frozen=True)
 class EvaluateConfig:
     """Scores on prompts that are not trained on."""
 
@@ -128,40 +102,6 @@ class EvaluateConfig:
         declared(self, "evaluate.")
         at_least(0, "evaluate.", every=self.every, limit=self.limit, test_limit=self.test_limit)
         at_least(0, "evaluate.", guidance=self.guidance, seed=self.seed)
-
-
-@dataclass(frozen=True)
-class PicturesConfig:
-    """Sample images and credit heatmaps in the run folder."""
-
-    every: int = 10
-    """Steps between pictures; 0 switches them off."""
-    prompts: int = 2
-    """Prompts a picture."""
-    group: int = 4
-    """Images of each prompt in a picture, at most the group."""
-
-    def __post_init__(self) -> None:
-        declared(self, "pictures.")
-        at_least(0, "pictures.", every=self.every)
-        at_least(1, "pictures.", prompts=self.prompts, group=self.group)
-
-
-@dataclass(frozen=True)
-class WatchConfig:
-    """Watching for reward hacking on the images that are trained on."""
-
-    rewards: tuple[str, ...] = ()
-    """Scorers that are logged as held_out/NAME and never trained on: registered names, or module:callable."""
-    every: int = 1
-    """Steps between their scores."""
-
-    def __post_init__(self) -> None:
-        declared(self, "watch.")
-        at_least(1, "watch.", every=self.every)
-        twice = sorted({name for name in self.rewards if self.rewards.count(name) > 1})
-        if twice:
-            raise ValueError(f"watch.rewards names {', '.join(twice)} more than once")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import datetime
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_gcpo.algorithms import resolve
@@ -119,7 +119,7 @@ def _train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Ite
             config = _config(context, plan, name, run, prompt_file)
             trainer = train_command.build_trainer(config, list(plan.prompts), list(plan.prompts))
             prepare_run(run, arguments.dump(config))
-            trainer.tracker = stack.enter_context(Tracker(run, steps=plan.steps, **asdict(config.logging)))
+            trainer.tracker = stack.enter_context(Tracker(run, steps=plan.steps, logging=config.logging))
             trainers[name] = trainer
         rounds = {name: trainer.iterate() for name, trainer in trainers.items()}
         try:

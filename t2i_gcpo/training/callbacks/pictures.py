@@ -18,6 +18,7 @@ from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import ALL_STATS, token_advantages
 from t2i_gcpo.generators.base import Negative, in_chunks
 from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.training.options import PicturesConfig
 from t2i_gcpo.training.rollout import collect
 from t2i_gcpo.utils import pictures
 
@@ -42,6 +43,7 @@ class Pictures:
         seed: int,
         negative_prompt: Negative = None,
     ) -> None:
+        PicturesConfig(every=every, group=group)
         self.prompts, self.reward = list(prompts), reward
         self.sampling = replace(sampling, group_size=max(group, 2), seed=seed, contrast=True)
         self.every, self.negative_prompt = every, negative_prompt

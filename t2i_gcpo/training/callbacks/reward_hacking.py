@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rewards.base import Reward, check
 from t2i_gcpo.evaluation.image_diversity import color_entropy, near_duplicates
 from t2i_gcpo.records import ScoredRollout
+from t2i_gcpo.training.options import WatchConfig
 from t2i_gcpo.training.tracker import read_metrics
 from t2i_gcpo.utils import pictures
 from t2i_gcpo.utils.files import write_atomically
@@ -96,10 +97,9 @@ class Watch:
     images, beside which that of the first step lies.
     """
 
-    def __init__(self, held_out: Mapping[str, Reward] | None = None, *, every: int = 1) -> None:
+    def __init__(self, held_out: Mapping[str, Reward] | None = None, *, every: int = WatchConfig.every) -> None:
         """`held_out`: name -> scorer that is not trained on; `every`: steps between their scores."""
-        if every < 1:
-            raise ValueError(f"every is {every}; it must be at least 1")
+        WatchConfig(every=every)
         self.held_out, self.every = dict(held_out or {}), every
         self._series: dict[str, list[float]] = {}
         self._recalled = False

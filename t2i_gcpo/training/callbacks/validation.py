@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rewards.base import Reward
 from t2i_gcpo.evaluation.evaluate import evaluate
 from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.utils.checks import at_least
 
 if TYPE_CHECKING:
     from t2i_gcpo.training.trainer import StepRecord, Trainer
@@ -19,6 +20,7 @@ class Validation:
     def __init__(
         self, prompts: Sequence[Prompt], reward: Reward, *, sampling: Sampling, every: int, seed: int, batch: int = 64
     ) -> None:
+        at_least(0, "evaluate.", every=every, seed=seed)
         self.prompts, self.reward, self.sampling = list(prompts), reward, sampling
         self.every, self.seed, self.batch = every, seed, batch
 
