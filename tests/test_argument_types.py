@@ -15,7 +15,7 @@ from t2i_gcpo.commands.options.reference import parsers
 from t2i_gcpo.utils.device import pick_device
 
 #: Command and option that check their number by themselves, because their message says more.
-OWN_CHECK = {"demo --port", "study --jobs"}
+OWN_CHECK = {"demo --port", "demo --threads", "study --jobs"}
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
@@ -47,7 +47,7 @@ def test_no_argument_has_a_type_that_takes_everything(command: str) -> None:
         (["pretrain", "amused", "--batch", "0"], "at least 1"),
         (["pretrain", "clip", "--bound", "nan"], "not a finite number"),
         (["pretrain", "amused", "--out", "x", "--device", "meta"], "device is 'meta'"),
-        (["demo", "--threads", "-1"], "at least 1"),
+        (["demo", "--threads", "-1"], "--threads is -1; it must be at least 1"),
         (["demo", "--keep", "0"], "at least 1"),
         (["serve-rewards", "--reward", "clip", "--max-images", "-1"], "at least 1"),
         (["serve-rewards", "--reward", "clip", "--port", "70000"], "0 to 65535"),

@@ -124,7 +124,7 @@ def test_the_next_free_port_is_taken() -> None:
         (["--checkpoint", "x=janus-mini", "--checkpoint", "x=janus-mini"], "two checkpoints are called 'x'"),
         (["--checkpoint", "=janus-mini"], "write NAME=PATH"),
         (["--reward", "nothing"], "unknown reward 'nothing'"),
-        (["--threads", "0"], "at least 1"),
+        (["--threads", "0"], "--threads is 0"),
         (["--port", "0"], "--port is 0"),
         (["--port", "70000"], "--port is 70000"),
         (["--port", "-1"], "--port is -1"),

@@ -25,6 +25,8 @@ PATIENCE = 60.0
 def main(argv: list[str]) -> int:
     """Serve the demo on this machine until Ctrl-C or SIGTERM. No request leaves it."""
     args = parser().parse_args(argv)
+    if args.threads < 1:
+        raise ValueError(f"--threads is {args.threads}; it must be at least 1")
     password = read_password(args.password_file)
     check_reach(args.host, password)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -122,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
     add(
         "--threads",
-        type=positive,
+        type=int,
         default=1,
         help="CPU threads; more do not help the embedded checkpoints, and are far slower where the machine has other "
         "work (default: %(default)s)",
