@@ -1,4 +1,4 @@
-"""Scorers of images for reinforcement learning: `rewards.load("geneval")(images, prompts, metadata).scores`."""
+"""Score images for reinforcement learning: `rewards.load("geneval")(images, prompts, metadata).scores`."""
 
 from rewards.base import Reward, RewardOutput
 from rewards.registry import available, load

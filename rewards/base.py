@@ -21,7 +21,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """Scores of a batch of images."""
+    """Holds the scores of a batch of images."""
 
     scores: Tensor
     """[B] float, higher is better, NaN = this image could not be scored."""
@@ -30,7 +30,7 @@ class RewardOutput:
 
 
 class PromptError(ValueError):
-    """A prompt that a reward cannot score; `index` is its place in the list that was checked."""
+    """Says that a reward cannot score a prompt; `index` is its place in the list that was checked."""
 
     def __init__(self, index: int, problem: str) -> None:
         super().__init__(problem)
@@ -41,8 +41,8 @@ class PromptError(ValueError):
 class Reward(Protocol):
     """Scores images. Stateless between calls: an image's score depends on its own row only.
 
-    A class that inherits from it needs `__call__` alone; everything else has a default. A class or function that does not inherit is
-    made a reward by `rewards.function.as_reward`.
+    A class that inherits from it needs `__call__` alone; everything else has a default. A class or function that does
+    not inherit is made a reward by `rewards.function.as_reward`.
     """
 
     name: str = ""
@@ -53,11 +53,14 @@ class Reward(Protocol):
     """The options that `rewards.load` built it with, defaults included."""
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
-        """Score `images` [B, 3, H, W] uint8 for B prompts with B rows of metadata (GenEval's row, a target text, ...)."""
+        """Score `images` [B, 3, H, W] uint8 for B prompts with B rows of metadata, such as GenEval's."""
         ...
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
-        """Raise PromptError for the first prompt that cannot be scored, whatever the picture. By default every prompt can be."""
+        """Raise PromptError for the first prompt that cannot be scored, whatever the picture.
+
+        By default every prompt can be.
+        """
         return None
 
     def identity(self) -> Identity:
@@ -66,7 +69,7 @@ class Reward(Protocol):
 
 
 class Pending(Protocol):
-    """Scores that are being computed."""
+    """Stands for scores that are being computed."""
 
     def result(self) -> RewardOutput:
         """Wait for the scores. Raises what the reward raised."""
@@ -75,7 +78,7 @@ class Pending(Protocol):
 
 @runtime_checkable
 class AsyncReward(Reward, Protocol):
-    """A reward that scores elsewhere: the caller may go on with other work between `submit` and `result`."""
+    """Scores elsewhere: the caller may go on with other work between `submit` and `result`."""
 
     submit_batch: int | None
     """Images of a `submit` at best; None: nothing is scored elsewhere, and there is nothing to gain by it."""
@@ -128,8 +131,8 @@ def check(
 ) -> RewardOutput:
     """Return `output` with float32 scores, or raise ValueError naming the reward and the prompts.
 
-    Raises where the number of scores (or of a part's values) is not `batch`, and, with `failure="raise"`, where a score is
-    not finite. With `failure="mark"` such a score becomes NaN, infinities too.
+    Raises where the number of scores (or of a part's values) is not `batch`, and, with `failure="raise"`, where a score
+    is not finite. With `failure="mark"` such a score becomes NaN, infinities too.
     """
     check_policy(failure)
     for label, values in {"scores": output.scores, **output.parts}.items():

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 
 class Composite(AsyncReward):
-    """Sums rewards: `score = sum_k weight_k * score_k`. Parts: each reward's scores as `name`, each of its parts as `name/part`.
+    """Sums rewards: `score = sum_k weight_k * score_k`.
+
+    Parts: each reward's scores as `name`, each of its parts as `name/part`.
 
     Args:
         rewards: name -> reward.
         weights: name -> weight; a reward without one weighs 1.
-        failure: "raise" stops at a score that is not finite; "mark" makes it NaN, and with it the image's sum: an image that one reward
+        failure: "raise" stops at a score that is not finite; "mark" makes it NaN, and with it the image's sum: an image
+        that one reward
             could not score has no score, whatever the weights. What a reward raises is raised under either.
 
     Rewards that score elsewhere are asked first and work while the others do.
@@ -114,10 +117,13 @@ class PendingSum:
 
 
 def load_composite(rewards: Mapping[str, Mapping[str, Any] | None], *, failure: FailurePolicy = "raise") -> Composite:
-    """Load a composite from plain settings: label -> `{"name": the registry's name, "weight": 1.0, ...the reward's options}`.
+    """Load a composite from plain settings, a mapping from label to name, weight and options.
+
+    Each label has `{"name": the registry's name, "weight": 1.0, ...the reward's options}`.
 
     `name` may be left out where the label is the registry's name:
-    `rewards.load("composite", rewards={"geneval": {"weight": 0.7}, "sharp": {"name": "mine:sharpness", "weight": 0.3}})`.
+    `rewards.load("composite", rewards={"geneval": {"weight": 0.7}, "sharp": {"name": "mine:sharpness", "weight":
+    0.3}})`.
     """
     built: dict[str, Reward] = {}
     weights: dict[str, float] = {}

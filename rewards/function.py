@@ -1,4 +1,4 @@
-"""Makes rewards of one's own functions and classes, also of those named `module:callable` or `path/to/file.py:callable`."""
+"""Makes rewards of one's own functions and classes, also of those named by module or file and callable."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class FunctionReward(Reward):
     """Makes a reward of `function(images, prompts, metadata, **options)`, or of an object that is called like it.
 
-    The function gets images [B, 3, H, W] uint8, B prompts and B rows of metadata, and returns B numbers (a list, an array
-    or a tensor) or a RewardOutput. `None` in the place of a number is a picture without an opinion: its score is NaN. An object's
-    own `check_prompts(prompts, metadata)` and `weights` are used where it has them.
+    The function gets images [B, 3, H, W] uint8, B prompts and B rows of metadata, and returns B numbers (a list, an
+    array or a tensor) or a RewardOutput. `None` in the place of a number is a picture without an opinion: its score is
+    NaN. An object's own `check_prompts(prompts, metadata)` and `weights` are used where it has them.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class FunctionReward(Reward):
             return torch.from_numpy(_array(result))
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(
-                f"reward {self.name!r} returned {type(result).__name__}, which is no list of numbers; it must return one "
+                f"reward {self.name!r} returned {type(result).__name__}, which is no list of numbers; it must return "
+                f"one "
                 "number per image or a RewardOutput"
             ) from error
 
@@ -67,14 +68,15 @@ class FunctionReward(Reward):
 def as_reward(reward: Any, *, name: str = "", failure: FailurePolicy | None = None) -> Reward:
     """Return a reward as it is, and make one of any other function or object that is called like one.
 
-    A function may return any B numbers. `failure` is of what is no reward yet: by default a score that is not finite is an error
-    of a function, and marked where an object returns it.
+    A function may return any B numbers. `failure` is of what is no reward yet: by default a score that is not finite is
+    an error of a function, and marked where an object returns it.
     """
     if isinstance(reward, Reward):
         return reward
     if not callable(reward):
         raise ValueError(
-            f"the reward is {type(reward).__name__}, which cannot be called; give a function (images, prompts, metadata) -> "
+            f"the reward is {type(reward).__name__}, which cannot be called; give a function (images, prompts, "
+            f"metadata) -> "
             "numbers, or what rewards.load returns"
         )
     plain = inspect.isroutine(reward) or isinstance(reward, functools.partial)
@@ -119,7 +121,8 @@ def _array(values: Any) -> np.ndarray:
         array = np.asarray([_number(value) for value in array.flat], dtype=np.float64).reshape(array.shape)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{array.dtype} values are no numbers")
-    # A copy in one piece: numpy's views with negative strides, in the other byte order or read-only are nothing for torch.
+    # A copy in one piece: numpy's views with negative strides, in the other byte order or read-only are nothing for
+    # torch.
     return np.array(array, dtype=np.float32, order="C")
 
 

@@ -1,4 +1,4 @@
-"""Which scorer this is: its name, options and weights as plain values, to be saved, compared and shown."""
+"""Says which scorer one is: its name, options and weights as plain values, to be saved, compared and shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RUNNING = frozenset({"batch_size", "compress", "device", "parallel", "retries", 
 
 
 class Identity(TypedDict):
-    """What two scorers have in common when their scores may be compared. All values are plain JSON."""
+    """Holds what two scorers have in common when their scores may be compared. All values are plain JSON."""
 
     name: str
     """The registry's name, or the path of a function of one's own."""

@@ -36,7 +36,8 @@ def load(name: str, **options: Any) -> Reward:
         reward = rewards.load("geneval", score="clauses")
         reward(images, prompts, metadata).scores                      # [B] float; images [B, 3, H, W] uint8
 
-    ValueError for an unknown name (listing the available ones), for an option that the reward does not have, and for one that it needs.
+    ValueError for an unknown name (listing the available ones), for an option that the reward does not have, and for
+    one that it needs.
     """
     if ":" in name:
         from rewards.function import load_function
@@ -57,7 +58,10 @@ def load(name: str, **options: Any) -> Reward:
 
 
 def own_functions(name: str, options: Mapping[str, Any]) -> list[str]:
-    """Return the names `module:callable` that `load(name, **options)` would import and run, those within a composite included."""
+    """Return the names `module:callable` that `load(name, **options)` would import and run.
+
+    Those within a composite are included.
+    """
     if ":" in name:
         return [name]
     parts = options.get("rewards") if name == "composite" else None

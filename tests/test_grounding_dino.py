@@ -15,7 +15,7 @@ from helpers.messages import names
 from helpers.tiny_models import pictures, seeded, word_tokenizer
 from rewards.base import PromptError
 from rewards.models import weights as weights_module
-from rewards.t2i_r1.object_scores import Found
+from rewards.t2i_r1.object_scores import Boxes
 
 SIDE = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,7 +77,7 @@ def model_of(folder: str) -> Any:
     return GroundingDinoForObjectDetection.from_pretrained(folder).eval()
 
 
-def plain(folder: str, image: Tensor, nouns: list[str]) -> dict[str, Found]:
+def plain(folder: str, image: Tensor, nouns: list[str]) -> dict[str, Boxes]:
     """One picture and one caption without padding; tokens and their places counted by hand."""
     model = model_of(folder)
     height, width = image.shape[-2:]
@@ -99,11 +99,11 @@ def plain(folder: str, image: Tensor, nouns: list[str]) -> dict[str, Found]:
             if score > THRESHOLD:
                 boxes.append([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height])
                 scores.append(score)
-        found[noun] = Found(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores))
+        found[noun] = Boxes(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores))
     return found
 
 
-def compare(given: dict[str, Found], expected: dict[str, Found], tolerance: float = 1e-5) -> None:
+def compare(given: dict[str, Boxes], expected: dict[str, Boxes], tolerance: float = 1e-5) -> None:
     assert list(given) == list(expected)
     for noun, one in given.items():
         other = expected[noun]

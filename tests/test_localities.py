@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rewards.t2i_r1.fields import Row
-from rewards.t2i_r1.object_scores import Found, counted, placed, present, scorer
+from rewards.t2i_r1.object_scores import Boxes, counted, placed, present, scorer
 from rewards.t2i_r1.spatial import LOCALITIES, locality_score, overlap, suppress
 
 Box = tuple[float, float, float, float]
@@ -87,8 +87,8 @@ def test_suppression() -> None:
     assert suppress(torch.zeros(0, 4), torch.zeros(0), most_overlap=0.5) == []
 
 
-def found(*boxes: Box, scores: tuple[float, ...] | None = None) -> Found:
-    return Found(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores or [0.9] * len(boxes)))
+def found(*boxes: Box, scores: tuple[float, ...] | None = None) -> Boxes:
+    return Boxes(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores or [0.9] * len(boxes)))
 
 
 NONE = found()

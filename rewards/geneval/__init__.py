@@ -1,4 +1,4 @@
-"""GenEval: the verdict on a picture, its detectors, and the `geneval` reward."""
+"""Judges pictures as GenEval does: its rules, its detectors and the `geneval` reward are at home here."""
 
 from rewards.geneval.rules import Detection, Verdict, judge
 

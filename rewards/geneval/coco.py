@@ -1,7 +1,8 @@
-"""COCO's 80 object classes under GenEval's names, in the order of the detector's outputs.
+"""Lists COCO's 80 object classes under GenEval's names, in the order of the detector's outputs.
 
-GenEval (2310.11513) writes "computer mouse", "tv remote" and "computer keyboard" where COCO has "mouse", "remote" and "keyboard",
-so that prompts are unambiguous. Checkpoints spell other classes differently too ("tvmonitor"), so classes are mapped by index.
+GenEval (2310.11513) writes "computer mouse", "tv remote" and "computer keyboard" where COCO has "mouse", "remote" and
+"keyboard", so that prompts are unambiguous. Checkpoints spell other classes differently too ("tvmonitor"), so classes
+are mapped by index.
 """
 
 from __future__ import annotations

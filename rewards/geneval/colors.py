@@ -1,4 +1,7 @@
-"""The colours of detected objects by CLIP, as GenEval names them. N objects, H, W a picture's sides, D feature width."""
+"""Names the colours of detected objects by CLIP, as GenEval does.
+
+N objects, H, W a picture's sides, D feature width.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,16 @@ BACKGROUND = 0x99
 
 
 class ClipColors:
-    """Names the colour of an object: the one of ten whose texts lie nearest to its crop, by OpenAI's CLIP ViT-L/14 (MIT).
+    """Names the colour of an object: the one of ten whose texts lie nearest to its crop.
 
-    The object is cut out along its mask, laid on #999 and cropped to its box (GenEval, 2310.11513, `evaluation`). CLIP's
-    features of a class's thirty texts are kept.
+    The model is OpenAI's CLIP ViT-L/14 (MIT).
+
+    The object is cut out along its mask, laid on #999 and cropped to its box (GenEval, 2310.11513, `evaluation`).
+    CLIP's features of a class's thirty texts are kept.
 
     Args:
-        architecture, pretrained, checkpoint, filename, revision, quick_gelu: as in the `clip` reward; a `checkpoint` is a
+        architecture, pretrained, checkpoint, filename, revision, quick_gelu: as in the `clip` reward; a `checkpoint` is
+        a
             state_dict of the architecture and takes the place of `pretrained`.
         dtype: float32, float16 or bfloat16; cosines are float32.
         batch_size: crops at a time.
@@ -66,7 +72,7 @@ class ClipColors:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor], objects: Sequence[Detection]) -> list[str]:
-        """N pictures [3, H, W] uint8, of any sizes, and the object to look at in each -> N colours."""
+        """Name the colour of one object in each of N pictures [3, H, W] uint8, of any sizes."""
         if not objects:
             return []
         features = in_batches(self._features, images, objects, batch_size=self.batch_size, name="geneval")
@@ -79,7 +85,7 @@ class ClipColors:
         return self.encoder.pixels(torch.cat(pixels))
 
     def _classifiers(self, class_names: list[str]) -> Tensor:
-        """[N, 10, D] of unit length."""
+        """Return features [N, 10, D] of unit length, of N classes in ten colours."""
         texts = [
             template.format(color=color, name=name)
             for name in class_names
@@ -93,7 +99,7 @@ class ClipColors:
 
 
 def crop(image: Tensor, one: Detection) -> Tensor:
-    """[3, H, W] uint8 -> the object's box of it, grey outside of its mask; without a mask, as it is."""
+    """Cut an object's box out of an image [3, H, W] uint8, grey outside of its mask; without a mask, as it is."""
     if one.mask is not None:
         mask = torch.from_numpy(one.mask).to(image.device)
         image = image.where(mask, torch.tensor(BACKGROUND, dtype=torch.uint8, device=image.device))

@@ -1,4 +1,7 @@
-"""The `geneval` reward: detect what is in a picture, judge it by its prompt's GenEval row. B images, H, W their sides."""
+"""Defines the `geneval` reward: it detects what is in a picture, and judges it by its prompt's GenEval row.
+
+B images, H, W their sides.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ class GenEvalReward(Reward):
     """Scores a picture by GenEval's verdict (2310.11513), in [0, 1].
 
     Args:
-        detector: a detector's name, or a detector: images -> detections. "shapes" finds ShapeScenes' objects exactly and on
+        detector: a detector's name, or a detector: images -> detections. "shapes" finds ShapeScenes' objects exactly
+        and on
             the CPU; "mask2former" is GenEval's own, for COCO's classes, with the colours by CLIP ViT-L/14.
         score: "strict" gives 1 to a correct picture and 0 to any other, as GenEval counts; "clauses" gives the share of
             its clauses that hold, a denser signal.
@@ -33,12 +37,12 @@ class GenEvalReward(Reward):
         detector_options: further options of the detector (`rewards/geneval/detectors`), such as `checkpoint`.
         color_options: options of CLIP's colours (`rewards/geneval/colors.py`), such as `checkpoint`.
 
-    Parts: `strict` and `clauses`, both scores whichever is asked for; `clause/0`, `clause/1`, ..., 1 where the row's clause
-    holds, in the order of `include`, then `exclude` (NaN for images with fewer clauses); and the strict score again per task
-    as `task/<tag>` (NaN for images of other tasks).
+    Parts: `strict` and `clauses`, both scores whichever is asked for; `clause/0`, `clause/1`, ..., 1 where the row's
+    clause holds, in the order of `include`, then `exclude` (NaN for images with fewer clauses); and the strict score
+    again per task as `task/<tag>` (NaN for images of other tasks).
 
-    ValueError: an option that the detector does not have, weights that are missing, an image without GenEval metadata, a
-    class that the detector cannot find, a row that cannot be judged.
+    ValueError: an option that the detector does not have, weights that are missing, an image without GenEval metadata,
+    a class that the detector cannot find, a row that cannot be judged.
     """
 
     name = "geneval"
@@ -75,12 +79,16 @@ class GenEvalReward(Reward):
         unused += [] if named else [*(detector_options or ())]
         if unused:
             raise ValueError(
-                f"the geneval reward with {detector!r} has no use for {', '.join(unused)}: colour options are CLIP's, which "
+                f"the geneval reward with {detector!r} has no use for {', '.join(unused)}: colour options are "
+                f"CLIP's, which "
                 "names none here, and a detector that is built already has its own"
             )
 
     def verdicts(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[Verdict]:
-        """Return B verdicts. ValueError for an image without GenEval metadata or of an unknown class, naming its prompt."""
+        """Return B verdicts.
+
+        ValueError for an image without GenEval metadata or of an unknown class, naming its prompt.
+        """
         self.check_prompts(prompts, metadata)
         detections = self.detector(images)
         if self.clip_colors is not None:
@@ -108,14 +116,16 @@ class GenEvalReward(Reward):
         for clause in asked:
             if known is not None and clause["class"] not in known:
                 raise ValueError(
-                    f"the prompt {prompt!r} asks for the class {clause['class']!r}, which the detector cannot find; it knows: "
+                    f"the prompt {prompt!r} asks for the class {clause['class']!r}, which the detector cannot find; "
+                    f"it knows: "
                     f"{', '.join(known)}; take prompts or a detector that fit (shapes, mask2former)"
                 )
         for clause in include:
             color = clause.get("color")
             if self.color_names is not None and color is not None and color not in self.color_names:
                 raise ValueError(
-                    f"the prompt {prompt!r} asks for the colour {color!r}, which no object is ever said to have; known are: "
+                    f"the prompt {prompt!r} asks for the colour {color!r}, which no object is ever said to have; "
+                    f"known are: "
                     f"{', '.join(self.color_names)}"
                 )
 

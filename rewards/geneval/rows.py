@@ -1,7 +1,7 @@
 """Checks a GenEval row before anything is judged by it: a row that could not be judged, or only wrongly, is refused.
 
-A row is `{"tag"?, "include": [{"class", "count"?, "color"?, "position"?: [relation, index]}], "exclude"?: [{"class", "count"?}]}`.
-Null means absent, and an absent count is 1.
+A row is `{"tag"?, "include": [{"class", "count"?, "color"?, "position"?: [relation, index]}], "exclude"?: [{"class",
+"count"?}]}`. Null means absent, and an absent count is 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def check_row(row: Mapping[str, Any]) -> None:
 
 
 def clauses(row: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
-    """Return the row's clauses of a kind, "include" or "exclude"; an absent one has none. ValueError for anything but a list of objects."""
+    """Return the row's clauses of a kind, "include" or "exclude"; an absent one has none.
+
+    ValueError for anything but a list of objects.
+    """
     given = row.get(kind)
     if given is None:
         return []

@@ -32,7 +32,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Detection:
-    """One object that a detector found."""
+    """Describes one object that a detector has seen."""
 
     class_name: str
     score: float
@@ -51,7 +51,7 @@ ColorNamer = Callable[[list[Detection]], Sequence[str]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a picture shows what its prompt asks for."""
+    """Says whether a picture shows what its prompt asks for."""
 
     correct: bool
     """True when every clause holds."""
@@ -62,7 +62,7 @@ class Verdict:
 
 
 def relations(first: Box, second: Box) -> set[str]:
-    """Where `first` lies relative to `second`: a subset of the four relations, at most two of them (a diagonal).
+    """Say where `first` lies relative to `second`: a subset of the four relations, at most two of them (a diagonal).
 
     With `d` the offset of the centres and `s` the sum of the two extents along an axis (x, y separately),
     `r = max(|d| - 0.1 s, 0) * sign(d) / norm(d)`; a relation holds where its component of `r` is beyond 0.5.
@@ -76,39 +76,39 @@ def relations(first: Box, second: Box) -> set[str]:
     if max(map(abs, left_over)) < OFFSET_EPS:
         return set()
     x, y = (offset / math.hypot(dx, dy) for offset in left_over)
-    found = {
+    directions = {
         "left of": x < -DIRECTION_THRESHOLD,
         "right of": x > DIRECTION_THRESHOLD,
         "above": y < -DIRECTION_THRESHOLD,
         "below": y > DIRECTION_THRESHOLD,
     }
-    return {name for name, holds in found.items() if holds}
+    return {name for name, holds in directions.items() if holds}
 
 
 def kept_objects(detections: Sequence[Detection], tag: str | None = None) -> dict[str, list[Detection]]:
-    """Class name -> the detections that count under a task's threshold, most confident first, at most 16."""
+    """Sort detections by class: those that count under a task's threshold, most confident first, at most 16."""
     threshold = COUNTING_SCORE_THRESHOLD if tag == "counting" else SCORE_THRESHOLD
-    kept: dict[str, list[Detection]] = {}
+    by_class: dict[str, list[Detection]] = {}
     for detection in sorted(detections, key=lambda one: one.score, reverse=True):
-        same = kept.setdefault(detection.class_name, [])
+        same = by_class.setdefault(detection.class_name, [])
         if detection.score > threshold and len(same) < MAX_OBJECTS:
             same.append(detection)
-    return kept
+    return by_class
 
 
 def colorless(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> list[Detection]:
-    """The detections whose colour `judge` will ask for, of those that come without one; each once."""
+    """Return the detections whose colour `judge` will ask for, of those that come without one; each once."""
     objects = kept_objects(detections, metadata.get("tag"))
     asked: dict[int, Detection] = {}
     for clause in metadata.get("include") or []:
-        found = objects.get(clause["class"], [])[: count_of(clause)]
-        if clause.get("color") is not None and len(found) >= count_of(clause):
-            asked.update((id(one), one) for one in found if one.color is None)
+        matches = objects.get(clause["class"], [])[: count_of(clause)]
+        if clause.get("color") is not None and len(matches) >= count_of(clause):
+            asked.update((id(one), one) for one in matches if one.color is None)
     return list(asked.values())
 
 
 def judge(detections: Sequence[Detection], metadata: Mapping[str, Any], *, colors: ColorNamer | None = None) -> Verdict:
-    """GenEval's verdict on one picture.
+    """Judge one picture as GenEval does.
 
     Args:
         detections: what a detector found, in any order.
@@ -131,11 +131,13 @@ def judge(detections: Sequence[Detection], metadata: Mapping[str, Any], *, color
     groups: list[list[Detection] | None] = []  # per include clause its objects, None where the clause failed
     failures: list[str] = []
     for clause in include:
-        found = objects.get(clause["class"], [])[: count_of(clause)]
+        matches = objects.get(clause["class"], [])[: count_of(clause)]
         failure = (
-            _missing(clause, found) or _wrong_color(clause, found, colors) or _wrong_position(clause, found, groups)
+            _missing(clause, matches)
+            or _wrong_color(clause, matches, colors)
+            or _wrong_position(clause, matches, groups)
         )
-        groups.append(None if failure else found)
+        groups.append(None if failure else matches)
         failures.append(failure)
     for clause in exclude:
         number = len(objects.get(clause["class"], []))
@@ -145,24 +147,24 @@ def judge(detections: Sequence[Detection], metadata: Mapping[str, Any], *, color
     return Verdict(all(clauses), clauses, "\n".join(filter(None, failures)))
 
 
-def _missing(clause: Mapping[str, Any], found: list[Detection]) -> str:
-    if len(found) < count_of(clause):
-        return f"expected {clause['class']}>={count_of(clause)}, found {len(found)}"
+def _missing(clause: Mapping[str, Any], matches: list[Detection]) -> str:
+    if len(matches) < count_of(clause):
+        return f"expected {clause['class']}>={count_of(clause)}, found {len(matches)}"
     return ""
 
 
-def _wrong_color(clause: Mapping[str, Any], found: list[Detection], colors: ColorNamer | None) -> str:
+def _wrong_color(clause: Mapping[str, Any], matches: list[Detection], colors: ColorNamer | None) -> str:
     wanted = clause.get("color")
     if wanted is None:
         return ""
-    names = _color_names(found, colors)
+    names = _color_names(matches, colors)
     if all(name == wanted for name in names):
         return ""
     return f"expected {wanted} {clause['class']}>={count_of(clause)}, found {' and '.join(names)}"
 
 
-def _color_names(found: list[Detection], colors: ColorNamer | None) -> list[str]:
-    unnamed = [one for one in found if one.color is None]
+def _color_names(matches: list[Detection], colors: ColorNamer | None) -> list[str]:
+    unnamed = [one for one in matches if one.color is None]
     if unnamed and colors is None:
         raise ValueError(
             f"the prompt names a colour, but the detector gave no colour for {unnamed[0].class_name!r} and no "
@@ -172,17 +174,17 @@ def _color_names(found: list[Detection], colors: ColorNamer | None) -> list[str]
     if len(names) != len(unnamed):
         raise ValueError(f"`colors` named {len(names)} colours for {len(unnamed)} detections; it must name one each")
     remaining = iter(names)
-    return [one.color if one.color is not None else next(remaining) for one in found]
+    return [one.color if one.color is not None else next(remaining) for one in matches]
 
 
-def _wrong_position(clause: Mapping[str, Any], found: list[Detection], groups: list[list[Detection] | None]) -> str:
+def _wrong_position(clause: Mapping[str, Any], matches: list[Detection], groups: list[list[Detection] | None]) -> str:
     if clause.get("position") is None:
         return ""
     relation, index = clause["position"][0], int(clause["position"][1])
     targets = groups[index]
     if targets is None:
         return f"no target for {clause['class']} to be {relation}"
-    for one in found:
+    for one in matches:
         for target in targets:
             seen = relations(one.box, target.box)
             if relation not in seen:

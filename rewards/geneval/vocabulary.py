@@ -1,7 +1,7 @@
-"""ShapeScenes' classes, outlines and colours: the one table that the renderer and the detector share.
+"""Lists ShapeScenes' classes, outlines and colours: the one table that the renderer and the detector share.
 
-Outlines are polygons in the unit square, x to the right and y downwards, both in [0, 1]; each touches all four sides, so
-that an outline's bounding box is the object's box. A class with a hole lists the hole as a second polygon.
+Outlines are polygons in the unit square, x to the right and y downwards, both in [0, 1]; each touches all four sides,
+so that an outline's bounding box is the object's box. A class with a hole lists the hole as a second polygon.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ PLURALS: dict[str, str] = {name: f"{name}es" if name.endswith("s") else f"{name}
 
 @functools.lru_cache(maxsize=256)
 def coverage(class_name: str, size: int, supersample: int = 8) -> np.ndarray:
-    """Share of each pixel that the outline covers, `[size, size]` float32 in [0, 1] (anti-aliased). Read-only."""
+    """Return the share of each pixel that the outline covers, `[size, size]` float32 in [0, 1] (anti-aliased).
+    Read-only."""
     big = size * supersample
     canvas = Image.new("L", (big, big), 0)
     draw = ImageDraw.Draw(canvas)

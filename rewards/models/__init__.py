@@ -1,4 +1,4 @@
-"""Models that several scorers share: encoders, their weights, their preprocessing, their device and their batches.
+"""Holds what scorers with a model share: encoders, their weights, their preprocessing, their device and their batches.
 
 No score is computed here.
 """

@@ -1,4 +1,4 @@
-"""What scorers with a model share: checked images, batches of a bounded size, features of texts that are computed once.
+"""Checks images, cuts batches of a bounded size, and keeps features of texts: what scorers with a model share.
 
 B images, H, W their sides, D feature width.
 """
@@ -19,26 +19,26 @@ MOST_TEXTS = 16_384
 
 
 def check_images(images: Tensor, name: str) -> None:
-    """ValueError unless images are [B, 3, H, W] uint8."""
+    """Raise ValueError unless images are [B, 3, H, W] uint8."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         given = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"reward {name!r} takes uint8 images [B, 3, H, W]; got {given}")
 
 
 def check_prompts(images: Tensor, prompts: Sequence[str], name: str) -> None:
-    """ValueError unless each image has a prompt."""
+    """Raise ValueError unless each image has a prompt."""
     if len(prompts) != len(images):
         raise ValueError(f"reward {name!r} got {len(images)} images and {len(prompts)} prompts; one prompt an image")
 
 
 def check_batch_size(batch_size: int, whose: str) -> None:
-    """ValueError below 1."""
+    """Raise ValueError for a batch size below 1."""
     if batch_size < 1:
         raise ValueError(f"batch_size of {whose} is {batch_size}; it must be at least 1")
 
 
 def in_batches(function: Callable[..., Tensor], *rows: Sequence[Any] | Tensor, batch_size: int, name: str) -> Tensor:
-    """`function` over at most `batch_size` rows at a time, its results joined along the rows.
+    """Call `function` with at most `batch_size` rows at a time, and join its results along the rows.
 
     ValueError: batch_size below 1, or a batch that does not fit in memory (says which size to try).
     """
@@ -46,23 +46,23 @@ def in_batches(function: Callable[..., Tensor], *rows: Sequence[Any] | Tensor, b
     results = []
     for start in range(0, len(rows[0]), batch_size):
         part = [row[start : start + batch_size] for row in rows]
-        with room(name, len(part[0])):
+        with memory_errors(name, len(part[0])):
             results.append(function(*part))
     return torch.cat(results)
 
 
 class TextCache:
-    """Features of texts, kept on the scorer's device: a prompt is encoded once, however many images and steps it has."""
+    """Keeps features of texts on the scorer's device, so that a prompt is encoded once."""
 
     def __init__(self, encode: Callable[[list[str]], Tensor], *, batch_size: int, name: str) -> None:
-        """`encode`: N texts -> [N, ...] features."""
+        """Keep what `encode` makes of N texts: [N, ...] features."""
         self.encode, self.batch_size, self.name = encode, batch_size, name
         self.encoded = 0
         """Texts that went through `encode` so far."""
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """[B, ...]: a row a text, in the texts' order."""
+        """Return features [B, ...] of B texts, in their order."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._kept]
         if missing:
             fresh = in_batches(self.encode, missing, batch_size=self.batch_size, name=self.name)
@@ -78,7 +78,8 @@ class TextCache:
 
 
 @contextmanager
-def room(name: str, rows: int) -> Iterator[None]:
+def memory_errors(name: str, rows: int) -> Iterator[None]:
+    """Turn an out-of-memory error into a ValueError that says which batch to try."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -87,7 +88,7 @@ def room(name: str, rows: int) -> Iterator[None]:
 
 
 def require(package: str, name: str, extra: str = "rewards") -> Any:
-    """The module `package`; ImportError with the extra to install, where it is missing."""
+    """Import the module `package`; ImportError with the extra to install, where it is missing."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

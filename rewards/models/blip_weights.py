@@ -1,4 +1,4 @@
-"""ImageReward's checkpoint, in the layout of its authors' code, as two BLIP towers of transformers and a head.
+"""Makes two BLIP towers of transformers and a head of ImageReward's checkpoint, in the layout of its authors' code.
 
 B images, D_v and D_t the widths of the vision and the text tower.
 """
@@ -38,7 +38,7 @@ HEAD_LAYERS = (0, 2, 4, 6, 7)
 
 @dataclass(frozen=True)
 class BlipScorer:
-    """The three parts of ImageReward, on the CPU, in float32."""
+    """Holds the three parts of ImageReward, on the CPU, in float32."""
 
     vision: Any
     """[B, 3, S, S] pixels -> [B, patches + 1, D_v]."""
@@ -49,7 +49,9 @@ class BlipScorer:
 
 
 def build(state: Mapping[str, Tensor], where: object) -> BlipScorer:
-    """The model of a state_dict with `blip.visual_encoder.*`, `blip.text_encoder.*` and `mlp.layers.*`; other names are left out.
+    """Build the model of a state_dict with `blip.visual_encoder.*`, `blip.text_encoder.*` and `mlp.layers.*`.
+
+    Other names are left out.
 
     Sizes are read from the tensors' shapes, so that BLIP's base and large vision towers both fit. ValueError, naming
     `where` it came from, for names or shapes that are missing or of another model.
@@ -70,17 +72,18 @@ def build(state: Mapping[str, Tensor], where: object) -> BlipScorer:
     except (KeyError, RuntimeError, ValueError) as error:
         reason = f"{error}" if not isinstance(error, KeyError) else f"{error.args[0]} is missing"
         raise ValueError(
-            f"reward 'image_reward': {where} is no ImageReward checkpoint (BLIP's vision and text encoder and a head of linear "
+            f"reward 'image_reward': {where} is no ImageReward checkpoint (BLIP's vision and text encoder and a head "
+            f"of linear "
             f"layers): {' '.join(reason.split())[:300]}"
         ) from error
     return BlipScorer(eyes, reader, head)
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    if not found:
+    part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not part:
         raise KeyError(f"{prefix}*")
-    return found
+    return part
 
 
 def _renamed(key: str) -> str:

@@ -1,4 +1,4 @@
-"""The device and the number type that a scorer's model runs in, and the errors of both."""
+"""Puts a scorer's model on its device and in its number type, and words the errors of both."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def check_dtype(dtype: str, name: str) -> None:
-    """ValueError unless `dtype` is one of DTYPES."""
+    """Raise ValueError unless `dtype` is one of DTYPES."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} of reward {name!r} is unknown; allowed: {', '.join(DTYPES)}")
 
 
 def place(model: Model, name: str, device: str, dtype: str) -> Model:
-    """`model` on its device, frozen, in evaluation mode. ValueError for a device that is not there, or too small."""
+    """Put `model` on its device, frozen, in evaluation mode.
+
+    ValueError for a device that is not there, or too small.
+    """
     check_dtype(dtype, name)
     try:
         return model.to(device=device, dtype=DTYPES[dtype]).eval().requires_grad_(False)
@@ -34,6 +37,6 @@ def place(model: Model, name: str, device: str, dtype: str) -> Model:
 
 
 def short(error: Exception) -> str:
-    """A library's error in one line, cut where it goes on and on."""
+    """Write a library's error in one line, cut where it goes on and on."""
     text = " ".join(f"{error}".split()) or type(error).__name__
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

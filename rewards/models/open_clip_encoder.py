@@ -1,4 +1,4 @@
-"""A frozen open_clip model as an encoder of images and texts into features of unit length.
+"""Encodes images and texts into features of unit length, with a frozen open_clip model.
 
 B images, H, W their sides, N texts, T the context length in tokens, D feature width.
 """
@@ -20,7 +20,7 @@ UnfitText = Literal["warn", "raise"]
 
 
 class OpenClipEncoder:
-    """Features of unit length from a frozen open_clip model."""
+    """Makes features of unit length with a frozen open_clip model."""
 
     def __init__(
         self,
@@ -41,21 +41,24 @@ class OpenClipEncoder:
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] uint8 -> [B, D] float32 of length 1, on the model's device."""
+        """Encode images [B, 3, H, W] uint8 into [B, D] float32 of length 1, on the model's device."""
         return self.pixels(self.preprocess(images.to(self.device), self.dtype))
 
     @torch.no_grad()
     def pixels(self, pixels: Tensor) -> Tensor:
-        """[B, 3, S, S], preprocessed, of the model's device and dtype -> [B, D] as `images`."""
+        """Encode [B, 3, S, S], preprocessed, of the model's device and dtype, into [B, D] as `images` does."""
         return functional.normalize(self.model.encode_image(pixels).float(), dim=-1)
 
     @torch.no_grad()
     def texts(self, texts: list[str]) -> Tensor:
-        """N texts -> [N, D] float32 of length 1, on the model's device."""
+        """Encode N texts into [N, D] float32 of length 1, on the model's device."""
         return functional.normalize(self.model.encode_text(self.tokens(texts).to(self.device)).float(), dim=-1)
 
     def tokens(self, texts: list[str]) -> Tensor:
-        """[N, T] tokens. Warns once, or raises ValueError, where a text is cut or holds unknown words."""
+        """Return the tokens [N, T] of N texts.
+
+        Warns once, or raises ValueError, where a text is cut or holds unknown words.
+        """
         tokens: Tensor = self.tokenizer(texts)
         cut = f"is longer than the {self.context_length} tokens that the model reads; the rest of it does not count"
         self._unfit(cut, [text for text, long in zip(texts, self._cut(texts, tokens), strict=True) if long])
@@ -64,7 +67,7 @@ class OpenClipEncoder:
             rows = (tokens == unknown).any(dim=1).tolist()
             self._unfit(
                 "holds words outside the model's vocabulary; they do not count",
-                [text for text, found in zip(texts, rows, strict=True) if found],
+                [text for text, has_unknown in zip(texts, rows, strict=True) if has_unknown],
             )
         return tokens
 
@@ -92,7 +95,7 @@ class OpenClipEncoder:
 
 
 def _unknown_token(tokenizer: Any) -> int | None:
-    """The token of words outside the vocabulary, where it stands for nothing else."""
+    """Return the token of words outside the vocabulary, where it stands for nothing else."""
     inner = getattr(tokenizer, "tokenizer", None)
     unknown = getattr(inner, "unk_token_id", None)
     others = {getattr(inner, f"{kind}_token_id", None) for kind in ("pad", "bos", "eos", "sep", "cls")}
@@ -100,7 +103,10 @@ def _unknown_token(tokenizer: Any) -> int | None:
 
 
 def cosines(encoder: OpenClipEncoder, texts: TextCache, images: Tensor, prompts: list[str], batch_size: int) -> Tensor:
-    """[B] cosine of each image and its prompt, on the images' device. `texts`: a TextCache over `encoder.texts`."""
+    """Return the cosine [B] of each image and its prompt, on the images' device.
+
+    `texts`: a TextCache over `encoder.texts`.
+    """
     check_images(images, encoder.name)
     check_prompts(images, prompts, encoder.name)
     features = in_batches(encoder.images, images, batch_size=batch_size, name=encoder.name)

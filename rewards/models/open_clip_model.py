@@ -1,4 +1,4 @@
-"""An open_clip model with its weights, its tokenizer and its preprocessing, from a tag, a state_dict or a model folder."""
+"""Loads an open_clip model with its tokenizer and preprocessing, from a tag, a state_dict or a model folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safeten
 #: The other files of a model folder: its config and its tokenizer.
 FOLDER_FILES = ("open_clip_config.json", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model")
 
-#: open_clip stretches these tables to the model's size without a word; a stretched table belongs to another architecture.
+#: open_clip stretches these tables to the model's size without a word; a stretched table belongs to another
+#: architecture.
 POSITIONS = ("visual.positional_embedding", "positional_embedding", "text.positional_embedding")
 
 _LOADING_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, AssertionError, AttributeError, OSError)
@@ -35,7 +36,7 @@ _LOADING_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, AssertionError
 
 @dataclass(frozen=True)
 class _Source:
-    """What open_clip needs to build a model."""
+    """Holds what open_clip needs to build a model."""
 
     model: str
     """Name of an architecture, or `local-dir:` and a folder."""
@@ -59,7 +60,7 @@ def load_open_clip(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> OpenClipEncoder:
-    """An open_clip model for the reward `name`, from one of three places.
+    """Load an open_clip model for the reward `name`, from one of three places.
 
     - `architecture` and `pretrained`: one of open_clip's own tags, `ViT-B-32` and `laion2b_s34b_b79k`.
     - `architecture` and `checkpoint`: a state_dict, as a local file, or as `filename` in a folder or hub repository.
@@ -68,13 +69,14 @@ def load_open_clip(
 
     Args:
         revision: of the hub repository.
-        quick_gelu: whether the weights were trained with QuickGELU. Weights do not show it and the wrong one scores badly
+        quick_gelu: whether the weights were trained with QuickGELU. Weights do not show it and the wrong one scores
+        badly
             without an error, so it must be said for a state_dict whose architecture exists both ways.
         resize: the preprocessing's resize mode, where it is not the model's own.
         unfit_text: what happens to a text that is cut or has unknown words.
 
-    ValueError: an unknown architecture or tag, weights that are missing or do not fit the architecture, a QuickGELU that does
-    not fit the weights, an unknown device, dtype or mode.
+    ValueError: an unknown architecture or tag, weights that are missing or do not fit the architecture, a QuickGELU
+    that does not fit the weights, an unknown device, dtype or mode.
     """
     check_dtype(dtype, name)
     if unfit_text not in ("warn", "raise"):
@@ -103,7 +105,10 @@ def load_open_clip(
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
-    """The state_dict in a `.safetensors` or torch file, its own or under the key `state_dict`; nothing else is unpickled."""
+    """Read the state_dict in a `.safetensors` or torch file, its own or under the key `state_dict`.
+
+    Nothing else is unpickled.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -171,7 +176,8 @@ def _state_dict(
     built = bool(config.get("quick_gelu"))
     if quick_gelu is None and not built and open_clip.get_model_config(f"{architecture}-quickgelu") is not None:
         raise ValueError(
-            f"reward {name!r}: {architecture} exists with and without QuickGELU, and a state_dict does not say which; set "
+            f"reward {name!r}: {architecture} exists with and without QuickGELU, and a state_dict does not say "
+            f"which; set "
             "quick_gelu to true (OpenAI, DFN and MetaCLIP weights) or false (LAION and DataComp weights)"
         )
     if built and quick_gelu is False:
@@ -188,8 +194,8 @@ def _folder(name: str, checkpoint: str, quick_gelu: bool | None, revision: str |
         raise ValueError(f"reward {name!r}: {checkpoint} is a file; say its architecture, or give a model folder")
     for names in (WEIGHTS_NAMES[:-1], WEIGHTS_NAMES[-1:]):  # a repository has the same weights several times
         folder = weights.folder(checkpoint, revision=revision, files=(*FOLDER_FILES, *names), what=what)
-        found = [folder / file for file in WEIGHTS_NAMES if (folder / file).is_file()]
-        if found:
+        files = [folder / file for file in WEIGHTS_NAMES if (folder / file).is_file()]
+        if files:
             break
     else:
         raise ValueError(f"no {what}: {folder} holds none of {', '.join(WEIGHTS_NAMES)}")
@@ -200,7 +206,7 @@ def _folder(name: str, checkpoint: str, quick_gelu: bool | None, revision: str |
         raise ValueError(f"no {what}: {config} is missing or has no model_cfg ({short(error)})") from error
     if quick_gelu is not None and quick_gelu != built:
         raise ValueError(f"reward {name!r}: {config} says quick_gelu {built}, but the option says {quick_gelu}")
-    return _Source(f"local-dir:{folder.absolute()}", found[0], built)
+    return _Source(f"local-dir:{folder.absolute()}", files[0], built)
 
 
 def _architecture(open_clip: Any, name: str, architecture: str) -> dict[str, Any]:
@@ -212,7 +218,7 @@ def _architecture(open_clip: Any, name: str, architecture: str) -> dict[str, Any
 
 
 def _build(open_clip: Any, name: str, source: _Source) -> tuple[Any, Any]:
-    """The model with its weights, on the CPU in float32, and its tokenizer."""
+    """Build the model with its weights, on the CPU in float32, and its tokenizer."""
     shapes = {key: value.shape for key, value in read_tensors(source.weights, name).items() if key in POSITIONS}
     what = source.model.removeprefix("local-dir:")
     try:
@@ -238,7 +244,8 @@ def _build(open_clip: Any, name: str, source: _Source) -> tuple[Any, Any]:
                 f"{list(built.shape)} in the architecture; take the image size and context length of the weights"
             )
     try:
-        # A folder's own `tokenizer_kwargs` could say True; what is passed here wins. open_clip's own tokenizer does not take it.
+        # A folder's own `tokenizer_kwargs` could say True; what is passed here wins. open_clip's own tokenizer does not
+        # take it.
         no_code = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
         return model, open_clip.get_tokenizer(source.model, **no_code)
     except _LOADING_ERRORS as error:

@@ -1,4 +1,4 @@
-"""uint8 images to what an image encoder takes: resized as its authors do, cropped or padded, normalised; the whole batch at once.
+"""Makes of uint8 images what an image encoder takes: resized as its authors do, cropped or padded, normalised.
 
 B images, H, W their sides, S the encoder's side.
 """
@@ -20,23 +20,24 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an encoder wants its images."""
+    """Says how an encoder wants its images, and makes them so."""
 
     size: int
     """S, pixels."""
     resize: Literal["shortest", "longest", "squash"] = "shortest"
-    """The side that becomes S; then "shortest" crops the centre, "longest" pads with black around the centre; "squash": both sides."""
+    """The side that becomes S; then "shortest" crops the centre, "longest" pads with black around the centre; "squash":
+    both sides."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Always anti-aliased, as Pillow does it."""
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
     def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[B, 3, H, W] uint8 -> [B, 3, S, S] of `dtype`, normalised."""
+        """Make [B, 3, S, S] of `dtype`, normalised, of images [B, 3, H, W] uint8."""
         pixels = images.float()
         height, width = self._target(*images.shape[-2:])
-        # Side by side with bytes in between, as Pillow: bicubic overshoots, and each pass cuts that off. Width first, as
-        # Pillow does with square pictures; the order is worth a few levels at most.
+        # Side by side with bytes in between, as Pillow: bicubic overshoots, and each pass cuts that off. Width first,
+        # as Pillow does with square pictures; the order is worth a few levels at most.
         for size in ((images.shape[-2], width), (height, width)):
             if size != tuple(pixels.shape[-2:]):
                 pixels = functional.interpolate(
@@ -50,7 +51,10 @@ class Preprocess:
         return ((pixels - mean) / std).to(dtype)
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after the resize. "shortest" rounds its long side down, as torchvision and transformers do."""
+        """Return height and width after the resize.
+
+        "shortest" rounds its long side down, as torchvision and transformers do.
+        """
         if self.resize == "squash":
             return self.size, self.size
         if self.resize == "shortest":

@@ -1,4 +1,5 @@
-"""Checkpoints may ask to run Python code of their own (`auto_map` in their configuration). It is never run, and nobody is asked.
+"""Checkpoints may ask to run Python code of their own (`auto_map` in their configuration). It is never run, and nobody
+is asked.
 
 Every `from_pretrained` of this repository passes `trust_remote_code=False`; what is here says so in words that help.
 """
@@ -26,12 +27,14 @@ _KERNEL_KEYS = (
 
 
 def reason(error: Exception) -> str:
-    """Return a library's error in one line, or `REFUSED` where the error is that the checkpoint's own code was not run."""
+    """Return a library's error in one line, or `REFUSED` where the error is that the checkpoint's own code was not
+    run."""
     return REFUSED if "trust_remote_code" in str(error) else short(error)
 
 
 def check_text_model(name_or_path: str | Path) -> None:
-    """Check that transformers reads the configuration of a text model without code from its repository. ValueError otherwise.
+    """Check that transformers reads the configuration of a text model without code from its repository. ValueError
+    otherwise.
 
     open_clip builds such a model by name (`hf_model_name`) and cannot be told not to ask for its code.
     """
@@ -46,7 +49,8 @@ def check_text_model(name_or_path: str | Path) -> None:
 def check_kernels(config: Any, path: Path) -> None:
     """Check that a configuration names no compute kernels of the hub, which are code too. ValueError otherwise.
 
-    transformers fetches and runs `owner/name` where a configuration, or a part of one, has it as its attention or experts.
+    transformers fetches and runs `owner/name` where a configuration, or a part of one, has it as its attention or
+    experts.
     """
     if isinstance(config, list):
         for part in config:

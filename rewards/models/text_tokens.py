@@ -1,4 +1,7 @@
-"""Texts to token ids by a tokenizer of transformers, which tells of texts that do not fit. N texts, T their tokens."""
+"""Turns texts into token ids by a tokenizer of transformers, and tells of texts that do not fit.
+
+N texts, T their tokens.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ from rewards.models.transformers_model import TEXT_FILES, load_part
 
 
 class TextReader:
-    """N texts -> ids and mask [N, T], padded on the right to the longest of them, cut to the model's length."""
+    """Turns N texts into ids and mask [N, T], padded on the right to the longest, cut to the model's length."""
 
     def __init__(
         self, name: str, checkpoint: str, *, length: int, revision: str | None = None, unfit_text: UnfitText = "warn"
     ) -> None:
-        """`name`: the reward's; `checkpoint`: folder or hub repository of the tokenizer; `length`: tokens that the model reads.
+        """Load the tokenizer from the folder or hub repository `checkpoint`.
+
+        `name`: the reward's; `length`: tokens that the model reads.
 
         ValueError: a tokenizer that is missing, an unknown `unfit_text`.
         """
@@ -30,7 +35,7 @@ class TextReader:
         self._warned = False
 
     def __call__(self, texts: list[str]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, [N, T] int64. A text that is cut: one warning, or ValueError."""
+        """Return `input_ids` and `attention_mask`, [N, T] int64. A text that is cut: one warning, or ValueError."""
         cut = self._cut(texts)
         if cut:
             self._tell(cut[0])
@@ -57,7 +62,8 @@ class TextReader:
 
     def _tell(self, text: str) -> None:
         problem = (
-            f"reward {self.name!r}: the text {text!r} is longer than the {self.length} tokens that the model reads; the rest "
+            f"reward {self.name!r}: the text {text!r} is longer than the {self.length} tokens that the model reads; "
+            f"the rest "
             "of it does not count"
         )
         if self.unfit_text == "raise":

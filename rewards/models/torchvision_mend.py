@@ -1,12 +1,12 @@
 """Make torchvision importable beside a torch build that its binary operators do not fit.
 
-PyPI's torchvision wheel is built against the CUDA build of torch. Next to a CPU build its extension library does not load, and
-`import torchvision` dies on "operator torchvision::nms does not exist", because it registers shape functions for operators
-that the extension would have defined. Transforms, io of arrays and the models need none of them. open_clip, timm, peft and
-transformers import torchvision at the top, so all of them fall with it.
+PyPI's torchvision wheel is built against the CUDA build of torch. Next to a CPU build its extension library does not
+load, and `import torchvision` dies on "operator torchvision::nms does not exist", because it registers shape functions
+for operators that the extension would have defined. Transforms, io of arrays and the models need none of them.
+open_clip, timm, peft and transformers import torchvision at the top, so all of them fall with it.
 
-`mend()` declares the missing operators and imports torchvision again, only after that very error. A torchvision that imports
-is left alone.
+`mend()` declares the missing operators and imports torchvision again, only after that very error. A torchvision that
+imports is left alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 #: The message of the one error that is mended; every other error is the caller's.
 SYMPTOM = "operator torchvision::nms does not exist"
 
-#: The operators that torchvision's Python side registers shape functions for, with their schemas in torchvision 0.21 to 0.28.
+#: The operators that torchvision's Python side registers shape functions for, with their schemas in torchvision 0.21 to
+#: 0.28.
 MISSING_OPERATORS: tuple[str, ...] = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -33,7 +34,8 @@ def mend() -> bool:
     """Import torchvision, and mend it if it fails with `SYMPTOM`. Call it before anything that imports torchvision.
 
     Returns True if this call mended it, False if there was nothing to mend (it imports, or it is not installed).
-    `torchvision.ops.nms` itself still does not run after mending. Any other error while importing torchvision is raised.
+    `torchvision.ops.nms` itself still does not run after mending. Any other error while importing torchvision is
+    raised.
     """
     try:
         importlib.import_module("torchvision")

@@ -1,4 +1,4 @@
-"""A model of transformers with its weights, and its image preprocessing, from a folder or a hub repository."""
+"""Loads a model of transformers and its image preprocessing, from a folder or a hub repository."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 def load_model(
     name: str, architecture: str, checkpoint: str, *, revision: str | None = None, device: str, dtype: str
 ) -> tuple[Any, Path]:
-    """The frozen model of transformers' class `architecture`, on its device, and its folder. `name`: the reward's.
+    """Load the frozen model of transformers' class `architecture` on its device; also return its folder.
 
-    ValueError: a checkpoint that is missing, of another kind, or without some of the weights; an unknown device or dtype.
+    `name`: the reward's.
+
+    ValueError: a checkpoint that is missing, of another kind, or without some of the weights; an unknown device or
+    dtype.
     """
     check_dtype(dtype, name)
     mend()
@@ -39,10 +42,10 @@ def load_model(
     folder = model_folder(name, checkpoint, revision=revision)
     config = _read(folder / "config.json", name)
     check_kernels(config, folder / "config.json")
-    found, wanted = config.get("model_type"), kind.config_class.model_type
-    if found != wanted:
+    given, wanted = config.get("model_type"), kind.config_class.model_type
+    if given != wanted:
         raise ValueError(
-            f"reward {name!r} takes a checkpoint of model_type {wanted!r} ({architecture}); {folder} holds {found!r}"
+            f"reward {name!r} takes a checkpoint of model_type {wanted!r} ({architecture}); {folder} holds {given!r}"
         )
     try:
         model, report = kind.from_pretrained(
@@ -61,7 +64,10 @@ def load_model(
 
 
 def model_folder(name: str, checkpoint: str, *, revision: str | None = None) -> Path:
-    """Local folder with configuration, tokenizer and weights. ValueError where there are no weights in it."""
+    """Return the local folder with configuration, tokenizer and weights.
+
+    ValueError where there are no weights in it.
+    """
     what = f"model for reward {name!r}"
     for pattern in WEIGHTS:  # a repository has the same weights several times
         folder = weights.folder(checkpoint, revision=revision, files=(*TEXT_FILES, pattern), what=what)
@@ -71,13 +77,13 @@ def model_folder(name: str, checkpoint: str, *, revision: str | None = None) -> 
 
 
 def load_image_processor(name: str, folder: Path) -> Any:
-    """The image processor of a model's folder. ValueError where there is none."""
+    """Load the image processor of a model's folder. ValueError where there is none."""
     mend()
     return load_part("AutoImageProcessor", "image processor", folder, name)
 
 
 def read_preprocess(name: str, checkpoint: str, *, side: int, revision: str | None = None) -> Preprocess:
-    """CLIP's kind of preprocessing, from the configuration of a folder or hub repository.
+    """Read CLIP's kind of preprocessing from the configuration of a folder or hub repository.
 
     `side`: S of the S x S images that the model takes. ValueError for another kind, or another size.
     """
@@ -103,14 +109,15 @@ def read_preprocess(name: str, checkpoint: str, *, side: int, revision: str | No
         ) from error
     if size != side:
         raise ValueError(
-            f"reward {name!r}: {path} makes images of {size} pixels, but the model takes {side}; take the preprocessing of the "
+            f"reward {name!r}: {path} makes images of {size} pixels, but the model takes {side}; take the "
+            f"preprocessing of the "
             "model's own repository"
         )
     return Preprocess(size, "shortest" if shortest else "squash", interpolation, mean, std)  # type: ignore[arg-type]
 
 
 def _side(size: int | dict[str, int]) -> int:
-    """S of an S x S image; TypeError or ValueError for any other size."""
+    """Return S of an S x S image; TypeError or ValueError for any other size."""
     sides: Sequence[int] = [size] if isinstance(size, int) else list(size.values())
     if len(set(sides)) != 1:
         raise ValueError(f"size {size}")
@@ -118,7 +125,7 @@ def _side(size: int | dict[str, int]) -> int:
 
 
 def load_part(loader: str, what: str, folder: Path, name: str) -> Any:
-    """What transformers' class `loader` reads from a folder. ValueError where it cannot."""
+    """Load what transformers' class `loader` reads from a folder. ValueError where it cannot."""
     try:
         return getattr(require("transformers", name), loader).from_pretrained(folder, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

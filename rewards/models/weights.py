@@ -1,4 +1,4 @@
-"""Where a scorer's weights are: a local folder or file, or a repository of the Hugging Face hub at a revision."""
+"""Finds a scorer's weights: a local folder or file, or a repository of the Hugging Face hub at a revision."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 def folder(
     name: str, *, revision: str | None = None, files: Sequence[str] = MODEL_FILES, what: str = "weights"
 ) -> Path:
-    """A local folder, or the hub repository `name` (only `files` of it), downloaded or from the hub's cache.
+    """Return a local folder, or the hub repository `name` (only `files` of it), downloaded or from the hub's cache.
 
-    Never waits long for a hub that cannot be reached. ValueError names `what` is missing, where it was looked for, and what to do.
+    Never waits long for a hub that cannot be reached. ValueError names `what` is missing, where it was looked for, and
+    what to do.
     """
     local = Path(name).expanduser().absolute()
     if local.is_dir():
@@ -32,16 +33,16 @@ def folder(
 
     reachable, reason = _hub_answers()
     try:
-        found = huggingface_hub.snapshot_download(
+        path = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=list(files), local_files_only=not reachable
         )
     except OSError as error:
         raise ValueError(_missing(what, name, name, revision, reason or str(error), "a local folder")) from error
-    return Path(found)
+    return Path(path)
 
 
 def file(name: str, filename: str, *, revision: str | None = None, what: str = "weights") -> Path:
-    """A local file `name`, `filename` in a local folder `name`, or `filename` of the hub repository `name`. Errors as `folder`."""
+    """Return a local file `name`, or `filename` in a local folder or hub repository `name`. Errors as `folder`."""
     local = Path(name).expanduser().absolute()
     if local.is_file():
         return local
@@ -68,7 +69,7 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _hub_answers() -> tuple[bool, str]:
-    """Whether the hub can be reached, and if not, why."""
+    """Return whether the hub can be reached, and if not, why."""
     import huggingface_hub
     from huggingface_hub.utils import get_session
 

@@ -1,4 +1,4 @@
-"""A scorer behind HTTP: the client, the pool of servers, the protocol between them, and the server.
+"""Puts a scorer behind HTTP: the client, the pool of servers, the protocol between them, and the server.
 
 Nothing that is sent can run code.
 """

@@ -15,7 +15,7 @@ from rewards.base import Reward, RewardOutput, check, join
 
 @dataclass(eq=False)
 class Job:
-    """One request, and what became of it."""
+    """Holds one request, and what became of it."""
 
     images: Tensor | None
     """[B, 3, H, W] uint8; None: only the prompts are checked."""
@@ -35,18 +35,22 @@ class Job:
 
 
 class Stopped(RuntimeError):
-    """The batcher was closed before the job was scored."""
+    """Says that the batcher was closed before the job was scored."""
 
 
 class Batcher:
-    """A thread that scores: all jobs of one image size that wait while it is busy are scored together.
+    """Scores in a thread of its own: all jobs of one image size that wait while it is busy are scored together.
 
-    Nothing waits for company: a job that comes alone is scored alone. Where the scorer raises, each job of the batch is scored by
-    itself, so that an error reaches only the request that caused it.
+    Nothing waits for company: a job that comes alone is scored alone. Where the scorer raises, each job of the batch is
+    scored by itself, so that an error reaches only the request that caused it.
     """
 
     def __init__(self, reward: Reward, *, name: str, batch: int, pixels: int) -> None:
-        """`batch`: images of several jobs together at most; `pixels`: those of one call of the scorer at most, or else one image."""
+        """Begin to wait for jobs.
+
+        `batch`: images of several jobs together at most; `pixels`: those of one call of the scorer at most, or else
+        one image.
+        """
         if batch < 1:
             raise ValueError(f"the server's batch is {batch}; it must be at least 1")
         self.reward, self.name, self.batch, self.pixels = reward, name, batch, pixels
@@ -176,8 +180,8 @@ class Batcher:
     def _rows(self, output: RewardOutput, rows: slice) -> RewardOutput:
         """Cut out a job's rows.
 
-        A part that says nothing of them belongs to another job's images, and an answer does not depend on company; the parts of a
-        weighted sum stay.
+        A part that says nothing of them belongs to another job's images, and an answer does not depend on company; the
+        parts of a weighted sum stay.
         """
         parts = {name: values[rows] for name, values in output.parts.items()}
         parts = {

@@ -1,7 +1,7 @@
 """Bounds what all clients of a server hold together: connections, bytes that arrived, pixels.
 
-Bytes are counted as they arrive, never as they are announced. Where something runs short, the request that has been arriving for longest
-at the lowest rate has to go, so that clients who drip bytes cannot keep others out.
+Bytes are counted as they arrive, never as they are announced. Where something runs short, the request that has been
+arriving for longest at the lowest rate has to go, so that clients who drip bytes cannot keep others out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BUSY = "the server is busy; try again"
 
 
 class Arrival:
-    """One connection's request: how much of it is here, and whether it is whole."""
+    """Holds how much of one connection's request is here, and whether it is whole."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -40,7 +40,7 @@ class Arrival:
 
 
 class Arrivals:
-    """The requests of a server, from the moment that a connection is accepted until it is closed."""
+    """Counts the requests of a server, from the moment that a connection is accepted until it is closed."""
 
     def __init__(self, *, connections: int, size: int) -> None:
         """`connections`: open ones at most; `size`: bytes of all bodies together at most."""
@@ -98,7 +98,7 @@ class Arrivals:
 
 
 class Budget:
-    """Something of which there is only so much for all requests together."""
+    """Shares out something of which there is only so much for all requests together."""
 
     def __init__(self, most: int) -> None:
         self.left = most

@@ -1,4 +1,4 @@
-"""Any scorer behind HTTP, as `t2i-gcpo serve-rewards` serves it. B images, H, W their sides."""
+"""Asks any scorer behind HTTP, as `t2i-gcpo serve-rewards` serves it. B images, H, W their sides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from rewards.remote.metadata import About
 
-#: Where the token is looked for when none is given: options are written to a run's config.yaml, and a token is not for there.
+#: Where the token is looked for when none is given: options are written to a run's config.yaml, and a token is not for
+#: there.
 TOKEN_VARIABLE = "T2I_GCPO_REWARD_TOKEN"
 
 #: Prompts of one request to check them.
@@ -28,10 +29,11 @@ _CHECKED = 500
 
 
 class RemoteReward(AsyncReward):
-    """The scores of a reward server: what it serves, its range and its parts are those of the scorer there.
+    """Asks a reward server for scores: their meaning, range and parts are those of the scorer there.
 
     Args:
-        url: http://host:port of a server, or a list of servers with the same scorer: requests take turns among them, and go to the next
+        url: http://host:port of a server, or a list of servers with the same scorer: requests take turns among them,
+        and go to the next
             one where one is away.
         token: what the servers demand; None takes it from the environment variable T2I_GCPO_REWARD_TOKEN, if it is set.
         timeout: seconds for one answer.
@@ -41,11 +43,13 @@ class RemoteReward(AsyncReward):
         compress: of the PNGs, 0 (least work, for a quick network) to 9 (fewest bytes).
         failure: "raise" stops at a score that is not finite; "mark" keeps it as NaN.
 
-    `weights` are those of a weighted sum on the server, else None. `submit` sends the images and returns at once. A server is asked which
-    scorer it has at the start, and again when it comes back after it was away; each answer says it too.
+    `weights` are those of a weighted sum on the server, else None. `submit` sends the images and returns at once. A
+    server is asked which scorer it has at the start, and again when it comes back after it was away; each answer says
+    it too.
 
-    Raises, when it is built and when it scores: ConnectionError, naming the servers, where none answers; ValueError with a server's own
-    words where it refuses (metadata that its scorer lacks, a wrong token, too large an image), and where a server has another scorer.
+    Raises, when it is built and when it scores: ConnectionError, naming the servers, where none answers; ValueError
+    with a server's own words where it refuses (metadata that its scorer lacks, a wrong token, too large an image), and
+    where a server has another scorer.
     """
 
     def __init__(
@@ -64,7 +68,8 @@ class RemoteReward(AsyncReward):
         counts = all(isinstance(number, int) for number in (batch_size, parallel, compress))
         if not counts or batch_size < 1 or parallel < 1 or compress not in range(10):
             raise ValueError(
-                f"batch_size is {batch_size}, parallel {parallel}, compress {compress}; at least 1, at least 1, 0 to 9 are allowed"
+                f"batch_size is {batch_size}, parallel {parallel}, compress {compress}; at least 1, at least 1, 0 to "
+                f"9 are allowed"
             )
         urls = [url] if isinstance(url, str) else list(url)
         token = os.environ.get(TOKEN_VARIABLE) or None if token is None else str(token)
@@ -108,7 +113,8 @@ class RemoteReward(AsyncReward):
         check_images(images, self.name)
         if not len(images) == len(prompts) == len(metadata):
             raise ValueError(
-                f"reward {self.name!r} got {len(images)} images, {len(prompts)} prompts and {len(metadata)} rows of metadata; "
+                f"reward {self.name!r} got {len(images)} images, {len(prompts)} prompts and {len(metadata)} rows of "
+                f"metadata; "
                 "it takes one of each an image"
             )
         stop = threading.Event()
@@ -120,7 +126,7 @@ class RemoteReward(AsyncReward):
         return PendingScores(pieces, stop, self.name, list(prompts), self.failure)
 
     def _piece(self, images: Tensor) -> int:
-        """Return the images of a request: fewer where they are so large that the server could not hold all of our requests."""
+        """Return the images of a request: fewer where they are large, so that the server can hold all requests."""
         room = self.about.waiting // self.parallel
         return max(1, min(self.batch_size, room // max(1, images.shape[-2] * images.shape[-1])))
 
@@ -165,7 +171,7 @@ class RemoteReward(AsyncReward):
 
 
 class PendingScores:
-    """Requests that are being answered."""
+    """Stands for requests that are being answered."""
 
     def __init__(
         self,
@@ -179,7 +185,10 @@ class PendingScores:
         self._name, self._prompts, self._failure = name, prompts, failure
 
     def result(self) -> RewardOutput:
-        """Return the scores [B] float32 on the CPU, the rows in their order. The first error ends the other requests' waiting."""
+        """Return the scores [B] float32 on the CPU, the rows in their order.
+
+        The first error ends the other requests' waiting.
+        """
         try:
             output = join([piece.result() for piece in self._pieces])
         except BaseException:

@@ -18,7 +18,7 @@ from rewards.remote.protocol import Limits, Refusal
 
 
 class Service(Protocol):
-    """What the routes need of the server that they belong to."""
+    """Says what the routes need of the server that they belong to."""
 
     token: str | None
     limits: Limits
@@ -32,7 +32,7 @@ class Service(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether requests are scored."""
+        """Return whether requests are scored."""
         ...
 
     def metadata(self) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 
 class DeadlineReader(io.RawIOBase):
-    """A socket's incoming bytes. TimeoutError where the deadline has passed, or nothing came for `silence` seconds."""
+    """Reads a socket's incoming bytes. TimeoutError where the deadline has passed, or nothing came for `silence`
+    seconds."""
 
     def __init__(self, connection: socket.socket, seconds: float, *, silence: float | None = None) -> None:
         self.connection, self.silence = connection, silence

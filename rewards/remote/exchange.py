@@ -1,4 +1,4 @@
-"""One request to a reward server and its answer, within a deadline. What a server says of itself is never trusted to be short or clean."""
+"""Sends one request to a reward server and reads its answer, within a deadline; its words are cut short and cleaned."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TRY_AGAIN = {408, 429, 500, 502, 503, 504}
 
 
 class Away(Exception):
-    """A server cannot answer now."""
+    """Says that a server cannot answer now."""
 
 
 class Refused(ValueError):
-    """A server refuses a request, and would refuse it again. `index`: the place of the prompt that it is about, where there is one."""
+    """Says that a server refuses a request, and would refuse it again. `index`: the place of the prompt it is about."""
 
     def __init__(self, sentence: str, index: int | None = None) -> None:
         super().__init__(sentence)
@@ -38,7 +38,7 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Server:
-    """Where a reward server is."""
+    """Says where a reward server is."""
 
     url: str
     secure: bool
@@ -76,7 +76,7 @@ def _is_label(part: str) -> bool:
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer that is read through a deadline, its head included."""
+    """Reads an answer through a deadline, its head included."""
 
     def __init__(self, sock: Any, *args: Any, seconds: float, **options: Any) -> None:
         super().__init__(sock, *args, **options)
@@ -90,7 +90,9 @@ class _Response(http.client.HTTPResponse):
 
 
 def exchange(server: Server, path: str, body: bytes | None, *, token: str | None, timeout: float) -> dict[str, Any]:
-    """Send a request and return the answer, a JSON object. `body` None is a GET; `timeout` seconds are for sending and answer together.
+    """Send a request and return the answer, a JSON object.
+
+    `body` None is a GET; `timeout` seconds are for sending and answer together.
 
     Away where the server does not answer in time, or not wholly; Refused where it refuses, or is no reward server.
     """
@@ -119,7 +121,10 @@ def exchange(server: Server, path: str, body: bytes | None, *, token: str | None
 
 
 def _read(response: http.client.HTTPResponse) -> tuple[bytes, bool]:
-    """Read an answer's body, MOST bytes and one more at most. Also returns whether all of it came, as far as one can tell."""
+    """Read an answer's body, MOST bytes and one more at most.
+
+    Also returns whether all of it came, as far as one can tell.
+    """
     announced = response.getheader("Content-Length", "")
     parts, size = [], 0
     while size <= MOST and (part := response.read(min(MOST + 1 - size, 2**20))):

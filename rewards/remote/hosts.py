@@ -1,7 +1,7 @@
 """Says which addresses and host names mean this machine: what a server without a password may answer to.
 
-Used by the reward server and by the demo. A web page can make its own host name point at 127.0.0.1 (DNS rebinding) and then talk to a
-server here as if it were its own; the Host header of such a request still has the page's name.
+Used by the reward server and by the demo. A web page can make its own host name point at 127.0.0.1 (DNS rebinding) and
+then talk to a server here as if it were its own; the Host header of such a request still has the page's name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def is_loopback(host: str) -> bool:
 
 
 def is_local_host_header(header: str) -> bool:
-    """Return whether the value of a Host header names this machine: localhost, 127.0.0.1 or [::1], with any port or none.
+    """Return whether the value of a Host header names this machine.
+
+    These are localhost, 127.0.0.1 or [::1], with any port or none.
 
     The port is free, as tunnels (`ssh -L`) forward from another one.
     """

@@ -15,7 +15,7 @@ from rewards.remote.protocol import PROTOCOL, Limits
 
 @dataclass(frozen=True)
 class About:
-    """One server's /metadata."""
+    """Holds one server's /metadata."""
 
     url: str
     identity: Identity
@@ -30,28 +30,35 @@ class About:
             return
         if self.url == other.url:
             raise ValueError(
-                f"reward server {self.url} has come back with another scorer: it was {_shown(self.identity)}, now it is "
+                f"reward server {self.url} has come back with another scorer: it was {_shown(self.identity)}, now it "
+                f"is "
                 f"{_shown(other.identity)}; serve the first one again, or start a new run"
             )
         raise ValueError(
-            f"the reward servers serve different scorers: {self.url} {_shown(self.identity)}, {other.url} {_shown(other.identity)}; "
+            f"the reward servers serve different scorers: {self.url} {_shown(self.identity)}, {other.url} "
+            f"{_shown(other.identity)}; "
             "a run needs one and the same on all"
         )
 
     def check_scorer(self, url: str, answer: Mapping[str, Any]) -> None:
-        """Raise ValueError where an answer was given by another scorer: the server was started anew between two requests."""
+        """Raise ValueError where another scorer gave an answer: the server was started anew in between."""
         if answer.get("scorer") != fingerprint(self.identity):
             raise ValueError(
-                f"reward server {url} has another scorer than it had, which was {_shown(self.identity)}; serve that one again, or "
+                f"reward server {url} has another scorer than it had, which was {_shown(self.identity)}; serve that "
+                f"one again, or "
                 "start a new run"
             )
 
 
 def read_about(url: str, answer: Mapping[str, Any]) -> About:
-    """Read the answer to GET /metadata. ValueError, with what is wrong, for one of another protocol or without sense."""
+    """Read the answer to GET /metadata.
+
+    ValueError, with what is wrong, for one of another protocol or without sense.
+    """
     if answer.get("protocol") != PROTOCOL:
         raise ValueError(
-            f"reward server {url} speaks protocol {_given(answer.get('protocol'))}, this client {PROTOCOL}; install the same "
+            f"reward server {url} speaks protocol {_given(answer.get('protocol'))}, this client {PROTOCOL}; install "
+            f"the same "
             "version of t2i-gcpo on both sides"
         )
     limits = answer.get("limits")
@@ -96,7 +103,8 @@ def _is_number(value: Any) -> bool:
 
 def _odd(url: str, field: str, given: Any, expected: str) -> ValueError:
     return ValueError(
-        f"reward server {url}: {field!r} of its /metadata is {_given(given)}; it must be {expected}. Is it a server of t2i-gcpo "
+        f"reward server {url}: {field!r} of its /metadata is {_given(given)}; it must be {expected}. Is it a server "
+        f"of t2i-gcpo "
         "serve-rewards?"
     )
 

@@ -1,4 +1,7 @@
-"""Packs and unpacks pictures as 8-bit RGB PNGs, and reads their size before anything is unpacked. H, W a picture's sides."""
+"""Packs and unpacks pictures as 8-bit RGB PNGs, and reads their size before anything is unpacked.
+
+H, W a picture's sides.
+"""
 
 from __future__ import annotations
 

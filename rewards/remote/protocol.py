@@ -1,11 +1,13 @@
-"""What a reward server and its client send each other: JSON, pictures as base64 PNG. Nothing that is sent can run.
+"""Defines what a reward server and its client send each other: JSON, pictures as base64 PNG.
+
+Nothing that is sent can run.
 
     POST /score   {"images": [PNG, ...], "prompts": [text, ...], "metadata": [{...}, ...]}
-    answer        {"scores": [number, ...], "parts": {name: [number, ...]}, "scorer": text}, null for a number that is not finite
+    answer        {"scores": [number, ...], "parts": {name: [number, ...]}, "scorer": text}
     POST /check   {"prompts": [text, ...], "metadata": [{...}, ...]}, to ask whether prompts can be scored
     error         {"error": sentence}, with "index" where it is about one prompt
 
-B images of one size, H, W their sides.
+A number that is not finite is null. B images of one size, H, W their sides.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ MOST_PARTS, MOST_NAME = 4096, 200
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a server takes."""
+    """Holds the most that a server takes."""
 
     body: int = 64 * 2**20
     """Bytes of a request."""
@@ -49,7 +51,8 @@ class Limits:
     waiting: int = 2**27
     """Pixels of all requests that are being read or scored: three bytes each."""
     together: int = 2**24
-    """Pixels of one call of the scorer, or else one image: twelve bytes each as float, and scorers make several copies."""
+    """Pixels of one call of the scorer, or else one image: twelve bytes each as float, and scorers make several
+    copies."""
     arrival: int = 120
     """Seconds in which a whole request must arrive."""
 
@@ -60,11 +63,11 @@ class Limits:
 
 
 class TooLarge(ValueError):
-    """A request beyond the server's limits."""
+    """Says that a request is beyond the server's limits."""
 
 
 class Refusal(Exception):
-    """An answer with an error status. `more`: what the answer holds beside the sentence."""
+    """Stands for an answer with an error status. `more`: what the answer holds beside the sentence."""
 
     def __init__(self, status: HTTPStatus, sentence: str, **more: Any) -> None:
         super().__init__(sentence)
@@ -74,7 +77,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sent, checked; its pictures are still packed."""
+    """Holds what a client sent, checked; its pictures are still packed."""
 
     pictures: tuple[bytes, ...]
     size: tuple[int, int]
@@ -110,7 +113,10 @@ def write_check(prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -
 
 
 def read_request(body: bytes | bytearray, limits: Limits) -> Request:
-    """Read the body of POST /score; no picture is unpacked. ValueError where it is none, TooLarge where it is too much of one."""
+    """Read the body of POST /score; no picture is unpacked.
+
+    ValueError where it is none, TooLarge where it is too much of one.
+    """
     data = _json_object(body, limits.depth)
     pictures = data.get("images")
     if not isinstance(pictures, list) or not pictures:
@@ -153,7 +159,8 @@ def read_answer(data: Any, batch: int) -> RewardOutput:
         raise ValueError(f"the answer is no object with scores and parts, but {type(data).__name__}")
     if len(parts) > MOST_PARTS or not all(name.isprintable() and len(name) <= MOST_NAME for name in parts):
         raise ValueError(
-            f"the answer has {len(parts)} parts; at most {MOST_PARTS} are taken, with printable names of up to {MOST_NAME} characters"
+            f"the answer has {len(parts)} parts; at most {MOST_PARTS} are taken, with printable names of up to "
+            f"{MOST_NAME} characters"
         )
     return RewardOutput(
         _tensor(data.get("scores"), batch, "scores"), {k: _tensor(v, batch, k) for k, v in parts.items()}
@@ -165,7 +172,8 @@ def _json(content: Mapping[str, Any]) -> bytes:
         return json.dumps(content, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"the prompts' metadata cannot be sent to a reward server: {error}; it must be plain JSON: texts, finite numbers, "
+            f"the prompts' metadata cannot be sent to a reward server: {error}; it must be plain JSON: texts, finite "
+            f"numbers, "
             "booleans, null, lists, objects with text keys"
         ) from error
 

@@ -1,4 +1,7 @@
-"""The routes of a reward server: one connection, one request, one answer in JSON. Errors are sentences, never tracebacks."""
+"""Answers the routes of a reward server: one connection, one request, one answer in JSON.
+
+Errors are sentences, never tracebacks.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,16 @@ from rewards.remote.protocol import Refusal, TooLarge, read_check, read_request,
 
 #: Seconds without a byte from a client, and for the head of a request to arrive.
 SILENCE, HEAD = 30.0, 10.0
-#: Seconds in which what a refused client still sends is thrown away, so that it sees the answer and not a broken connection.
+#: Seconds in which what a refused client still sends is thrown away, so that it sees the answer and not a broken
+#: connection.
 LINGER = 5.0
-#: Errors of a scorer that another try, or another server, cannot help: what the request holds is not as the scorer needs it.
+#: Errors of a scorer that another try, or another server, cannot help: what the request holds is not as the scorer
+#: needs it.
 CALLERS_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """Answers one connection."""
 
     server: HttpServer
     protocol_version = "HTTP/1.1"  # for clients that ask before they send; every connection is closed after its answer
@@ -156,12 +161,13 @@ class Handler(BaseHTTPRequestHandler):
         return int(text)
 
     def _check_host(self) -> None:
-        """Refuse other names of this machine, where no token keeps strangers out: a web page may have made one up for us."""
+        """Refuse other names of this machine, where no token keeps strangers out: a web page may have made one up."""
         hosts = self.headers.get_all("Host", [])
         if self.server.owner.token is None and not all(map(is_local_host_header, hosts)):
             raise Refusal(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"the Host is {hosts[0][:80]!r}, and a server without a token answers to localhost, 127.0.0.1 and [::1] only; use "
+                f"the Host is {hosts[0][:80]!r}, and a server without a token answers to localhost, 127.0.0.1 and "
+                f"[::1] only; use "
                 "one of them, or give the server a token",
             )
 

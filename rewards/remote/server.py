@@ -1,7 +1,9 @@
-"""Serves a scorer over HTTP: POST /score and /check, GET /health and /metadata. JSON and PNG in, JSON out (see `protocol`).
+"""Serves a scorer over HTTP: POST /score and /check, GET /health and /metadata.
 
-On the loopback interface it serves everyone on the machine; on any other it demands a token. It speaks plain HTTP: between machines, put it
-behind a tunnel or a proxy with TLS where the network is not your own.
+JSON and PNG in, JSON out (see `protocol`).
+
+On the loopback interface it serves everyone on the machine; on any other it demands a token. It speaks plain HTTP:
+between machines, put it behind a tunnel or a proxy with TLS where the network is not your own.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class RewardServer:
         name, options: what /metadata says the scorer is; options with a secret's name are hidden.
         host, port: where to listen; port 0 takes a free one.
         token: what clients must send as `Authorization: Bearer TOKEN`. /health works without.
-        batch: images of one call of the scorer at most, but for a larger request; `limits.together` bounds their pixels.
+        batch: images of one call of the scorer at most, but for a larger request; `limits.together` bounds their
+        pixels.
         log: gets a line for the operator's log, the scorer's tracebacks among them.
 
     ValueError: a host other than loopback without a token. OSError: the port is taken.
@@ -90,7 +93,7 @@ class RewardServer:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are scored."""
+        """Return whether requests are scored."""
         return not self.stopping and not self.batcher.closed
 
     def metadata(self) -> dict[str, Any]:
@@ -116,7 +119,10 @@ class RewardServer:
 
 
 def _identity(reward: Reward, name: str, options: Mapping[str, Any]) -> Identity:
-    """Return who is served, under the server's name for it; a reward that was not built by name has the server's options."""
+    """Return who is served, under the server's name for it.
+
+    A reward that was not built by name has the server's options.
+    """
     one = reward.identity()
     return {**one, "name": name, "options": one["options"] or identity(name, options)["options"]}
 

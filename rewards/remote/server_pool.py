@@ -17,10 +17,11 @@ AWAY = 30.0
 
 
 class Servers:
-    """Several servers with the same scorer.
+    """Asks several servers with the same scorer.
 
-    `retries` is how often all servers are asked again, after 0.5, 1, 2, ... 30 seconds; `timeout` seconds are for one answer. `recognize`
-    gets the url and /metadata of a server before its first request, and again when it comes back: it raises ValueError for a stranger.
+    `retries` is how often all servers are asked again, after 0.5, 1, 2, ... 30 seconds; `timeout` seconds are for one
+    answer. `recognize` gets the url and /metadata of a server before its first request, and again when it comes back:
+    it raises ValueError for a stranger.
     """
 
     def __init__(
@@ -37,7 +38,8 @@ class Servers:
         check_numbers(timeout, retries)
         if token is not None and (not token or not token.isascii() or not token.isprintable()):
             raise ValueError(
-                "the reward server's token is empty or holds characters that are not printable ASCII (a newline at its end?); "
+                "the reward server's token is empty or holds characters that are not printable ASCII (a newline at "
+                "its end?); "
                 "give the token alone"
             )
         self.servers = [Server.parse(url) for url in dict.fromkeys(urls)]
@@ -50,8 +52,8 @@ class Servers:
     ) -> tuple[str, dict[str, Any]]:
         """Return (url, answer) of the first server that answers, from server number `first` on. `body` None is a GET.
 
-        ConnectionError where none does, naming them all; ValueError where a server refuses the request. `stop` ends the wait between two
-        rounds.
+        ConnectionError where none does, naming them all; ValueError where a server refuses the request. `stop` ends the
+        wait between two rounds.
         """
         reasons: dict[str, str] = {}
         rounds = 0
@@ -72,7 +74,10 @@ class Servers:
         )
 
     def meet(self) -> None:
-        """Recognize every server that answers now, or the first that does where none does at once. Errors as of `ask`."""
+        """Recognize every server that answers now, or the first that does where none does at once.
+
+        Errors as of `ask`.
+        """
         met = False
         for server in self.servers:
             try:

@@ -1,4 +1,7 @@
-"""The `aesthetic` reward: how much people like a picture, by LAION's predictors. B images, H, W their sides, D feature width."""
+"""Defines the `aesthetic` reward: how much people like a picture, by LAION's predictors.
+
+B images, H, W their sides, D feature width.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,17 @@ MLP_LAYERS = (0, 2, 4, 6, 7)
 
 
 class AestheticReward(Reward):
-    """LAION's aesthetic rating, a head on normalised CLIP ViT-L/14 features: trained on ratings from 1 to 10, not bounded.
+    """Rates pictures as LAION does, with a head on normalised CLIP ViT-L/14 features.
+
+    It was trained on ratings from 1 to 10; a rating is not bounded.
 
     Two heads, told apart by their files:
 
     - the improved predictor (V2): five linear layers without activations, trained on SAC, LOGOS and AVA1 ratings
-      (https://github.com/christophschuhmann/improved-aesthetic-predictor, Apache-2.0), `sac+logos+ava1-l14-linearMSE.pth`
-      there and the default here;
-    - V1: one linear layer (https://github.com/LAION-AI/aesthetic-predictor, MIT), `sa_0_4_vit_l_14_linear.pth`: download it
+      (https://github.com/christophschuhmann/improved-aesthetic-predictor, Apache-2.0),
+      `sac+logos+ava1-l14-linearMSE.pth` there and the default here;
+    - V1: one linear layer (https://github.com/LAION-AI/aesthetic-predictor, MIT), `sa_0_4_vit_l_14_linear.pth`:
+    download it
       and name it as `checkpoint`.
 
     The features are OpenAI's ViT-L/14 (arXiv 2103.00020, MIT). Prompts and metadata do not matter.
@@ -40,7 +46,8 @@ class AestheticReward(Reward):
         revision: of the head's hub repository.
         clip_architecture: open_clip's name of the model under the head.
         clip_pretrained: its tag, where `clip_checkpoint` is not given.
-        clip_checkpoint: a state_dict of `clip_architecture` in place of the tag: a file, or a folder or hub repository with
+        clip_checkpoint: a state_dict of `clip_architecture` in place of the tag: a file, or a folder or hub repository
+        with
             open_clip's file names.
         clip_revision: of the features' hub repository.
         dtype: of the features, float32, float16 or bfloat16; the head is float32.
@@ -84,7 +91,8 @@ class AestheticReward(Reward):
         taken = head[0].in_features
         if given != taken:
             raise ValueError(
-                f"reward 'aesthetic': {path} takes features of width {taken}, but {clip_architecture} gives {given}; take the "
+                f"reward 'aesthetic': {path} takes features of width {taken}, but {clip_architecture} gives {given}; "
+                f"take the "
                 "model that the head was trained on (ViT-L-14-quickgelu)"
             )
 
@@ -100,13 +108,17 @@ class AestheticReward(Reward):
 
 
 def load_head(path: Path) -> nn.Sequential:
-    """[B, D] features of unit length -> [B, 1] rating. ValueError for a file that is neither of LAION's two heads."""
+    """Load what makes ratings [B, 1] of features [B, D] of unit length.
+
+    ValueError for a file that is neither of LAION's two heads.
+    """
     state = read_tensors(path, "aesthetic")
     names = ("",) if "weight" in state else tuple(f"layers.{place}." for place in MLP_LAYERS)
     expected = {f"{name}{kind}" for name in names for kind in ("weight", "bias")}
     if set(state) != expected:
         raise ValueError(
-            f"reward 'aesthetic': {path} is none of LAION's heads: it holds {', '.join(sorted(state))}; known are weight and "
+            f"reward 'aesthetic': {path} is none of LAION's heads: it holds {', '.join(sorted(state))}; known are "
+            f"weight and "
             f"bias (V1), or both of layers {', '.join(map(str, MLP_LAYERS))} (V2 without activations)"
         )
     head = nn.Sequential()

@@ -1,4 +1,4 @@
-"""The `clip` reward: how well a picture fits its prompt, by any open_clip model. B images, H, W their sides."""
+"""Defines the `clip` reward: how well a picture fits its prompt, by any open_clip model. B images, H, W their sides."""
 
 from __future__ import annotations
 
@@ -19,27 +19,31 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 
 class ClipReward(Reward):
-    """Cosine of the picture's and the prompt's CLIP features (arXiv 2103.00020), times `scale`: in [-scale, scale].
+    """Scores the cosine of the picture's and the prompt's CLIP features (arXiv 2103.00020), times `scale`.
 
-    `clip-mini`, the default, lies in this package and knows the words and pictures of ShapeScenes only. A checkpoint of the
-    open_clip project (https://github.com/mlfoundations/open_clip) is `architecture="ViT-B-32"` and
-    `pretrained="laion2b_s34b_b79k"` (MIT), or a repository such as `laion/CLIP-ViT-B-32-laion2B-s34B-b79K`; OpenAI's weights
-    (MIT) are `ViT-B-32-quickgelu` and `openai`. Other tags have licences of their own. CLIPScore (arXiv 2104.08718) is
-    published as 2.5 max(cosine, 0).
+    It lies in [-scale, scale].
+
+    `clip-mini`, the default, lies in this package and knows the words and pictures of ShapeScenes only. A checkpoint of
+    the open_clip project (https://github.com/mlfoundations/open_clip) is `architecture="ViT-B-32"` and
+    `pretrained="laion2b_s34b_b79k"` (MIT), or a repository such as `laion/CLIP-ViT-B-32-laion2B-s34B-b79K`; OpenAI's
+    weights (MIT) are `ViT-B-32-quickgelu` and `openai`. Other tags have licences of their own. CLIPScore (arXiv
+    2104.08718) is published as 2.5 max(cosine, 0).
 
     Args:
-        checkpoint: "clip-mini", a folder or hub repository with `open_clip_config.json`, or a state_dict of `architecture`:
+        checkpoint: "clip-mini", a folder or hub repository with `open_clip_config.json`, or a state_dict of
+        `architecture`:
             a file, or `filename` in a folder or hub repository.
         architecture: open_clip's name of it; with `pretrained` or a state_dict only.
         pretrained: open_clip's tag for weights of `architecture`; the checkpoint is then left at its default.
         revision: of the hub repository.
         quick_gelu: for a state_dict whose architecture exists with and without QuickGELU: which of them was trained.
         scale: factor of the score.
-        unfit_text: a prompt that is cut to the context length, or has words outside the vocabulary: "warn" once, or "raise".
+        unfit_text: a prompt that is cut to the context length, or has words outside the vocabulary: "warn" once, or
+        "raise".
         dtype: float32, float16 or bfloat16; cosines are float32.
 
-    Takes [B, 3, H, W] uint8 of any size. Part: `cosine`, without the scale. ValueError: weights that are missing or do not
-    fit, a QuickGELU that does not fit the weights, unknown names, images of another type.
+    Takes [B, 3, H, W] uint8 of any size. Part: `cosine`, without the scale. ValueError: weights that are missing or do
+    not fit, a QuickGELU that does not fit the weights, unknown names, images of another type.
     """
 
     name = "clip"
@@ -84,14 +88,15 @@ class ClipReward(Reward):
 
 
 def _place(checkpoint: str, architecture: str | None, pretrained: str | None) -> str | None:
-    """The checkpoint that `load_open_clip` takes: None beside a tag, the embedded folder for "clip-mini"."""
+    """Return the checkpoint that `load_open_clip` takes: None beside a tag, the embedded folder for "clip-mini"."""
     if checkpoint != CLIP_MINI:
         return checkpoint
     if pretrained is not None:
         return None
     if architecture is not None:
         raise ValueError(
-            f"reward 'clip': architecture {architecture!r} has no weights; add pretrained (open_clip's tag), or a checkpoint"
+            f"reward 'clip': architecture {architecture!r} has no weights; add pretrained (open_clip's tag), or a "
+            f"checkpoint"
         )
     folder = ASSETS / CLIP_MINI
     if not folder.is_dir():

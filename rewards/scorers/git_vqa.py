@@ -1,4 +1,7 @@
-"""The `git_vqa` reward: GIT is asked for each thing of the prompt. B images, H, W their sides, K questions, T tokens, D width."""
+"""Defines the `git_vqa` reward: GIT is asked for each thing of the prompt.
+
+B images, H, W their sides, K questions, T tokens, D width.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,14 @@ NOT_ASKED = (t2i_r1.SPATIAL, t2i_r1.NUMERACY)
 
 
 class GitVqaReward(Reward):
-    """How sure GIT (arXiv 2205.14100) is that each thing is in the picture, on average: T2I-R1's reward (arXiv 2505.00703), in [0, 1].
+    """Scores how sure GIT (arXiv 2205.14100) is that each thing is in the picture, on average.
+
+    It is T2I-R1's reward (arXiv 2505.00703), in [0, 1].
 
     Asked "red car?", it answers yes with p(yes) / (p(yes) + p(no)), from its next token. The things are the row's
-    `attr_nouns` ("red car"), or its `nouns` where there are none. As in T2I-R1 a prompt without objects scores 1 and one of the
-    tasks `spatial` and `numeracy` 0: both are the same for all of a prompt's pictures and teach nothing. Weights:
-    `microsoft/git-large-vqav2`, MIT.
+    `attr_nouns` ("red car"), or its `nouns` where there are none. As in T2I-R1 a prompt without objects scores 1 and
+    one of the tasks `spatial` and `numeracy` 0: both are the same for all of a prompt's pictures and teach nothing.
+    Weights: `microsoft/git-large-vqav2`, MIT.
 
     Args:
         checkpoint: folder or hub repository of the `GitForCausalLM`, its tokenizer and preprocessing.
@@ -33,8 +38,9 @@ class GitVqaReward(Reward):
         dtype: float32, float16 or bfloat16; the answers are float32.
         batch_size: images at a time, each with all of its questions.
 
-    Takes [B, 3, H, W] uint8 of any size; a picture that is not square is cropped. Part: `yes`, the score where there was a
-    question, else NaN. ValueError: weights that are missing or do not fit, a row without nouns, images of another type.
+    Takes [B, 3, H, W] uint8 of any size; a picture that is not square is cropped. Part: `yes`, the score where there
+    was a question, else NaN. ValueError: weights that are missing or do not fit, a row without nouns, images of another
+    type.
     """
 
     name = "git_vqa"
@@ -76,16 +82,17 @@ class GitVqaReward(Reward):
         return RewardOutput(scores.to(images.device), {"yes": yes.to(images.device)})
 
     def _things(self, row: t2i_r1.Row) -> list[str] | None:
-        """What to ask for, possibly nothing; None for tasks that GIT is not asked about."""
+        """Return what to ask for, possibly nothing; None for tasks that GIT is not asked about."""
         if row.task in NOT_ASKED:
             return None
         return row.texts("attr_nouns") or row.nouns()
 
     @torch.no_grad()
     def _ask(self, images: Tensor, questions: list[list[str]]) -> Tensor:
-        """[B, 3, H, W] uint8 and each image's questions, one at least -> [B] mean probability of yes."""
+        """Return the mean probability of yes [B] of images [B, 3, H, W] uint8 with one question at least."""
         most = max(map(len, questions))
-        # Each picture is looked at once: GIT repeats the whole batch of pictures for a multiple of texts, so row = k·B + b.
+        # Each picture is looked at once: GIT repeats the whole batch of pictures for a multiple of texts, so row = k·B
+        # + b.
         filled = [[one[min(k, len(one) - 1)] for one in questions] for k in range(most)]
         tokens = {
             key: values.to(self.model.device)
@@ -93,7 +100,8 @@ class GitVqaReward(Reward):
         }
         pixels = self.preprocess(images.to(self.model.device), self.model.dtype)
         hidden = self.model.git(pixel_values=pixels, **tokens).last_hidden_state
-        # The picture's tokens come first. The last word's is before the end mark, which a causal model has not seen there.
+        # The picture's tokens come first. The last word's is before the end mark, which a causal model has not seen
+        # there.
         last = hidden.shape[1] - tokens["input_ids"].shape[1] + tokens["attention_mask"].sum(dim=1) - 2
         logits = self.model.output(hidden[torch.arange(len(hidden), device=hidden.device), last]).float()
         yes = rearrange((logits[:, self.yes] - logits[:, self.no]).sigmoid(), "(k b) -> b k", k=most)
@@ -102,7 +110,7 @@ class GitVqaReward(Reward):
         return yes.where(mine, 0.0).sum(dim=1) / counts
 
     def _answer(self, word: str) -> int:
-        """The token of a one-word answer."""
+        """Return the token of a one-word answer."""
         tokenizer = self.read.tokenizer
         ids = tokenizer(word)["input_ids"]
         if (
@@ -112,7 +120,8 @@ class GitVqaReward(Reward):
             or (ids[1] == tokenizer.unk_token_id)
         ):
             raise ValueError(
-                f"reward 'git_vqa': the tokenizer makes {ids} of {word!r}; one token between a start and an end is expected, as "
+                f"reward 'git_vqa': the tokenizer makes {ids} of {word!r}; one token between a start and an end is "
+                f"expected, as "
                 "of BERT's; take the tokenizer of the model's own repository"
             )
         return int(ids[1])

@@ -1,4 +1,4 @@
-"""The `grounding_dino` reward: the prompt's objects are looked for, counted and placed by Grounding DINO.
+"""Defines the `grounding_dino` reward: the prompt's objects are looked for, counted and placed by Grounding DINO.
 
 B images, H, W their sides, Q the model's boxes a picture, T tokens of a caption, N boxes of an object.
 """
@@ -12,35 +12,38 @@ import torch
 from torch import Tensor
 
 from rewards.base import Reward, RewardOutput, check_each
-from rewards.models.batches import check_batch_size, check_images, check_prompts, room
+from rewards.models.batches import check_batch_size, check_images, check_prompts, memory_errors
 from rewards.models.text_tokens import TextReader
 from rewards.models.transformers_model import load_image_processor, load_model
 from rewards.t2i_r1 import fields as t2i_r1
-from rewards.t2i_r1.object_scores import Found, present, scorer
+from rewards.t2i_r1.object_scores import Boxes, present, scorer
 
 
 class GroundingDinoReward(Reward):
-    """T2I-R1's detector reward (arXiv 2505.00703): objects found by Grounding DINO (arXiv 2303.05499), in [0, 1].
+    """Scores objects as T2I-R1 does (arXiv 2505.00703), detected by Grounding DINO (arXiv 2303.05499), in [0, 1].
 
     By the row's `task_type`:
 
-    - `spatial`: 0.2 for each of the two objects that is found; with both, half of `locality_score` on their surest boxes. At most 0.9.
-    - `numeracy`: the mean over `numeracy_info`: 1 where the number of boxes is right, 0.2 for another number, 0 for none.
+    - `spatial`: 0.2 for each of the two objects that is found; with both, half of `locality_score` on their surest
+    boxes. At most 0.9.
+    - `numeracy`: the mean over `numeracy_info`: 1 where the number of boxes is right, 0.2 for another number, 0 for
+    none.
     - any other: the share of the row's `nouns` that is found.
 
     A prompt without nouns scores 1. A box is an object's where the mean probability of the object's tokens is above
     `box_threshold`. Weights: `IDEA-Research/grounding-dino-tiny` (Swin-T, Apache-2.0), the checkpoint that T2I-R1 uses.
 
     Args:
-        checkpoint: folder or hub repository of the `GroundingDinoForObjectDetection`, its tokenizer and image processor.
+        checkpoint: folder or hub repository of the `GroundingDinoForObjectDetection`, its tokenizer and image
+        processor.
         revision: of the hub repository.
         box_threshold: least probability of a box, exclusive.
         dtype: float32, float16 or bfloat16; the probabilities are float32.
         batch_size: images at a time; each is enlarged to 800 pixels on its shorter side.
 
-    Takes [B, 3, H, W] uint8 of any size. Text and picture are read together, so there are no text features to keep. Part:
-    `found`, the share of the nouns that is found, for every task. ValueError: weights that are missing or do not fit, a row
-    without the fields of its task, images of another type.
+    Takes [B, 3, H, W] uint8 of any size. Text and picture are read together, so there are no text features to keep.
+    Part: `found`, the share of the nouns that is found, for every task. ValueError: weights that are missing or do not
+    fit, a row without the fields of its task, images of another type.
     """
 
     name = "grounding_dino"
@@ -71,7 +74,7 @@ class GroundingDinoReward(Reward):
         self.box_threshold, self.batch_size = box_threshold, batch_size
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
-        """Raise PromptError for the first row without the fields of its task, or with nouns that cannot be looked for."""
+        """Raise PromptError for the first row without its task's fields, or with nouns that cannot be told apart."""
         check_each(self._check, prompts, metadata)
 
     def _check(self, prompt: str, row: dict[str, Any]) -> None:
@@ -91,16 +94,16 @@ class GroundingDinoReward(Reward):
         scores, share = torch.ones(len(images)), torch.ones(len(images))
         for start in range(0, len(asked), self.batch_size):
             part = asked[start : start + self.batch_size]
-            with room("grounding_dino", len(part)):
-                found = self.detect(images[part], [nouns[index] for index in part])
-            for index, objects in zip(part, found, strict=True):
+            with memory_errors("grounding_dino", len(part)):
+                detected = self.detect(images[part], [nouns[index] for index in part])
+            for index, objects in zip(part, detected, strict=True):
                 scores[index] = rate[index](objects)
                 share[index] = present(nouns[index], objects)
         return RewardOutput(scores.to(images.device), {"found": share.to(images.device)})
 
     @torch.no_grad()
-    def detect(self, images: Tensor, nouns: Sequence[Sequence[str]]) -> list[dict[str, Found]]:
-        """[B, 3, H, W] uint8 and the nouns to look for in each, one at least -> per image noun -> its boxes."""
+    def detect(self, images: Tensor, nouns: Sequence[Sequence[str]]) -> list[dict[str, Boxes]]:
+        """Return per image [B, 3, H, W] uint8 the boxes of each of its nouns, of which there is one at least."""
         device = self.model.device
         pixels = self.processor(images=list(images.to(device)), return_tensors="pt")["pixel_values"]
         unique = [list(dict.fromkeys(names)) for names in nouns]
@@ -111,18 +114,18 @@ class GroundingDinoReward(Reward):
         ids = tokens["input_ids"].cpu()
         return [
             {
-                noun: self._kept(boxes[row], probabilities[row][:, places].mean(dim=1))
+                noun: self._above_threshold(boxes[row], probabilities[row][:, places].mean(dim=1))
                 for noun, places in zip(unique[row], self._places(ids[row], len(unique[row])), strict=True)
             }
             for row in range(len(images))
         ]
 
-    def _kept(self, boxes: Tensor, scores: Tensor) -> Found:
-        kept = scores > self.box_threshold
-        return Found(boxes[kept], scores[kept])
+    def _above_threshold(self, boxes: Tensor, scores: Tensor) -> Boxes:
+        above = scores > self.box_threshold
+        return Boxes(boxes[above], scores[above])
 
     def _places(self, ids: Tensor, count: int) -> list[list[int]]:
-        """Per noun the places of its tokens in a caption "[CLS] noun . noun . [SEP]"."""
+        """Return per noun the places of its tokens in a caption "[CLS] noun . noun . [SEP]"."""
         stop = self.read.tokenizer.convert_tokens_to_ids(".")
         stops = [index for index, token in enumerate(ids.tolist()) if token == stop]
         starts = [1, *(index + 1 for index in stops[:-1])]
@@ -141,7 +144,7 @@ def _caption(nouns: Sequence[str]) -> str:
 
 
 def _corners(boxes: Tensor, *, height: int, width: int) -> Tensor:
-    """[..., 4] centre and size as shares of the picture -> xmin, ymin, xmax, ymax in pixels."""
+    """Turn [..., 4] centre and size as shares of the picture into xmin, ymin, xmax, ymax in pixels."""
     centre, size = boxes[..., :2], boxes[..., 2:]
     corners = torch.cat([centre - size / 2, centre + size / 2], dim=-1)
     return corners * torch.tensor([width, height, width, height])

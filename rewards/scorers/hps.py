@@ -1,4 +1,7 @@
-"""The `hps` reward: which picture people would prefer for a prompt, by HPS v2 and v2.1. B images, H, W their sides."""
+"""Defines the `hps` reward: which picture people would prefer for a prompt, by HPS v2 and v2.1.
+
+B images, H, W their sides.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ FILES = {"v2": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
 
 
 class HpsReward(Reward):
-    """Human Preference Score v2 (arXiv 2306.09341): cosine of a CLIP ViT-H-14 trained on people's choices, in [-1, 1].
+    """Scores by Human Preference Score v2 (arXiv 2306.09341): the cosine of a CLIP trained on people's choices.
+
+    The model is a ViT-H-14, and a score lies in [-1, 1].
 
     Published tables show it times 100, with averages of 20 to 35. Weights: `xswu/HPSv2`, Apache-2.0. The two versions
     are on different scales: compare scores of one version only.

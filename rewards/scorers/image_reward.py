@@ -1,4 +1,7 @@
-"""The `image_reward` reward: how well people would rate a picture for its prompt, by ImageReward. B images, H, W their sides."""
+"""Defines the `image_reward` reward: how well people would rate a picture for its prompt, by ImageReward.
+
+B images, H, W their sides.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,11 @@ LENGTH = 35
 
 
 class ImageReward(Reward):
-    """ImageReward v1.0 (arXiv 2304.05977): BLIP ViT-L reads the prompt over the picture, a head rates what it read.
+    """Rates by ImageReward v1.0 (arXiv 2304.05977): BLIP ViT-L reads the prompt over the picture, a head rates that.
 
     Standardised on the authors' data: mean 0 and standard deviation 1 there, not bounded, mostly within -2.5 and 2.5.
-    Weights: `THUDM/ImageReward`, Apache-2.0. The prompt is read anew over each picture, so there are no text features to keep.
+    Weights: `THUDM/ImageReward`, Apache-2.0. The prompt is read anew over each picture, so there are no text features
+    to keep.
 
     Args:
         checkpoint: hub repository, folder with `filename`, or a file of your own.
@@ -41,8 +45,8 @@ class ImageReward(Reward):
         unfit_text: a prompt that is cut to 35 tokens: "warn" once, or "raise".
         dtype: float32, float16 or bfloat16 of BLIP; the head is float32.
 
-    Takes [B, 3, H, W] uint8 of any size; a picture that is not square is cropped. No parts. ValueError: weights that are
-    missing or do not fit, unknown names, images of another type.
+    Takes [B, 3, H, W] uint8 of any size; a picture that is not square is cropped. No parts. ValueError: weights that
+    are missing or do not fit, unknown names, images of another type.
     """
 
     name = "image_reward"
@@ -70,7 +74,8 @@ class ImageReward(Reward):
         words = parts.text.config.vocab_size
         if len(self.read.tokenizer) > words:
             raise ValueError(
-                f"reward 'image_reward': the tokenizer {tokenizer!r} has {len(self.read.tokenizer)} tokens, the model of {path} "
+                f"reward 'image_reward': the tokenizer {tokenizer!r} has {len(self.read.tokenizer)} tokens, the "
+                f"model of {path} "
                 f"knows {words}; take the tokenizer of bert-base-uncased"
             )
         self.vision = place(parts.vision, "image_reward", device, dtype)
@@ -91,7 +96,7 @@ class ImageReward(Reward):
 
     @torch.no_grad()
     def _rate(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """[B, 3, H, W] uint8 and B prompts -> [B] float32."""
+        """Rate images [B, 3, H, W] uint8 for B prompts: [B] float32."""
         device = self.vision.device
         pixels = self.preprocess(images.to(device), self.vision.dtype)
         seen = self.vision(pixel_values=pixels).last_hidden_state

@@ -1,4 +1,4 @@
-"""The `ocr` reward: whether a picture shows the text that its prompt asks for. B images, H, W their sides."""
+"""Defines the `ocr` reward: whether a picture shows the text that its prompt asks for. B images, H, W their sides."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from rewards.scorers.quotes import quoted
 
 
 class OcrReward(Reward):
-    """1 minus the edit distance of the text that is read and the text that is asked for, per character: in [0, 1].
+    """Scores 1 minus the edit distance of the text that is read and the text that is asked for, per character.
 
-    With n the length of the wanted text, `1 - min(levenshtein, n) / n` (the text reward of Flow-GRPO, arXiv 2505.05470). Case
-    and white space do not count, because recognisers drop spaces. A picture without any text scores 0. The text is read by
-    RapidOCR (https://github.com/RapidAI/RapidOCR, Apache-2.0) with PP-OCR's models (Apache-2.0), which lie in its package: no
-    download.
+    With n the length of the wanted text, `1 - min(levenshtein, n) / n` (the text reward of Flow-GRPO, arXiv
+    2505.05470). Case and white space do not count, because recognisers drop spaces. A picture without any text scores
+    0. The text is read by RapidOCR (https://github.com/RapidAI/RapidOCR, Apache-2.0) with PP-OCR's models (Apache-2.0),
+    which lie in its package: no download.
 
-    The wanted text is the row's `field`, a text or a list of them, or else whatever the prompt has in quotes; several texts
-    are wanted one after the other, in their order. Inch marks and apostrophes are no quotes (`rewards/scorers/quotes.py`).
+    The wanted text is the row's `field`, a text or a list of them, or else whatever the prompt has in quotes; several
+    texts are wanted one after the other, in their order. Inch marks and apostrophes are no quotes
+    (`rewards/scorers/quotes.py`).
 
     Args:
         field: of the metadata.
-        extra_text: "count": letters beside the wanted text cost as much as missing ones. "ignore": 1 wherever the wanted text
+        extra_text: "count": letters beside the wanted text cost as much as missing ones. "ignore": 1 wherever the
+        wanted text
             is read somewhere in the picture, as Flow-GRPO's code does; a picture full of letters may then score well.
         min_confidence: lines that are read with less confidence do not count.
         device: "cpu", "cuda" or "cuda:N"; the latter need onnxruntime-gpu.
         threads: of the CPU; None takes them all.
         engine_options: further settings of RapidOCR, such as `{"Det.box_thresh": 0.4}`.
 
-    Pictures are read one by one. Parts: `exact`, 1 where the text is right to the letter, and `letters`, the number of letters
-    that were read. ValueError: a row and prompt without a text, unknown options, images of another type.
+    Pictures are read one by one. Parts: `exact`, 1 where the text is right to the letter, and `letters`, the number of
+    letters that were read. ValueError: a row and prompt without a text, unknown options, images of another type.
     """
 
     name = "ocr"
@@ -81,12 +83,14 @@ class OcrReward(Reward):
         texts: Sequence[Any] = [given] if isinstance(given, str) else (given or self._quoted(prompt))
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(
-                f"reward 'ocr': the field {self.field!r} of the prompt {prompt!r} is {given!r}; it must be a text or a list of texts"
+                f"reward 'ocr': the field {self.field!r} of the prompt {prompt!r} is {given!r}; it must be a text or "
+                f"a list of texts"
             )
         letters = plain("".join(texts))
         if not letters:
             raise ValueError(
-                f"reward 'ocr' finds no text to look for: the prompt {prompt!r} has nothing in quotes, and its row no field "
+                f"reward 'ocr' finds no text to look for: the prompt {prompt!r} has nothing in quotes, and its row "
+                f"no field "
                 f"{self.field!r} (fields: {', '.join(row or ()) or 'none'}); put the text in quotes, or add the field"
             )
         return letters
@@ -96,7 +100,8 @@ class OcrReward(Reward):
             return quoted(prompt)
         except ValueError as error:
             raise ValueError(
-                f"reward 'ocr' cannot tell which text the prompt {prompt!r} asks for: {error}; correct the quotes, or put the text in "
+                f"reward 'ocr' cannot tell which text the prompt {prompt!r} asks for: {error}; correct the quotes, "
+                f"or put the text in "
                 f"the field {self.field!r} of the row"
             ) from error
 

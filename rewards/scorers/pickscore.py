@@ -1,4 +1,7 @@
-"""The `pickscore` reward: which picture people would pick for a prompt, by PickScore. B images, H, W their sides, D feature width."""
+"""Defines the `pickscore` reward: which picture people would pick for a prompt, by PickScore.
+
+B images, H, W their sides, D feature width.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,15 @@ PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class PickScoreReward(Reward):
-    """PickScore (arXiv 2305.01569): a CLIP ViT-H-14 trained on what people picked, image and prompt compared.
+    """Scores by PickScore (arXiv 2305.01569): a CLIP trained on what people picked compares image and prompt.
+
+    The model is a ViT-H-14.
 
     The published score is the cosine times the model's learned logit scale, 100 in the released weights: it lies in
-    [-100, 100] and is about 15 to 25 for generated pictures. Its differences are log-odds of being picked. `score="cosine"`
-    leaves the factor out: [-1, 1], the same order. Weights: `yuvalkirstain/PickScore_v1`; see its page for their licence.
+    [-100, 100] and is about 15 to 25 for generated pictures. Its differences are log-odds of being picked.
+    `score="cosine"`
+    leaves the factor out: [-1, 1], the same order. Weights: `yuvalkirstain/PickScore_v1`; see its page for their
+    licence.
 
     Args:
         score: "logit", as published, or "cosine".
@@ -35,8 +42,8 @@ class PickScoreReward(Reward):
         unfit_text: a prompt that is cut to the model's 77 tokens: "warn" once, or "raise".
         dtype: float32, float16 or bfloat16; cosines are float32.
 
-    Takes [B, 3, H, W] uint8 of any size; a picture that is not square is cropped. Part: `cosine`. ValueError: weights that
-    are missing or do not fit, unknown names, images of another type.
+    Takes [B, 3, H, W] uint8 of any size; a picture that is not square is cropped. Part: `cosine`. ValueError: weights
+    that are missing or do not fit, unknown names, images of another type.
     """
 
     name = "pickscore"
@@ -84,13 +91,13 @@ class PickScoreReward(Reward):
 
     @torch.no_grad()
     def _images(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] uint8 -> [B, D] of length 1."""
+        """Encode images [B, 3, H, W] uint8 into [B, D] of length 1."""
         pixels = self.preprocess(images.to(self.model.device), self.model.dtype)
         features = self.model.get_image_features(pixel_values=pixels).pooler_output
         return functional.normalize(features.float(), dim=-1)
 
     @torch.no_grad()
     def _texts(self, texts: list[str]) -> Tensor:
-        """N texts -> [N, D] of length 1."""
+        """Encode N texts into [N, D] of length 1."""
         tokens = {key: values.to(self.model.device) for key, values in self.read(texts).items()}
         return functional.normalize(self.model.get_text_features(**tokens).pooler_output.float(), dim=-1)

@@ -39,8 +39,10 @@ _NAMING = {
 def quoted(prompt: str) -> list[str]:
     """Return the texts in quotes, in their order.
 
-    Quotes are "a", “a”, „a“, «a», ‘a’, 'a', 「a」 and the like. A straight " after a digit opens nothing: 12" are inches. An
-    apostrophe within a word or in the place of letters (don't, dogs', 'em, rock 'n' roll, '90s) opens and closes nothing.
+    Quotes are "a", “a”, „a“, «a», ‘a’, 'a', 「a」 and the like. A straight " after
+    a digit opens nothing: 12" are inches.
+    An apostrophe within a word or in the place of letters (don't, dogs', 'em, rock 'n' roll, '90s) opens and closes
+    nothing.
 
     ValueError where a quote is opened and not closed, or may end in two places, as nobody can tell which text is meant.
     """

@@ -1,1 +1,1 @@
-"""The object fields of T2I-R1's prompts: reading them, where objects should lie, and the score of what was detected."""
+"""Reads the object fields of T2I-R1's prompts, and scores detected objects by them."""

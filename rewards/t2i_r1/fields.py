@@ -1,7 +1,9 @@
-"""The fields of T2I-R1's prompts (arXiv 2505.00703): what a prompt's objects are, how they look, how many, and where.
+"""Reads the fields of T2I-R1's prompts (arXiv 2505.00703).
 
-A row is `{"prompt", "task_type", "nouns": [noun, ...], "attr_nouns"?: ["red car", ...], "spatial_info"?: {"obj1", "obj2",
-"locality"}, "numeracy_info"?: [{"obj_name", "num"}, ...]}`; null stands for an absent field.
+They say what a prompt's objects are, how they look, how many, and where.
+
+A row is `{"prompt", "task_type", "nouns": [noun, ...], "attr_nouns"?: ["red car", ...], "spatial_info"?: {"obj1",
+"obj2", "locality"}, "numeracy_info"?: [{"obj_name", "num"}, ...]}`; null stands for an absent field.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ SPATIAL, NUMERACY = "spatial", "numeracy"
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt and its metadata; its fields, or ValueError naming the field and the prompt."""
+    """Reads the fields of a prompt's metadata. ValueError names the field and the prompt."""
 
     reward: str
     """The reward's name, for its errors."""
@@ -28,7 +30,7 @@ class Row:
         return self.metadata.get("task_type") or self.metadata.get("tag")
 
     def texts(self, field: str) -> list[str] | None:
-        """A list of texts; None where the row has no such field."""
+        """Return a list of texts; None where the row has no such field."""
         given = self.metadata.get(field)
         if given is None:
             return None
@@ -37,14 +39,17 @@ class Row:
         return [text.strip() for text in given]
 
     def nouns(self) -> list[str]:
-        """The prompt's objects, in the singular; may be empty."""
+        """Return the prompt's objects, in the singular; there may be none."""
         nouns = self.texts("nouns")
         if nouns is None:
             raise self.error("nouns", "a list of texts, the prompt's objects")
         return nouns
 
     def spatial(self, nouns: list[str], localities: Mapping[str, Any]) -> tuple[str, str, str]:
-        """First object, second object, locality; the objects are among `nouns`, the locality among `localities`."""
+        """Return first object, second object and locality.
+
+        The objects are among `nouns`, the locality among `localities`.
+        """
         what = '{"obj1", "obj2", "locality"} with two of its nouns and one of: ' + ", ".join(localities)
         info = self.metadata.get("spatial_info")
         if not isinstance(info, Mapping):
@@ -55,7 +60,7 @@ class Row:
         return str(first), str(second), str(locality)
 
     def numbers(self, nouns: list[str]) -> list[tuple[str, int]]:
-        """Object and how many of it, at least one pair; the objects are among `nouns`."""
+        """Return pairs of an object and how many of it, at least one; the objects are among `nouns`."""
         what = 'a list of {"obj_name", "num"} with its nouns and whole numbers of at least 1'
         info = self.metadata.get("numeracy_info")
         if not isinstance(info, list) or not info or not all(isinstance(one, Mapping) for one in info):
@@ -69,7 +74,8 @@ class Row:
         given = self.metadata.get(field)
         has = f"it is {given!r}" if given is not None else f"it has: {', '.join(self.metadata) or 'no fields'}"
         return ValueError(
-            f"reward {self.reward!r} needs the field {field!r} of T2I-R1's data for the prompt {self.prompt!r}: {what}; {has}"
+            f"reward {self.reward!r} needs the field {field!r} of T2I-R1's data for the prompt {self.prompt!r}: "
+            f"{what}; {has}"
         )
 
 

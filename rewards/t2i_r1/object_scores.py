@@ -1,4 +1,7 @@
-"""T2I-R1's score of a picture from the objects that were found in it (arXiv 2505.00703). N boxes of an object."""
+"""Scores a picture as T2I-R1 does, from the objects that were detected in it (arXiv 2505.00703).
+
+N boxes of an object.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ PRESENT, PLACED, MISCOUNTED = 0.2, 0.5, 0.2
 
 
 @dataclass(frozen=True)
-class Found:
-    """The boxes of one object in one picture, on the CPU."""
+class Boxes:
+    """Holds the boxes of one object in one picture, on the CPU."""
 
     boxes: Tensor
     """[N, 4] float32: xmin, ymin, xmax, ymax, pixels."""
@@ -27,8 +30,8 @@ class Found:
     """[N] float32 in (0, 1]."""
 
 
-def scorer(row: t2i_r1.Row, *, side: float) -> Callable[[Mapping[str, Found]], float]:
-    """Noun -> its boxes, to the score of the row's task. `side`: the picture's longer side, pixels.
+def scorer(row: t2i_r1.Row, *, side: float) -> Callable[[Mapping[str, Boxes]], float]:
+    """Return what makes the score of the row's task of each noun's boxes. `side`: the picture's longer side, pixels.
 
     ValueError at once for a row without the fields of its task.
     """
@@ -42,26 +45,26 @@ def scorer(row: t2i_r1.Row, *, side: float) -> Callable[[Mapping[str, Found]], f
     return lambda objects: present(nouns, objects)
 
 
-def present(nouns: Sequence[str], objects: Mapping[str, Found]) -> float:
-    """Share of the nouns that is found; 1 without nouns."""
+def present(nouns: Sequence[str], objects: Mapping[str, Boxes]) -> float:
+    """Return the share of the nouns that is there; 1 without nouns."""
     return sum(len(objects[noun].scores) > 0 for noun in nouns) / len(nouns) if nouns else 1.0
 
 
-def placed(first: Found, second: Found, locality: str, *, side: float) -> float:
-    """0.2 for each of the two objects; with both, half of how well their surest boxes stand."""
-    found = [one for one in (first, second) if len(one.scores) > 0]
-    score = PRESENT * len(found)
-    if len(found) == 2:
-        boxes = [one.boxes[one.scores.argmax()].tolist() for one in found]
+def placed(first: Boxes, second: Boxes, locality: str, *, side: float) -> float:
+    """Give 0.2 for each of the two objects; with both, also half of how well their surest boxes stand."""
+    there = [one for one in (first, second) if len(one.scores) > 0]
+    score = PRESENT * len(there)
+    if len(there) == 2:
+        boxes = [one.boxes[one.scores.argmax()].tolist() for one in there]
         score += PLACED * locality_score(locality, *boxes, side=side)
     return score
 
 
-def counted(numbers: Sequence[tuple[str, int]], objects: Mapping[str, Found]) -> float:
-    """Mean over the objects: 1 for their number, 0.2 for another one, 0 for none."""
+def counted(numbers: Sequence[tuple[str, int]], objects: Mapping[str, Boxes]) -> float:
+    """Return the mean over the objects: 1 for their number, 0.2 for another one, 0 for none."""
     total = 0.0
     for noun, number in numbers:
-        found = objects[noun]
-        count = len(suppress(found.boxes, found.scores, most_overlap=SAME_OBJECT))
+        detected = objects[noun]
+        count = len(suppress(detected.boxes, detected.scores, most_overlap=SAME_OBJECT))
         total += 0.0 if count == 0 else (1.0 if count == number else MISCOUNTED)
     return total / len(numbers)

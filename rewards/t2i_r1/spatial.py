@@ -1,4 +1,4 @@
-"""How well two boxes stand to each other as a prompt says: T2I-CompBench's spatial score, for T2I-R1's twelve localities.
+"""Scores how well two boxes stand to each other as a prompt says: T2I-CompBench's score, T2I-R1's twelve localities.
 
 Boxes are xmin, ymin, xmax, ymax in pixels, y downwards. N boxes.
 """
@@ -34,14 +34,14 @@ LOCALITIES: dict[str, tuple[int, int] | None] = {
 
 
 def locality_score(locality: str, first: Sequence[float], second: Sequence[float], *, side: float) -> float:
-    """Whether the first box is where `locality` says, seen from the second: in [0, 1].
+    """Score whether the first box is where `locality` says, seen from the second: in [0, 1].
 
-    With `d` the offset of the centres along x and y: a direction scores 1 where its own axis has the larger |d|, of the right
-    sign, times `min(1, 0.1 / overlap)`; nearness scores 1 where the smaller |d| is below `near`, else `near` over the
-    larger one (T2I-CompBench, arXiv 2307.06350). `side`: the picture's longer side, of which `near` is 150/512.
+    With `d` the offset of the centres along x and y: a direction scores 1 where its own axis has the larger |d|, of the
+    right sign, times `min(1, 0.1 / overlap)`; nearness scores 1 where the smaller |d| is below `near`, else `near` over
+    the larger one (T2I-CompBench, arXiv 2307.06350). `side`: the picture's longer side, of which `near` is 150/512.
 
-    T2I-R1's code gives "above" and "on top of" no score, and compares shares of the picture with 150, so that any two objects
-    are near; this does neither.
+    T2I-R1's code gives "above" and "on top of" no score, and compares shares of the picture with 150, so that any two
+    objects are near; this does neither.
     """
     offset = [(first[k] + first[k + 2] - second[k] - second[k + 2]) / 2 for k in (0, 1)]
     distance = [abs(part) for part in offset]
@@ -57,7 +57,7 @@ def locality_score(locality: str, first: Sequence[float], second: Sequence[float
 
 
 def overlap(first: Sequence[float], second: Sequence[float]) -> float:
-    """Intersection over union of two boxes, in [0, 1]; 0 for boxes without an area."""
+    """Return the intersection over union of two boxes, in [0, 1]; 0 for boxes without an area."""
     width, height = (max(0.0, min(first[k + 2], second[k + 2]) - max(first[k], second[k])) for k in (0, 1))
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
     union = sum(areas) - width * height
@@ -65,10 +65,10 @@ def overlap(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def suppress(boxes: Tensor, scores: Tensor, *, most_overlap: float) -> list[int]:
-    """Non-maximum suppression: the indices of boxes [N, 4] that overlap no better one by more than `most_overlap`, best first."""
-    kept: list[int] = []
+    """Return the indices of boxes [N, 4] that overlap no better one by more than `most_overlap`, best first."""
+    chosen: list[int] = []
     rows = boxes.tolist()
     for index in torch.argsort(scores, descending=True, stable=True).tolist():
-        if all(overlap(rows[index], rows[better]) <= most_overlap for better in kept):
-            kept.append(index)
-    return kept
+        if all(overlap(rows[index], rows[better]) <= most_overlap for better in chosen):
+            chosen.append(index)
+    return chosen

@@ -1,7 +1,8 @@
-"""Does credit lie on the objects that a prompt names? Every credit rule and its controls, measured on the images of an evaluation.
+"""Measures whether credit lies on the objects that a prompt names: every credit rule, and its controls.
 
 N images, T tokens, H, W pixels, M maps. The objects come from a detector with masks (ShapeScenes'); the controls are
-random values, those of the rule itself at other places, uniform ones (GRPO's), and the entropy and surprisal of the token, which take no second prompt.
+random values, those of the rule itself at other places, uniform ones (GRPO's), and the entropy and surprisal of the
+token, which take no second prompt.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ MEASURES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class MapResult:
-    """One map's measures over all images."""
+    """Holds one map's measures over all images."""
 
     name: str
     """A divergence or a control."""
     measures: dict[str, Estimates]
-    """Those of MEASURES: of the values themselves. They see nothing but the order, so that every increasing normalisation has the same."""
+    """Those of MEASURES: of the values themselves. They see nothing but the order, so that every increasing
+    normalisation has the same."""
     shares: dict[str, Estimates]
     """Normalisation -> share of the weights on the cells of the named objects."""
 
@@ -58,9 +60,9 @@ class MapResult:
 class CreditResult:
     maps: tuple[MapResult, ...]
     images: int
-    """That hold an object which their prompt names, and were measured."""
+    """Images that hold an object which their prompt names, and were measured."""
     left_out: int
-    """That hold none."""
+    """Images that hold no such object."""
     object_cells: float
     """Share of the measured images' cells in which such an object has a pixel."""
     begin_cells: float
@@ -68,7 +70,7 @@ class CreditResult:
     """Checkpoint, prompts, sampling."""
 
     def find(self, name: str) -> MapResult:
-        return next(found for found in self.maps if found.name == name)
+        return next(one for one in self.maps if one.name == name)
 
     def to_json(self) -> dict[str, Any]:
         def estimates(e: Estimates) -> dict[str, Any]:
@@ -105,7 +107,10 @@ class CreditResult:
 
 
 class CreditObserver:
-    """Watches `evaluate`: keeps each batch's tokens and log-probs, and where the objects are. `result` measures them all."""
+    """Watches `evaluate`: keeps each batch's tokens and log-probs, and where the objects are.
+
+    `result` measures them all.
+    """
 
     def __init__(self, detector: Detector) -> None:
         self.detector = detector
@@ -113,17 +118,21 @@ class CreditObserver:
         self._objects: list[list[np.ndarray]] = []
 
     def __call__(self, rollout: Rollout, images: Tensor) -> None:
-        """ValueError: a prompt that says nothing about objects, or a detector without masks."""
-        for found, prompt in zip(self.detector(images), rollout.row_prompts, strict=True):
-            masks = [one.mask for one in named(found, prompt) if one.mask is not None]
+        """Keep a batch. ValueError: a prompt that says nothing about objects, or a detector without masks."""
+        for objects, prompt in zip(self.detector(images), rollout.row_prompts, strict=True):
+            masks = [one.mask for one in named(objects, prompt) if one.mask is not None]
             self._objects.append([localisation.cells(mask, rollout.grid) for mask in masks])
         self._rollouts.append(_to_cpu(rollout.rows(torch.arange(rollout.batch))))
 
     def result(self, *, seed: int = 0, **about: Any) -> CreditResult:
-        """seed: of the evaluation, and of the controls' noise. about: what else the file says of it. ValueError: nothing was watched, or no object found."""
+        """Measure all images that were watched.
+
+        seed: of the evaluation, and of the controls' noise. about: what else the file says of it. ValueError: nothing
+        was watched, or no object found."""
         if not any(self._objects):
             raise ValueError(
-                f"none of the {len(self._objects)} images holds an object that its prompt names, so there is nothing to compare credit with"
+                f"none of the {len(self._objects)} images holds an object that its prompt names, so there is nothing "
+                f"to compare credit with"
             )
         rollout = Rollout.cat(self._rollouts)
         order = rollout.commit_step.numpy()
@@ -167,28 +176,33 @@ class CreditObserver:
 
 
 def named(detections: Sequence[Detection], prompt: Prompt) -> list[Detection]:
-    """The detections of classes that the prompt asks for, in the colour where it asks for one. ValueError: it says nothing about objects,
-    or a detection has no mask."""
+    """Return the detections of classes that the prompt asks for, in the colour where it asks for one.
+
+    ValueError: it says nothing about objects, or a detection has no mask.
+    """
     clauses: Sequence[Mapping[str, Any]] = prompt.metadata.get("include") or ()
     if not clauses:
         raise ValueError(
-            f"the prompt {prompt.text!r} does not say which objects it names; take prompts from shapes:test or a GenEval .jsonl file"
+            f"the prompt {prompt.text!r} does not say which objects it names; take prompts from shapes:test or a "
+            f"GenEval .jsonl file"
         )
-    found = [
+    objects = [
         one
         for one in detections
         if one.score > SCORE_THRESHOLD
         and any(one.class_name == clause["class"] and clause.get("color") in (None, one.color) for clause in clauses)
     ]
-    if any(one.mask is None for one in found):
+    if any(one.mask is None for one in objects):
         raise ValueError(
             "the detector gives no masks, so it is not known which cells its objects cover; take the shapes detector"
         )
-    return found
+    return objects
 
 
 def credit_values(rollout: Rollout, *, seed: int = 0) -> dict[str, list[Tensor]]:
-    """Divergence or control -> values [N, T] before any normalisation, DRAWS of them for a control of noise; seed: of that noise.
+    """Return the values [N, T] of each divergence or control before any normalisation, DRAWS of them for noise.
+
+    seed: of that noise.
 
     shuffled is the divergence kl at other places. ValueError: a log-prob or statistic that the rollout lacks.
     """
@@ -212,7 +226,7 @@ def credit_values(rollout: Rollout, *, seed: int = 0) -> dict[str, list[Tensor]]
 
 
 def weights(name: str, values: Tensor, rollout: Rollout, normalization: credit.Normalization) -> Tensor:
-    """[N, T] of mean 1: what an algorithm makes of the values; of a divergence the very weights of GCPO, its floor included."""
+    """Return weights [N, T] of mean 1 made of the values; of a divergence the very weights of GCPO, floor included."""
     if name in DIVERGENCES:
         return token_weights(resolve("gcpo", divergence=name, normalization=normalization), rollout)
     return credit.normalize(values, normalization=normalization, floor=0.0)

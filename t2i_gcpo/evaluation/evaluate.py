@@ -1,7 +1,9 @@
-"""Score a generator on held-out prompts: a table per task with 95 % intervals, and paired differences of two checkpoints.
+"""Scores a generator on held-out prompts: a table per task with 95 % intervals, and differences of checkpoints.
 
-N images; each one's noise depends on (seed, the row of its prompt in the list, its number), so that two evaluations with the same prompts
-and seed differ by the checkpoint alone and are compared image by image.
+The differences are paired, image by image.
+
+N images; each one's noise depends on (seed, the row of its prompt in the list, its number), so that two evaluations
+with the same prompts and seed differ by the checkpoint alone and are compared image by image.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from t2i_gcpo.utils.json_files import finite_or_none
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """What is known about one image of an evaluation."""
+    """Holds what is known about one image of an evaluation."""
 
     index: int
     """Row of its prompt in the list of prompts."""
@@ -48,7 +50,7 @@ class ScoredImage:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """N scored images and what they say. Failed images are counted and left out of every mean."""
+    """Holds N scored images and their means. Failed images are counted and left out of every mean."""
 
     rows: tuple[ScoredImage, ...]
     seed: int
@@ -75,7 +77,7 @@ class EvalResult:
 
     @property
     def overall(self) -> float:
-        """Mean over tasks of the tasks' means."""
+        """Return the mean over tasks of the tasks' means."""
         return self.estimates.overall
 
     @property
@@ -92,7 +94,7 @@ class EvalResult:
 
     @property
     def n(self) -> int:
-        """Images that were sampled, failed ones included."""
+        """Count the images that were sampled, failed ones included."""
         return len(self.rows)
 
     @property
@@ -100,13 +102,14 @@ class EvalResult:
         return sum(row.failed for row in self.rows)
 
     def under(self, name: str) -> EvalResult:
-        """The same images under the scorer `name` of `held_out`."""
+        """Return the same images under the scorer `name` of `held_out`."""
         scores = self.held_out[name]
         rows = tuple(replace(row, score=score) for row, score in zip(self.rows, scores, strict=True))
         return replace(self, rows=rows, reward=name, held_out={})
 
     def to_json(self) -> dict[str, Any]:
-        """eval.json. A number that does not exist (no image scored, an interval from one image) is null."""
+        """Return the content of eval.json. A number that does not exist (no image scored, an interval from one image)
+        is null."""
         s = self.sampling
         return {
             "overall": finite_or_none(self.overall),
@@ -142,7 +145,7 @@ class EvalResult:
 
     @staticmethod
     def load(path: str | Path) -> EvalResult:
-        """An eval.json that `save` wrote, without its images. ValueError for any other file."""
+        """Read an eval.json that `save` wrote, without its images. ValueError for any other file."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = tuple(
@@ -157,8 +160,8 @@ class EvalResult:
                 **{k: data[k] for k in names}, seed=data["seed"], contrast=False, stats=(), unmasking=unmasking
             )
             held_out = {
-                name: tuple(math.nan if score is None else score for score in found["scores"])
-                for name, found in data.get("held_out", {}).items()
+                name: tuple(math.nan if score is None else score for score in scores["scores"])
+                for name, scores in data.get("held_out", {}).items()
             }
             for name, scores in held_out.items():
                 if len(scores) != len(rows):
@@ -190,11 +193,12 @@ def evaluate(
 ) -> EvalResult:
     """Sample `images_per_prompt` images for each row of `prompts`, score them.
 
-    prompts: a prompt may come more than once (see `limit`); its images then have noise of their own, and count as one cluster in the
-    intervals. sampling: guidance, temperature and truncation; its group size, seed, contrast and stats are replaced. batch: images at once;
-    the result does not depend on it. checkpoint, source, reward_name: names for eval.json. held_out: name -> a scorer that judges the same
-    images besides. observe: called with each batch's rollout and images; with it the sampling's contrast and stats are kept, and the
-    images are the same. ValueError: no prompts, a batch or a number of images below 1, a reward that returns the wrong number of scores.
+    prompts: a prompt may come more than once (see `limit`); its images then have noise of their own, and count as one
+    cluster in the intervals. sampling: guidance, temperature and truncation; its group size, seed, contrast and stats
+    are replaced. batch: images at once; the result does not depend on it. checkpoint, source, reward_name: names for
+    eval.json. held_out: name -> a scorer that judges the same images besides. observe: called with each batch's rollout
+    and images; with it the sampling's contrast and stats are kept, and the images are the same. ValueError: no prompts,
+    a batch or a number of images below 1, a reward that returns the wrong number of scores.
     """
     if not prompts:
         raise ValueError("there are no prompts to evaluate on")
@@ -207,7 +211,7 @@ def evaluate(
     if observe is None:
         sampling = replace(sampling, contrast=False, stats=())
     rows: list[ScoredImage] = []
-    kept: list[Tensor] = []
+    images_kept: list[Tensor] = []
     other_scores: dict[str, list[float]] = {name: [] for name in others}
     with tqdm(
         total=len(prompts) * images_per_prompt, unit="image", desc="evaluate", disable=not progress, leave=False
@@ -229,7 +233,7 @@ def evaluate(
             for name, other in others.items():
                 other_scores[name] += _scores(other, name, images, texts, metadata)
             if keep_images:
-                kept.append(images.cpu())
+                images_kept.append(images.cpu())
             bar.update(len(owners))
     return EvalResult(
         tuple(rows),
@@ -239,13 +243,15 @@ def evaluate(
         source,
         reward_name,
         {name: tuple(scores) for name, scores in other_scores.items()},
-        torch.cat(kept) if keep_images else None,
+        torch.cat(images_kept) if keep_images else None,
     )
 
 
 def _scores(reward: Reward, name: str, images: Tensor, texts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
-    found: list[float] = check(reward(images, texts, metadata), len(texts), name, texts, failure="mark").scores.tolist()
-    return found
+    scores: list[float] = check(
+        reward(images, texts, metadata), len(texts), name, texts, failure="mark"
+    ).scores.tolist()
+    return scores
 
 
 def _held_out_json(result: EvalResult) -> dict[str, Any]:
@@ -260,13 +266,15 @@ def _held_out_json(result: EvalResult) -> dict[str, Any]:
 
 
 def paired_difference(a: EvalResult, b: EvalResult) -> Estimates:
-    """`b - a`, image by image: means per task and overall, with intervals clustered by prompt.
+    """Return `b - a`, image by image: means per task and overall, with intervals clustered by prompt.
 
-    Images that failed in either are left out. ValueError unless both have the same prompts in the same order, and the same seed.
+    Images that failed in either are left out. ValueError unless both have the same prompts in the same order, and the
+    same seed.
     """
     if a.seed != b.seed or [_key(row) for row in a.rows] != [_key(row) for row in b.rows]:
         raise ValueError(
-            f"the evaluations of {a.checkpoint or 'a'} (seed {a.seed}, {a.n} images) and {b.checkpoint or 'b'} (seed {b.seed}, {b.n} images) "
+            f"the evaluations of {a.checkpoint or 'a'} (seed {a.seed}, {a.n} images) and {b.checkpoint or 'b'} (seed "
+            f"{b.seed}, {b.n} images) "
             "have different images, so they cannot be paired; evaluate both with the same prompts, limit and seed"
         )
     differences = [after.score - before.score for before, after in zip(a.rows, b.rows, strict=True)]
@@ -278,5 +286,8 @@ def _key(row: ScoredImage) -> tuple[int, int, str, str]:
 
 
 def pick(result: EvalResult, count: int) -> list[int]:
-    """Choose `count` rows for a picture, the tasks in equal parts and evenly over the rows of each; never by their score."""
+    """Choose `count` rows for a picture, the tasks in equal parts and evenly over the rows of each.
+
+    They are never chosen by their score.
+    """
     return evenly([row.task for row in result.rows], max(count, 0))

@@ -1,4 +1,4 @@
-"""How varied images are, from their pixels alone: what collapses when a policy learns to please its scorer with one picture.
+"""Measures how varied images are, from their pixels alone: it falls when a policy pleases its scorer with one picture.
 
 B = P * G images, G of each prompt, H, W their sides.
 """
@@ -21,7 +21,10 @@ NEAR = 3.0
 
 
 def color_entropy(images: Tensor) -> Tensor:
-    """[B, 3, H, W] uint8 -> [B] nats: the entropy of each image's RGB histogram of 4 x 4 x 4 cells; 0 of one colour, ln 64 at most."""
+    """Return the entropy [B], nats, of the RGB histogram of each image [B, 3, H, W] uint8.
+
+    It has 4 x 4 x 4 cells: 0 for one colour, ln 64 at most.
+    """
     bins = images.long() * LEVELS // 256
     cells = rearrange((bins[:, 0] * LEVELS + bins[:, 1]) * LEVELS + bins[:, 2], "b h w -> b (h w)")
     counts = torch.zeros(len(images), LEVELS**3, device=images.device)
@@ -30,7 +33,10 @@ def color_entropy(images: Tensor) -> Tensor:
 
 
 def near_duplicates(images: Tensor, group_size: int) -> float:
-    """[B, 3, H, W] uint8, row p * G + g of prompt p -> share of pairs of siblings that look alike, 0 to 1; NaN where G is 1."""
+    """Return the share of pairs of siblings that look alike, 0 to 1; NaN where G is 1.
+
+    images: [B, 3, H, W] uint8, row p * G + g of prompt p.
+    """
     small = functional.adaptive_avg_pool2d(images.float(), THUMBNAIL)
     siblings = rearrange(small, "(p g) c h w -> p g (c h w)", g=group_size)
     distances = torch.cdist(siblings, siblings, p=1) / siblings.shape[-1]

@@ -1,7 +1,7 @@
-"""Means per task with bootstrap intervals, where the images of one prompt are not independent of one another.
+"""Estimates means per task with bootstrap intervals, where the images of one prompt are not independent of one another.
 
-N values (scores, or paired differences of scores), each of one cluster (its prompt) within one task; K clusters of a task; S runs with the
-same prompts, which differ in their seed.
+N values (scores, or paired differences of scores), each of one cluster (its prompt) within one task; K clusters of a
+task; S runs with the same prompts, which differ in their seed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Estimates:
-    """Means and 95 % intervals; NaN where there is nothing to estimate from."""
+    """Holds means and 95 % intervals; NaN where there is nothing to estimate from."""
 
     overall: float
     """Mean over tasks of the tasks' means (GenEval's overall, 2310.11513)."""
@@ -41,12 +41,15 @@ def estimate(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimates:
-    """Means with percentile intervals of a bootstrap over clusters within each task. values, clusters, tasks: N of each.
+    """Estimate means with percentile intervals of a bootstrap over clusters within each task. values, clusters, tasks:
+    N of each.
 
-    A value that is not finite is left out; a task with no other value has mean NaN, and so has the overall. K - 1 of a task's K clusters
-    are drawn with replacement: with all K the interval of a few clusters would be too narrow by sqrt(K / (K - 1)) (Rao and Wu, 1988). The
-    interval of a task speaks about prompts like these; a task with one prompt resamples that prompt's images instead, and one with one image
-    has none. The overall then resamples clusters across the tasks, which is wider rather than narrower.
+    A value that is not finite is left out; a task with no other value has mean NaN, and so has the overall. K - 1 of a
+    task's K clusters
+    are drawn with replacement: with all K the interval of a few clusters would be too narrow by sqrt(K / (K - 1)) (Rao
+    and Wu, 1988). The interval of a task speaks about prompts like these; a task with one prompt resamples that
+    prompt's images instead, and one with one image has none. The overall then resamples clusters across the tasks,
+    which is wider rather than narrower.
 
     As with any bootstrap, values that are all equal give an interval of no width: little can be said of 0 out of 10.
     """
@@ -61,25 +64,27 @@ def pooled(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimates:
-    """Means over S runs of one experiment, with intervals that speak about other runs (seeds) and other prompts like these.
+    """Estimate means over S runs of one experiment, with intervals for other runs (seeds) and other prompts like these.
 
-    values: S rows of N; every run has the same clusters and tasks (N of each). Each mean is the mean over runs of what `estimate` gives for a
-    run. The intervals are those of the pigeonhole bootstrap (Owen, Annals of Applied Statistics 1, 2007): each resample draws S - 1 of the S
-    runs, for all tasks at once, and K - 1 of the K clusters of each task, the same for all runs, both with replacement; a value counts as often
-    as its run times its cluster was drawn.
+    values: S rows of N; every run has the same clusters and tasks (N of each). Each mean is the mean over runs of what
+    `estimate` gives for a run. The intervals are those of the pigeonhole bootstrap (Owen, Annals of Applied Statistics
+    1, 2007): each resample draws S - 1 of the S runs, for all tasks at once, and K - 1 of the K clusters of each task,
+    the same for all runs, both with replacement; a value counts as often as its run times its cluster was drawn.
 
-    Noise that belongs to one image of one run is counted up to three times, so that the interval rather covers too often where it dominates.
-    Where the difference between runs dominates, a few runs say little, and the interval covers too rarely: it cannot leave the range of the
-    runs, so that of three runs it holds the truth three times in four. S = 1: runs are not resampled, so the interval, that of `estimate`,
-    holds no variance between runs. An interval is NaN where a resample may leave a run without any value of a task, which takes a task with two
-    or three prompts, one of which failed as a whole.
+    Noise that belongs to one image of one run is counted up to three times, so that the interval rather covers too
+    often where it dominates. Where the difference between runs dominates, a few runs say little, and the interval
+    covers too rarely: it cannot leave the range of the runs, so that of three runs it holds the truth three times in
+    four. S = 1: runs are not resampled, so the interval, that of `estimate`, holds no variance between runs. An
+    interval is NaN where a resample may leave a run without any value of a task, which takes a task with two or three
+    prompts, one of which failed as a whole.
 
     ValueError: no runs, or rows of another length than `clusters` and `tasks`.
     """
     lengths = {len(row) for row in values} | {len(clusters), len(tasks)}
     if not len(values) or len(lengths) > 1:
         raise ValueError(
-            f"{len(values)} runs with {sorted(lengths)} values, clusters and tasks; give runs, equally many values of each"
+            f"{len(values)} runs with {sorted(lengths)} values, clusters and tasks; give runs, equally many values "
+            f"of each"
         )
     numbers = np.asarray(values, dtype=np.float64)
     names = list(dict.fromkeys(tasks))
@@ -112,7 +117,7 @@ def pooled(
 
 
 def _totals(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the finite values of each cluster in each run. values: [S, N]; returns [K, S] twice."""
+    """Return sum and number of the finite values of each cluster in each run. values: [S, N]; returns [K, S] twice."""
     index = {name: k for k, name in enumerate(dict.fromkeys(clusters))}
     owner = np.array([index[name] for name in clusters], dtype=np.int64)
     finite = np.isfinite(values)
@@ -122,7 +127,10 @@ def _totals(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarra
 
 
 def _resampled(sums: np.ndarray, sizes: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """Means over K - 1 clusters drawn with replacement, the same for all runs; NaN for K < 2. [K, ...] -> [resamples, ...]."""
+    """Return means [resamples, ...] over K - 1 of K clusters, drawn with replacement, the same for all runs.
+
+    They are NaN for K < 2.
+    """
     clusters = len(sums)
     if clusters < 2:
         return np.full((resamples, *sums.shape[1:]), np.nan)
@@ -131,14 +139,14 @@ def _resampled(sums: np.ndarray, sizes: np.ndarray, rng: np.random.Generator, re
 
 
 def _run_weights(runs: int, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """[resamples, S] shares of the runs in each resample's mean: S - 1 of them drawn with replacement; all of it for S = 1."""
+    """Return the shares [resamples, S] of the runs in each resample's mean: S - 1 of them, drawn with replacement."""
     if runs == 1:
         return np.ones((resamples, 1))
     return rng.multinomial(runs - 1, np.full(runs, 1 / runs), size=resamples) / (runs - 1)
 
 
 def _ratio(sums: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Means; NaN where there is nothing to take the mean of."""
+    """Return means; NaN where there is nothing to take the mean of."""
     return np.divide(sums, sizes, out=np.full_like(sums, np.nan, dtype=float), where=sizes > 0)
 
 

@@ -11,7 +11,7 @@ from t2i_gcpo.records import Prompt
 
 
 def check_scorable(prompts: Sequence[Prompt], *rewards: Reward | Callable[..., Any]) -> None:
-    """Raise ValueError, with file and line where the prompt has them, for the first prompt that a reward cannot score."""
+    """Raise ValueError for the first prompt that a reward cannot score, with file and line where it has them."""
     unique = list({id(prompt): prompt for prompt in prompts}.values())  # an evaluation repeats its prompts
     for reward in rewards:
         try:

@@ -1,4 +1,4 @@
-"""GenEval's detector, Mask2Former on COCO's 80 classes, in transformers.
+"""Finds COCO's 80 classes with GenEval's detector, Mask2Former, in transformers.
 
 B images, H, W their sides, Q the model's queries, C classes, h, w the sides of its mask logits, N objects.
 """
@@ -16,7 +16,7 @@ from torch.nn import functional
 from rewards.geneval.coco import COCO_CLASSES
 from rewards.geneval.detectors import Detector
 from rewards.geneval.rules import SCORE_THRESHOLD, Detection
-from rewards.models.batches import check_batch_size, check_images, room
+from rewards.models.batches import check_batch_size, check_images, memory_errors
 from rewards.models.transformers_model import load_image_processor, load_model
 
 #: Query-class pairs that are looked at, the most probable ones.
@@ -27,11 +27,11 @@ MASK_EPS = 1e-6
 
 
 class Mask2FormerDetector(Detector):
-    """Mask2Former (2112.01527), Swin-S, on COCO's classes under GenEval's names: images -> objects with box and mask.
+    """Finds objects with box and mask by Mask2Former (2112.01527), Swin-S, on COCO's classes under GenEval's names.
 
-    The default is its authors' checkpoint `facebook/mask2former-swin-small-coco-instance`; see its page for the licence of the
-    weights. GenEval's own script runs the same architecture with weights that mmdetection trained, so the two scores differ:
-    compare scores of one detector only. Boxes, masks and confidences are made as mmdetection makes them.
+    The default is its authors' checkpoint `facebook/mask2former-swin-small-coco-instance`; see its page for the licence
+    of the weights. GenEval's own script runs the same architecture with weights that mmdetection trained, so the two
+    scores differ: compare scores of one detector only. Boxes, masks and confidences are made as mmdetection makes them.
 
     Args:
         checkpoint: folder or hub repository of a `Mask2FormerForUniversalSegmentation` for instances.
@@ -41,7 +41,8 @@ class Mask2FormerDetector(Detector):
         dtype: float32, float16 or bfloat16; the confidences are float32.
         batch_size: images at a time; each is enlarged to 800 pixels on its shorter side.
 
-    ValueError: weights that are missing or do not fit, a number of classes other than the model's, images of another type.
+    ValueError: weights that are missing or do not fit, a number of classes other than the model's, images of another
+    type.
     """
 
     #: Its objects come without a colour.
@@ -74,40 +75,41 @@ class Mask2FormerDetector(Detector):
         self.score_threshold, self.batch_size = score_threshold, batch_size
         if self.model.config.num_labels != len(self.classes):
             raise ValueError(
-                f"detector 'mask2former': {folder} tells {self.model.config.num_labels} classes apart, but {len(self.classes)} "
+                f"detector 'mask2former': {folder} tells {self.model.config.num_labels} classes apart, but "
+                f"{len(self.classes)} "
                 "names are given; take a checkpoint for COCO instances, or give classes, a name for each"
             )
 
     def __call__(self, images: Tensor) -> list[list[Detection]]:
-        """[B, 3, H, W] uint8 -> per image its objects, the most probable class first."""
+        """Return the objects of each image [B, 3, H, W] uint8, the most probable class first."""
         check_images(images, "geneval")
-        found: list[list[Detection]] = []
+        detections: list[list[Detection]] = []
         for part in images.split(self.batch_size):
-            with room("geneval", len(part)):
-                found.extend(self._detect(part))
-        return found
+            with memory_errors("geneval", len(part)):
+                detections.extend(self._detect(part))
+        return detections
 
     @torch.no_grad()
     def _detect(self, images: Tensor) -> list[list[Detection]]:
         pixels = self.processor(images=list(images.to(self.model.device)), return_tensors="pt")["pixel_values"]
         output = self.model(pixel_values=pixels.to(self.model.device, self.model.dtype))
         sides: list[tuple[int, int]] = [(pixels.shape[-2], pixels.shape[-1]), (images.shape[-2], images.shape[-1])]
-        found = []
+        detections = []
         for classes, masks in zip(output.class_queries_logits, output.masks_queries_logits, strict=True):
             objects = instances(classes, masks, sizes=sides, threshold=self.score_threshold)
             rows = zip(*(values.cpu() for values in objects.fields()), strict=True)
-            found.append(
+            detections.append(
                 [
                     Detection(self.classes[label], float(score), tuple(box.tolist()), mask.numpy())
                     for label, score, box, mask in rows
                 ]
             )
-        return found
+        return detections
 
 
 @dataclass(frozen=True)
 class Instances:
-    """N objects in a picture, the most probable class first."""
+    """Holds N objects in a picture, the most probable class first."""
 
     labels: Tensor
     """[N] int64."""
@@ -125,22 +127,23 @@ class Instances:
 def instances(
     class_logits: Tensor, mask_logits: Tensor, *, sizes: Sequence[tuple[int, int]], threshold: float
 ) -> Instances:
-    """Objects of one picture from the model's outputs, as mmdetection's MaskFormer fusion head makes them.
+    """Make the objects of one picture from the model's outputs, as mmdetection's MaskFormer fusion head does.
 
-    A query-class pair's probability p is the softmax over the classes and the null class. The 100 most probable pairs get the
-    query's mask, `sigmoid(logit) > 0.5`, and the confidence p times the mean of the sigmoid over the mask.
+    A query-class pair's probability p is the softmax over the classes and the null class. The 100 most probable pairs
+    get the query's mask, `sigmoid(logit) > 0.5`, and the confidence p times the mean of the sigmoid over the mask.
 
     Args:
         class_logits: [Q, C + 1], the null class last.
         mask_logits: [Q, h, w].
-        sizes: rows and columns of the model's input, then of the picture: the logits are resized to one after the other.
+        sizes: rows and columns of the model's input, then of the picture: the logits are resized to one after the
+        other.
         threshold: least confidence, exclusive.
     """
     probabilities = class_logits.float().softmax(dim=-1)[:, :-1]
     best = probabilities.flatten().topk(min(MOST_OBJECTS, probabilities.numel()))
     # The mask's factor is at most 1: whoever fails without it need not be resized.
-    kept = best.values > threshold
-    pairs, probability = best.indices[kept], best.values[kept]
+    probable = best.values > threshold
+    pairs, probability = best.indices[probable], best.values[probable]
     logits = rearrange(mask_logits.float()[pairs // probabilities.shape[1]], "n h w -> n 1 h w")
     for size in sizes:
         logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
@@ -153,7 +156,7 @@ def instances(
 
 
 def _boxes(masks: Tensor) -> Tensor:
-    """[N, H, W] bool, none of them empty -> [N, 4]."""
+    """Return the boxes [N, 4] of masks [N, H, W] bool, none of them empty."""
     sides = []
     for covered in (masks.any(dim=1), masks.any(dim=2)):  # columns, rows
         places = torch.arange(covered.shape[1], device=masks.device)

@@ -1,8 +1,9 @@
-"""Finds ShapeScenes' objects: coloured shapes on the plain background, drawn cleanly or by a generator that blurs and garbles.
+"""Finds ShapeScenes' objects: coloured shapes on the plain background, drawn cleanly or by a generator.
 
-How: (1) the nearest palette colour of every pixel; (2) per colour, blobs that survive a 3x3 opening, so that the fringe of
-an edge (orange over grey looks brown) is no object; (3) per blob, how much of each pixel its colour covers, which puts
-the anti-aliased edge back; (4) each class's outline, laid over the blob by area and centre of mass, and compared (IoU).
+How: (1) the nearest palette colour of every pixel; (2) per colour, blobs that survive a 3x3 opening, so that the fringe
+of an edge (orange over grey looks brown) is no object; (3) per blob, how much of each pixel its colour covers, which
+puts the anti-aliased edge back; (4) each class's outline, laid over the blob by area and centre of mass, and compared
+(IoU).
 
 B images, H, W their sides, h, w a blob's window, C classes, N the side of the grid on which shapes are compared.
 """
@@ -25,7 +26,8 @@ from rewards.geneval.vocabulary import BACKGROUND, CLASSES, COLORS, OUTLINES, co
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: A shape's side, as a share of the image's shorter side: ShapeScenes paints 0.25 and 0.33. Others are specks or backdrops.
+#: A shape's side, as a share of the image's shorter side: ShapeScenes paints 0.25 and 0.33. Others are specks or
+#: backdrops.
 SIDES = (0.14, 0.6)
 #: Blobs below a third of the smallest star (the class that fills least of its box) are not looked at.
 LEAST_FILL = 0.36 / 3
@@ -38,9 +40,9 @@ TIP = 5
 FRINGE = 2
 #: Side of the grid on which an outline fills its box, and the margin around it.
 GRID, MARGIN = 40, 6
-#: Likeness to the best class (its IoU, eased for thin outlines) -> score. On rendered shapes it is 0.95 at least when clean,
-#: blurred (sigma 1) or noisy (sigma 8), 0.86 at least with edges that wobble by half a pixel, and 0.82 at most with a
-#: quarter missing.
+#: Likeness to the best class (its IoU, eased for thin outlines) -> score. On rendered shapes it is 0.95 at least when
+#: clean, blurred (sigma 1) or noisy (sigma 8), 0.86 at least with edges that wobble by half a pixel, and 0.82 at most
+#: with a quarter missing.
 LIKENESS_TO_SCORE = ((0.60, 0.0), (0.80, 0.3), (0.88, 0.92), (0.95, 1.0))
 #: Lead over the second-best class's IoU -> factor on the score.
 LEAD_TO_FACTOR = ((0.0, 0.0), (0.06, 1.0))
@@ -58,7 +60,7 @@ _SQUARE = np.ones((3, 3), dtype=bool)
 
 @dataclass(frozen=True)
 class _Blob:
-    """One opened, connected patch of one colour."""
+    """Holds one opened, connected patch of one colour."""
 
     image: int
     color: str
@@ -69,32 +71,38 @@ class _Blob:
 
 
 class ShapesDetector(Detector):
-    """Images of ShapeScenes -> detections with class, colour, box, mask and a score.
+    """Finds the objects of ShapeScenes, with class, colour, box, mask and a score.
 
-    A cleanly drawn shape scores above 0.95 and a slightly garbled one above 0.9; one with a piece missing or added, with
-    a hole, or in two colours stays below 0.9, and what resembles no class below 0.3.
+    A cleanly drawn shape scores above 0.95 and a slightly garbled one above 0.9; one with a piece missing or added,
+    with a hole, or in two colours stays below 0.9, and what resembles no class below 0.3.
     """
 
     classes = CLASSES
     color_names = tuple(COLORS)
 
     def __call__(self, images: Tensor) -> list[list[Detection]]:
-        """`images` [B, 3, H, W] uint8 -> per image its detections, most confident first. ValueError for other input."""
+        """Return the detections of each of `images` [B, 3, H, W] uint8, most confident first.
+
+        ValueError for other input.
+        """
         if images.ndim != 4 or images.shape[1] != 3 or str(images.dtype) != "torch.uint8":
             raise ValueError(f"images must be uint8 [B, 3, H, W]; got {images.dtype} {list(images.shape)}")
         pixels = images.permute(0, 2, 3, 1).contiguous().cpu().numpy().astype(np.float32)
-        found: list[list[Detection]] = [[] for _ in pixels]
+        detections: list[list[Detection]] = [[] for _ in pixels]
         for blob in _blobs(nearest_colors(pixels)):
             detection = _describe(blob, pixels[blob.image])
             if detection is not None:
-                found[blob.image].append(detection)
-        for detections in found:
-            detections.sort(key=lambda one: one.score, reverse=True)
-        return found
+                detections[blob.image].append(detection)
+        for of_image in detections:
+            of_image.sort(key=lambda one: one.score, reverse=True)
+        return detections
 
 
 def nearest_colors(pixels: np.ndarray) -> np.ndarray:
-    """[B, H, W, 3] float32 RGB -> [B, H, W] index of the nearest colour: 0 background, k + 1 the k-th of `COLORS`."""
+    """Return the nearest colour [B, H, W] of pixels [B, H, W, 3] float32 RGB.
+
+    0 is the background, k + 1 the k-th of `COLORS`.
+    """
     palette = np.array([BACKGROUND, *COLORS.values()], dtype=np.float32)
     best = np.full(pixels.shape[:-1], np.inf, dtype=np.float32)
     index = np.zeros(pixels.shape[:-1], dtype=np.uint8)
@@ -108,7 +116,7 @@ def nearest_colors(pixels: np.ndarray) -> np.ndarray:
 
 
 def _opened(mask: np.ndarray) -> np.ndarray:
-    """3x3 opening of every plane of [B, H, W]; outside the image counts as empty."""
+    """Open every plane of [B, H, W] by 3x3; outside the image counts as empty."""
     for combine in (np.logical_and, np.logical_or):
         for axis in (1, 2):
             width = [(0, 0), (0, 0), (0, 0)]
@@ -121,7 +129,7 @@ def _opened(mask: np.ndarray) -> np.ndarray:
 
 
 def _blobs(nearest: np.ndarray) -> Iterator[_Blob]:
-    """[B, H, W] colour indices -> the blobs large enough to be a shape."""
+    """Yield the blobs of colour indices [B, H, W] that are large enough to be a shape."""
     height, width = nearest.shape[1:]
     least_area = LEAST_FILL * (SIDES[0] * min(height, width)) ** 2
     reach = TIP + FRINGE
@@ -147,7 +155,7 @@ def _blobs(nearest: np.ndarray) -> Iterator[_Blob]:
 
 
 def _describe(blob: _Blob, pixels: np.ndarray) -> Detection | None:
-    """What a blob is, from its image's pixels [H, W, 3]; None where it is too small, too large or like no shape at all."""
+    """Say what a blob is, from its image's pixels [H, W, 3]; None where it is too small, too large or like no shape."""
     height, width = blob.region.shape
     window = pixels[blob.top : blob.top + height, blob.left : blob.left + width]
     cover, foreign = _cover(window, blob.color)
@@ -174,12 +182,12 @@ def _describe(blob: _Blob, pixels: np.ndarray) -> Detection | None:
 
 
 def _ramp(value: float, knots: tuple[tuple[float, float], ...]) -> float:
-    """Straight lines between the knots (x, y), constant beyond them."""
+    """Interpolate by straight lines between the knots (x, y), constant beyond them."""
     return float(np.interp(value, [x for x, _ in knots], [y for _, y in knots]))
 
 
 def _cover(window: np.ndarray, color: str) -> tuple[np.ndarray, np.ndarray]:
-    """[h, w, 3] RGB -> how much of each pixel `color` covers, and which pixels show yet another colour.
+    """Return how much of each pixel of [h, w, 3] RGB `color` covers, and which pixels show yet another colour.
 
     A pixel of an anti-aliased edge is `background + cover * (color - background)`. The cover's ramp is made twice as
     steep around 0.5: an edge keeps its area, while noise outside and pale paint inside saturate.
@@ -194,13 +202,17 @@ def _cover(window: np.ndarray, color: str) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _Templates:
-    """Per class: outline [C, N, N] bool, area as a share of its box [C], centre of mass in its box [C, 2] as (y, x)."""
+    """Holds the outline, the area and the centre of mass of each class.
+
+    Outlines are [C, N, N] bool, areas shares of the box [C], centres [C, 2] in the box, as (y, x).
+    """
 
     outlines: np.ndarray
     areas: np.ndarray
     centers: np.ndarray
     ease: np.ndarray
-    """[C] in (0, 1], 1 for circle and square: `sqrt(4 * area / (length * side))`. The same wobble of the edge costs a long
+    """[C] in (0, 1], 1 for circle and square: `sqrt(4 * area / (length * side))`. The same wobble of the edge costs a
+    long
     outline around little area more overlap."""
 
 
@@ -234,7 +246,7 @@ class _Match:
 
 
 def _compare(cover: np.ndarray) -> _Match:
-    """The class whose outline is most like a blob's cover [h, w].
+    """Find the class whose outline is most like a blob's cover [h, w].
 
     Outlines get the blob's area and centre of mass, which blur and noise leave alone.
     """
