@@ -32,7 +32,10 @@ MODULES: dict[str, str] = {
 
 
 def _check_rewards_package() -> None:
-    """ImportError unless the `rewards` package that Python finds is the one shipped here: PyPI has an unrelated one of that name."""
+    """Raise an ImportError unless the `rewards` package that Python finds is the one shipped here.
+
+    PyPI has an unrelated one of that name.
+    """
     spec = find_spec("rewards")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     if any((Path(folder) / "geneval" / "vocabulary.py").is_file() for folder in folders):
@@ -40,7 +43,8 @@ def _check_rewards_package() -> None:
     if spec is None:
         raise ImportError("the package `rewards`, which is part of t2i-gcpo, is missing; install t2i-gcpo again")
     raise ImportError(
-        f"`import rewards` finds an unrelated package in {folders[0] if folders else spec.origin}, not the one of t2i-gcpo. "
+        f"`import rewards` finds an unrelated package in {folders[0] if folders else spec.origin}, not the one of "
+        "t2i-gcpo. "
         "Run `pip uninstall rewards` and install t2i-gcpo again; "
         "if the folder is your own, rename it or move it off the Python path."
     )

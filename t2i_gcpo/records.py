@@ -39,14 +39,18 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Unmasking:
-    """The order in which a masked generator fixes its tokens; see `unmasking.py`. Autoregressive generators do not read it."""
+    """The order in which a masked generator fixes its tokens; see `unmasking.py`.
+
+    Autoregressive generators do not read it.
+    """
 
     steps: int = 12
     """N, sampling steps, at most T."""
     schedule: UnmaskingSchedule = "cosine"
     """How many tokens stay masked after each step."""
     order: UnmaskingOrder = "confidence"
-    """Which tokens a step fixes: those of the highest "confidence", or "random" ones, with which the tokens' log-probs are exact."""
+    """Which tokens a step fixes: those of the highest "confidence", or "random" ones, with which the tokens' log-probs
+    are exact."""
     temperature: float = 2.0
     """Of the Gumbel noise on the confidence at the first step; falls to 0 in equal parts."""
 
@@ -92,7 +96,8 @@ class Sampling(SamplingOptions):
     seed: int = 0
     """Each image's noise depends on (seed, prompt index, image index) only."""
     contrast: bool = True
-    """Whether `logprob_negative` is wanted. Free under guidance with the null prompt, else one forward without gradient."""
+    """Whether `logprob_negative` is wanted. Free under guidance with the null prompt, else one forward without
+    gradient."""
     stats: tuple[str, ...] = ("entropy",)
     """Which of "entropy", "exact_kl", "js" to take from the logits at sampling time."""
 
@@ -119,11 +124,13 @@ class Rollout:
     logprob_positive: Tensor
     """[B, T] fp32, raw log-prob (temperature 1, untruncated) under the prompt, nats."""
     logprob_negative: Tensor | None
-    """[B, T] fp32, raw log-prob under the negative prompt, nats; None where `sampling.contrast` is off and nothing gave it for free."""
+    """[B, T] fp32, raw log-prob under the negative prompt, nats; None where `sampling.contrast` is off and nothing gave
+    it for free."""
     logprob_behaviour: Tensor
     """[B, T] fp32, log-prob of the distribution that was sampled: after guidance, temperature and truncation."""
     commit_step: Tensor
-    """[B, T] int64, the sampling step that fixed each token: 0..T-1 for autoregressive, the unmasking step for masked."""
+    """[B, T] int64, the sampling step that fixed each token: 0..T-1 for autoregressive, the unmasking step for
+    masked."""
     prompts: tuple[Prompt, ...]
     """P prompts; row p * G + g belongs to prompt p."""
     grid: tuple[int, int]
@@ -186,7 +193,10 @@ class Rollout:
 
     @staticmethod
     def cat(rollouts: list[Rollout]) -> Rollout:
-        """Rollouts of the same generator, sampling and kind of negative prompt, one after the other; the seed kept is the first's."""
+        """Join rollouts of the same generator, sampling and kind of negative prompt, one after the other.
+
+        The seed of the result is the first one's.
+        """
         first = rollouts[0]
 
         def join(take: Callable[[Rollout], Tensor]) -> Tensor:

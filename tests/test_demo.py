@@ -238,9 +238,23 @@ def test_names_and_scores_are_hidden_until_the_vote(context: DemoContext) -> Non
 
 def test_blind_orders_differ(context: DemoContext) -> None:
     shuffle = random.Random(0)
-    orders = {next(iter(comparison.generate(
-        context.models, context.scorer, context.scorer.prompt(TEXT), seed=0, num=1, guidance=2.0, blind=True, shuffle=shuffle,
-    ))).names for _ in range(20)}  # fmt: skip
+    orders = {
+        next(
+            iter(
+                comparison.generate(
+                    context.models,
+                    context.scorer,
+                    context.scorer.prompt(TEXT),
+                    seed=0,
+                    num=1,
+                    guidance=2.0,
+                    blind=True,
+                    shuffle=shuffle,
+                )
+            )
+        ).names
+        for _ in range(20)
+    }
     assert orders == {("base", "tuned"), ("tuned", "base")}
 
 
@@ -261,9 +275,15 @@ def test_the_slider_holds_the_same_image_of_both(context: DemoContext) -> None:
 
 def test_unknown_words_are_named_before_anything_is_sampled(context: DemoContext) -> None:
     rounds = comparison.generate(
-        context.models, context.scorer, context.scorer.prompt("a photo of a dog"), seed=0, num=1, guidance=2.0, blind=False,
+        context.models,
+        context.scorer,
+        context.scorer.prompt("a photo of a dog"),
+        seed=0,
+        num=1,
+        guidance=2.0,
+        blind=False,
         shuffle=random.Random(0),
-    )  # fmt: skip
+    )
     with pytest.raises(ValueError, match="does not know 'dog'"):
         next(iter(rounds))
 

@@ -55,8 +55,14 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(workplace: Path, out: Path, *more: str, reward: str = "redness") -> list[str]:
     prompts = [f"--prompts.{name}={workplace / 'prompts.txt'}" for name in ("train", "validation", "test")]
     named = [f"--generator.checkpoint={workplace / 'model'}", f"--reward.name={workplace / 'rewards.py'}:{reward}"]
-    options = "--steps 2 --prompts-per-step 2 --algorithm.group-size 4 --optim.warmup-steps 0 --pictures.every 0 --evaluate.every 0"
-    options += " --evaluate.before False --evaluate.after False --checkpoint.every 1 --generator.compile off --generator.device cpu"
+    options = (
+        "--steps 2 --prompts-per-step 2 --algorithm.group-size 4 --optim.warmup-steps 0 --pictures.every 0 "
+        "--evaluate.every 0"
+    )
+    options += (
+        " --evaluate.before False --evaluate.after False --checkpoint.every 1 --generator.compile off "
+        "--generator.device cpu"
+    )
     options += " --logging.tensorboard False --logging.progress False"
     return ["train", *named, *prompts, *options.split(), "--output-dir", str(out), *more]
 

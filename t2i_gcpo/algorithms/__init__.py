@@ -1,7 +1,7 @@
 """The algorithms: `table` has one row of choices for each, `objective` says what a row does to a rollout.
 
-At home here: what distinguishes GRPO, DAPO, GCPO and their controls. It calls the maths (`advantages`, `credit`, `losses`) and knows no
-generator, no optimiser and no file.
+At home here: what distinguishes GRPO, DAPO, GCPO and their controls. It calls the maths (`advantages`, `credit`,
+`losses`) and knows no generator, no optimiser and no file.
 """
 
 from __future__ import annotations

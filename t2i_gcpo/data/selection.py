@@ -15,8 +15,8 @@ def by_task(prompts: Sequence[Prompt]) -> dict[str, list[int]]:
 def limit(prompts: Sequence[Prompt], n: int | None, *, repeat: bool = False) -> list[Prompt]:
     """Take `n` prompts, the tasks in equal parts; None or 0 takes each prompt once. The order is kept.
 
-    A task with fewer prompts than its part gives all it has, and the others share the rest. With `repeat` it gives some of
-    them more than once instead, next to each other, so that the parts are equal. ValueError for n below 0.
+    A task with fewer prompts than its part gives all it has, and the others share the rest. With `repeat` it gives some
+    of them more than once instead, next to each other, so that the parts are equal. ValueError for n below 0.
     """
     if n is not None and n < 0:
         what, zero = ("images", "each prompt once") if repeat else ("prompts", "all")
@@ -29,8 +29,9 @@ def limit(prompts: Sequence[Prompt], n: int | None, *, repeat: bool = False) -> 
 def evenly(tasks: Sequence[str], n: int, *, repeat: bool = False) -> list[int]:
     """Choose `n` of the rows whose tasks are given: the tasks in equal parts, and evenly over the rows of each.
 
-    Returns the numbers of the rows, task by task. repeat: a task with fewer rows than its part gives some of them more than
-    once; without it, the other tasks share what it cannot give, and all rows are returned where there are no more than `n`.
+    Returns the numbers of the rows, task by task. repeat: a task with fewer rows than its part gives some of them more
+    than once; without it, the other tasks share what it cannot give, and all rows are returned where there are no more
+    than `n`.
     """
     groups = _groups(tasks)
     parts = _equal_parts([len(rows) for rows in groups.values()], n, repeat)
@@ -43,7 +44,10 @@ def evenly(tasks: Sequence[str], n: int, *, repeat: bool = False) -> list[int]:
 
 
 def _equal_parts(sizes: Sequence[int], n: int, repeat: bool) -> list[int]:
-    """Share `n` among groups of some sizes, one at a time; a group without more rows is passed over, unless it repeats."""
+    """Share `n` among groups of some sizes, one at a time.
+
+    A group without more rows is passed over, unless it repeats.
+    """
     parts = [0] * len(sizes)
     left = n if repeat and sizes else min(n, sum(sizes))
     while left > 0:

@@ -11,7 +11,8 @@ from typing import Any
 from t2i_gcpo.demo.models import Models
 from t2i_gcpo.demo.scoring import Scorer
 
-#: Options of an event that uses a model: one at a time for all sessions, in the order of the clicks; the progress covers no result.
+#: Options of an event that uses a model: one at a time for all sessions, in the order of the clicks; the progress
+#: covers no result.
 MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 #: Options of an event that is of no use to a script.
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}

@@ -27,7 +27,8 @@ ADVICE: dict[str, str] = {
 }
 
 
-#: Held while a generator is loaded: a lazy import of transformers or diffusers fails where another thread is at the same one.
+#: Held while a generator is loaded: a lazy import of transformers or diffusers fails where another thread is at the
+#: same one.
 _LOADING = threading.RLock()
 
 
@@ -59,7 +60,8 @@ def load(
         foreign = [option for option in MASKED_OPTIONS if option in options]
         if foreign and not adapter.masked:
             raise ValueError(
-                f"{', '.join(f'generator.{option}' for option in foreign)}: for masked generators, and {name_or_path} is a "
+                f"{', '.join(f'generator.{option}' for option in foreign)}: for masked generators, and "
+                f"{name_or_path} is a "
                 f"{checkpoint.model_type} checkpoint, which draws its tokens one after the other; leave the option out"
             )
         return adapter.from_checkpoint(checkpoint, device=pick_device(str(device)), dtype=as_dtype(dtype), **options)

@@ -150,7 +150,10 @@ class ImageGenerator(Protocol):
 
     @abstractmethod
     def keep_reference(self) -> None:
-        """Keep the policy as it is now for `reference()`. With LoRA the adapters alone are kept, and new ones add nothing to the base."""
+        """Keep the policy as it is now for `reference()`.
+
+        With LoRA the adapters alone are kept, and new ones add nothing to the base.
+        """
 
     @abstractmethod
     def reference(self) -> AbstractContextManager[None]:

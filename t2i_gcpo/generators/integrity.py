@@ -22,10 +22,20 @@ STEP = re.compile(r"step_[0-9]+")
 TRAINER_STATE = "trainer.pt"
 #: The JSON files that transformers, diffusers and tokenizers read; each holds an object.
 JSON_FILES = (
-    "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json",
-    "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "model_index.json", "scheduler_config.json",
-    "model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "model_index.json",
+    "scheduler_config.json",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
 
 
 def check_manifest(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """fp32 master weights for a policy that is held in a lower precision.
 
-An update of 1e-6 of a weight is lost in bf16's eight bits, and so is a micro-batch's share of a sum of gradients. The optimiser
-therefore works on fp32 copies; fp32 parameters are their own masters, and cost nothing.
+An update of 1e-6 of a weight is lost in bf16's eight bits, and so is a micro-batch's share of a sum of gradients. The
+optimiser therefore works on fp32 copies; fp32 parameters are their own masters, and cost nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class MasterWeights(nn.Module):
         """Raise FloatingPointError, with what to do, where a value is not finite: such weights are of no use."""
         if not self.finite():
             raise FloatingPointError(
-                "the weights are not finite after an update; start a new run with a lower learning rate (--optim.lr) or a "
+                "the weights are not finite after an update; start a new run with a lower learning rate "
+                "(--optim.lr) or a "
                 "longer warm-up (--optim.warmup-steps), or train in float32 (--generator.dtype)"
             )
 
@@ -67,7 +68,8 @@ class MasterWeights(nn.Module):
         shapes, given = [tuple(m.shape) for m in self.masters], [tuple(v.shape) for v in values]
         if shapes != given:
             raise ValueError(
-                f"the checkpoint holds {len(given)} weights, the generator trains {len(shapes)}, and their shapes differ; "
+                f"the checkpoint holds {len(given)} weights, the generator trains {len(shapes)}, and their shapes "
+                "differ; "
                 "give it the generator and the LoRA rank that the run began with"
             )
         for master, value in zip(self.masters, values, strict=True):

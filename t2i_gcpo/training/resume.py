@@ -1,4 +1,7 @@
-"""Checks before a run goes on: is the state whole, is it of this run, and should there be one at all. Nothing is written here."""
+"""Checks before a run goes on: is the state whole, is it of this run, and should there be one at all.
+
+Nothing is written here.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,25 @@ from t2i_gcpo.training.options import CheckpointPlan
 BUILT = ("generator", "reward", "prompts")
 #: Key of a state -> the types it may have.
 _STATE: dict[str, type | tuple[type, ...]] = {
-    "step": int, "images_sampled": int, "images_scored": int, "rng": Tensor, "prompts": dict, "updater": dict,
-    "validation": (float, int, type(None)), "options": dict, "config": dict, "generator": str, "scorer": (dict, type(None)),
-}  # fmt: skip
+    "step": int,
+    "images_sampled": int,
+    "images_scored": int,
+    "rng": Tensor,
+    "prompts": dict,
+    "updater": dict,
+    "validation": (float, int, type(None)),
+    "options": dict,
+    "config": dict,
+    "generator": str,
+    "scorer": (dict, type(None)),
+}
 _UPDATER: dict[str, type | tuple[type, ...]] = {
-    "weights": list, "optimizer": dict, "updates": int, "skipped_in_a_row": int, "skipped_in_all": int,
-}  # fmt: skip
+    "weights": list,
+    "optimizer": dict,
+    "updates": int,
+    "skipped_in_a_row": int,
+    "skipped_in_all": int,
+}
 #: Values of each parameter that tell two generators apart.
 _SAMPLED_VALUES = 16
 
@@ -49,7 +65,10 @@ def _wrong_keys(state: Mapping[str, Any], types: Mapping[str, type | tuple[type,
 
 
 def check_same_run(state: Mapping[str, Any], own: Mapping[str, Any], steps: int) -> None:
-    """Raise ValueError where a state is that of another run, or of more than `steps` steps. `own`: the run's state as it is now."""
+    """Raise ValueError where a state is that of another run, or of more than `steps` steps.
+
+    `own`: the run's state as it is now.
+    """
     checkpoint.check_resumable(state["options"], own["options"])
     checkpoint.check_resumable(
         {name: group for name, group in state["config"].items() if name in own["config"]},
@@ -57,7 +76,8 @@ def check_same_run(state: Mapping[str, Any], own: Mapping[str, Any], steps: int)
     )
     if state["generator"] != own["generator"]:
         raise ValueError(
-            "the checkpoint is of a run that began with another generator than the one that was loaded now; give it the "
+            "the checkpoint is of a run that began with another generator than the one that was loaded now; give it "
+            "the "
             "generator that the run began with, as it was then"
         )
     theirs, ours = state["scorer"], own["scorer"]
@@ -68,7 +88,8 @@ def check_same_run(state: Mapping[str, Any], own: Mapping[str, Any], steps: int)
         )
     if state["step"] > steps:
         raise ValueError(
-            f"the run has {state['step']} steps already, and steps is {steps}; ask for at least as many (--steps {state['step']})"
+            f"the run has {state['step']} steps already, and steps is {steps}; ask for at least as many (--steps "
+            f"{state['step']})"
         )
 
 
@@ -85,8 +106,8 @@ def built_options(config: Mapping[str, Any] | None) -> dict[str, Any]:
 def fingerprint(policy: nn.Module) -> str:
     """Return 16 hexadecimal digits by which the weights that a run begins with are known again, on any device.
 
-    The first values of every parameter are enough: another training moves all of them. The first matrices of LoRA are left out:
-    they are drawn anew, and count for nothing until the second ones, which begin as zeros, are trained.
+    The first values of every parameter are enough: another training moves all of them. The first matrices of LoRA are
+    left out: they are drawn anew, and count for nothing until the second ones, which begin as zeros, are trained.
     """
     values = [
         parameter.detach().flatten()[:_SAMPLED_VALUES].float().cpu()
@@ -97,7 +118,9 @@ def fingerprint(policy: nn.Module) -> str:
 
 
 def expects_checkpoint(run_dir: str | Path, rows: list[dict[str, Any]], plan: CheckpointPlan) -> bool:
-    """Return whether a run that logged `rows` has written a checkpoint: if not, going on means to begin again, and nothing is lost.
+    """Return whether a run that logged `rows` has written a checkpoint.
+
+    If not, going on means to begin again, and nothing is lost.
 
     A run that is killed before its first checkpoint has none; one whose checkpoints were damaged or removed had some.
     """

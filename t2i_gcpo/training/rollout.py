@@ -80,7 +80,10 @@ def collect(
 
 
 def diversity(rollout: Rollout) -> float:
-    """Share of tokens in which two images of one prompt differ: mean over pairs of siblings, tokens and prompts, 0 to 1."""
+    """Compute the share of tokens in which two images of one prompt differ.
+
+    It is the mean over pairs of siblings, tokens and prompts, 0 to 1.
+    """
     siblings = rearrange(rollout.tokens, "(p g) t -> p g t", g=rollout.sampling.group_size)
     prompts, group, tokens = siblings.shape
     differ = rearrange(siblings, "p g t -> p g 1 t") != rearrange(siblings, "p g t -> p 1 g t")
@@ -101,8 +104,11 @@ class Collected:
     groups_discarded: int = 0
 
     def metrics(self) -> dict[str, float]:
-        """Mean and spread of the rewards over the images that have one, and the mean of each part. Discarded groups count: without
-        them the mean would say nothing about the generator, as its best and worst prompts are discarded first."""
+        """Mean and spread of the rewards over the images that have one, and the mean of each part.
+
+        Discarded groups count: without them the mean would say nothing about the generator, as its best and worst
+        prompts are discarded first.
+        """
         metrics = {"groups/discarded": float(self.groups_discarded)}
         metrics["reward/failed"] = float((~self.scores.isfinite()).sum())
         for name, values in {"mean": self.scores, **{f"part/{part}": v for part, v in self.parts.items()}}.items():
@@ -118,7 +124,9 @@ def collect_informative(
     wanted: int,
     limit: int,
 ) -> Collected:
-    """DAPO's dynamic sampling (2503.14476): draw prompts until `wanted` groups have reward spread, in `limit` rounds at most.
+    """Draw prompts until `wanted` groups have reward spread, in `limit` rounds at most.
+
+    This is DAPO's dynamic sampling (2503.14476).
 
     Each round draws as many prompts as groups are still missing. `draw(n)` gives the next n prompts.
     """

@@ -1,7 +1,7 @@
 """One training step: sample and score, spread the advantages over the tokens, update.
 
-It does not know which algorithm it runs: that is a row of `algorithms.TABLE`. Nor does it know of checkpoints, logs and callbacks:
-those are the run's, in `trainer.py`.
+It does not know which algorithm it runs: that is a row of `algorithms.TABLE`. Nor does it know of checkpoints, logs and
+callbacks: those are the run's, in `trainer.py`.
 
 P prompts, G images a prompt, B = P * G rows, T tokens.
 """

@@ -1,4 +1,4 @@
-"""Options of the commands: their declaration, the YAML and the command line, the objects that are built from them, and their reference page.
+"""The options of the commands: how they are declared, read, turned into objects, and listed in the reference.
 
 No class of the library sees these dataclasses; `build` takes them apart.
 """

@@ -1,11 +1,13 @@
 """Command line and YAML -> `TrainConfig`, and back.
 
-A YAML is flattened to dotted arguments that stand *before* the user's, so that one parser sees both: the command line wins, and a
-typo in a YAML gets the same hint as one on the command line. Four things are settled before that parser runs:
+A YAML is flattened to dotted arguments that stand *before* the user's, so that one parser sees both: the command line
+wins, and a typo in a YAML gets the same hint as one on the command line. Four things are settled before that parser
+runs:
 
 * `--config FILE` (more than one is allowed, later ones win) and, with `--resume`, the run folder's own config.yaml;
 * the bare flags `--resume` and `--print-config`;
-* `--algorithm.name`, the last one given, because its row of the table is where the other `--algorithm.*` defaults come from;
+* `--algorithm.name`, the last one given, because its row of the table is where the other `--algorithm.*` defaults come
+    from;
 * `--reward.KEY`, the scorer's own keyword arguments, which no dataclass lists.
 """
 
@@ -51,7 +53,8 @@ class TrainCommand:
 def parse(argv: Sequence[str]) -> TrainCommand:
     """Arguments of `t2i-gcpo train` -> options. Exits with status 2 and a hint where tyro refuses one.
 
-    Raises ValueError for an unreadable YAML or an unknown algorithm, FileNotFoundError for a missing file or run folder.
+    Raises ValueError for an unreadable YAML or an unknown algorithm, FileNotFoundError for a missing file or run
+    folder.
     """
     user = list(argv)
     files, user = _take_configs(user)
@@ -132,7 +135,10 @@ def to_mapping(config: TrainConfig) -> dict[str, Any]:
 
 
 def dump(config: TrainConfig) -> str:
-    """Options -> YAML text that `load` reads back as an equal object, but for the secret ones, which are not written."""
+    """Write options as YAML text that `load` reads back as an equal object.
+
+    Secret options are not written.
+    """
     return yaml_files.dump(to_mapping(config))
 
 
@@ -171,7 +177,10 @@ def argument(path: Path, name: str, value: Scalar | list[Scalar]) -> list[str]:
 
 
 def reward_argument(path: Path, key: str, value: Any) -> list[str]:
-    """A scorer's option of a YAML as a word of the command line: `--reward.KEY=TEXT`, or `--reward.KEY:=YAML` for what is no plain text."""
+    """Turn a scorer's option of a YAML into a word of the command line.
+
+    `--reward.KEY=TEXT`, or `--reward.KEY:=YAML` for what is no plain text.
+    """
     if isinstance(value, Scalar) and (key == "name" or not value.quoted):
         if key == "name" and value.is_null:
             raise ValueError(f"{path}: reward.name has no value; name a scorer, e.g. geneval")

@@ -14,8 +14,9 @@ from t2i_gcpo.utils.yaml_files import plain
 def scorer_options(name: str, options: Mapping[str, Any], where: str = "reward") -> dict[str, Any]:
     """Turn the texts of a scorer's options into values. ValueError, naming the option, for one of another type.
 
-    options: name -> `Scalar`, list or mapping of them, or a value. Those of a scorer of one's own (`module:callable`) are what YAML makes
-    of the text, since nothing of it is imported here; a name that no scorer has is left for `rewards.load` to refuse.
+    options: name -> `Scalar`, list or mapping of them, or a value. Those of a scorer of one's own (`module:callable`)
+    are what YAML makes of the text, since nothing of it is imported here; a name that no scorer has is left for
+    `rewards.load` to refuse.
     """
     from rewards.registry import REWARDS, find
 

@@ -102,13 +102,17 @@ def add_reward_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reward",
         metavar="NAME",
-        help="a registered reward, your own as module:callable, or a YAML file with a group reward: as for train; further options of "
+        help="a registered reward, your own as module:callable, or a YAML file with a group reward: as for train; "
+        "further options of "
         "the scorer are --reward.KEY VALUE",
     )
 
 
 def take_reward(argv: Sequence[str]) -> tuple[RewardConfig, list[str]]:
-    """Split `--reward NAME|FILE.yaml` and `--reward.KEY VALUE` off the arguments. ValueError: none, or a file without a scorer."""
+    """Split `--reward NAME|FILE.yaml` and `--reward.KEY VALUE` off the arguments.
+
+    ValueError: none, or a file without a scorer.
+    """
     arguments: list[str] = []
     named, tokens = False, iter(argv)
     for token in tokens:

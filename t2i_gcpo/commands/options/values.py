@@ -1,10 +1,13 @@
-"""Text becomes a value by the declared type of its option: once, for the command line, a YAML and a scorer's options alike.
+"""Turn text into a value by the declared type of its option.
+
+This is done once, in the same way for the command line, a YAML and a scorer's options.
 
     declared       text                                              becomes
     text           anything, as it is: 7e12345, 2024, no, None       that text
     true, false    true, false, on, off, yes, no in any case         True or False
     number         1e-4, 3; whole numbers without point or exponent  a number
-    ... or null    null (in a YAML also ~ and nothing)               None; the text "null" is quoted in a YAML, \\null on the command line
+    ... or null    null (in a YAML also ~ and nothing)               None; the text "null" is quoted in a YAML, \\null
+                   on the command line
 
 An option without a declared type (of one's own reward function) takes what YAML makes of the text.
 """
@@ -40,7 +43,9 @@ def as_argument(scalar: Scalar) -> str:
 
 
 def convert(tree: Any, kinds: Sequence[Any]) -> Any:
-    """Make the value of one of the declared `kinds` from a scalar, a list or a mapping; other values stay. ValueError: what it must be.
+    """Make the value of one of the declared `kinds` from a scalar, a list or a mapping; other values stay.
+
+    ValueError: what it must be.
 
     kinds: the members of a union; Any among them takes what YAML makes of it.
     """
@@ -127,8 +132,13 @@ def _words(kinds: Sequence[Any]) -> str:
 
 
 NAMES: dict[Any, str] = {
-    int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null", Any: "a value",
-}  # fmt: skip
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    types.NoneType: "null",
+    Any: "a value",
+}
 
 
 def members(kind: Any) -> tuple[Any, ...]:
