@@ -26,7 +26,7 @@ class Composite(AsyncReward):
         rewards: name -> reward.
         weights: name -> weight; a reward without one weighs 1.
         failure: "raise" stops at a score that is not finite; "mark" makes it NaN, and with it the image's sum: an image
-        that one reward
+            that one reward
             could not score has no score, whatever the weights. What a reward raises is raised under either.
 
     Rewards that score elsewhere are asked first and work while the others do.

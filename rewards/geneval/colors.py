@@ -37,7 +37,7 @@ class ClipColors:
 
     Args:
         architecture, pretrained, checkpoint, filename, revision, quick_gelu: as in the `clip` reward; a `checkpoint` is
-        a
+            a
             state_dict of the architecture and takes the place of `pretrained`.
         dtype: float32, float16 or bfloat16; cosines are float32.
         batch_size: crops at a time.

@@ -28,7 +28,7 @@ class GenEvalReward(Reward):
 
     Args:
         detector: a detector's name, or a detector: images -> detections. "shapes" finds ShapeScenes' objects exactly
-        and on
+            and on
             the CPU; "mask2former" is GenEval's own, for COCO's classes, with the colours by CLIP ViT-L/14.
         score: "strict" gives 1 to a correct picture and 0 to any other, as GenEval counts; "clauses" gives the share of
             its clauses that hold, a denser signal.

@@ -70,7 +70,7 @@ def load_open_clip(
     Args:
         revision: of the hub repository.
         quick_gelu: whether the weights were trained with QuickGELU. Weights do not show it and the wrong one scores
-        badly
+            badly
             without an error, so it must be said for a state_dict whose architecture exists both ways.
         resize: the preprocessing's resize mode, where it is not the model's own.
         unfit_text: what happens to a text that is cut or has unknown words.

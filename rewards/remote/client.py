@@ -33,7 +33,7 @@ class RemoteReward(AsyncReward):
 
     Args:
         url: http://host:port of a server, or a list of servers with the same scorer: requests take turns among them,
-        and go to the next
+            and go to the next
             one where one is away.
         token: what the servers demand; None takes it from the environment variable T2I_GCPO_REWARD_TOKEN, if it is set.
         timeout: seconds for one answer.

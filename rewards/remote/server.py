@@ -43,7 +43,7 @@ class RewardServer:
         host, port: where to listen; port 0 takes a free one.
         token: what clients must send as `Authorization: Bearer TOKEN`. /health works without.
         batch: images of one call of the scorer at most, but for a larger request; `limits.together` bounds their
-        pixels.
+            pixels.
         log: gets a line for the operator's log, the scorer's tracebacks among them.
 
     ValueError: a host other than loopback without a token. OSError: the port is taken.

@@ -47,7 +47,7 @@ class AestheticReward(Reward):
         clip_architecture: open_clip's name of the model under the head.
         clip_pretrained: its tag, where `clip_checkpoint` is not given.
         clip_checkpoint: a state_dict of `clip_architecture` in place of the tag: a file, or a folder or hub repository
-        with
+            with
             open_clip's file names.
         clip_revision: of the features' hub repository.
         dtype: of the features, float32, float16 or bfloat16; the head is float32.

@@ -31,7 +31,7 @@ class ClipReward(Reward):
 
     Args:
         checkpoint: "clip-mini", a folder or hub repository with `open_clip_config.json`, or a state_dict of
-        `architecture`:
+            `architecture`:
             a file, or `filename` in a folder or hub repository.
         architecture: open_clip's name of it; with `pretrained` or a state_dict only.
         pretrained: open_clip's tag for weights of `architecture`; the checkpoint is then left at its default.
@@ -39,7 +39,7 @@ class ClipReward(Reward):
         quick_gelu: for a state_dict whose architecture exists with and without QuickGELU: which of them was trained.
         scale: factor of the score.
         unfit_text: a prompt that is cut to the context length, or has words outside the vocabulary: "warn" once, or
-        "raise".
+            "raise".
         dtype: float32, float16 or bfloat16; cosines are float32.
 
     Takes [B, 3, H, W] uint8 of any size. Part: `cosine`, without the scale. ValueError: weights that are missing or do

@@ -25,9 +25,9 @@ class GroundingDinoReward(Reward):
     By the row's `task_type`:
 
     - `spatial`: 0.2 for each of the two objects that is found; with both, half of `locality_score` on their surest
-    boxes. At most 0.9.
+      boxes. At most 0.9.
     - `numeracy`: the mean over `numeracy_info`: 1 where the number of boxes is right, 0.2 for another number, 0 for
-    none.
+      none.
     - any other: the share of the row's `nouns` that is found.
 
     A prompt without nouns scores 1. A box is an object's where the mean probability of the object's tokens is above
@@ -35,7 +35,7 @@ class GroundingDinoReward(Reward):
 
     Args:
         checkpoint: folder or hub repository of the `GroundingDinoForObjectDetection`, its tokenizer and image
-        processor.
+            processor.
         revision: of the hub repository.
         box_threshold: least probability of a box, exclusive.
         dtype: float32, float16 or bfloat16; the probabilities are float32.

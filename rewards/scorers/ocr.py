@@ -29,7 +29,7 @@ class OcrReward(Reward):
     Args:
         field: of the metadata.
         extra_text: "count": letters beside the wanted text cost as much as missing ones. "ignore": 1 wherever the
-        wanted text
+            wanted text
             is read somewhere in the picture, as Flow-GRPO's code does; a picture full of letters may then score well.
         min_confidence: lines that are read with less confidence do not count.
         device: "cpu", "cuda" or "cuda:N"; the latter need onnxruntime-gpu.
