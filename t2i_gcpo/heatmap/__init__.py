@@ -1,7 +1,9 @@
-"""Credit over an image: token advantages, weights, contrasts and controls drawn over the picture, as PNG, HTML, npz and GIF.
+"""Draw credit over an image: token advantages, weights, contrasts and controls, as PNG, HTML, npz and GIF.
 
-B images, T = rows * columns tokens in raster order, H, W pixels. What a run draws is the tensor that its loss used, never another
-computation of it; `reweigh` computes the weights anew from the saved log-probs, and the picture says so.
+As PNG, HTML, npz and GIF.
+
+B images, T = rows * columns tokens in raster order, H, W pixels. What a run draws is the tensor that its loss used,
+never another computation of it; `reweigh` computes the weights anew from the saved log-probs, and the picture says so.
 
     from t2i_gcpo import heatmap
 

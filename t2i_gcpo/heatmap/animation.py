@@ -1,4 +1,4 @@
-"""Heatmaps that move: the tokens as they are sampled, or an image as it is trained; as frames, and as GIF."""
+"""Draw heatmaps that move: the tokens as they are sampled, or an image as it is trained; as frames and as GIF."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ NOT_YET = 235
 
 
 def over_order(heatmap: Heatmap, kind: str | None = None, *, columns: int = 2) -> list[Image.Image]:
-    """Frames of the panel of all images (None: the first map), in each of which more tokens are sampled; the last is the whole panel."""
+    """Draw frames of the panel of all images (None: the first map), in each of which more tokens are sampled.
+
+    The last is the whole panel.
+    """
     name, values = heatmap.map(kind)
     end, last = heatmap.end(name), int(heatmap.commit_step.max())
     steps = np.unique(np.rint(np.linspace(0, last, min(MOST_FRAMES, last + 1))).astype(int))
@@ -52,14 +55,17 @@ def over_order(heatmap: Heatmap, kind: str | None = None, *, columns: int = 2) -
 
 
 def over_images(heatmap: Heatmap, kind: str | None = None) -> list[Image.Image]:
-    """One frame an image, all on one scale: of `over_steps`, the training."""
+    """Draw one frame an image, all on one scale; of `over_steps`, this is the training."""
     name, _ = heatmap.map(kind)
     end = heatmap.end(name)
     return [heatmap.rows([b]).draw(name, end=end) for b in range(len(heatmap))]
 
 
 def write_gif(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = SECONDS, hold: float = HOLD) -> Path:
-    """Frames of one size as a GIF that repeats; `seconds` for all of them, `hold` more for the last. ValueError: no frames."""
+    """Write frames of one size as a GIF that repeats; `seconds` for all of them, `hold` more for the last.
+
+    ValueError: no frames.
+    """
     if not frames:
         raise ValueError("there are no frames to animate")
     width, height = (max(frame.size[side] for frame in frames) for side in (0, 1))
@@ -81,7 +87,7 @@ def write_gif(frames: Sequence[Image.Image], path: str | Path, *, seconds: float
 
 
 def _veiled(images: np.ndarray, there: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Images [B, 3, H, W] whose cells outside `there` [B, T] are grey."""
+    """Grey the cells of images [B, 3, H, W] that lie outside `there` [B, T]."""
     height, width = images.shape[-2:]
     cells = there.reshape(-1, *grid)
     shown = cells[:, np.arange(height) * grid[0] // height][:, :, np.arange(width) * grid[1] // width]

@@ -1,4 +1,7 @@
-"""The contrast against part of the prompt, or any other text: one forward pass over tokens that are already there, none is drawn anew."""
+"""Contrast images with part of their prompt, or with any other text, without drawing tokens anew.
+
+One forward pass over tokens that are already there, none is drawn anew.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,12 @@ OF_THE_NEGATIVE_PROMPT = ("exact_kl", "js")
 
 
 def without(prompt: str, clause: str) -> str:
-    """A prompt less one of its clauses, compared word by word: the negative prompt that shows which tokens the clause drives.
+    """Return a prompt less one of its clauses, compared word by word.
 
-    `without("a photo of a ring and a star", "and a star")` is "a photo of a ring". ValueError: the clause is empty, not in the prompt, in it
-    more than once, or all of it.
+    The negative prompt that shows which tokens the clause drives.
+
+    `without("a photo of a ring and a star", "and a star")` is "a photo of a ring". ValueError: the clause is empty, not
+    in the prompt, in it more than once, or all of it.
     """
     words, gone = prompt.split(), clause.split()
     if not gone:
@@ -38,10 +43,14 @@ def without(prompt: str, clause: str) -> str:
 def against(
     heatmap: Heatmap, generator: ImageGenerator, negative_prompts: str | Sequence[str], *, max_batch: int | None = 64
 ) -> Heatmap:
-    """The same images and tokens, contrasted with another text (one for all images, or one each), and weighed anew by the same recipe.
+    """Contrast the same images and tokens with another text, one for all images or one each, and weigh them anew.
 
-    generator: the one that drew the images. max_batch: rows scored at once. Statistics of the old contrast over the whole codebook are
-    dropped. ValueError: a number of texts that does not fit, words that the generator does not know, or a recipe that needs what was dropped.
+    And weighed anew by the same recipe.
+
+    generator: the one that drew the images. max_batch: rows scored at once. Statistics of the old contrast over the
+        whole codebook are
+    dropped. ValueError: a number of texts that does not fit, words that the generator does not know, or a recipe that
+        needs what was dropped.
     """
     texts = as_negatives(negative_prompts, len(heatmap))
     generator.check_prompts(texts)

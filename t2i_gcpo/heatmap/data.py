@@ -1,6 +1,7 @@
 """`Heatmap`: all that the pictures are drawn from, as numpy arrays, to and from npz.
 
-B images, T = rows * columns tokens in raster order, H, W pixels. Nothing here computes an advantage: what is drawn is what the loss used.
+B images, T = rows * columns tokens in raster order, H, W pixels. Nothing here computes an advantage: what is drawn is
+what the loss used.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ class Heatmap:
         algorithm: Algorithm | None = None,
         logprob_reference: Tensor | None = None,
     ) -> Heatmap:
-        """From a rollout and what the loss made of it; without a reward from `weights` [B, T] alone.
+        """Make a heatmap of a rollout and what the loss made of it; without a reward from `weights` [B, T] alone.
 
-        algorithm: what made the weights. logprob_reference [B, T]: the reference model's raw log-probs of the tokens under the prompts.
+        algorithm: what made the weights. logprob_reference [B, T]: the reference model's raw log-probs of the tokens
+            under the prompts.
         ValueError: neither token advantages nor weights are given.
         """
         if token_advantages is not None:
@@ -107,7 +109,7 @@ class Heatmap:
     # -- the maps ------------------------------------------------------------------------------------------------------
 
     def maps(self) -> dict[str, np.ndarray]:
-        """Kind -> [B, T], those that there are; the first is the one to show."""
+        """Return the maps [B, T] that there are by kind; the first is the one to show."""
         found: dict[str, np.ndarray | None] = {"advantage": self.advantages, "weight": self.weights}
         positive = torch.from_numpy(self.logprob_positive)
         if self.logprob_negative is not None:
@@ -122,14 +124,17 @@ class Heatmap:
         return {kind: values for kind in kinds.KINDS if (values := found.get(kind)) is not None}
 
     def map(self, kind: str | None = None) -> tuple[str, np.ndarray]:
-        """A map's name and values [B, T]; None is the first of `maps`. ValueError: there is none of that name."""
+        """Return a map's name and values [B, T]; None is the first of `maps`. ValueError: there is no such map."""
         maps = self.maps()
         name = next(iter(maps)) if kind is None else kind
         kinds.find(name, maps)
         return name, maps[name]
 
     def title(self, kind: str) -> str:
-        """What a picture of this map shows, with the recipe of the weights and the negative prompt where it depends on them."""
+        """Say what a picture of this map shows.
+
+        With the recipe of the weights and the negative prompt where it depends on them.
+        """
         title = kinds.find(kind).title
         weighs = kind in ("advantage", "weight")
         if weighs and self.recipe is not None:
@@ -143,11 +148,11 @@ class Heatmap:
         return title
 
     def end(self, kind: str) -> float:
-        """Where the colour scale of a map ends, over all images."""
+        """Return where the colour scale of a map ends, over all images."""
         return paint.scale_end(self.map(kind)[1], kinds.find(kind))
 
     def notes(self, *, labels: bool = True) -> list[str]:
-        """What stands below each panel: its label, its score and its advantage, as far as there are any."""
+        """Return what stands below each panel: its label, score and advantage, as far as there are any."""
         notes = []
         for b, score in enumerate(self.scores):
             parts = [str(self.labels[b])] if labels and self.labels is not None else []
@@ -158,9 +163,10 @@ class Heatmap:
         return notes
 
     def draw(self, kind: str | None = None, *, columns: int | None = None, end: float | None = None) -> Image.Image:
-        """The panel of all images, each and itself under one map (None: the first of `maps`), on one scale.
+        """Draw the panel of all images, each and itself under one map (None: the first of `maps`), on one scale.
 
-        columns: images side by side (None: 2; of labelled images, which are drawn as strips, 8 at most). end: of the scale (None: `end`).
+        columns: images side by side (None: 2; of labelled images, which are drawn as strips, 8 at most). end: of the
+        scale (None: `end`).
         """
         name, values = self.map(kind)
         strip = self.labels is not None
@@ -187,14 +193,16 @@ class Heatmap:
     # -- parts, and the file -------------------------------------------------------------------------------------------
 
     def rows(self, index: Sequence[int] | np.ndarray) -> Heatmap:
-        """Some images, in the order of `index`."""
+        """Return some images, in the order of `index`."""
         index = np.asarray(index, dtype=np.int64)
         changes: dict[str, Any] = {name: values[index] for name, values in self._arrays().items()}
         return replace(self, **changes, stats={name: value[index] for name, value in self.stats.items()})
 
     @staticmethod
     def cat(items: Sequence[Heatmap]) -> Heatmap:
-        """The images of several heatmaps of one grid, one after the other. What not all of them have is left out; a recipe that differs, too.
+        """Join the images of several heatmaps of one grid, one after the other.
+
+        What not all of them have is left out; a recipe that differs, too.
 
         ValueError: no heatmaps, or grids or pictures of different sizes.
         """

@@ -1,4 +1,4 @@
-"""Heatmaps on disk: the three files that a rollout's credit is written to."""
+"""Write a rollout's credit to its three files, and read it back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from t2i_gcpo.records import ScoredRollout
 
 
 def load(path: str | Path) -> Heatmap:
-    """The heatmap in an npz. ValueError for any other file."""
+    """Load the heatmap in an npz. ValueError for any other file."""
     return Heatmap.load(path)
 
 
@@ -46,7 +46,7 @@ def save(
 def write(
     heatmap: Heatmap, out_dir: str | Path, name: str, *, kind: str | None = None, columns: int | None = None
 ) -> list[Path]:
-    """`name`.png of one map (None: the first), `name`.npz and `name`.html of all; returns their paths."""
+    """Write `name`.png of one map (None: the first), `name`.npz and `name`.html of all; returns their paths."""
     folder = Path(out_dir)
     picture = heatmap.draw(kind, columns=columns)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +64,12 @@ _STEP = re.compile(r"step_[0-9]+")
 
 
 def over_steps(run: str | Path, *, prompt: str | None = None, image: int = 0) -> Heatmap:
-    """From RUN/heatmaps/step_N.npz; each image is labelled with its step. Those that were trained on are other prompts and left out.
+    """Join the heatmaps RUN/heatmaps/step_N.npz; each image is labelled with its step.
 
-    prompt: which of the run's pictures (None: the first). image: which of the prompt's images, from 0. A run that is being written shows the
+    Those that were trained on are other prompts and left out.
+
+    prompt: which of the run's pictures (None: the first). image: which of the prompt's images, from 0. A run that is
+        being written shows the
     steps that there are. ValueError: no heatmaps, or no such prompt or image.
     """
     found = [path for path in sorted((Path(run) / FOLDER).glob("step_*.npz")) if _STEP.fullmatch(path.stem)]

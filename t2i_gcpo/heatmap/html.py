@@ -1,7 +1,7 @@
-"""A heatmap as one HTML page that needs no network: pictures as data URIs, numbers as JSON, one script.
+"""Show a heatmap as one HTML page that needs no network: pictures as data URIs, numbers as JSON, one script.
 
-Per image, the picture and itself under its map; hover a cell for its numbers, switch between the maps, change the opacity, and scrub over
-the order in which the tokens were sampled.
+Per image, the picture and itself under its map; hover a cell for its numbers, switch between the maps, change the
+opacity, and scrub over the order in which the tokens were sampled.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ WIDTH = 256
 
 
 def page(heatmap: Heatmap, *, title: str, first: str | None = None) -> str:
-    """The whole page as text; `first` is the map that is shown first."""
+    """Return the whole page as text; `first` is the map that is shown first."""
     text = json.dumps(payload(heatmap, first=first), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # "</script>" in a prompt must not end the script.
     return _PAGE.replace("__TITLE__", html.escape(title)).replace("__DATA__", text.replace("<", "\\u003c"))
 
 
 def payload(heatmap: Heatmap, *, first: str | None = None) -> dict[str, Any]:
-    """What the page's script reads: plain values, null for what is not finite."""
+    """Return what the page's script reads: plain values, null for what is not finite."""
     maps = heatmap.maps()
     return {
         "grid": list(heatmap.grid),
@@ -73,14 +73,14 @@ def payload(heatmap: Heatmap, *, first: str | None = None) -> dict[str, Any]:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """[3, H, W] uint8 -> PNG as a data URI."""
+    """Encode [3, H, W] uint8 as a PNG in a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rearrange(image, "c h w -> h w c"))).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _numbers(values: Any) -> Any:
-    """Floats, rounded, with null for NaN and infinities."""
+    """Round floats, with null for NaN and infinities."""
     if isinstance(values, np.ndarray):
         return [_numbers(value) for value in values.tolist()]
     return float(f"{values:.{DIGITS}g}") if math.isfinite(values) else None

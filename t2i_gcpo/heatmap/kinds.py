@@ -17,7 +17,8 @@ class Kind(NamedTuple):
 
 CONTRAST = "log p(token | prompt) and log p(token | negative prompt)"
 
-#: Name -> map, in the order in which they are offered. Those from "kl" to "js_full" are the divergences of the algorithms.
+#: Name -> map, in the order in which they are offered. Those from "kl" to "js_full" are the divergences of the
+#: algorithms.
 KINDS: dict[str, Kind] = {
     "advantage": Kind("token advantage A[b,t] = A_b · w[b,t]", signed=True),
     "weight": Kind("token weight w[b,t], mean 1 over an image"),
@@ -25,9 +26,12 @@ KINDS: dict[str, Kind] = {
     "kl": Kind(f"raw contrast, kl: estimate of the KL divergence from {CONTRAST}, nats"),
     "abs": Kind(f"raw contrast, abs: distance of {CONTRAST}, nats"),
     "js": Kind(f"raw contrast, js: estimate of the Jensen-Shannon divergence from {CONTRAST}, nats"),
-    "information_gain": Kind("raw contrast, information_gain: log p(token | prompt) − log p(token | negative prompt) where above 0, nats"),
-    "exact_kl": Kind("raw contrast, exact_kl: KL divergence of prompt and negative prompt over the whole codebook, nats"),
-    "js_full": Kind("raw contrast, js_full: Jensen-Shannon divergence of the two prompts over the whole codebook, nats"),
+    "information_gain": Kind("raw contrast, information_gain: log p(token | prompt) − log p(token | negative "
+                             "prompt) where above 0, nats"),
+    "exact_kl": Kind("raw contrast, exact_kl: KL divergence of prompt and negative prompt over the whole codebook, "
+                     "nats"),
+    "js_full": Kind("raw contrast, js_full: Jensen-Shannon divergence of the two prompts over the whole codebook, "
+                    "nats"),
     "kl_reference": Kind("KL to the reference model at the token, conditional, estimator k3, nats"),
     "entropy": Kind("entropy of the token's distribution under the prompt, nats"),
     "surprisal": Kind("surprisal −log p(token | prompt), nats"),
@@ -36,7 +40,7 @@ KINDS: dict[str, Kind] = {
 
 
 def find(name: str, there: Iterable[str] = KINDS) -> Kind:
-    """ValueError for a map that is not among those that there are."""
+    """Return a map's kind. ValueError for a map that is not among those that there are."""
     there = list(there)
     if name not in there:
         raise ValueError(f"there is no map {name!r} here; allowed: {', '.join(there)}")

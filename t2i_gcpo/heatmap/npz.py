@@ -1,7 +1,7 @@
 """Arrays out of a heatmap's npz. The file may come from anybody: what it claims is checked before anything is read.
 
-A zip's table and the first bytes of each array say how large everything will be. Only when all sizes are allowed and fit one another are the
-arrays read; what they hold then is checked once more.
+A zip's table and the first bytes of each array say how large everything will be. Only when all sizes are allowed and
+fit one another are the arrays read; what they hold then is checked once more.
 
 B images, T = rows * columns tokens, H, W pixels.
 """
@@ -68,8 +68,19 @@ NEEDED = (
 KINDS = {"uint8": "u", "int64": "iu", "float32": "f", "text": "U"}
 
 #: What zipfile, zlib and numpy raise over files that are cut, changed or encrypted, besides ValueError.
-_DAMAGE = (OSError, EOFError, RuntimeError, NotImplementedError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError,
-           struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
+_DAMAGE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Header(NamedTuple):
@@ -103,7 +114,10 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return name of the array -> its entry in the zip. ValueError for names that are not known, twice there, or too large."""
+    """Return name of the array -> its entry in the zip.
+
+    ValueError for names that are not known, twice there, or too large.
+    """
     members: dict[str, zipfile.ZipInfo] = {}
     if len(archive.infolist()) > MOST_ARRAYS:
         raise ValueError(f"it holds {len(archive.infolist())} arrays; at most {MOST_ARRAYS} are read")
@@ -126,7 +140,10 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Header:
-    """Return what an array claims to be. ValueError for anything but numbers and text, or for another size than the zip's table says."""
+    """Return what an array claims to be.
+
+    ValueError for anything but numbers and text, or for another size than the zip's table says.
+    """
     with archive.open(info) as file:
         header = _parse_header(file)
     if header.dtype.hasobject or header.bytes != info.file_size:
@@ -180,7 +197,10 @@ def check(headers: dict[str, Header]) -> None:
 
 
 def check_values(arrays: dict[str, np.ndarray]) -> None:
-    """Check the grid, the tokens and their steps, which other arrays are indexed and laid out by. ValueError says what is wrong."""
+    """Check the grid, the tokens and their steps, which other arrays are indexed and laid out by.
+
+    ValueError says what is wrong.
+    """
     rows, columns = arrays["grid"].tolist()
     tokens = arrays["tokens"].shape[1]
     if rows < 1 or columns < 1 or rows * columns != tokens:

@@ -1,6 +1,7 @@
-"""Colours and layout: one cell a token over a desaturated picture, panels side by side on one printed scale.
+"""Paint one cell a token over a desaturated picture, and lay panels side by side on one printed scale.
 
-B images, T = rows * columns tokens in raster order, H, W pixels. Knows numbers and titles, nothing of where they come from.
+B images, T = rows * columns tokens in raster order, H, W pixels. Knows numbers and titles, nothing of where they come
+from.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ SATURATION = 0.25
 
 
 def scale_end(values: np.ndarray, kind: Kind | None = None) -> float:
-    """Where the colour scale ends: the 98th percentile of |values|, the largest where that is 0 or the kind spans all; 1 where all are 0."""
+    """Return where the colour scale ends: the 98th percentile of |values|.
+
+    The largest where that is 0 or the kind spans all; 1 where all are 0.
+    """
     magnitude = np.abs(np.asarray(values, dtype=np.float64))
     magnitude = magnitude[np.isfinite(magnitude)]
     if not magnitude.size or magnitude.max() == 0:
@@ -36,7 +40,7 @@ def scale_end(values: np.ndarray, kind: Kind | None = None) -> float:
 
 
 def scale_words(values: np.ndarray, kind: Kind, *, given: bool = False) -> str:
-    """The line that stands below the colour bar. given: the scale's end was not found from these values."""
+    """Return the line that stands below the colour bar. given: the scale's end was not taken from these values."""
     if not np.nan_to_num(values).any():
         return "all values are 0"
     words = "one scale for all panels"
@@ -49,7 +53,7 @@ def scale_words(values: np.ndarray, kind: Kind, *, given: bool = False) -> str:
 
 
 def colormap(signed: bool) -> np.ndarray:
-    """[256, 3] uint8."""
+    """Return the colours [256, 3] uint8."""
     from matplotlib import colormaps
 
     return np.rint(colormaps[SIGNED_MAP if signed else UNSIGNED_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
@@ -58,9 +62,12 @@ def colormap(signed: bool) -> np.ndarray:
 def paint(
     image: np.ndarray, cells: np.ndarray, *, signed: bool, end: float, opacity: float | None = None
 ) -> np.ndarray:
-    """The picture [3, H, W] uint8, desaturated, below one cell a token [rows, columns] -> [H, W, 3] uint8. NaN cells stay bare.
+    """Paint the picture [3, H, W] uint8, desaturated, under one cell a token [rows, columns]: [H, W, 3] uint8.
 
-    opacity: of a cell at the end of a signed scale, or of any cell of an unsigned one (None: OPACITY, UNSIGNED_OPACITY).
+    NaN cells stay bare.
+
+    opacity: of a cell at the end of a signed scale, or of any cell of an unsigned one (None: OPACITY,
+    UNSIGNED_OPACITY).
     """
     if opacity is None:
         opacity = OPACITY if signed else UNSIGNED_OPACITY
@@ -79,7 +86,7 @@ def paint(
 
 
 def picture(image: np.ndarray, factor: int) -> Image.Image:
-    """[3, H, W] uint8 -> picture, enlarged by a whole number without smoothing."""
+    """Make a picture of [3, H, W] uint8, enlarged by a whole number without smoothing."""
     return Image.fromarray(rearrange(enlarged(image, factor), "c h w -> h w c"))
 
 
@@ -100,14 +107,17 @@ def render(
     columns: int = 2,
     stacked: bool = False,
 ) -> Image.Image:
-    """Each image [B, 3, H, W] uint8 beside itself (stacked: above itself) under its values [B, T], all on one printed scale.
+    """Draw each image [B, 3, H, W] uint8 beside (stacked: above) itself under its values [B, T].
 
-    kind: decides the colours, and the title where none is given. notes stand below a panel. end: of the scale (None: `scale_end` of the
-    values). ValueError: shapes that do not fit.
+    All on one printed scale.
+
+    kind: decides the colours, and the title where none is given. notes stand below a panel. end: of the scale (None:
+    `scale_end` of the values). ValueError: shapes that do not fit.
     """
     if values.shape != (len(images), grid[0] * grid[1]) or len(captions) != len(images) or not len(images):
         raise ValueError(
-            f"{tuple(values.shape)} values on a {grid[0]} x {grid[1]} grid and {len(captions)} captions for {len(images)} images; "
+            f"{tuple(values.shape)} values on a {grid[0]} x {grid[1]} grid and {len(captions)} captions for "
+            f"{len(images)} images; "
             f"expected [{len(images)}, {grid[0] * grid[1]}] and one caption an image"
         )
     notes = [""] * len(images) if notes is None else notes
@@ -144,7 +154,7 @@ def render(
 def _scale(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], signed: bool, end: float, words: str
 ) -> int:
-    """The colour bar with its ends and a line of words; returns the y below it."""
+    """Draw the colour bar with its ends and a line of words; returns the y below it."""
     x, y = at
     width, height = 200, 14
     bar = Image.fromarray(colormap(signed)[None]).resize((width, height), Image.Resampling.NEAREST)

@@ -33,11 +33,11 @@ class Recipe:
         )
 
     def algorithm(self) -> Algorithm:
-        """ValueError for a value that is not allowed."""
+        """Return an algorithm with these choices. ValueError for a value that is not allowed."""
         return resolve("gcpo", **asdict(self))
 
     def words(self) -> str:
-        """`contrast kl by rank (top 0.4 carries 0.8)`."""
+        """Say the choices in words: `contrast kl by rank (top 0.4 carries 0.8)`."""
         if self.credit in ("uniform", "random"):
             return self.credit
         what = "entropy" if self.credit == "entropy" else f"{self.credit} {self.divergence}"

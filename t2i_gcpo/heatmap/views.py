@@ -1,4 +1,7 @@
-"""What an inspector asks of a heatmap: one picture under one map, the numbers of one cell, the weights by another rule. No model is run."""
+"""Answer an inspector: one picture under one map, the numbers of one cell, the weights by another rule.
+
+No model is run.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,21 @@ from t2i_gcpo.utils.pictures import enlargement
 
 
 def reweigh(heatmap: Heatmap, *, seed: int = 0, **choices: Any) -> Heatmap:
-    """The same images with weights by another rule, from the saved log-probs; and with them `A_b * w[b, t]`, where there are advantages.
+    """Weigh the same images by another rule, from the saved log-probs.
 
-    choices: fields of `Recipe` (credit, divergence, normalization, top, mass, floor); those not given stay as they were, or GCPO's where that
-    is not known. `credit="uniform"` is GRPO's flat map. seed: what the controls (random, shuffled) are drawn from. An image whose reward
-    failed keeps weight 0. ValueError: an unknown choice, or one that needs a log-prob or statistic that was not saved.
+    And with them `A_b * w[b, t]`, where there are advantages.
+
+    choices: fields of `Recipe` (credit, divergence, normalization, top, mass, floor); those not given stay as they
+    were, or GCPO's where that is not known. `credit="uniform"` is GRPO's flat map. seed: what the controls (random,
+    shuffled) are drawn from. An image whose reward failed keeps weight 0. ValueError: an unknown choice, or one that
+    needs a log-prob or statistic that was not saved.
     """
     try:
         recipe = replace(heatmap.recipe or Recipe(), **choices)
     except TypeError:
         raise ValueError(
-            f"unknown choice {', '.join(sorted(set(choices) - set(vars(Recipe()))))}; allowed: {', '.join(vars(Recipe()))}"
+            f"unknown choice {', '.join(sorted(set(choices) - set(vars(Recipe()))))}; allowed: "
+            f"{', '.join(vars(Recipe()))}"
         ) from None
     weights = token_weights(recipe.algorithm(), as_rollout(heatmap), generator=torch.Generator().manual_seed(seed))
     new = weights.numpy().astype(np.float32)
@@ -51,10 +58,10 @@ def overlay(
     up_to: int | None = None,
     width: int | None = None,
 ) -> Image.Image:
-    """Image `index` under one map (None: the first of `maps`), enlarged by a whole number to about `width` pixels.
+    """Draw image `index` under one map (None: the first of `maps`), enlarged to about `width` pixels.
 
-    end: of the colour scale (None: the one that all images of the heatmap share); pass another's `end` to compare on one scale. opacity: in
-    [0, 1]. up_to: cells of later sampling steps stay bare. ValueError: no such map or image.
+    end: of the colour scale (None: the one that all images of the heatmap share); pass another's `end` to compare on
+    one scale. opacity: in [0, 1]. up_to: cells of later sampling steps stay bare. ValueError: no such map or image.
     """
     name, values = heatmap.map(kind)
     _check_index(heatmap, index)
@@ -75,9 +82,10 @@ def overlay(
 
 
 def cell(heatmap: Heatmap, index: int, row: int, column: int) -> dict[str, Any]:
-    """The numbers of one token of image `index`: where it is, which token, its log-probs, and its value in every map.
+    """Return the numbers of one token of image `index`: place, token, log-probs, and value in every map.
 
-    Plain ints and floats; None for what is not finite. The names of the maps are those of KINDS. ValueError: outside the grid.
+    Plain ints and floats; None for what is not finite. The names of the maps are those of KINDS. ValueError: outside
+    the grid.
     """
     _check_index(heatmap, index)
     rows, columns = heatmap.grid
@@ -111,7 +119,7 @@ def _check_index(heatmap: Heatmap, index: int) -> None:
 
 
 def as_rollout(heatmap: Heatmap) -> Rollout:
-    """The images as a rollout, each a prompt of its own: what the algorithms make weights from."""
+    """Make a rollout of the images, each a prompt of its own: what the algorithms make weights from."""
     negative = heatmap.logprob_negative
     return Rollout(
         tokens=torch.from_numpy(heatmap.tokens),

@@ -30,7 +30,7 @@ def usage() -> str:
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of every checkpoint's pre-training, by its name."""
+    """Return the parser of every checkpoint's pre-training, by its name."""
     return {name: importlib.import_module(path.split(":")[0]).parser() for name, (path, _) in CHECKPOINTS.items()}
 
 

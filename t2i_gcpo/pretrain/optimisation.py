@@ -1,4 +1,7 @@
-"""How the embedded language models are optimised: Muon and AdamW under a cosine schedule, and an average of the weights."""
+"""Optimise the embedded models: Muon and AdamW under a cosine schedule, and an average of the weights.
+
+Muon and AdamW under a cosine schedule, and an average of the weights.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,19 @@ from torch import Tensor, nn
 
 
 class OptimisationSettings(Protocol):
-    """What a trainer's settings say of it. Learning rates start low over `warmup` steps and fall to a fiftieth."""
+    """The options that a trainer's settings have for it; rates start low for `warmup` steps and fall to a fiftieth."""
 
     @property
     def steps(self) -> int: ...
 
     @property
     def lr(self) -> float:
-        """Of AdamW: embeddings, heads and all vectors."""
+        """The learning rate of AdamW: embeddings, heads and all vectors."""
         ...
 
     @property
     def muon_lr(self) -> float:
-        """Of Muon: the hidden matrices."""
+        """The learning rate of Muon: the hidden matrices."""
         ...
 
     @property
@@ -34,17 +37,17 @@ class OptimisationSettings(Protocol):
 
     @property
     def ema(self) -> float:
-        """Decay of the average of the weights."""
+        """The decay of the average of the weights."""
         ...
 
 
 class Optimisation:
-    """Steps of some modules, and what a resumed run needs of them."""
+    """Make steps of some modules, and keep what a resumed run needs of them."""
 
     def __init__(
         self, modules: nn.Module, settings: OptimisationSettings, is_hidden: Callable[[str, nn.Parameter], bool]
     ) -> None:
-        """`is_hidden(name, parameter)`: whether Muon takes it; only matrices can be."""
+        """Take the modules; `is_hidden(name, parameter)` says whether Muon takes a parameter, a matrix."""
         self.modules, self.settings = modules, settings
         self.average = {name: value.detach().clone() for name, value in modules.named_parameters()}
         matrices = [p for name, p in modules.named_parameters() if p.ndim == 2 and is_hidden(name, p)]
@@ -64,7 +67,10 @@ class Optimisation:
         return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
     def step(self, loss: Tensor) -> Tensor:
-        """Backward pass, clipping at 1, both optimisers, the average; returns the gradient's norm, which a GPU may still be computing."""
+        """Go backward, clip at 1, step both optimisers and the average.
+
+        Returns the gradient's norm, which a GPU may still be computing.
+        """
         self.modules.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)

@@ -1,4 +1,4 @@
-"""What every pre-training shares: a stage that can be stopped and resumed, and the options of the work folder."""
+"""The parts that all pre-training shares: a stage that can be stopped and resumed, options of the work folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_state(trainer: Any, path: Path) -> None:
 
 
 class Stage:
-    """A stage's folder: its log, its resumable state, its progress bar."""
+    """The folder of a stage: its log, its resumable state, its progress bar."""
 
     def __init__(self, folder: Path, title: str, total: int, settings: Any, every_seconds: float = 60.0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,10 @@ class Stage:
         self.bar.update(trainer.step_number)
 
     def on_step(self, trainer: Any, every: int) -> Callable[[int, Mapping[str, float | Tensor]], None]:
-        """Log every `every` steps, save about once a minute and at the end. Metrics of other steps are not read, so a GPU is not waited for."""
+        """Log every `every` steps, save about once a minute and at the end.
+
+        Metrics of other steps are not read, so a GPU is not waited for.
+        """
 
         def report(step: int, metrics: Mapping[str, float | Tensor]) -> None:
             self.bar.update(1)
@@ -84,7 +87,7 @@ class Stage:
 
 
 def add_work_options(parser: argparse.ArgumentParser, out: str, *, seed: str = "", steps: int | None = None) -> None:
-    """The options of every pre-training. `steps`: their default, where they can be chosen."""
+    """Add the options of every pre-training. `steps`: their default, where they can be chosen."""
     parser.add_argument("--out", type=home_path, default=Path(out), help="work folder (default: %(default)s)")
     parser.add_argument("--seed", type=number_types.seed, default=0, help=f"{seed}(default: %(default)s)")
     if steps is not None:

@@ -1,7 +1,10 @@
-"""`t2i-gcpo verdicts`: is the embedded scorer right, on rendered scenes and after the VQ model has encoded and decoded them?
+"""`t2i-gcpo verdicts`: check the embedded scorer on rendered scenes, before and after the VQ model.
 
-Half of the scenes are drawn for the prompt they are judged by and must pass; the other half are drawn for another prompt of the same
-task, truly violate this one (judged by the objects that were drawn, not by what is detected), and must fail.
+On rendered scenes and after the VQ model has encoded and decoded them?
+
+Half of the scenes are drawn for the prompt they are judged by and must pass; the other half are drawn for another
+prompt of the same task, truly violate this one (judged by the objects that were drawn, not by what is detected), and
+must fail.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ class Case:
 
 
 def draw_cases(count: int, seed: int) -> list[Case]:
-    """`count` cases over the six tasks and the three splits in equal parts, half of them violations."""
+    """Draw `count` cases over the six tasks and the three splits in equal parts, half of them violations."""
     rng = random.Random(seed)
     by_task = {task: [p for name in ("train", "val", "test") for p in split(name) if p.task == task] for task in TASKS}
     cases = []
@@ -62,7 +65,10 @@ def draw_cases(count: int, seed: int) -> list[Case]:
 def agreement(
     cases: Sequence[Case], transform: Callable[[Tensor], Tensor] | None = None
 ) -> dict[str, dict[str, float]]:
-    """Task -> share of right verdicts on `true` scenes, on `false` ones and on `all`. `transform` maps [B, 3, H, W] uint8 to the same."""
+    """Return each task's share of right verdicts on `true` scenes, on `false` ones and on `all`.
+
+    `transform` maps [B, 3, H, W] uint8 to the same.
+    """
     reward = GenEvalReward(detector="shapes")
     right: dict[str, dict[bool, list[bool]]] = {task: {True: [], False: []} for task in TASKS}
     for start in range(0, len(cases), 50):

@@ -1,1 +1,1 @@
-"""Pre-training of `amused-mini`, the masked generator on janus-mini's VQ model, and its model card."""
+"""The pre-training of `amused-mini`, the masked generator on janus-mini's VQ model, and its model card."""

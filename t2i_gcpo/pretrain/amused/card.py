@@ -1,4 +1,7 @@
-"""The model card of `amused-mini`: the curve of its training, an unpicked sample grid, and its scores, from files and from the model."""
+"""Write the model card of `amused-mini`: its training curve, an unpicked sample grid, and its scores.
+
+The curve of its training, an unpicked sample grid, and its scores, from files and from the model.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from t2i_gcpo.generators import load
 from t2i_gcpo.pretrain.janus.card import GUIDANCE, SEED, draw_samples, millions, score, table
 from t2i_gcpo.records import Sampling, Unmasking
 
-#: The card's scores: file -> how it samples. First as the commands do unless told otherwise, then with noise on the confidence that was chosen
-#: on shapes:val.
+#: The card's scores: file -> how it samples. First as the commands do unless told otherwise, then with noise on the
+#: confidence that was chosen on shapes:val.
 SCORES = {
     "eval.json": Sampling(guidance=GUIDANCE),
     "eval_noisier_order.json": Sampling(guidance=GUIDANCE, unmasking=Unmasking(temperature=6.0)),
@@ -68,7 +71,10 @@ t2i-gcpo pretrain amused --out runs/pretrain_amused --seed {training_seed} --ste
 
 
 def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
-    """Write `README.md` and `training/` into the checkpoint `folder`, from the log in `work`; returns the first score."""
+    """Write `README.md` and `training/` into the checkpoint `folder`, from the log in `work`.
+
+    Returns the first score.
+    """
     training = folder / "training"
     training.mkdir(parents=True, exist_ok=True)
     for name in ("log.jsonl", "settings.json"):
@@ -111,13 +117,13 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
 
 
 def section(result: EvalResult) -> str:
-    """The card's part on one of its scores."""
+    """Return the card's part on one of its scores."""
     temperature = result.sampling.unmasking.temperature
     return SCORE.format(temperature=temperature, table=table(result), n=result.n, guidance=GUIDANCE, seed=SEED)
 
 
 def draw_curve(log: Path) -> Any:
-    """A matplotlib figure: the loss of training batches, and of masked scenes of prompts never trained on."""
+    """Draw the loss of training batches, and of masked scenes of prompts never trained on, as a figure."""
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]

@@ -1,7 +1,7 @@
 """`t2i-gcpo pretrain amused`: train `amused-mini` from nothing but janus-mini's VQ model.
 
-The work folder holds `masked/state.pt` (written atomically, so that the same command goes on where it was stopped) and `masked/log.jsonl`; at
-the end it holds `amused-mini/` in diffusers' layout, with a model card.
+The work folder holds `masked/state.pt` (written atomically, so that the same command goes on where it was stopped) and
+`masked/log.jsonl`; at the end it holds `amused-mini/` in diffusers' layout, with a model card.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOKENIZER = "janus-mini"
 
 
 def pretrain(work: Path, settings: MaskedSettings, *, every: int = 20, validate_every: int = 200) -> AmusedParts:
-    """The trained parts, from the work folder if they are there already."""
+    """Return the trained parts, from the work folder if they are there already."""
     janus = Janus.load(TOKENIZER, compile=False)
     parts, codes = build_amused(MaskedModelShape(), janus.model.model.vqmodel, settings.seed), patch_codes(VQSettings())
     start_from_patches(parts.transformer, codes)

@@ -1,4 +1,7 @@
-"""`amused-mini`'s parts: a small masked transformer and text encoder, and janus-mini's VQ model as a `VQModel` of diffusers."""
+"""Build `amused-mini`: a small masked transformer and text encoder, and janus-mini's VQ model as diffusers' own.
+
+And janus-mini's VQ model as a `VQModel` of diffusers.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ from t2i_gcpo.data.shapes.prompts import vocabulary
 from t2i_gcpo.generators.amused.parts import AmusedParts
 from t2i_gcpo.pretrain.janus.model import GRID
 
-#: <eos> must not be 2: `CLIPTextModel` takes that for a wrong number of old checkpoints, and pools the token of the largest id instead.
+#: <eos> must not be 2: `CLIPTextModel` takes that for a wrong number of old checkpoints, and pools the token of the
+#: largest id instead.
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<unk>", "<eos>")
 #: <bos>, at most ten words, <eos>, and some to spare.
 TEXT_LENGTH = 14
 
-#: Names in `JanusVQVAE` -> in `VQModel`, applied in this order. Both are the VQGAN of 2012.09841, with the same arithmetic.
+#: Names in `JanusVQVAE` -> in `VQModel`, applied in this order. Both are the VQGAN of 2012.09841, with the same
+#: arithmetic.
 RENAMED: tuple[tuple[str, str], ...] = (
     (r"\.down\.(\d)\.block\.", r".down_blocks.\1.resnets."),
     (r"\.down\.(\d)\.attn\.", r".down_blocks.\1.attentions."),
@@ -41,8 +46,9 @@ RENAMED: tuple[tuple[str, str], ...] = (
 class MaskedModelShape:
     """The transformer and the text encoder inside `amused-mini`.
 
-    `UVit2DModel` has no embedding of positions: a token knows what stands where around it, and where the border is, by the convolutions of the
-    blocks on both sides of its transformer, one cell further with each. So most layers are in those blocks, which attend to image and prompt too.
+    `UVit2DModel` has no embedding of positions: a token knows what stands where around it, and where the border is, by
+    the convolutions of the blocks on both sides of its transformer, one cell further with each. So most layers are in
+    those blocks, which attend to image and prompt too.
     """
 
     width: int = 96
@@ -50,7 +56,8 @@ class MaskedModelShape:
     heads: int = 3
     mlp: int = 256
     res_blocks: int = 3
-    """On each side of the transformer, a convolution, a feed-forward layer and two attentions each: six reach from the border to the middle."""
+    """On each side of the transformer, a convolution, a feed-forward layer and two attentions each: six reach from the
+    border to the middle."""
     text_width: int = 96
     text_layers: int = 3
     text_heads: int = 3
@@ -59,7 +66,7 @@ class MaskedModelShape:
 
 
 def tokenizer() -> Any:
-    """A word-level tokenizer over ShapeScenes' vocabulary, which frames a text in <bos> and <eos>."""
+    """Build a word-level tokenizer over ShapeScenes' vocabulary, which frames a text in <bos> and <eos>."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -80,11 +87,14 @@ def tokenizer() -> Any:
 
 
 def vq_from_janus(janus_vq: nn.Module) -> Any:
-    """The `JanusVQVAE` as a `VQModel`: the same codes for a picture, and the same picture for codes, in [0, 1] instead of [-1, 1].
+    """Turn the `JanusVQVAE` into a `VQModel`.
 
-    Janus compares directions, diffusers distances: between unit vectors the nearest is the same, so the entries are normalised. `VQModel`
-    looks entries up as vectors of `latent_channels`, so the 1x1 convolutions on both sides of the codebook are multiplied into the 3x3 ones
-    next to them. An entry's last number is a constant 1: it carries the second one's bias, which the padding must not.
+    The same codes for a picture, and the same picture for codes, in [0, 1] instead of [-1, 1].
+
+    Janus compares directions, diffusers distances: between unit vectors the nearest is the same, so the entries are
+    normalised. `VQModel` looks entries up as vectors of `latent_channels`, so the 1x1 convolutions on both sides of the
+    codebook are multiplied into the 3x3 ones next to them. An entry's last number is a constant 1: it carries the
+    second one's bias, which the padding must not.
     """
     from diffusers import VQModel
 
@@ -136,14 +146,18 @@ def _fold(state: dict[str, Tensor]) -> None:
     state["decoder.conv_out.bias"] = state["decoder.conv_out.bias"] / 2 + 0.5
 
 
-#: Standard deviation of the token embeddings at the start: `nn.Embedding`'s 1 would be some 500 steps of AdamW away from any other place.
+#: Standard deviation of the token embeddings at the start: `nn.Embedding`'s 1 would be some 500 steps of AdamW away
+#: from any other place.
 EMBEDDING_STD = 0.1
 
 
 @torch.no_grad()
 def start_from_patches(transformer: Any, codes: Tensor) -> None:
-    """Let the embeddings and the rows of the output layer begin as the principal components of what each code stands for, `codes` [V, 192]:
-    codes that look alike then begin alike."""
+    """Let codes that look alike begin alike.
+
+    The embeddings and the rows of the output layer begin as the principal components of what each code stands for,
+    `codes` [V, 192].
+    """
     left, values, _ = torch.linalg.svd(codes.float() - codes.float().mean(dim=0), full_matrices=False)
     embedded, output = transformer.embed.embeddings.weight, transformer.mlm_layer.conv2.weight
     width = min(len(values), embedded.shape[1])
@@ -155,7 +169,7 @@ def start_from_patches(transformer: Any, codes: Tensor) -> None:
 
 
 def build_amused(shape: MaskedModelShape, janus_vq: nn.Module, seed: int) -> AmusedParts:
-    """The whole checkpoint, with random weights but for its VQ model."""
+    """Build the whole checkpoint, with random weights but for its VQ model."""
     from diffusers import AmusedScheduler, UVit2DModel
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 

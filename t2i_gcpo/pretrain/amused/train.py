@@ -1,7 +1,9 @@
-"""Pre-training of `amused-mini`: the tokens behind a random mask, from those that are left and the prompt (MaskGIT, 2202.04200).
+"""Train `amused-mini` to predict the tokens behind a random mask from the others and the prompt (2202.04200).
 
-Scenes, prompts and dropped words are those of janus-mini's language model. From a share of the rows the whole prompt is dropped: its text is
-then empty, which is the null prompt that guidance mixes with.
+From those that are left and the prompt (MaskGIT, 2202.04200).
+
+Scenes, prompts and dropped words are those of janus-mini's language model. From a share of the rows the whole prompt is
+dropped: its text is then empty, which is the null prompt that guidance mixes with.
 
 B rows, T image tokens, V codebook.
 """
@@ -51,7 +53,10 @@ class MaskedSettings:
 
 
 class Scenes(Dataset[tuple[list[str], Tensor, Tensor]]):
-    """Step -> the texts, tokens [B, T] int64 and masks [B, T] of its batch, which depend on the seed and the step alone."""
+    """Give the texts, tokens [B, T] int64 and masks [B, T] of a step's batch; they depend on seed and step alone.
+
+    Which depend on the seed and the step alone.
+    """
 
     def __init__(self, codes: Tensor, settings: MaskedSettings) -> None:
         self.codes, self.settings = codes, settings
@@ -64,10 +69,10 @@ class Scenes(Dataset[tuple[list[str], Tensor, Tensor]]):
 
 
 def draw_masks(rng: random.Random, rows: int, length: int) -> Tensor:
-    """[B, T] bool: a share of `cos(u^2 pi / 2)` of each row's tokens, u uniform; at least one.
+    """Draw masks [B, T] bool: a share of `cos(u^2 pi / 2)` of each row's tokens, u uniform; at least one.
 
-    MaskGIT's share is `cos(u pi / 2)`. Here half of the rows have less than 6 % of their tokens left: what an object is and where it stands is
-    decided there, and with more in sight the prompt is hardly needed.
+    MaskGIT's share is `cos(u pi / 2)`. Here half of the rows have less than 6 % of their tokens left: what an object is
+    and where it stands is decided there, and with more in sight the prompt is hardly needed.
     """
     noise = torch.rand(rows, length, generator=torch.Generator().manual_seed(rng.getrandbits(62)))
     counts = torch.tensor([max(1, math.floor(length * math.cos(rng.random() ** 2 * math.pi / 2))) for _ in range(rows)])
@@ -75,7 +80,7 @@ def draw_masks(rng: random.Random, rows: int, length: int) -> Tensor:
 
 
 def attention(device: torch.device) -> AbstractContextManager[Any]:
-    """On a CPU, two plain matrix products are faster than the fused kernel for so few tokens, backward above all."""
+    """Take plain attention on a CPU: two matrix products are faster than the fused kernel for so few tokens."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
@@ -83,7 +88,7 @@ class MaskedTrainer:
     """The training state and one step of it; `state_dict` holds everything that a resumed run needs."""
 
     def __init__(self, settings: MaskedSettings, parts: AmusedParts, codes: Tensor) -> None:
-        """`codes` [V, 192]: what each code stands for."""
+        """Take what each code stands for, `codes` [V, 192], and the parts."""
         self.settings, self.device = settings, torch.device(settings.device)
         self.parts = parts.to(self.device)
         parts.vqvae.requires_grad_(False)
@@ -108,14 +113,14 @@ class MaskedTrainer:
         return self.optimisation.step_number
 
     def _ids(self, texts: list[str]) -> Tensor:
-        """[B, L] int64."""
+        """Encode texts to ids [B, L] int64."""
         batch = self.parts.tokenizer(
             texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
         )
         return batch.input_ids.to(self.device)
 
     def _losses(self, ids: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
-        """Cross-entropy of each image token, [B, T]; those that are not masked count too little to be worth a cut."""
+        """Compute the cross-entropy of each image token [B, T]; those that are not masked are not worth leaving out."""
         encoded = self.parts.text_encoder(ids, output_hidden_states=True)
         texts = Texts(encoded.hidden_states[-2], encoded.text_embeds)
         states = tokens.masked_fill(masked, self.parts.mask_token)
@@ -123,7 +128,7 @@ class MaskedTrainer:
         return F.cross_entropy(found.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
 
     def step(self) -> dict[str, float | Tensor]:
-        """One optimiser step; returns its loss in nats a masked token."""
+        """Make one optimiser step; returns its loss in nats a masked token."""
         if self._batches is None:
             steps, workers = range(self.step_number, self.settings.steps), self.settings.workers
             self._batches = iter(DataLoader(self.scenes, sampler=steps, batch_size=None, num_workers=workers))
@@ -138,7 +143,10 @@ class MaskedTrainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean cross-entropy of the averaged weights on masked scenes of prompts never trained on, nats a masked token."""
+        """Compute the loss of the averaged weights on masked scenes of prompts never trained on, nats a masked token.
+
+        Nats a masked token.
+        """
         kept = self.optimisation.load(self.optimisation.average)
         ids, tokens, masked = self.validation
         losses = self._losses(ids, tokens, masked)
@@ -146,7 +154,7 @@ class MaskedTrainer:
         return float((losses * masked).sum() / masked.sum())
 
     def finished(self) -> AmusedParts:
-        """All parts in evaluation mode on the CPU, with the averaged weights."""
+        """Return all parts in evaluation mode on the CPU, with the averaged weights."""
         self.optimisation.load(self.optimisation.average)
         return self.parts.cpu().eval()
 

@@ -1,7 +1,10 @@
-"""Captions and the scenes that they describe, for the training of `clip-mini`: near misses, and who describes whose scene.
+"""Make captions, near misses of them, and scenes that they describe, for the training of `clip-mini`.
 
-Most of the pictures of a random batch are told apart by one word, whichever it is. What a scorer has to know is which word of a prompt the
-picture answers and which it does not, so a batch is made of families: a prompt, and others that differ from it in one word.
+Near misses, and who describes whose scene.
+
+Most of the pictures of a random batch are told apart by one word, whichever it is. What a scorer has to know is which
+word of a prompt the picture answers and which it does not, so a batch is made of families: a prompt, and others that
+differ from it in one word.
 """
 
 from __future__ import annotations
@@ -31,14 +34,14 @@ KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a caption without its articles ("a" or "an" follows from the next word); a relation is one word."""
+    """Split a caption into its words without articles ("a" or "an" follows from the next word); a relation is one."""
     for relation in RELATIONS:
         text = text.replace(f" {relation} ", f" {relation.replace(' ', '_')} ")
     return tuple(word.replace("_", " ") for word in text.split() if word not in ("a", "an"))
 
 
 def changed_word(first: str, second: str) -> str | None:
-    """The kind of word in which two captions differ; None where they differ in none or in more than one."""
+    """Return the kind of word in which two captions differ; None where they differ in none or in more than one."""
     one, other = words(first), words(second)
     if len(one) != len(other):
         return None
@@ -49,7 +52,10 @@ def changed_word(first: str, second: str) -> str | None:
 
 
 def mirrored(prompt: Prompt) -> str | None:
-    """The caption with the same words that says the opposite: the inverse relation, or the two colours in each other's place; else None."""
+    """Return the caption with the same words that says the opposite, if there is one.
+
+    The inverse relation, or the two colours in each other's place; else None.
+    """
     clauses = prompt.metadata["include"]
     relation = next((clause["position"][0] for clause in clauses if clause.get("position")), None)
     if relation is not None:
@@ -66,7 +72,7 @@ def mirrored(prompt: Prompt) -> str | None:
 
 @lru_cache(maxsize=2)
 def neighbours(names: tuple[str, ...]) -> dict[str, dict[str, list[Prompt]]]:
-    """Caption -> kind -> the prompts of these splits that differ from it in one word of that kind."""
+    """Map a caption and a kind of word to the prompts of these splits that differ in one word of that kind."""
     prompts = [prompt for name in names for prompt in split(name)]
     prompts = list({prompt.text: prompt for prompt in prompts}.values())
     alike: dict[tuple[tuple[str, ...], str, tuple[str, ...]], list[Prompt]] = defaultdict(list)
@@ -83,7 +89,7 @@ def neighbours(names: tuple[str, ...]) -> dict[str, dict[str, list[Prompt]]]:
 
 
 def family(prompt: Prompt, size: int, rng: random.Random, names: tuple[str, ...]) -> list[Prompt]:
-    """The prompt and up to `size - 1` others that differ from it in one word, the kinds of words in equal parts."""
+    """Return the prompt and up to `size - 1` others that differ from it in one word, all kinds in equal parts."""
     kinds = {kind: list(others) for kind, others in neighbours(names)[prompt.text].items() if others}
     chosen = [prompt]
     while kinds and len(chosen) < size:
@@ -95,7 +101,7 @@ def family(prompt: Prompt, size: int, rng: random.Random, names: tuple[str, ...]
 
 
 def shows(scenes: Sequence[Scene], prompts: Sequence[Prompt]) -> np.ndarray:
-    """[scenes, prompts] bool: whether the verdict on the scene's own objects is that it shows what the prompt asks for."""
+    """Say by the verdict on each scene's own objects whether it shows what each prompt asks for: [S, P] bool."""
     bit = {name: 1 << k for k, name in enumerate(CLASSES)}
     there = np.array([_union(bit[thing.class_name] for thing in scene.objects) for scene in scenes], dtype=np.int64)
     asked = np.array(

@@ -1,4 +1,4 @@
-"""The model card of `clip-mini`: its retrieval, which words it tells apart, and the curves of its training."""
+"""Write the model card of `clip-mini`: its retrieval, which words it tells apart, the curves of its training."""
 
 from __future__ import annotations
 
@@ -76,8 +76,10 @@ t2i-gcpo pretrain clip --out runs/pretrain_clip --seed {seed} --steps {steps} --
 
 
 def write(folder: Path, work: Path, *, rounds: int) -> Retrieval:
-    """Measure the model in `folder`, write its `README.md` and `training/` from that and from the log in `work`; returns the measurement of the
-    rendered scenes."""
+    """Measure the model in `folder`, write its `README.md` and `training/` from that and from the log in `work`.
+
+    Returns the measurement of the rendered scenes.
+    """
     training = folder / "training"
     training.mkdir(parents=True, exist_ok=True)
     for name in ("log.jsonl", "settings.json"):
@@ -107,7 +109,7 @@ def write(folder: Path, work: Path, *, rounds: int) -> Retrieval:
 
 
 def sizes(encoder: OpenClipEncoder) -> dict[str, float]:
-    """Parameters in millions, and the number of features."""
+    """Count the parameters in millions, and the features."""
     whole, visual = millions(encoder.model), millions(encoder.model.visual)
     return {
         "parameters": whole,
@@ -129,7 +131,7 @@ def _table(rendered: Estimates, decoded: Estimates, names: list[str]) -> str:
 
 
 def draw_curves(log: Path) -> Any:
-    """A matplotlib figure: the loss, and the share of training pictures whose own caption wins."""
+    """Draw the loss, and the share of training pictures whose own caption wins, as a figure."""
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]

@@ -1,7 +1,7 @@
 """`t2i-gcpo pretrain clip`: train `clip-mini`, the scorer of ShapeScenes' pictures and captions, from nothing.
 
-The work folder holds `contrastive/state.pt` (written atomically, so that the same command goes on where it was stopped) and
-`contrastive/log.jsonl`; at the end it holds `clip-mini/` in open_clip's layout, with a model card.
+The work folder holds `contrastive/state.pt` (written atomically, so that the same command goes on where it was stopped)
+and `contrastive/log.jsonl`; at the end it holds `clip-mini/` in open_clip's layout, with a model card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from t2i_gcpo.utils.destination import check_folder
 
 
 def pretrain(work: Path, settings: ClipSettings, shape: ClipShape, *, every: int = 10) -> Path:
-    """The folder of the trained model; training goes on from the work folder if there is something."""
+    """Return the folder of the trained model; training goes on from the work folder if there is something."""
     trainer = ClipTrainer(settings, build(shape, settings.seed))
     stage = Stage(work / "contrastive", "CLIP", settings.steps, settings)
     stage.resume(trainer)
@@ -35,7 +35,10 @@ def pretrain(work: Path, settings: ClipSettings, shape: ClipShape, *, every: int
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train the model, or go on with it, and write the checkpoint; exit status 1 where its retrieval is below the bound."""
+    """Train the model, or go on with it, and write the checkpoint.
+
+    Exit status 1 where its retrieval is below the bound.
+    """
     options = parser().parse_args(argv)
     check_folder(options.out)
     if options.steps < 1 or options.rounds < 1:
@@ -46,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     found = clip_card.write(folder, options.out, rounds=options.rounds)
     low, high = found.top1.ci95
     print(
-        f"text-to-image retrieval among {CANDIDATES} test scenes: top-1 {found.top1.overall:.3f} ({low:.3f} to {high:.3f}, n = {found.top1.n}), "
+        f"text-to-image retrieval among {CANDIDATES} test scenes: top-1 {found.top1.overall:.3f} ({low:.3f} to "
+        f"{high:.3f}, n = {found.top1.n}), "
         f"the mean over tasks; {found.share:.3f} over all captions alike"
     )
     print(f"wrote {folder}; use it with --reward clip --reward.checkpoint {folder}")

@@ -1,4 +1,7 @@
-"""`clip-mini`'s parts: the config, the words and the untrained model of a small open_clip model, in open_clip's folder layout."""
+"""Build `clip-mini` in open_clip's folder layout: the config, the words and the untrained model.
+
+In open_clip's folder layout.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class ClipShape:
 
 
 def config(shape: ClipShape) -> dict[str, Any]:
-    """What `open_clip_config.json` holds. The tokenizer lies in the same folder."""
+    """Return what `open_clip_config.json` holds. The tokenizer lies in the same folder."""
     words = tokenizer()
     return {
         "model_cfg": {
@@ -66,7 +69,7 @@ def config(shape: ClipShape) -> dict[str, Any]:
 
 
 def build(shape: ClipShape, seed: int) -> Any:
-    """The open_clip model with random weights."""
+    """Build the open_clip model with random weights."""
     mend()
     from open_clip.model import CLIP
 
@@ -77,7 +80,7 @@ def build(shape: ClipShape, seed: int) -> Any:
 
 
 def save(model: Any, shape: ClipShape, folder: Path) -> None:
-    """The folder that `rewards.load("clip", checkpoint=folder)` reads."""
+    """Write the folder that `rewards.load("clip", checkpoint=folder)` reads."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""How well a CLIP model tells ShapeScenes apart: text-to-image retrieval among 100 scenes, and captions with one wrong word."""
+"""Measure how well a CLIP model tells ShapeScenes apart: retrieval among 100 scenes, and one wrong word.
+
+Text-to-image retrieval among 100 scenes, and captions with one wrong word.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +30,21 @@ ROUNDS = 5
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What was found."""
+    """The result of both measures."""
 
     top1: Estimates
     """Share of captions whose own picture is the most similar of the 100, per task; overall: mean over the tasks."""
     words: Estimates
-    """Share of captions with one wrong word that are less similar to the picture than its own; the "tasks" are the kinds of words."""
+    """Share of captions with one wrong word that are less similar to the picture than its own; the "tasks" are the
+    kinds of words."""
 
     mirrors: Estimates
-    """Share of pictures whose own caption scores higher than the one that says the opposite with the same words, per task; chance is a half."""
+    """Share of pictures whose own caption scores higher than the one that says the opposite with the same words, per
+    task; chance is a half."""
 
     @property
     def share(self) -> float:
-        """Of all captions alike, whatever their task."""
+        """Return the share over all captions alike, whatever their task."""
         return sum(value * self.top1.n_by_task[task] for task, value in self.top1.by_task.items()) / self.top1.n
 
     def to_json(self) -> dict[str, Any]:
@@ -54,12 +59,13 @@ def measure(
     seed: int = 0,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Retrieval:
-    """Both measures on the test prompts, `rounds` new scenes of each: their combinations appear in no training prompt.
+    """Take both measures on the test prompts, whose combinations were never trained on, with `rounds` scenes of each.
 
-    A caption's candidates are its own picture and those of `candidates - 1` other captions, all distinct, drawn from those pictures of test
-    prompts that do not show what the caption says: a picture of a red star is no wrong answer to "a photo of a star". Where the test prompts
-    have too few of them (two short of 100 for "a photo of a star"), validation prompts make up the number. `transform` maps the pictures
-    [B, 3, H, W] uint8 to the same before they are encoded. ValueError: too few pictures for so many candidates.
+    A caption's candidates are its own picture and those of `candidates - 1` other captions, all distinct, drawn from
+    those pictures of test prompts that do not show what the caption says: a picture of a red star is no wrong answer to
+    "a photo of a star". Where the test prompts have too few of them (two short of 100 for "a photo of a star"),
+    validation prompts make up the number. `transform` maps the pictures [B, 3, H, W] uint8 to the same before they are
+    encoded. ValueError: too few pictures for so many candidates.
     """
     prompts, rng = split("test"), random.Random(seed)
     known = {prompt.text for prompt in prompts}
@@ -84,10 +90,12 @@ def measure(
 
 
 def retrieve(similarity: Tensor, truth: np.ndarray, candidates: int, rng: random.Random) -> list[bool]:
-    """Whether each caption finds its own picture among the candidates.
+    """Say whether each caption finds its own picture among the candidates.
 
-    similarity: [C, P], C captions and P >= C pictures, the first C of them the captions' own, in their order; the others are drawn only where
-    the first ones do not suffice. truth: [P, C], whether a picture shows what a caption says. A tie is a miss. ValueError: too few pictures.
+    similarity: [C, P], C captions and P >= C pictures, the first C of them the captions' own, in their order; the
+        others are drawn only where
+    the first ones do not suffice. truth: [P, C], whether a picture shows what a caption says. A tie is a miss.
+        ValueError: too few pictures.
     """
     hits = []
     captions, pictures = similarity.shape
@@ -99,7 +107,8 @@ def retrieve(similarity: Tensor, truth: np.ndarray, candidates: int, rng: random
         missing = candidates - 1 - len(drawn)
         if missing > len(rest):
             raise ValueError(
-                f"caption {row} has {len(first) + len(rest)} pictures that do not show what it says; {candidates} candidates need {candidates - 1}"
+                f"caption {row} has {len(first) + len(rest)} pictures that do not show what it says; {candidates} "
+                f"candidates need {candidates - 1}"
             )
         drawn += rng.sample(rest, missing)
         hits.append(bool(values[row] > values[drawn].max()))
@@ -109,7 +118,10 @@ def retrieve(similarity: Tensor, truth: np.ndarray, candidates: int, rng: random
 def _wrong_words(
     encoder: OpenClipEncoder, prompts: Sequence[Prompt], scenes: Sequence[Scene], features: Tensor
 ) -> list[tuple[float, str, str]]:
-    """(1 or 0, caption, kind) for each caption of any split that differs from a picture's own in one word and is not true of the picture."""
+    """Score captions that differ from a picture's own in one word and are not true of it.
+
+    Returns (1 or 0, caption, kind) for each such caption of any split.
+    """
     rows: list[tuple[float, str, str]] = []
     near = neighbours(SPLITS)
     for prompt, scene, feature in zip(prompts, scenes, features, strict=True):
@@ -125,7 +137,7 @@ def _wrong_words(
 
 
 def render(scenes: Sequence[Scene]) -> Tensor:
-    """[B, 3, H, W] uint8."""
+    """Render scenes to pictures [B, 3, H, W] uint8."""
     return rearrange(
         torch.from_numpy(np.stack([scene.render() for scene in scenes])), "b h w c -> b c h w"
     ).contiguous()

@@ -1,6 +1,7 @@
-"""Training of `clip-mini`: the contrastive loss of CLIP (arXiv 2103.00020) on scenes and captions that are near misses of one another.
+"""Train `clip-mini` with CLIP's contrastive loss (2103.00020) on scenes and captions that are near misses.
 
-N pictures, M captions (the first N are the pictures' own, the others are near misses without a picture), D feature width, S pixels a side.
+N pictures, M captions (the first N are the pictures' own, the others are near misses without a picture), D feature
+width, S pixels a side.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Batch:
 
 
 def draw_batch(rng: random.Random, settings: ClipSettings, words: Any) -> Batch:
-    """Families of training prompts with a scene for each prompt, and more near misses."""
+    """Draw families of training prompts with a scene for each prompt, and more near misses."""
     prompts: list[Prompt] = []
     for anchor in draw_prompts(rng, settings.families):
         prompts += family(anchor, settings.family, rng, SPLIT)
@@ -84,7 +85,7 @@ def draw_batch(rng: random.Random, settings: ClipSettings, words: Any) -> Batch:
 
 
 def encode(texts: list[str], words: Any) -> Tensor:
-    """[M, L] int64, padded on the right, as open_clip's wrapper of the same tokenizer does it."""
+    """Encode captions to ids [M, L] int64, padded on the right, as open_clip's wrapper of the tokenizer does."""
     ids: Tensor = words(texts, return_tensors="pt", max_length=TEXT_LENGTH, padding="max_length", truncation=True)[
         "input_ids"
     ]
@@ -92,10 +93,13 @@ def encode(texts: list[str], words: Any) -> Tensor:
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, false_negatives: Tensor) -> tuple[Tensor, Tensor]:
-    """CLIP's loss without the pairs that are no negatives, and the share of pictures whose own caption is the most similar.
+    """Compute CLIP's loss without the pairs that are no negatives, and how often a picture's own caption wins.
 
-    images [N, D] and texts [M, D] of unit length, M >= N, the first N of them the images' own; scale: factor of the cosines. Each image is
-    compared with all M captions, each of the first N captions with all N images; the loss is the mean of the two mean cross-entropies.
+    And the share of pictures whose own caption is the most similar.
+
+    images [N, D] and texts [M, D] of unit length, M >= N, the first N of them the images' own; scale: factor of the
+    cosines. Each image is compared with all M captions, each of the first N captions with all N images; the loss is the
+    mean of the two mean cross-entropies.
     """
     logits = (scale * images @ texts.T).masked_fill(false_negatives, -torch.inf)
     own = torch.arange(len(images))
@@ -121,7 +125,10 @@ class ClipTrainer:
         return self.optimisation.step_number
 
     def step(self) -> dict[str, float | Tensor]:
-        """One optimiser step; its loss in nats, and the share of pictures whose own caption wins among all of the batch."""
+        """Make one optimiser step; returns its loss in nats.
+
+        And the share of pictures whose own caption wins among all of the batch.
+        """
         batch = draw_batch(self.rng, self.settings, self.words)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
             images = self.model.encode_image(batch.pixels)
@@ -133,7 +140,7 @@ class ClipTrainer:
         return {"loss": loss.detach(), "right": right, "scale": scale.detach(), "grad_norm": norm}
 
     def finished(self) -> Any:
-        """The model in evaluation mode, with the averaged weights and the batch normalisation's statistics under them."""
+        """Return the model in evaluation mode, with averaged weights and their statistics of batch normalisation."""
         self.optimisation.load(self.optimisation.average)
         rng = random.Random(self.settings.seed + 1)
         pictures = [draw_batch(rng, self.settings, self.words).pixels for _ in range(STATISTICS_BATCHES)]

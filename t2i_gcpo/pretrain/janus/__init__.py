@@ -1,1 +1,1 @@
-"""Pre-training of `janus-mini`: its VQ model, its language model and its model card."""
+"""The pre-training of `janus-mini`: its VQ model, its language model and its model card."""

@@ -1,4 +1,7 @@
-"""The model card of `janus-mini`: curves of its training, an unpicked sample grid, and its scores, from files and from the model."""
+"""Write the model card of `janus-mini`: curves of its training, an unpicked sample grid, and its scores.
+
+And its scores, from files and from the model.
+"""
 
 from __future__ import annotations
 
@@ -97,12 +100,12 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
 
 
 def millions(module: Any) -> float:
-    """Its parameters."""
+    """Count a module's parameters in millions."""
     return sum(p.numel() for p in module.parameters()) / 1e6
 
 
 def draw_samples(generator: Any, file: Path, sampling: Sampling) -> None:
-    """The first prompts of each task in shapes:test, two images each, with GenEval's verdicts, as a PNG."""
+    """Draw the first prompts of each task in shapes:test, two images each, with GenEval's verdicts, as a PNG."""
     shown = [prompt for task in TASKS for prompt in [p for p in split("test") if p.task == task][:4]]
     samples = evaluate(
         generator, shown, GenEvalReward(), sampling=sampling, images_per_prompt=2, seed=SEED, keep_images=True
@@ -118,17 +121,24 @@ def draw_samples(generator: Any, file: Path, sampling: Sampling) -> None:
 
 
 def score(generator: Any, file: Path, name: str, sampling: Sampling, *, images: int) -> EvalResult:
-    """GenEval's verdict on `images` prompts of shapes:test, written to the JSON `file`."""
+    """Score `images` prompts of shapes:test by GenEval's verdict, and write the result to the JSON `file`."""
     result = evaluate(
-        generator, limit(split("test"), images, repeat=True), GenEvalReward(), sampling=sampling, seed=SEED, progress=True,
-        checkpoint=name, source="shapes:test", reward_name="geneval",
-    )  # fmt: skip
+        generator,
+        limit(split("test"), images, repeat=True),
+        GenEvalReward(),
+        sampling=sampling,
+        seed=SEED,
+        progress=True,
+        checkpoint=name,
+        source="shapes:test",
+        reward_name="geneval",
+    )
     result.save(file)
     return result
 
 
 def table(result: EvalResult) -> str:
-    """Rows of Markdown: score and interval of each task, and overall."""
+    """Return rows of Markdown: score and interval of each task, and overall."""
     rows = {
         **{task: (result.by_task[task], result.by_task_ci95[task]) for task in TASKS},
         "overall": (result.overall, result.ci95),
@@ -139,7 +149,7 @@ def table(result: EvalResult) -> str:
 
 
 def draw_curves(work: Path) -> Any:
-    """A matplotlib figure: the VQ model's error and codebook, the language model's training and validation loss."""
+    """Draw the VQ model's error and codebook, and the language model's losses, as a figure."""
     from matplotlib.figure import Figure
 
     def read(stage: str) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from t2i_gcpo.utils.destination import check_folder
 
 
 def pretrain_vq(work: Path, seed: int, language_width: int) -> Any:
-    """The trained VQ model, from the work folder if it is there already."""
+    """Return the trained VQ model, from the work folder if it is there already."""
     from t2i_gcpo.pretrain.janus.model import VQSettings
     from t2i_gcpo.pretrain.janus.vq import VQTrainer, train_vq
 
@@ -31,7 +31,7 @@ def pretrain_vq(work: Path, seed: int, language_width: int) -> Any:
 
 
 def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape, vq_settings: Any) -> Any:
-    """The trained `JanusForConditionalGeneration`, from the work folder if it is there already."""
+    """Return the trained `JanusForConditionalGeneration`, from the work folder if it is there already."""
     from transformers import AutoTokenizer
 
     from t2i_gcpo.pretrain.janus.language import LanguageSettings, LanguageTrainer, build_janus

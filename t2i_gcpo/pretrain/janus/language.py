@@ -1,9 +1,9 @@
-"""Pre-training of `janus-mini`'s language model: next-token prediction of the image tokens after a prompt.
+"""Train `janus-mini`'s language model to predict the next image token after a prompt.
 
-The prompt is dropped from a share of the rows in the way that guidance drops it when sampling (every token but the first and
-the last becomes padding that is still attended to), so that one model holds both distributions. From a share of the
-clauses the class word, the colour word or both are dropped in the same way, and the scene has anything in their place: without it the
-model learns which pairs of words go together, and not what each word means.
+The prompt is dropped from a share of the rows in the way that guidance drops it when sampling (every token but the
+first and the last becomes padding that is still attended to), so that one model holds both distributions. From a share
+of the clauses the class word, the colour word or both are dropped in the same way, and the scene has anything in their
+place: without it the model learns which pairs of words go together, and not what each word means.
 
 B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
 """
@@ -65,15 +65,17 @@ class LanguageSettings:
 
 
 def draw_prompts(rng: random.Random, count: int, name: str = "train") -> list[Prompt]:
-    """Prompts of a split, tasks by `TASK_SHARE`."""
+    """Draw prompts of a split, tasks by `TASK_SHARE`."""
     by_task = _by_task(name)
     tasks = rng.choices(list(TASK_SHARE), weights=list(TASK_SHARE.values()), k=count)
     return [rng.choice(by_task[task]) for task in tasks]
 
 
 def with_words_dropped(prompt: Prompt, share: float, rng: random.Random) -> Prompt:
-    """The prompt in which each clause lost, with probability `share`, its class word, its colour word or both, and metadata that
-    allow any class or colour in their place."""
+    """Drop, with probability `share`, the class word, the colour word or both from each clause of the prompt.
+
+    And metadata that allow any class or colour in their place.
+    """
     include = [dict(clause) for clause in prompt.metadata["include"]]
     metadata = {**prompt.metadata, "include": include}
     words = prompt.text.split()
@@ -99,7 +101,7 @@ def _by_task(name: str) -> dict[str, list[Prompt]]:
 
 
 def encode_prompts(texts: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Texts -> ids and attention mask, both `[B, L]` int64, left-padded, with <begin_of_image> at the end."""
+    """Encode texts to ids and attention mask, both `[B, L]` int64, left-padded, with <begin_of_image> at the end."""
     boi = tokenizer.convert_tokens_to_ids("<begin_of_image>")
     ids = torch.full((len(texts), PROMPT_LENGTH), tokenizer.pad_token_id)
     mask = torch.zeros_like(ids)
@@ -126,7 +128,7 @@ def encode_scenes(prompts: list[Prompt], codes: Tensor, rng: random.Random, chun
 
 
 class Drawing(Protocol):
-    """What `draw_pairs` goes by."""
+    """The choices that `draw_pairs` goes by."""
 
     @property
     def batch(self) -> int: ...
@@ -137,7 +139,7 @@ class Drawing(Protocol):
 
 
 def draw_pairs(rng: random.Random, codes: Tensor, settings: Drawing) -> tuple[list[str], Tensor]:
-    """Texts of training prompts, words dropped and shortened, and the tokens [B, T] int64 of a scene for each."""
+    """Draw texts of training prompts, words dropped and shortened, and the tokens [B, T] int64 of a scene for each."""
     prompts = [with_words_dropped(prompt, settings.dropped_words, rng) for prompt in draw_prompts(rng, settings.batch)]
     tokens = encode_scenes(prompts, codes, rng)
     short = [rng.random() < settings.short_prompts for _ in prompts]
@@ -175,7 +177,7 @@ class LanguageTrainer:
         return self.optimisation.step_number
 
     def _losses(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Cross-entropy of each image token, `[B, T]`."""
+        """Compute the cross-entropy of each image token, `[B, T]`."""
         inner = self.model.model
         words = inner.language_model.get_input_embeddings()(ids)
         images = inner.generation_aligner(inner.generation_embeddings(tokens[:, :-1]))
@@ -202,7 +204,7 @@ class LanguageTrainer:
         return ids, mask, tokens
 
     def step(self) -> dict[str, float | Tensor]:
-        """One optimiser step; returns its loss in nats a token."""
+        """Make one optimiser step; returns its loss in nats a token."""
         ids, mask, tokens = self._batch()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
             loss = self.losses(ids, mask, tokens).mean()
@@ -211,7 +213,7 @@ class LanguageTrainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean cross-entropy of the averaged weights on scenes of prompts never trained on, nats a token."""
+        """Compute the loss of the averaged weights on scenes of prompts never trained on, nats a token."""
         kept = self.optimisation.load(self.optimisation.average)
         texts, tokens = self.validation
         ids, mask = encode_prompts(texts, self.tokenizer)
@@ -220,7 +222,7 @@ class LanguageTrainer:
         return float(total)
 
     def finished(self) -> Any:
-        """The whole model in evaluation mode, with the averaged weights."""
+        """Return the whole model in evaluation mode, with the averaged weights."""
         self.optimisation.load(self.optimisation.average)
         return self.model.eval()
 
@@ -234,7 +236,7 @@ class LanguageTrainer:
 
 
 def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | None) -> Any:
-    """A `JanusForConditionalGeneration` with random weights but for its VQ model."""
+    """Build a `JanusForConditionalGeneration` with random weights but for its VQ model."""
     from transformers import JanusForConditionalGeneration
 
     from t2i_gcpo.pretrain.janus.model import image_generation, janus_config

@@ -1,4 +1,4 @@
-"""`janus-mini`'s shape: the configs and the processor of a small `JanusForConditionalGeneration`, in hub layout."""
+"""The shape of `janus-mini`: configs and processor of a small `JanusForConditionalGeneration`, in hub layout."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ def vq_config(settings: VQSettings, language_width: int) -> Any:
 
 
 def janus_config(settings: VQSettings, shape: LanguageModelShape) -> Any:
-    """The whole model's config. The vision tower (image understanding) is as small as it can be: nothing here uses it."""
+    """Return the whole model's config.
+
+    The vision tower (image understanding) is as small as it can be: nothing here uses it.
+    """
     from transformers import JanusConfig, JanusVisionConfig, LlamaConfig
 
     tokens = [*SPECIAL_TOKENS, *vocabulary()]
@@ -106,7 +109,7 @@ def janus_config(settings: VQSettings, shape: LanguageModelShape) -> Any:
 
 
 def image_generation() -> Any:
-    """What `JanusForConditionalGeneration.generate(generation_mode="image")` must know."""
+    """Return what `JanusForConditionalGeneration.generate(generation_mode="image")` must know."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -118,7 +121,7 @@ def image_generation() -> Any:
 
 
 def save_processor(folder: Path) -> None:
-    """A word-level tokenizer over ShapeScenes' vocabulary and Janus' image processor, in hub layout."""
+    """Save a word-level tokenizer over ShapeScenes' vocabulary and Janus' image processor, in hub layout."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import JanusImageProcessor, JanusProcessor, PreTrainedTokenizerFast
 

@@ -1,9 +1,9 @@
-"""Pre-training of `janus-mini`'s tokenizer, a `JanusVQVAE`: pixels to a grid of codes and back.
+"""Train `janus-mini`'s tokenizer, a `JanusVQVAE`: pixels to a grid of codes and back.
 
-`JanusVQVAE`'s encoder sees the whole picture (group normalisation and attention), and a plain autoencoder would let it write
-the scene's content into the codes of empty patches: hard to learn for a language model, and credit on the grid would not say
-where in the picture it falls. So a code is defined by a token's own pixels: codes are the k-means of 8x8 patches. The entries
-and the decoder learn to draw pictures from them, the encoder learns to find them.
+`JanusVQVAE`'s encoder sees the whole picture (group normalisation and attention), and a plain autoencoder would let it
+write the scene's content into the codes of empty patches: hard to learn for a language model, and credit on the grid
+would not say where in the picture it falls. So a code is defined by a token's own pixels: codes are the k-means of 8x8
+patches. The entries and the decoder learn to draw pictures from them, the encoder learns to find them.
 
 B pictures, S pixels a side, K codebook entries of D numbers, N patches.
 """
@@ -28,7 +28,7 @@ PATCH = 8
 
 
 def build_vq(settings: VQSettings, language_width: int) -> nn.Module:
-    """An untrained `JanusVQVAE`; the caller seeds."""
+    """Build an untrained `JanusVQVAE`; the caller seeds."""
     from transformers.models.janus.modeling_janus import JanusVQVAE
 
     from t2i_gcpo.pretrain.janus.model import vq_config
@@ -37,7 +37,7 @@ def build_vq(settings: VQSettings, language_width: int) -> nn.Module:
 
 
 def pictures(rng: random.Random, count: int, size: int) -> Tensor:
-    """Random scenes or crops of them, `[B, 3, S, S]` in [-1, 1]. Crops start on the token grid and hold some object."""
+    """Draw random scenes or crops of them, `[B, 3, S, S]` in [-1, 1]; a crop starts on the grid and holds an object."""
     batch: list[np.ndarray] = []
     while len(batch) < count:
         scene = random_scene(rng)
@@ -56,17 +56,20 @@ def pictures(rng: random.Random, count: int, size: int) -> Tensor:
 
 
 def patches(pixels: Tensor) -> Tensor:
-    """Pictures `[B, 3, S, S]` -> their patches `[B * S/8 * S/8, 192]`, in the order of the tokens."""
+    """Cut pictures `[B, 3, S, S]` into patches `[B * S/8 * S/8, 192]`, in the order of the tokens."""
     return rearrange(pixels, "b c (h y) (w x) -> (b h w) (c y x)", y=PATCH, x=PATCH)
 
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Index of the centre [K, D] nearest to each point [N, D]."""
+    """Return the index of the centre [K, D] nearest to each point [N, D]."""
     return (centres.square().sum(1) - 2 * points @ centres.T).argmin(1)
 
 
 def kmeans(points: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
-    """`count` centres [K, D] of distinct points [N, D]. With no more points than centres, each is one, and the last repeats."""
+    """Find `count` centres [K, D] of distinct points [N, D].
+
+    With no more points than centres, each is one, and the last repeats.
+    """
     order = torch.randperm(len(points), generator=generator)
     centres = points[order[torch.arange(count).clamp(max=len(points) - 1)]].clone()
     for _ in range(rounds if len(points) > count else 0):
@@ -79,14 +82,14 @@ def kmeans(points: Tensor, count: int, rounds: int, generator: torch.Generator) 
 
 
 def directions(centres: Tensor, dim: int) -> Tensor:
-    """Unit vectors [K, dim] to start the codebook with: the centres' first principal components, each of variance 1."""
+    """Return unit vectors [K, dim] to start the codebook with: the centres' principal components, of variance 1."""
     centred = centres - centres.mean(0)
     left, _, _ = torch.linalg.svd(centred, full_matrices=False)
     return F.normalize(left[:, :dim] * len(centres) ** 0.5, dim=1)
 
 
 def patch_codes(settings: VQSettings) -> Tensor:
-    """What each code stands for: centres [K, 192] of the distinct patches of many scenes, in [-1, 1]."""
+    """Return what each code stands for: centres [K, 192] of the distinct patches of many scenes, in [-1, 1]."""
     rng = random.Random(settings.seed + 1)
     found = torch.empty(0, 3 * PATCH * PATCH)
     for start in range(0, settings.kmeans_scenes, 500):
@@ -124,7 +127,7 @@ class VQTrainer:
         return min(1.0, (self.step_number + 1) / 50) * (0.02 + 0.98 * (1 - progress))
 
     def _update(self) -> None:
-        """One step of both optimisers from the gradients that are there."""
+        """Make one step of both optimisers from the gradients that are there."""
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for matrix, kernel in zip(self.matrices, self.kernels, strict=True):
             if kernel.grad is None:
@@ -139,7 +142,10 @@ class VQTrainer:
                 kernel.copy_(matrix.view_as(kernel))
 
     def step(self) -> dict[str, float]:
-        """One optimiser step; returns its metrics: pixel errors in units of [-1, 1], the encoder's cross-entropy in nats."""
+        """Make one optimiser step; returns its metrics.
+
+        Pixel errors in units of [-1, 1], the encoder's cross-entropy in nats.
+        """
         settings, model = self.settings, self.model
         whole = self.step_number >= settings.crop_steps
         count, size = (settings.full_batch, IMAGE_SIZE) if whole else (settings.batch, settings.crop)
@@ -166,7 +172,7 @@ class VQTrainer:
         }
 
     def finished(self) -> nn.Module:
-        """The trained model in evaluation mode, its codebook's entries normalised."""
+        """Return the trained model in evaluation mode, its codebook's entries normalised."""
         weight = self.model.quantize.embedding.weight
         weight.data.copy_(F.normalize(weight.data, dim=1))
         return self.model.eval()
@@ -201,7 +207,7 @@ def train_vq(trainer: VQTrainer, on_step: Callable[[int, dict[str, float]], None
 
 @torch.no_grad()
 def encoder_agreement(model: Any, settings: VQSettings, scenes: int = 300) -> float:
-    """Share of the tokens of new scenes in which the encoder finds the code that the patch stands for."""
+    """Measure the share of new scenes' tokens in which the encoder gives the code that the patch stands for."""
     codes, rng, right = patch_codes(settings), random.Random(settings.seed + 2), 0
     for start in range(0, scenes, 50):
         pixels = pictures(rng, min(50, scenes - start), IMAGE_SIZE)
