@@ -1,4 +1,4 @@
-"""`t2i-gcpo compare`: curves, a table and a report of several runs."""
+"""Draw curves, a table and a report of several runs: `t2i-gcpo compare`."""
 
 from __future__ import annotations
 

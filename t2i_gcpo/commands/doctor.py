@@ -1,4 +1,4 @@
-"""`t2i-gcpo doctor`: what is installed, what is missing, and how to mend it."""
+"""Say what is installed, what is missing, and how to repair it: `t2i-gcpo doctor`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w.-]+)['\"]")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """A finding is one line of the report."""
 
     level: Literal["ok", "note", "fail"]
     """note: works without it, or works less well; fail: something will not run."""
@@ -40,7 +40,7 @@ def python() -> Iterator[Finding]:
 
 
 def requirements() -> Iterator[Finding]:
-    """Every requirement of the distribution: those of an extra are optional, and reported once an extra."""
+    """Check every requirement of the distribution; those of an extra are optional, and reported once an extra."""
     from packaging.requirements import Requirement
 
     try:
@@ -84,7 +84,7 @@ def requirements() -> Iterator[Finding]:
 
 
 def torchvision() -> Iterator[Finding]:
-    """Whether torchvision imports beside this torch, by itself or only when mended."""
+    """Check whether torchvision imports beside this torch, by itself or only when repaired."""
     import torch
 
     from rewards.models.torchvision_mend import mend
@@ -96,7 +96,10 @@ def torchvision() -> Iterator[Finding]:
         yield Finding("fail", "torchvision", f"does not import beside torch {torch.__version__}: {error}", remedy)
         return
     if mended:
-        text = f"does not fit torch {torch.__version__} (its compiled operators do not load); mended for t2i-gcpo, not for other programs"
+        text = (
+            f"does not fit torch {torch.__version__} (its compiled operators do not load); mended for "
+            f"t2i-gcpo, not for other programs"
+        )
         yield Finding("note", "torchvision", text, remedy)
 
 
@@ -116,18 +119,18 @@ def devices() -> Iterator[Finding]:
 
 
 def compiler() -> Iterator[Finding]:
-    """torch.compile on CPU builds C++."""
+    """Look for the C++ compiler that torch.compile needs on a CPU."""
     candidates = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    found = next((path for name in candidates if name and (path := shutil.which(name))), None)
-    if found:
-        yield Finding("ok", "c++ compiler", found)
+    compiler_path = next((path for name in candidates if name and (path := shutil.which(name))), None)
+    if compiler_path:
+        yield Finding("ok", "c++ compiler", compiler_path)
     else:
         remedy = "install g++ (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)"
         yield Finding("note", "c++ compiler", "none found; sampling on CPU is not compiled, which is slower", remedy)
 
 
 def checkpoints() -> Iterator[Finding]:
-    """The embedded checkpoints: each weight file's header is read, so a truncated file or a Git LFS pointer is found."""
+    """Read the header of each embedded weight file, so that a truncated one or a Git LFS pointer shows."""
     from safetensors import SafetensorError, safe_open
 
     from t2i_gcpo.generators.checkpoints import ASSETS
@@ -161,7 +164,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def main(argv: list[str]) -> int:
-    """`t2i-gcpo doctor`: exit status 0 where everything needed is there, 1 where something will not run."""
+    """Print the report; exit status 0 where everything needed is there, 1 where something will not run."""
     parser().parse_args(argv)
     failed = 0
     for check in CHECKS:

@@ -1,4 +1,4 @@
-"""`t2i-gcpo eval`: score a checkpoint on held-out prompts, alone or against a second one."""
+"""Score a checkpoint on held-out prompts, alone or against a second one: `t2i-gcpo eval`."""
 
 from __future__ import annotations
 
@@ -105,14 +105,17 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--credit",
         action="store_true",
-        help="also measure where credit lies: every credit rule and its controls against the objects' cells, on ShapeScenes; writes credit.json",
+        help=(
+            "also measure where credit lies: every credit rule and its controls against the objects' cells, on "
+            "ShapeScenes; writes credit.json"
+        ),
     )
     add("--pictures", type=count, default=24, help="images in the sample grid (default: %(default)s)")
     return parser
 
 
 def _pictures(ours: EvalResult, other: EvalResult | None, out: Path, count: int) -> list[Path]:
-    """samples.png and, with another checkpoint, against.png: the first images of each task, in equal parts."""
+    """Save samples.png and, with another checkpoint, against.png: images of each task in equal parts."""
     shown = pick(ours, count)
     if not shown:
         return []

@@ -1,4 +1,4 @@
-"""`t2i-gcpo export`: what training changed in a checkpoint, as a small folder that loads wherever a checkpoint does."""
+"""Save what training changed in a checkpoint as a small folder that loads wherever a checkpoint does."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from t2i_gcpo.utils.destination import check_folder
 
 
 def main(argv: list[str]) -> int:
-    """Write the difference of a tuned checkpoint to the one that its training started from: OUT/delta.safetensors (float16) and OUT/delta.json
-    (the base, the run's options, seed, step and scores)."""
+    """Write the difference of a tuned checkpoint to the one that its training started from.
+
+    OUT/delta.safetensors holds it in float16, OUT/delta.json the base, the run's options, seed, step and scores.
+    """
     args = parser().parse_args(argv)
     check_folder(args.out, deltas.WEIGHTS, deltas.ABOUT)
     base, tuned = locate(args.against), generators.load(args.checkpoint)
@@ -37,9 +39,10 @@ def main(argv: list[str]) -> int:
 
 
 def write(out: str | Path, tuned: ImageGenerator, base: ImageGenerator, *, about: dict[str, Any]) -> Path:
-    """Write the delta of two generators that `generators.load` made; LoRA adapters of `tuned` are merged into its weights.
+    """Write the delta of two generators that `generators.load` made; LoRA adapters of `tuned` are merged.
 
-    ValueError: they are of different models or differ in more than the policy, or `base` was not loaded from a checkpoint.
+    ValueError: they are of different models or differ in more than the policy, or `base` was not loaded from a
+    checkpoint.
     """
     origin = base.base
     if origin is None:
@@ -55,29 +58,30 @@ def write(out: str | Path, tuned: ImageGenerator, base: ImageGenerator, *, about
 
 
 def _check_decoders(tuned: ImageGenerator, base: ImageGenerator) -> None:
-    """The same tokens must become the same picture, for a delta holds the policy alone."""
+    """Check that the same tokens become the same picture, for a delta holds the policy alone."""
     length = base.grid[0] * base.grid[1]
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randint(base.codebook_size, (1, length), generator=rng)
     if not torch.equal(tuned.decode(tokens).cpu(), base.decode(tokens).cpu()):
         raise ValueError(
-            "the two checkpoints decode the same tokens to different pictures: their image decoders differ, and a delta "
+            "the two checkpoints decode the same tokens to different pictures: their image decoders differ, and "
+            "a delta "
             "holds the policy's weights alone; name the checkpoint that the training started from"
         )
 
 
 def provenance(path: str | Path) -> dict[str, Any]:
-    """Where the checkpoint RUN/checkpoints/step_N comes from, as far as its run folder says; {} for any other folder."""
+    """Return where the checkpoint RUN/checkpoints/step_N comes from, as its run folder says; {} for other folders."""
     path = Path(path)
     run = path.absolute().parent.parent
     if path.absolute().parent.name != checkpoints.FOLDER or not ((run / CONFIG).is_file() or (run / METRICS).is_file()):
         return {}
-    found, step = run_folder.read(run), checkpoints.step_of(path.absolute())
-    row = next((row for row in found.metrics if row["step"] == step), {})
+    source, step = run_folder.read(run), checkpoints.step_of(path.absolute())
+    row = next((row for row in source.metrics if row["step"] == step), {})
     scores: dict[str, Any] = {"validation": row.get("validation/overall")}
-    for name, result in (("test_before", found.before), ("test_after", found.after)):
+    for name, result in (("test_before", source.before), ("test_after", source.after)):
         # eval_after.json speaks of the last checkpoint alone.
-        if result is not None and (name == "test_before" or step == found.step):
+        if result is not None and (name == "test_before" or step == source.step):
             scores[name] = {
                 "overall": result.overall,
                 "ci95": list(result.ci95),
@@ -85,12 +89,12 @@ def provenance(path: str | Path) -> dict[str, Any]:
                 "prompts": result.prompts,
             }
     return {
-        "algorithm": found.algorithm,
-        "seed": found.config.get("seed"),
+        "algorithm": source.algorithm,
+        "seed": source.config.get("seed"),
         "step": step,
         "images_sampled": row.get("images_sampled"),
         "scores": {name: value for name, value in scores.items() if value is not None},
-        "config": found.config,
+        "config": source.config,
     }
 
 

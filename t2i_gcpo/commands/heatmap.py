@@ -1,4 +1,4 @@
-"""`t2i-gcpo heatmap`: the credit of tokens over images that are sampled, read back from an npz, or followed through a run."""
+"""Draw the credit of tokens over images that are sampled, read from an npz, or followed through a run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from t2i_gcpo.utils.destination import check_folder
 def main(argv: list[str]) -> int:
     """Draw the credit of tokens; writes heatmap.png, heatmap.html and heatmap.npz.
 
-    --checkpoint with --prompt samples images (with a reward the advantages are drawn, else the token weights alone); --npz
-    redraws a saved heatmap and runs no model; --run shows one prompt and noise at every step that a run drew.
+    --checkpoint with --prompt samples images (with a reward the advantages are drawn, else the token weights alone);
+    --npz redraws a saved heatmap and runs no model; --run shows one prompt and noise at every step that a run drew.
     """
     args = parser().parse_args(argv)
     others = [f"{name}.png" for name in (args.map or [])[1:]]
@@ -62,7 +62,8 @@ def main(argv: list[str]) -> int:
 
 
 def sampled(args: argparse.Namespace) -> Heatmap:
-    """Sample images of one prompt, one group, with advantages where there is a reward, and print what there is to know about them."""
+    """Sample one group of images of a prompt, with advantages where there is a reward, and print what is known of
+    them."""
     at_least(1, "--", num=args.num)
     if args.prompt is None:
         raise ValueError("--checkpoint needs a --prompt: write what the images should show")
@@ -105,7 +106,10 @@ def sampled(args: argparse.Namespace) -> Heatmap:
 
 
 def _check_maps(args: argparse.Namespace, no_reward: str) -> None:
-    """Check that the maps asked for will be there, before a model is loaded. no_reward: why nothing is scored, "" where it is."""
+    """Check, before a model is loaded, that the maps asked for will be there.
+
+    no_reward: why nothing is scored, "" where something is.
+    """
     maps = args.map or []
     if "advantage" in maps and no_reward:
         raise ValueError(f"--map advantage needs scores, and {no_reward}; look at another map, such as --map weight")
@@ -114,7 +118,7 @@ def _check_maps(args: argparse.Namespace, no_reward: str) -> None:
 
 
 def _choices(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of `Recipe` that were given as options."""
+    """Return the fields of `Recipe` that were given as options."""
     given = {field.name: vars(args)[field.name] for field in fields(Recipe)}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -130,7 +134,7 @@ def _reference(args: argparse.Namespace, generator: ImageGenerator) -> ImageGene
 
 
 def _reward(args: argparse.Namespace, prompt: Prompt) -> tuple[str | None, str]:
-    """The reward to score with, or None and why there is none."""
+    """Return the reward to score with, or None and why there is none."""
     if args.reward == "none":
         return None, "no reward was asked for"
     if args.num < 2:
@@ -138,7 +142,8 @@ def _reward(args: argparse.Namespace, prompt: Prompt) -> tuple[str | None, str]:
     if args.reward is None and not prompt.metadata:
         return (
             None,
-            "the prompt is none of the embedded ones, so the geneval reward cannot score it (name another with --reward)",
+            "the prompt is none of the embedded ones, so the geneval reward cannot score it (name another with "
+            "--reward)",
         )
     return args.reward or "geneval", ""
 

@@ -1,4 +1,4 @@
-"""`t2i-gcpo prompts`: write the embedded prompts, or their vocabulary, to a file."""
+"""Write the embedded prompts, or their vocabulary, to a file: `t2i-gcpo prompts`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 
 
 def main(argv: list[str]) -> int:
-    """`t2i-gcpo prompts SOURCE --out FILE`: a split as GenEval json lines, or the vocabulary as one word a line."""
+    """Write a split as GenEval's JSON lines, or the vocabulary with one word a line."""
     args = parser().parse_args(argv)
     if args.source == f"{SHAPES}vocabulary":
         from t2i_gcpo.data.shapes.prompts import vocabulary
@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
         prompts = limit(read(args.source), args.limit)
         if args.out.suffix.lower() not in JSON_LINES:  # the suffix says how the file is read back
             raise ValueError(
-                f"--out is {args.out}: prompts are written as JSON lines; name a file that ends in {' or '.join(JSON_LINES)}"
+                f"--out is {args.out}: prompts are written as JSON lines; "
+                f"name a file that ends in {' or '.join(JSON_LINES)}"
             )
         lines, what = [json.dumps({**p.metadata, "prompt": p.text}, ensure_ascii=False) for p in prompts], "prompts"
     check_file(args.out)

@@ -1,4 +1,4 @@
-"""`t2i-gcpo sample`: images for a prompt, each as a PNG, all in one grid, and what they were drawn with."""
+"""Sample images for a prompt: each as a PNG, all in one grid, and what they were drawn with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GRID, SAMPLES = "grid.png", "samples.json"
 
 
 def main(argv: list[str]) -> int:
-    """Sample images: OUT/000_00.png (prompt, image), OUT/grid.png and OUT/samples.json."""
+    """Sample images and write OUT/000_00.png (prompt, image), OUT/grid.png and OUT/samples.json."""
     args = parser().parse_args(argv)
     check_folder(args.out, GRID, SAMPLES)
     if args.prompt:

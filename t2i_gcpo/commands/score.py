@@ -1,4 +1,4 @@
-"""`t2i-gcpo score`: pictures on disk against any scorer. N images."""
+"""Score pictures on disk with any scorer: `t2i-gcpo score`. N is the number of images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOTE = "mean over the images that have a value; in brackets: 95 % bootstrap inte
 
 
 def main(argv: list[str]) -> int:
-    """Score a folder of images, or the samples of a run, with any scorer or mixture; prints a table, writes JSON with a row an image."""
+    """Score a folder of images, or the samples of a run, with any scorer or mixture; writes JSON and prints a table."""
     if {"-h", "--help"} & set(argv):
         parser().parse_args(["--help"])
     options, rest = take_reward(argv)
@@ -73,7 +73,7 @@ def look_over(pictures: Sequence[Picture]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class Scores:
-    """N pictures and what the scorer says of them."""
+    """Holds N pictures and what the scorer says of them."""
 
     pictures: Sequence[Picture]
     output: RewardOutput
@@ -85,13 +85,13 @@ class Scores:
 
     @cached_property
     def estimates(self) -> dict[str, Estimates]:
-        """ "score", then each part -> its mean over all images."""
+        """Return the mean over all images of "score", and then of each part."""
         one_task = ["all"] * len(self.pictures)
         return {name: self._estimate(values, one_task) for name, values in self._columns.items()}
 
     @cached_property
     def by_group(self) -> Estimates:
-        """Scores by task, in a run by step."""
+        """Return the mean score of each task, in a run of each step."""
         return self._estimate(self.output.scores, [picture.group for picture in self.pictures])
 
     @property
@@ -102,7 +102,7 @@ class Scores:
         return estimate(values.tolist(), [picture.prompt.text for picture in self.pictures], tasks)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows: the score, its groups where there are several, the parts."""
+        """Return header and rows: the score, its groups where there are several, and the parts."""
         score, *parts = [[name, str(e.n), with_interval(e.overall, e.ci95)] for name, e in self.estimates.items()]
         e = self.by_group
         groups = [
@@ -112,7 +112,7 @@ class Scores:
         return ["what", "images", "mean"], [score, *(groups if len(groups) > 1 else []), *parts]
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers that do not exist are null."""
+        """Return what the file holds; numbers that do not exist are null."""
         e = self.by_group
         columns = {name: [finite_or_none(value) for value in values.tolist()] for name, values in self._columns.items()}
         scores = columns.pop("score")
@@ -143,7 +143,8 @@ class Scores:
 
 
 def score(pictures: Sequence[Picture], reward: Reward, *, name: str, batch: int = 32, progress: bool = False) -> Scores:
-    """Score pictures in their order, `batch` of one size at once. ValueError for a damaged file, or what the scorer refuses."""
+    """Score pictures in their order, `batch` of one size at once. ValueError for a damaged file, or what the scorer
+    refuses."""
     outputs = []
     with tqdm(total=len(pictures), unit="image", desc="score", disable=not progress, leave=False) as bar:
         for part, images in _batches(pictures, batch):
@@ -157,7 +158,7 @@ def score(pictures: Sequence[Picture], reward: Reward, *, name: str, batch: int 
 
 
 def _batches(pictures: Sequence[Picture], most: int) -> Iterator[tuple[list[Picture], Tensor]]:
-    """Runs of pictures of one size, and their images [B, 3, H, W]."""
+    """Yield pictures of one size that follow one another, and their images [B, 3, H, W]."""
     part: list[Picture] = []
     images: list[Tensor] = []
     for picture in pictures:
@@ -183,7 +184,10 @@ def parser() -> argparse.ArgumentParser:
         "--images",
         required=True,
         type=home_path,
-        help="a folder of t2i-gcpo sample, a run, a folder in GenEval's layout, or files named after rows of --prompts: 12.png, 12_0.png",
+        help=(
+            "a folder of t2i-gcpo sample, a run, a folder in GenEval's layout, or files named after rows of "
+            "--prompts: 12.png, 12_0.png"
+        ),
     )
     add("--prompts", help="a prompt file, or shapes:test and the like: the prompts' metadata, and their rows")
     add("--out", required=True, type=home_path, help="JSON file to write")

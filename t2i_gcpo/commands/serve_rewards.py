@@ -1,4 +1,4 @@
-"""`t2i-gcpo serve-rewards`: a scorer behind HTTP, for `--reward.name remote` of training runs here or elsewhere."""
+"""Serve a scorer over HTTP, for `--reward.name remote` of training runs here or elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PULSE = 0.5
 
 
 def main(argv: list[str]) -> int:
-    """Serve a scorer over HTTP until Ctrl-C or SIGTERM: requests that are there are finished first."""
+    """Serve a scorer over HTTP until Ctrl-C or SIGTERM; requests that have arrived are finished first."""
     if {"-h", "--help"} & set(argv):
         parser().parse_args(["--help"])
     options, rest = take_reward(argv)

@@ -1,4 +1,4 @@
-"""`t2i-gcpo train`: options -> generator, reward, prompts and trainer; evaluate, train, evaluate again."""
+"""Evaluate, train and evaluate again, with what the options of `t2i-gcpo train` describe."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
 def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
     """Train, with everything around it.
 
-    ValueError, with nothing written, where the folder holds another run or is in use, and, with `resume`, where it holds none like this.
+    ValueError, with nothing written, where the folder holds another run or is in use, and, with `resume`, where it
+    holds none like this.
     """
     folder = Path(config.output_dir)
     with contextlib.ExitStack() as stack:
@@ -69,7 +70,8 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
 
 
 def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Trainer, list[Prompt], EvalResult | None]:
-    """Build the trainer, of a resumed run at its newest checkpoint; with it the test prompts and their scores before training.
+    """Build the trainer, of a resumed run at its newest checkpoint; with it the test prompts and their scores before
+    training.
 
     ValueError where anything cannot be used. Nothing is written.
     """
@@ -141,7 +143,8 @@ def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: Eval
 
 
 def _announce_code(config: TrainConfig, file: Path) -> None:
-    """Say, before anything is imported, which Python code a run's own options name: the folder may be somebody else's."""
+    """Say, before anything is imported, which Python code a run's own options name: the folder may be somebody
+    else's."""
     named = [*own_functions(config.reward.name, config.reward.options), *config.watch.rewards]
     for name in dict.fromkeys(name for name in named if ":" in name):
         print(
@@ -181,7 +184,10 @@ def _evaluate(config: TrainConfig, trainer: Trainer, prompts: list[Prompt], *, n
 
 
 def _before_after(before: EvalResult, after: EvalResult, path: Path) -> None:
-    """The same prompts and noise before and after. Nothing where the run was resumed: the images before are not kept on disk."""
+    """Draw the same prompts and noise before and after training.
+
+    Draws nothing where the run was resumed: the images before are not kept on disk.
+    """
     if before.images is None or after.images is None:
         return
     rows = pick(after, SHOWN)

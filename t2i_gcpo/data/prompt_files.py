@@ -32,8 +32,8 @@ _TEXT_COLUMNS, _TASK_COLUMNS = ("prompts", "prompt"), ("category", "tag")
 def read_file(path: Path) -> list[Prompt]:
     """Read the prompts of one file.
 
-    ValueError, with file and line: a suffix that no reader knows, text that is not UTF-8, a row that is no prompt, or no
-    prompts at all.
+    ValueError, with file and line: a suffix that no reader knows, text that is not UTF-8, a row that is no prompt, or
+    no prompts at all.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:

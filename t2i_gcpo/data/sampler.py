@@ -1,4 +1,4 @@
-"""The order in which a run draws its prompts; the order can be saved and restored."""
+"""Draw a run's prompts in an order that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from t2i_gcpo.records import Prompt
 class PromptSampler:
     """Draws prompts without end, each once before any comes again.
 
-    With `balanced`, the tasks take turns in a random order, so that any stretch of as many draws as there are tasks, counted
-    from the start, holds each task once; within a task each prompt comes once before any comes again. The state restores the
-    sequence exactly.
+    With `balanced`, the tasks take turns in a random order, so that any stretch of as many draws as there are tasks,
+    counted from the start, holds each task once; within a task each prompt comes once before any comes again. The state
+    restores the sequence exactly.
     """
 
     def __init__(self, prompts: Sequence[Prompt], *, seed: int, balanced: bool = PromptsConfig.balanced) -> None:
@@ -31,7 +31,7 @@ class PromptSampler:
         self._queues: dict[str, list[int]] = {task: [] for task in self._pools}
 
     def draw(self, n: int) -> list[Prompt]:
-        """The next `n` prompts."""
+        """Return the next `n` prompts."""
         return [self.prompts[self._next()] for _ in range(n)]
 
     def _next(self) -> int:
@@ -46,12 +46,12 @@ class PromptSampler:
         return [items[k] for k in torch.randperm(len(items), generator=self._generator).tolist()]
 
     def _fingerprint(self) -> str:
-        """Tells the prompts apart that a state belongs to."""
+        """Return a hash that tells apart the prompts that a state belongs to."""
         lines = "\n".join(f"{task}: {self.prompts[k].text}" for task, indices in self._pools.items() for k in indices)
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only, so that `torch.load(weights_only=True)` reads it."""
+        """Return the state as tensors and plain values, which `torch.load(weights_only=True)` reads."""
         return {
             "prompts": self._fingerprint(),
             "generator": self._generator.get_state(),

@@ -1,6 +1,7 @@
-"""The demo: compare checkpoints, inspect credit, train live and look at runs, in the browser.
+"""The demo shows checkpoints, credit, live trainings and runs in the browser.
 
-May import everything but `study`, `bench` and `pretrain`. Nothing of the library is computed here, and Gradio is known nowhere else.
+May import everything but `study`, `bench` and `pretrain`. Nothing of the library is computed here, and Gradio is known
+nowhere else.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=PATH",
         help="a checkpoint to compare, and the name to show: embedded name, folder (a run's checkpoints/step_N or a "
-        "delta) or hub name; may be given several times, the first is the one to start from (default: the embedded ones)",
+        "delta) or hub name; may be given several times, the first is the one to start from (default: the "
+        "embedded ones)",
     )
     add(
         "--runs",
@@ -118,7 +120,10 @@ def parser() -> argparse.ArgumentParser:
         "--password-file",
         type=home_path,
         metavar="FILE",
-        help=f"a file with the password that the page asks for; or put it in the environment variable {PASSWORD_VARIABLE}",
+        help=(
+            f"a file with the password that the page asks for; or put it in the environment variable "
+            f"{PASSWORD_VARIABLE}"
+        ),
     )
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")

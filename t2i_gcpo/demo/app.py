@@ -1,4 +1,4 @@
-"""The page: four tabs over one context, and requests that are not the page's answered by a sentence."""
+"""Build the page: four tabs over one context; requests that are not the page's are answered by a sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLEANING = (3600, 24 * 3600)
 
 
 class Page(gr.Blocks):
-    """Gradio's page, which takes a value of an odd type, as only a script sends it, for the sender's mistake and no defect."""
+    """Is Gradio's page, but takes a value of an odd type, which only a script sends, for the sender's mistake."""
 
     async def preprocess_data(self, block_fn: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Turn the values of a request into the arguments of an event handler, as Gradio does."""
@@ -32,7 +32,7 @@ class Page(gr.Blocks):
 
 
 def build(context: DemoContext) -> gr.Blocks:
-    """Build the page. Sessions share the context's checkpoints and nothing else: what one person sees is in `gr.State`."""
+    """Build the page. Sessions share the checkpoints and nothing else: what one person sees is in `gr.State`."""
     with Page(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as app:
         gr.Markdown(f"## {TITLE}")
         with gr.Tab("Compare"):

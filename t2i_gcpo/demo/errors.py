@@ -1,4 +1,4 @@
-"""A person's mistake becomes a sentence on the page; a defect keeps its traceback in the terminal."""
+"""Show a person's mistake as a sentence on the page; a defect keeps its traceback in the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def with_user_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The event handler with errors that the page can show; the handler may be a generator."""
+    """Wrap an event handler, so that the page can show its errors; the handler may be a generator."""
     if inspect.isgeneratorfunction(function):
 
         @functools.wraps(function)

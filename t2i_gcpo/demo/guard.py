@@ -1,8 +1,8 @@
 """Refuse requests that the demo's own page never sends, before Gradio reads them.
 
-A server on this machine is within reach of every web page that its owner opens: a page may post to it, or may give its own
-name this machine's address (DNS rebinding). So the name that a request asks for must be this machine's, a request that a page
-sent must come from the demo's own page, nothing is uploaded, and bodies are small.
+A server on this machine is within reach of every web page that its owner opens: a page may post to it, or may give its
+own name this machine's address (DNS rebinding). So the name that a request asks for must be this machine's, a request
+that a page sent must come from the demo's own page, nothing is uploaded, and bodies are small.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ NEVER_FETCHED = ("/proxy=", "/file=http:", "/file=https:", "/upload_progress", "
 
 
 class Guard:
-    """An ASGI application in front of Gradio's."""
+    """Is an ASGI application in front of Gradio's."""
 
     def __init__(self, app: Application, *, local: bool = True) -> None:
-        """local: only this machine is served, so that a request's Host header must name it; else a password keeps others out."""
+        """local: only this machine is served, so that a request's Host header must name it; else a password keeps
+        others out."""
         self.app, self.local = app, local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +51,8 @@ class Guard:
             except (LookupError, FnIndexInferError):
                 if scope["type"] != "http" or not scope["path"].startswith(API):
                     raise
-                # Gradio looks an event up by its number or name before it runs it; an event's own errors do not come this way.
+                # Gradio looks an event up by its number or name before it runs it; an event's own errors do not come
+                # this way.
                 refused = 404, "There is no such event here."
         status, sentence = refused
         body = f"{sentence}\n".encode()

@@ -1,4 +1,4 @@
-"""Small pieces of the page: pictures large enough to see, tables and bars as HTML. Texts of people are escaped."""
+"""Make small pieces of the page: enlarged pictures, tables and bars as HTML. Texts of people are escaped."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CSS = """
 .gradio-container { max-width: 1280px !important; }
 .t2i-table { border-collapse: collapse; font-size: 13px; margin: 0 !important; border: 0 !important; }
 .t2i-table tr { border: 0 !important; padding: 0 !important; background: none !important; }
-.t2i-table th, .t2i-table td { padding: 2px 10px 2px 0 !important; text-align: left; vertical-align: top; border: 0 !important; background: none !important; }
-.t2i-table thead tr { border-bottom: 1px solid var(--border-color-primary) !important; }
-.t2i-table th { font-weight: 600; } .t2i-table .n { text-align: right; font-variant-numeric: tabular-nums; }
-.t2i-good { color: #168c42; font-weight: 600; } .t2i-bad { color: #c62f2f; font-weight: 600; }
+.t2i-table th, .t2i-table td { padding: 2px 10px 2px 0 !important; text-align: left; vertical-align: top; border: 0
+!important; background: none !important; } .t2i-table thead tr { border-bottom: 1px solid var(--border-color-primary)
+!important; } .t2i-table th { font-weight: 600; } .t2i-table .n { text-align: right; font-variant-numeric: tabular-nums;
+} .t2i-good { color: #168c42; font-weight: 600; } .t2i-bad { color: #c62f2f; font-weight: 600; }
 .t2i-faint { opacity: 0.75; font-size: 13px; }
 .t2i-scroll { overflow-x: auto; }
 .t2i-bar { display: flex; align-items: center; gap: 8px; font-size: 13px; font-variant-numeric: tabular-nums; }
@@ -32,32 +32,38 @@ CSS = """
 .t2i-panels .thumbnail-item { aspect-ratio: auto !important; height: auto !important; }
 .t2i-panels .gallery-item, .t2i-panels img { height: auto !important; }
 .t2i-pixels .grid-container, .t2i-panels .grid-container { padding-top: 24px !important; }
-.t2i-pixels .grid-wrap, .t2i-panels .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none !important; }
-.gradio-container .vega-embed { width: 100%; }
+.t2i-pixels .grid-wrap, .t2i-panels .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none
+!important; } .gradio-container .vega-embed { width: 100%; }
 @media (max-width: 640px) { .t2i-pixels .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
 #t2i-status-compare, #t2i-status-inspect, #t2i-status-live, #t2i-status-runs { min-height: 28px; }
 """
 
 
 def enlarged(image: Tensor | np.ndarray, about: int = THUMBNAIL) -> Image.Image:
-    """[3, H, W] uint8 -> a picture of about so many pixels a side, without smoothing."""
+    """Enlarge [3, H, W] uint8 to a picture of about so many pixels a side, without smoothing."""
     pixels = image if isinstance(image, np.ndarray) else image.cpu().numpy()
     return paint.picture(pixels, enlargement(pixels.shape[-1], about))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
-    """A table of escaped texts; `numbers` are the columns that stand to the right. Cells that are `Markup` stay as they are."""
+    """Return a table of escaped texts. Cells that are `Markup` stay as they are.
+
+    numbers: the columns whose cells stand to the right.
+    """
     kinds = [" class='n'" if k in numbers else "" for k in range(len(columns))]
     head = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True))
     body = "".join(
         "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
         for row in rows
     )
-    return f"<div class='t2i-scroll'><table class='t2i-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return (
+        f"<div class='t2i-scroll'><table "
+        f"class='t2i-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 class Markup(str):
-    """HTML that is meant as such."""
+    """Is HTML that is meant as such, and not escaped."""
 
 
 def _cell(text: str) -> str:
@@ -73,7 +79,7 @@ def faint(text: str) -> str:
 
 
 def verdict_table(image_scores: ImageScores) -> str:
-    """A row a clause, a column an image; for other rewards a row of scores."""
+    """Return a table with a row for each clause and a column for each image; for other rewards one row of scores."""
     if not image_scores.scored:
         return faint(image_scores.why_not)
     count = len(image_scores.scores)
@@ -88,7 +94,7 @@ def verdict_table(image_scores: ImageScores) -> str:
 
 
 def scale_bar(low: str, high: str, *, signed: bool, words: str) -> str:
-    """The colour bar of a map with its ends, and a line of words below."""
+    """Return the colour bar of a map with its ends, and a line of words below."""
     colors = paint.colormap(signed)[np.linspace(0, 255, 17).astype(int)]
     stops = ", ".join(f"rgb({r},{g},{b})" for r, g, b in colors.tolist())
     bar = f"<i style='background: linear-gradient(to right, {stops})'></i>"

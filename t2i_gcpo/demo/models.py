@@ -1,4 +1,4 @@
-"""The checkpoints of the demo by name: loaded when first asked for, shared by all sessions, changed by none."""
+"""Hand out the demo's checkpoints: loaded when first asked for, shared by all sessions, changed by none."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _SHOWN = {"janus-mini-grpo": "GRPO", "janus-mini-dapo": "DAPO", "janus-mini-gcpo
 
 
 def named(choices: list[str]) -> dict[str, str]:
-    """`NAME=PATH` or `PATH`, as given on the command line -> name -> checkpoint. Nothing given: janus-mini, what training made of it,
-    and amused-mini.
+    """`NAME=PATH` or `PATH`, as given on the command line -> name -> checkpoint. Nothing given: janus-mini, what
+    training made of it, and amused-mini.
 
     ValueError: the same name twice.
     """
@@ -42,7 +42,8 @@ def named(choices: list[str]) -> dict[str, str]:
 class Models:
     """Hands out generators by name; the `keep` used last stay in memory.
 
-    Sampling and scoring leave a generator as it was, so that sessions may share it; and one job at a time uses one (`context.MODEL`).
+    Sampling and scoring leave a generator as it was, so that sessions may share it; and one job at a time uses one
+    (`context.MODEL`).
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class Models:
         keep: int = 5,
         compared: list[str] | None = None,
     ) -> None:
-        """compared: names of those that the tab Compare sets side by side (None: all). ValueError: a checkpoint that is none."""
+        """compared: names of those that the tab Compare sets side by side (None: all). ValueError: a checkpoint that is
+        none."""
         if keep < 1:
             raise ValueError(f"keep is {keep}; it must be at least 1")
         self.checkpoints, self.device, self.dtype, self.keep = dict(checkpoints), device, dtype, keep
@@ -72,7 +74,7 @@ class Models:
         return list(self.checkpoints)
 
     def get(self, name: str) -> ImageGenerator:
-        """The shared generator of a checkpoint. ValueError for an unknown name."""
+        """Return the shared generator of a checkpoint. ValueError for an unknown name."""
         if name not in self.checkpoints:
             raise ValueError(f"there is no checkpoint {name!r} here; there are {', '.join(self.names)}")
         with self._lock:
@@ -89,7 +91,7 @@ class Models:
             self.get(name)
 
     def fresh(self, name: str) -> ImageGenerator:
-        """A generator of one's own, for training."""
+        """Return a generator that nobody else has, for training."""
         return generators.load(
             self.checkpoints[name], device=self.device, dtype=self.dtype, max_batch=64, compile=False
         )

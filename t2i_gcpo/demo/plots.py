@@ -1,4 +1,4 @@
-"""Curves of runs as data frames for the page's line plots."""
+"""Turn the curves of runs into line plots of the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OF = {"grpo": COLORS[0], "gcpo": COLORS[1], "dapo": COLORS[2]}
 
 
 def frame(runs: Mapping[str, Run], metric: str) -> pandas.DataFrame:
-    """Label -> run as rows of (step, value, run), where the metric was logged and finite."""
+    """Return runs by label as rows of (step, value, run), where the metric was logged and finite."""
     import pandas
 
     rows = [
@@ -33,7 +33,7 @@ def frame(runs: Mapping[str, Run], metric: str) -> pandas.DataFrame:
 
 
 def metrics(runs: Iterable[Run]) -> list[str]:
-    """The metrics that any of the runs logged, those with a panel in `t2i-gcpo compare` first."""
+    """Return the metrics that any of the runs logged, those with a panel in `t2i-gcpo compare` first."""
     logged = dict.fromkeys(name for run in runs for row in run.metrics for name in row if name != "step")
     first = [name for name in PANELS if "+" not in name and name in logged]
     return [*first, *sorted(name for name in logged if name not in first)]
@@ -47,12 +47,15 @@ def colors(labels: Iterable[str]) -> dict[str, str]:
 
 
 def line_plot() -> gr.Plot:
-    """An empty plot for `lines`."""
+    """Make an empty plot for `lines`."""
     return gr.Plot(show_label=False, min_width=280, buttons=[])
 
 
 def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:
-    """The plot of one metric over the runs. A chart a time: Gradio's own line plot keeps the categories that it began with."""
+    """Draw the plot of one metric over the runs, anew each time.
+
+    Gradio's own line plot keeps the categories that it began with.
+    """
     import altair
 
     chosen = colors(runs)

@@ -1,4 +1,4 @@
-"""Run folders for the page: which there are, and their pictures by step. A run that is still being written is a run, too."""
+"""Find run folders and their pictures by step; a run that is still being written is a run, too."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURES: dict[str, tuple[str, str]] = {
 
 
 def find(root: Path) -> list[str]:
-    """The run folders below `root`, the newest first."""
+    """Return the run folders below `root`, the newest first."""
     runs: list[tuple[float, str]] = []
     level = [root] if root.is_dir() else []
     for _ in range(DEPTH + 1):
@@ -40,7 +40,8 @@ def find(root: Path) -> list[str]:
 def open_runs(paths: Iterable[str], *, below: Path | None = None) -> dict[str, Run]:
     """Open run folders, each under a label: the end of the path that tells them apart.
 
-    below: the folder that they must be in, links followed (None: anywhere). ValueError: a folder that is no run, or elsewhere.
+    below: the folder that they must be in, links followed (None: anywhere). ValueError: a folder that is no run, or
+    elsewhere.
     """
     runs = [read(_allowed(path, below)) for path in dict.fromkeys(paths)]
     parts = [run.path.absolute().parts for run in runs]
@@ -52,7 +53,10 @@ def open_runs(paths: Iterable[str], *, below: Path | None = None) -> dict[str, R
 
 
 def _allowed(text: str, below: Path | None) -> Path:
-    """Return a path that may be opened. ValueError, the same for folders that exist and that do not: it is not below `below`."""
+    """Return a path that may be opened.
+
+    ValueError where it is not below `below`, the same for folders that exist and for those that do not.
+    """
     try:
         path = Path(text).expanduser()
         inside = below is None or path.resolve().is_relative_to(below.resolve())
@@ -64,17 +68,20 @@ def _allowed(text: str, below: Path | None) -> Path:
 
 
 def begun(paths: Mapping[str, Path]) -> dict[str, Run]:
-    """Those of some run folders that are there already."""
+    """Open those of some run folders that are there already."""
     return {label: read(path) for label, path in paths.items() if (path / CONFIG).is_file()}
 
 
 def steps(runs: Iterable[Run], kind: str) -> list[int]:
-    """The steps at which any of the runs has a picture of this kind."""
+    """Return the steps at which any of the runs has a picture of this kind."""
     return sorted({step for run in runs for step in _files(run, kind)})
 
 
 def picture(run: Run, kind: str, step: int) -> tuple[int, Image.Image] | None:
-    """The run's newest whole picture at or before `step`, and its step; None where there is none. One that is being written is passed over."""
+    """Return the run's newest whole picture at or before `step`, and its step; None where there is none.
+
+    One that is being written is passed over.
+    """
     files = _files(run, kind)
     for there in sorted((other for other in files if other <= step), reverse=True):
         try:

@@ -1,4 +1,4 @@
-"""Scores of images for the page: verdicts per clause where GenEval's rules cover the prompt, any reward's score elsewhere."""
+"""Score images for the page: verdicts per clause where GenEval's rules cover the prompt, scores elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from t2i_gcpo.records import Prompt
 
 @dataclass(frozen=True)
 class ImageScores:
-    """B scored images of one prompt."""
+    """Holds the scores of B images of one prompt."""
 
     scores: Tensor
     """[B] fp32; NaN where there is no score."""
@@ -34,7 +34,7 @@ class ImageScores:
         return not self.why_not
 
     def caption(self, index: int) -> str:
-        """What stands below image `index`."""
+        """Return what stands below image `index`."""
         if not self.scored:
             return ""
         if self.verdicts is not None:
@@ -44,7 +44,7 @@ class ImageScores:
         return "no score" if score != score else f"score {score:.3g}"
 
     def summary(self) -> str:
-        """One line about all of them."""
+        """Return one line about all images."""
         if self.verdicts is not None:
             return f"{sum(verdict.correct for verdict in self.verdicts)} of {len(self.verdicts)} correct"
         known = self.scores[self.scores.isfinite()]
@@ -58,7 +58,7 @@ class Scorer:
         self.reward, self.name = reward, name
 
     def prompt(self, text: str) -> Prompt:
-        """A text, with GenEval's metadata where ShapeScenes' grammar covers it."""
+        """Return a text as a prompt, with GenEval's metadata where ShapeScenes' grammar covers it."""
         return understand(text) or Prompt(text)
 
     def can_score(self, prompt: Prompt) -> bool:
@@ -85,7 +85,7 @@ class Scorer:
 
 
 def clause_words(metadata: Mapping[str, Any]) -> list[str]:
-    """What each clause of a GenEval row asks for, in the order of `Verdict.clauses`."""
+    """Say in words what each clause of a GenEval row asks for, in the order of `Verdict.clauses`."""
     include = metadata.get("include") or []
     words = []
     for clause in include:

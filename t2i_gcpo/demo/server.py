@@ -24,7 +24,10 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY
 
 
 def launch(blocks: gradio.Blocks, *, host: str, port: int, password: str | None = None, sessions: int = 100) -> str:
-    """Start serving in threads of its own, and return the address. ValueError: a host beyond this machine without a password."""
+    """Start serving in threads of its own, and return the address.
+
+    ValueError: a host beyond this machine without a password.
+    """
     import gradio
     from starlette.middleware import Middleware
 
@@ -60,13 +63,18 @@ def check_reach(host: str, password: str | None) -> None:
     """Check that a server that other machines reach has a password. ValueError: it has none."""
     if password is None and not is_loopback(host):
         raise ValueError(
-            f"--host {host} can be reached from other machines, and whoever reaches the demo can train and read runs: give it a "
-            f"password in the environment variable {PASSWORD_VARIABLE} or in a file (--password-file), or leave --host out"
+            f"--host {host} can be reached from other machines, and whoever reaches the demo can train and read "
+            f"runs: give it a "
+            f"password in the environment variable {PASSWORD_VARIABLE} or in a file (--password-file), or leave "
+            f"--host out"
         )
 
 
 def read_password(file: Path | None) -> str | None:
-    """Read the password from a file, else from the environment; None where there is none. ValueError: it is empty."""
+    """Read the password from a file, else from the environment; None where there is none.
+
+    ValueError: the file is empty.
+    """
     if file is not None:
         password = file.read_text(encoding="utf-8").strip()
         if not password:
@@ -77,7 +85,7 @@ def read_password(file: Path | None) -> str | None:
 
 @contextmanager
 def without_proxies() -> Iterator[None]:
-    """Inside, no request of this process goes through a proxy."""
+    """Keep the requests of this process from going through a proxy, inside."""
     taken = {name: os.environ.pop(name) for name in _PROXIES if name in os.environ}
     try:
         yield

@@ -36,7 +36,10 @@ def prompt_text(text: Any, *, what: str = "The prompt") -> str:
 
 
 def prompt_lines(text: Any) -> list[str]:
-    """Return the prompts of a text, one a line, without empty lines. ValueError: none, too many, or one that is too long."""
+    """Return the prompts of a text, one a line, without empty lines.
+
+    ValueError: none, too many, or one that is too long.
+    """
     lines = [line for line in _text(text, "The list of prompts").split("\n") if line.strip()]
     if not lines:
         raise ValueError("There are no prompts: write one a line, e.g. a photo of a red circle.")
@@ -58,7 +61,10 @@ def shown(value: Any) -> str:
 
 
 def paths(value: Any, what: str, most: int) -> list[str]:
-    """Return the paths that a list names, without empty ones. ValueError: it is no list of texts, or has more than `most`."""
+    """Return the paths that a list names, without empty ones.
+
+    ValueError: it is no list of texts, or has more than `most`.
+    """
     value = [] if value is None else value
     if not isinstance(value, list) or not all(isinstance(path, str) for path in value):
         raise ValueError(f"{what} are {shown(value)}; they must be a list of paths.")

@@ -1,4 +1,4 @@
-"""ShapeScenes, the embedded world: its scenes, its prompts with GenEval's metadata, and the grammar that reads a prompt back.
+"""ShapeScenes, the embedded world, is at home here: its scenes, its prompts and the grammar that reads them back.
 
 May import `records` and the class names of `rewards.geneval`. Training of models on these scenes belongs to `pretrain`.
 """

@@ -1,4 +1,4 @@
-"""ShapeScenes' prompts read back: a text that a person wrote, as a prompt with GenEval's metadata; and the parts of any prompt."""
+"""Read a text that a person wrote as a prompt with GenEval's metadata, and take prompts apart."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _LINKS = re.compile(rf" (?:and|{'|'.join(RELATIONS)}) ")
 
 
 def understand(text: str) -> Prompt | None:
-    """A text as a prompt of ShapeScenes with the metadata that GenEval's rules judge it by, or None where the rules do not cover it.
+    """Return a text as a prompt of ShapeScenes with GenEval's metadata; None where the rules do not cover it.
 
-    "a photo of" may be left out; the prompt has it. Any class, colour and relation of the vocabulary, trained on or held out: "a C", "a red
-    C", "two Cs", "a C and a red D", "a C left of a D". The tag is that of the closest of GenEval's six tasks.
+    "a photo of" may be left out; the prompt has it. Any class, colour and relation of the vocabulary, trained on or
+    held out: "a C", "a red C", "two Cs", "a C and a red D", "a C left of a D". The tag is that of the closest of
+    GenEval's six tasks.
     """
     words = " ".join(text.lower().split()).removesuffix(".").removeprefix(_FRAME)
     metadata = _metadata(words)
@@ -32,35 +33,37 @@ def understand(text: str) -> Prompt | None:
 
 
 def _metadata(words: str) -> dict[str, Any] | None:
-    if found := _COUNTED.fullmatch(words):
-        number, name = _COUNT[found["number"]], _SINGULAR[found["plural"]]
+    if match := _COUNTED.fullmatch(words):
+        number, name = _COUNT[match["number"]], _SINGULAR[match["plural"]]
         return {
             "tag": "counting",
             "include": [{"class": name, "count": number}],
             "exclude": [{"class": name, "count": number + 1}],
         }
-    if found := _SINGLE.fullmatch(words):
-        return {"tag": "colors" if found["color0"] else "single_object", "include": [_clause(found, 0)]}
-    if found := _PAIR.fullmatch(words):
-        first, second = _clause(found, 0), _clause(found, 1)
-        if found["link"] != "and":
-            return {"tag": "position", "include": [second, {**first, "position": [found["link"], 0]}]}
-        colored = found["color0"] and found["color1"]
+    if match := _SINGLE.fullmatch(words):
+        return {"tag": "colors" if match["color0"] else "single_object", "include": [_clause(match, 0)]}
+    if match := _PAIR.fullmatch(words):
+        first, second = _clause(match, 0), _clause(match, 1)
+        if match["link"] != "and":
+            return {"tag": "position", "include": [second, {**first, "position": [match["link"], 0]}]}
+        colored = match["color0"] and match["color1"]
         return {"tag": "color_attr" if colored else "two_object", "include": [first, second]}
     return None
 
 
-def _clause(found: re.Match[str], number: int) -> dict[str, Any]:
-    clause: dict[str, Any] = {"class": found[f"class{number}"], "count": 1}
-    color = found[f"color{number}"]
+def _clause(match: re.Match[str], number: int) -> dict[str, Any]:
+    clause: dict[str, Any] = {"class": match[f"class{number}"], "count": 1}
+    color = match[f"color{number}"]
     return {**clause, "color": color} if color else clause
 
 
 def parts(text: str) -> dict[str, str]:
-    """Part of a prompt -> the prompt without it, and without the word that joined it: {} where there are not two parts.
+    """Map each part of a prompt to the prompt without it, and without the word that joined it.
 
-    The parts are what stands between "and" and the relations: "a photo of a red circle and a blue star" has "a red circle" (without it: "a
-    photo of a blue star") and "a blue star".
+    {} where there are not two parts.
+
+    The parts are what stands between "and" and the relations: "a photo of a red circle and a blue star" has "a red
+    circle" (without it: "a photo of a blue star") and "a blue star".
     """
     text = " ".join(text.split())
     frame = _FRAME if text.startswith(_FRAME) else ""
@@ -68,16 +71,17 @@ def parts(text: str) -> dict[str, str]:
     links = _LINKS.findall(text.removeprefix(frame))
     if len(pieces) < 2:
         return {}
-    found = {}
+    shorter = {}
     for k, piece in enumerate(pieces):
         rest, joints = pieces[:k] + pieces[k + 1 :], links[: max(k - 1, 0)] + links[max(k, 1) :]
         words = rest[0] + "".join(joint + other for joint, other in zip(joints, rest[1:], strict=True))
-        found[piece] = frame + words
-    return found
+        shorter[piece] = frame + words
+    return shorter
 
 
 def find_prompt(text: str) -> Prompt:
-    """Return a text as a prompt, as it stands, with GenEval's metadata where the rules cover it. ValueError: it is empty."""
+    """Return a text as a prompt, as it stands, with GenEval's metadata where the rules cover it. ValueError: it is
+    empty."""
     text = " ".join(check_text(text, "--prompt").split())
     known = understand(text)
     return Prompt(text) if known is None else Prompt(text, {**known.metadata, "prompt": text})

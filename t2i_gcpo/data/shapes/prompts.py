@@ -1,4 +1,4 @@
-"""ShapeScenes' prompts in GenEval's schema, split so that the test split holds combinations never trained on.
+"""Make ShapeScenes' prompts in GenEval's schema; the test split holds combinations that are never trained on.
 
 Held out, per split, in every task:
 
@@ -36,7 +36,7 @@ def _article(word: str) -> str:
 
 @lru_cache(maxsize=1)
 def color_split() -> dict[str, set[tuple[str, str]]]:
-    """Split -> its (class, colour) pairs. A fixed pattern: every class and every colour is held out about equally often."""
+    """Map each split to its (class, colour) pairs; every class and every colour is held out about equally often."""
     names = list(COLORS)
     split: dict[str, set[tuple[str, str]]] = {name: set() for name in SPLITS}
     for k, class_name in enumerate(CLASSES):
@@ -55,19 +55,19 @@ def _shuffled_split(items: list[Any], held_out: dict[str, int]) -> dict[str, set
 
 @lru_cache(maxsize=1)
 def pair_split() -> dict[str, set[frozenset[str]]]:
-    """Split -> its unordered class pairs, for prompts with "and"."""
+    """Map each split to its unordered class pairs, for prompts with "and"."""
     return _shuffled_split([frozenset(pair) for pair in itertools.combinations(CLASSES, 2)], _PAIRS_HELD_OUT)
 
 
 def same_triple(triple: Triple) -> Triple:
-    """The one name of a triple and its mirror: ("a", "b", "right of") is ("b", "a", "left of")."""
+    """Return the one name of a triple and its mirror: ("a", "b", "right of") is ("b", "a", "left of")."""
     first, second, relation = triple
     return triple if relation in ("left of", "above") else (second, first, INVERSE[relation])
 
 
 @lru_cache(maxsize=1)
 def triple_split() -> dict[str, set[Triple]]:
-    """Split -> its (class, class, relation) triples, each under its one name."""
+    """Map each split to its (class, class, relation) triples, each under its one name."""
     triples = [(*pair, relation) for relation in ("left of", "above") for pair in itertools.permutations(CLASSES, 2)]
     return _shuffled_split(triples, _TRIPLES_HELD_OUT)
 
@@ -127,7 +127,7 @@ def _split(name: str) -> tuple[Prompt, ...]:
 
 
 def split(name: str) -> list[Prompt]:
-    """Every prompt of a split, task by task. ValueError for a name other than train, val, test."""
+    """Return every prompt of a split, task by task. ValueError for a name other than train, val, test."""
     if name not in SPLITS:
         raise ValueError(
             f"shapes:{name} is no split of ShapeScenes; there are {', '.join(f'shapes:{s}' for s in SPLITS)}"
@@ -136,5 +136,5 @@ def split(name: str) -> list[Prompt]:
 
 
 def vocabulary() -> list[str]:
-    """Every word that `janus-mini` knows, sorted."""
+    """Return every word that `janus-mini` knows, sorted."""
     return sorted({word for name in SPLITS for prompt in _split(name) for word in prompt.text.split()})

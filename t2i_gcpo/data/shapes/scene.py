@@ -1,7 +1,7 @@
-"""ShapeScenes' scenes: where the objects stand, and their anti-aliased rendering.
+"""Place the objects of ShapeScenes' scenes, and render them with smooth edges.
 
-A scene is 1 to 4 objects (plus clutter, if asked for) on a plain background. Corners and sizes lie on a lattice of a few
-pixels, so that a small VQ codebook can tell the patches apart.
+A scene is 1 to 4 objects (plus clutter, if asked for) on a plain background. Corners and sizes lie on a lattice of a
+few pixels, so that a small VQ codebook can tell the patches apart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMAGE_SIZE = 96
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes a scene harder to draw and to tell apart."""
+    """Says what makes a scene harder to draw and to tell apart."""
 
     classes: int = len(CLASSES)
     """How many of the shape classes may appear."""
@@ -45,7 +45,7 @@ class Difficulty:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """A shape with its colour; `left`, `top`, `size` in pixels."""
+    """Is a shape with its colour; `left`, `top` and `size` are in pixels."""
 
     class_name: str
     color: str
@@ -54,7 +54,7 @@ class SceneObject:
     size: int
 
     def detection(self) -> Detection:
-        """What a perfect detector says about it (boxes are left, top, right, bottom)."""
+        """Return what a perfect detector says about it (boxes are left, top, right, bottom)."""
         box = (float(self.left), float(self.top), float(self.left + self.size), float(self.top + self.size))
         return Detection(self.class_name, 1.0, box, color=self.color)
 
@@ -65,7 +65,7 @@ class Scene:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def render(self) -> np.ndarray:
-        """The picture, `[IMAGE_SIZE, IMAGE_SIZE, 3]` uint8."""
+        """Return the picture, `[IMAGE_SIZE, IMAGE_SIZE, 3]` uint8."""
         canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
         canvas[:] = BACKGROUND
         for thing in self.objects:
@@ -76,7 +76,7 @@ class Scene:
 
 
 def wanted_objects(metadata: dict[str, Any], rng: random.Random, difficulty: Difficulty) -> list[tuple[str, str]]:
-    """(class, colour) of each object that the prompt asks for; colours that it leaves open are drawn, one per clause."""
+    """Return (class, colour) of each object that the prompt asks for; open colours are drawn, one a clause."""
     wanted = []
     for clause in metadata["include"]:
         color = clause.get("color") or rng.choice(list(COLORS))
@@ -107,7 +107,7 @@ def _place(
 
 
 def random_scene(rng: random.Random, difficulty: Difficulty | None = None) -> Scene:
-    """A scene that answers no prompt: 1 to 4 objects of any class and colour, for the VQ model."""
+    """Draw a scene that answers no prompt: 1 to 4 objects of any class and colour, for the VQ model."""
     difficulty = difficulty or Difficulty()
     placed: list[SceneObject] = []
     for _ in range(rng.randint(1, 4)):
@@ -120,9 +120,10 @@ def random_scene(rng: random.Random, difficulty: Difficulty | None = None) -> Sc
 
 
 def sample_scene(metadata: dict[str, Any], rng: random.Random, difficulty: Difficulty | None = None) -> Scene:
-    """A scene of which the GenEval verdict is true, drawn by rejection.
+    """Draw scenes until GenEval's verdict of one is true, and return that one.
 
-    `metadata` is a GenEval row. Raises RuntimeError if no scene is found in 1,000 tries (too many or too large objects).
+    `metadata` is a GenEval row. Raises RuntimeError if no scene is found in 1,000 tries (too many or too large
+    objects).
     """
     difficulty = difficulty or Difficulty()
     for _ in range(1000):

@@ -1,4 +1,4 @@
-"""One prompt and seed by several checkpoints: the images, who made which while the names are hidden, and the votes.
+"""Compare several checkpoints on one prompt and seed: images, names that may be hidden, and votes.
 
 P = 1 prompt, G images by each checkpoint; the same image number has the same noise everywhere.
 """
@@ -22,7 +22,7 @@ NO_PREFERENCE = "no difference"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a session has on its screen."""
+    """Is what a session has on its screen."""
 
     prompt: Prompt
     names: tuple[str, ...]
@@ -40,7 +40,7 @@ class Comparison:
 
     @property
     def labels(self) -> list[str]:
-        """What stands above each column: letters while names are hidden, both after the vote."""
+        """Return what stands above each column: letters while names are hidden, both after the vote."""
         if not self.blind:
             return list(self.names)
         letters = [f"{LETTERS[k]}" for k in range(len(self.names))]
@@ -51,7 +51,7 @@ class Comparison:
         return len(self.images) == len(self.names)
 
     def vote(self, choice: str | None) -> tuple[Comparison, str | None]:
-        """The comparison with the names shown, and the checkpoint that got the vote (None: no difference).
+        """Return the comparison with the names shown, and the checkpoint that got the vote (None: no difference).
 
         ValueError: nothing to vote on, names not hidden, a second vote, or no choice.
         """
@@ -80,7 +80,10 @@ def generate(
     shuffle: random.Random,
     names: Sequence[str] | None = None,
 ) -> Iterator[Comparison]:
-    """The comparison as it grows: first without images, then after each checkpoint. names: which checkpoints (None: all)."""
+    """Yield the comparison as it grows: first without images, then after each checkpoint.
+
+    names: which checkpoints (None: all).
+    """
     order = list(models.names if names is None else names)
     if blind:
         shuffle.shuffle(order)
@@ -103,7 +106,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Tally:
-    """Votes of one session."""
+    """Counts the votes of one session."""
 
     votes: dict[str, int] = field(default_factory=dict)
     """Checkpoint -> votes."""

@@ -1,7 +1,7 @@
-"""A sampled group under the maps of its credit: the prompt against a contrast, one image, one cell.
+"""Look at a sampled group under the maps of its credit: a contrast, one image, one cell.
 
-G images of one prompt, T = rows * columns tokens. Redrawing by another divergence or normalisation runs no model; another contrast
-re-scores the same tokens once.
+G images of one prompt, T = rows * columns tokens. Redrawing by another divergence or normalisation runs no model;
+another contrast re-scores the same tokens once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RULE_MAPS = ("advantage", "weight")
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a session has on its screen."""
+    """Is what a session has on its screen."""
 
     checkpoint: str
     null: heatmap.Heatmap
@@ -47,22 +47,22 @@ class Inspection:
 
     @property
     def negative(self) -> str | None:
-        """The text that the prompt is contrasted with; None is the null prompt."""
+        """Return the text that the prompt is contrasted with; None is the null prompt."""
         return None if self.maps.negative_prompts is None else str(self.maps.negative_prompts[0])
 
     @property
     def recipe(self) -> heatmap.Recipe:
-        """How the shown weights were made."""
+        """Return how the shown weights were made."""
         return self.maps.recipe or heatmap.Recipe()
 
     @property
     def flat(self) -> heatmap.Heatmap:
-        """GRPO's: all tokens alike."""
+        """Return GRPO's maps, which weigh all tokens alike."""
         return heatmap.reweigh(self.maps, credit="uniform")
 
     @property
     def divergences(self) -> list[str]:
-        """Those that the numbers at hand allow."""
+        """Return the divergences that the numbers at hand allow."""
         return [*DIVERGENCES, *(name for name, (stat, _) in STATS.items() if stat in self.maps.stats)]
 
     @property
@@ -71,7 +71,7 @@ class Inspection:
 
     @property
     def first_kind(self) -> str:
-        """The map to begin with: the advantages, where there are any."""
+        """Return the map to begin with: the advantages, where there are any."""
         advantages = self.maps.advantages
         return "advantage" if advantages is not None and advantages.any() else "weight"
 
@@ -79,7 +79,7 @@ class Inspection:
 def sample(
     generator: ImageGenerator, checkpoint: str, scorer: Scorer, prompt: Prompt, *, seed: int, num: int, guidance: float
 ) -> Inspection:
-    """Sample a group and spread its credit by GCPO, contrasted with the null prompt."""
+    """Sample a group and distribute its credit by GCPO, contrasted with the null prompt."""
     generator.check_prompts([prompt])
     sampling = Sampling(group_size=num, guidance=guidance, seed=seed, stats=ALL_STATS)
     rollout = generator.sample([prompt], sampling)
@@ -99,9 +99,10 @@ def _gcpo(num: int) -> Algorithm:
 
 
 def contrasted(group: Inspection, generator: ImageGenerator, negative: str | None) -> Inspection:
-    """The same tokens, contrasted with another prompt (None: the null prompt): one teacher-forced forward pass, no sampling.
+    """Contrast the same tokens with another prompt (None: the null prompt) by one forward pass, without sampling.
 
-    The full-vocabulary divergences were taken at sampling time against the null prompt, and are there with that alone: then kl takes over.
+    The full-vocabulary divergences were taken at sampling time against the null prompt, and are there with that alone:
+    then kl takes over.
     """
     normalization, divergence = group.recipe.normalization, group.recipe.divergence
     if negative is None:
@@ -113,12 +114,12 @@ def contrasted(group: Inspection, generator: ImageGenerator, negative: str | Non
 
 
 def reweighed(group: Inspection, divergence: str, normalization: str) -> Inspection:
-    """By another rule; no model is run."""
+    """Weigh the tokens by another rule; no model is run."""
     return replace(group, maps=heatmap.reweigh(group.maps, divergence=divergence, normalization=normalization))
 
 
 def caption(group: Inspection, index: int) -> str:
-    """What stands below image `index`: its verdict or score, and its advantage."""
+    """Return what stands below image `index`: its verdict or score, and its advantage."""
     parts = [group.image_scores.caption(index)]
     if group.maps.sequence_advantages is not None:
         parts.append(f"A {group.maps.sequence_advantages[index]:+.2f}".replace("-", "−"))
@@ -129,7 +130,10 @@ def caption(group: Inspection, index: int) -> str:
 
 
 def pictures(group: Inspection, kind: str) -> tuple[Image.Image, Image.Image | None]:
-    """The chosen image under GCPO's map and under GRPO's, on one scale; the second is None for maps that no rule decides."""
+    """Draw the chosen image under GCPO's map and under GRPO's, on one scale.
+
+    The second is None for maps that no rule decides.
+    """
     end = group.maps.end(kind)
     own = heatmap.overlay(group.maps, kind, group.image, end=end, width=html_parts.LARGE)
     flat = (
@@ -142,7 +146,7 @@ def pictures(group: Inspection, kind: str) -> tuple[Image.Image, Image.Image | N
 
 
 def _outline(drawn: Image.Image, cell: tuple[int, int], grid: tuple[int, int]) -> None:
-    """A black and white frame around a cell, seen on any colour."""
+    """Draw a black and white frame around a cell, which is seen on any colour."""
     height, width = drawn.height / grid[0], drawn.width / grid[1]
     box = (cell[1] * width, cell[0] * height, (cell[1] + 1) * width - 1, (cell[0] + 1) * height - 1)
     draw = ImageDraw.Draw(drawn)
@@ -151,7 +155,7 @@ def _outline(drawn: Image.Image, cell: tuple[int, int], grid: tuple[int, int]) -
 
 
 def at(group: Inspection, x: float, y: float) -> tuple[int, int]:
-    """Pixels of the enlarged picture -> (row, column). ValueError outside it."""
+    """Return the (row, column) that pixels of the enlarged picture lie in. ValueError outside it."""
     rows, columns = group.maps.grid
     factor = html_parts.enlarged(group.maps.images[group.image], html_parts.LARGE)
     row, column = int(y * rows // factor.height), int(x * columns // factor.width)
@@ -161,7 +165,7 @@ def at(group: Inspection, x: float, y: float) -> tuple[int, int]:
 
 
 def legend(group: Inspection, kind: str) -> str:
-    """The colour bar and what the map shows."""
+    """Return the colour bar and what the map shows."""
     end, signed = group.maps.end(kind), KINDS[kind].signed
     words = group.maps.title(kind) + ("; one scale for all images and both algorithms" if kind in RULE_MAPS else "")
     low = f"−{end:.3g}" if signed else "0"
@@ -182,7 +186,7 @@ _ROWS = (
 
 
 def cell_table(group: Inspection) -> str:
-    """The numbers of the clicked cell under GCPO and GRPO."""
+    """Return the numbers of the clicked cell under GCPO and GRPO."""
     if group.cell is None:
         return html_parts.faint("Click a cell of the map for its numbers.")
     own, flat = (heatmap.cell(maps, group.image, *group.cell) for maps in (group.maps, group.flat))

@@ -1,4 +1,4 @@
-"""A short training in front of one's eyes: algorithms from the same start on the same prompts, a step of each in turn.
+"""Train several algorithms from the same start on the same prompts, a step of each in turn, while one looks on.
 
 Each writes an ordinary run folder, as `t2i-gcpo train` does, so that it can be opened again, resumed and compared.
 """
@@ -40,7 +40,7 @@ PICTURED, PICTURED_GROUP = 2, 4
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, in ranges that `validate` has checked."""
+    """Says what is trained, in ranges that `validate` has checked."""
 
     algorithms: tuple[str, ...]
     prompts: tuple[Prompt, ...]
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass
 class Session:
-    """One person's training: the only thing that two of their clicks share while one of them runs."""
+    """Is one person's training: the only thing that two of their clicks share while one of them runs."""
 
     running: bool = False
     stop: bool = False
@@ -62,7 +62,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where the training is."""
+    """Says how far the training is."""
 
     folder: Path
     runs: dict[str, Path]
@@ -75,7 +75,10 @@ class Progress:
 
 
 def prompts_of(context: DemoContext, chosen: str, own: Sequence[str]) -> tuple[Prompt, ...]:
-    """The prompts of a task of ShapeScenes ("all": of all six), or one's own. ValueError, naming them: prompts that cannot be scored."""
+    """Return the prompts of a task of ShapeScenes ("all": of all six), or one's own.
+
+    ValueError, naming them: prompts that cannot be scored.
+    """
     from t2i_gcpo.data.shapes.prompts import split
 
     if not own:
@@ -85,14 +88,18 @@ def prompts_of(context: DemoContext, chosen: str, own: Sequence[str]) -> tuple[P
     if unscored:
         raise ValueError(
             f"the reward {context.scorer.name} cannot score {', '.join(f'“{text}”' for text in unscored[:3])}"
-            f"{f' and {len(unscored) - 3} more' if len(unscored) > 3 else ''}; write prompts like “a red circle and a blue star”"
+            f"{f' and {len(unscored) - 3} more' if len(unscored) > 3 else ''}; write prompts like “a red circle "
+            f"and a blue star”"
         )
     return prompts
 
 
 def train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Iterator[Progress]:
-    """Yields after each picture and step. `stopped()` is asked between steps; what was trained is saved then, and also when an error ends it or
-    nobody takes the next value."""
+    """Train, and yield after each picture and step.
+
+    `stopped()` is asked between steps; what was trained is saved then, and also when an error ends it or nobody takes
+    the next value.
+    """
     if not context.training.acquire(blocking=False):
         raise ValueError("Another training is going on; wait until it has ended.")
     try:
@@ -143,7 +150,7 @@ def _train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Ite
 
 
 def _new_folder(parent: Path) -> Path:
-    """`parent`/<date-time>, with a number where two begin in one second."""
+    """Make the folder `parent`/<date-time>, with a number where two begin in one second."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in range(1, 100):
         folder = parent / (stamp if number == 1 else f"{stamp}-{number}")

@@ -1,4 +1,4 @@
-"""The tab Compare: one prompt and seed by every checkpoint, side by side; a slider between two; a blind vote."""
+"""Build the tab Compare: every checkpoint on one prompt and seed, a slider between two, a blind vote."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.sessions.blind_vote import LETTERS, NO_PREFERENCE, Comparison, Tally, generate
 
 HELP = (
-    "The same prompt and the same noise for every checkpoint: image 1 differs from image 1 by the weights alone. ✓ and ✗ are "
+    "The same prompt and the same noise for every checkpoint: image 1 differs from image 1 by the weights "
+    "alone. ✓ and ✗ are "
     "GenEval's rules, clause by clause."
 )
 LONELY = (
@@ -123,7 +124,10 @@ def _gallery(name: str) -> gr.Gallery:
 
 
 def show(current: Comparison) -> list[Any]:
-    """What each output of the tab becomes: state, status, galleries, verdicts, ballot, choice, and the two ends of the slider."""
+    """Return what each output of the tab becomes.
+
+    State, status, galleries, verdicts, ballot, choice, and the two ends of the slider.
+    """
     galleries, tables = [], []
     for name, label in zip(current.names, current.labels, strict=True):
         pictures, image_scores = current.images.get(name), current.image_scores.get(name)
@@ -158,7 +162,7 @@ def status_line(current: Comparison) -> str:
 
 
 def slide(current: Comparison | None, left: str, right: str, number: float) -> Any:
-    """The pair of pictures for the slider, or None where they are not there."""
+    """Return the pair of pictures for the slider, or None where they are not there."""
     if current is None or not current.complete:
         return None
     last = min(len(pictures) for pictures in current.images.values())
@@ -176,7 +180,7 @@ def picked(event: gr.EventData) -> int:
 
 
 def tally_table(votes: Tally, names: list[str]) -> str:
-    """The votes of this session."""
+    """Return the votes of this session as a table."""
     rows = [[name, str(votes.votes.get(name, 0)), str(votes.shown.get(name, 0))] for name in names]
     rows.append([NO_PREFERENCE, str(votes.undecided), ""])
     return html_parts.table(["your votes", "won", "of"], rows, numbers=(1, 2))

@@ -1,4 +1,4 @@
-"""The tab Inspect: a sampled group, and over one of its images the map of GCPO's credit beside GRPO's; a click shows a cell's numbers."""
+"""Build the tab Inspect: a sampled group, and GCPO's credit beside GRPO's over one of its images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from t2i_gcpo.demo.sessions.inspection import NORMALIZATIONS, Inspection
 from t2i_gcpo.heatmap.files import write
 
 HELP = (
-    "GCPO gives an image's tokens credit by how much the prompt matters to them: the log-probability under the prompt against that under "
+    "GCPO gives an image's tokens credit by how much the prompt matters to them: the log-probability under the "
+    "prompt against that under "
     "a contrast. GRPO gives all tokens of an image the same. Red pushes a token up, blue pushes it down."
 )
 NOTHING = "Sample a group of images first."
@@ -155,7 +156,7 @@ def needed(group: Inspection | None) -> Inspection:
 
 
 def show_group(group: Inspection) -> list[Any]:
-    """State, status, gallery, verdicts, the choices of maps and rules, and the contrast back at the null prompt."""
+    """Return state, status, gallery, verdicts, choices of maps and rules, and the contrast at the null prompt."""
     captions = [inspection.caption(group, k) for k in range(len(group.maps))]
     value = [(html_parts.enlarged(image), caption) for image, caption in zip(group.maps.images, captions, strict=True)]
     pieces = list(parts(group.prompt))
@@ -178,12 +179,15 @@ def status_line(group: Inspection) -> str:
         why = group.image_scores.why_not or "an advantage compares an image with its siblings, and there is one image"
         return f"{text} There are no advantages: {why}. The map shows the weights."
     if not group.maps.advantages.any():
-        return f"{text} The images scored alike, so every advantage is 0 and nothing would be learnt; the map shows the weights."
+        return (
+            f"{text} The images scored alike, so every advantage is 0 and nothing would be learnt; the map "
+            f"shows the weights."
+        )
     return text
 
 
 def choices(group: Inspection, kind: str) -> list[Any]:
-    """The maps and rules that the numbers at hand allow, with those chosen that are in force."""
+    """Return the maps and rules that the numbers at hand allow, with those chosen that are in force."""
     return [
         gr.update(choices=group.kinds, value=kind if kind in group.kinds else group.first_kind),
         gr.update(choices=group.divergences, value=group.recipe.divergence),
@@ -192,7 +196,7 @@ def choices(group: Inspection, kind: str) -> list[Any]:
 
 
 def draw(group: Inspection, kind: str) -> list[Any]:
-    """Legend, the two pictures, and the clicked cell's numbers."""
+    """Return the legend, the two pictures, and the clicked cell's numbers."""
     kind = kind if kind in group.kinds else group.first_kind
     own, flat = inspection.pictures(group, kind)
     by_rule = flat is not None
@@ -232,7 +236,7 @@ def on_click(group: Inspection | None, kind: str, event: gr.EventData) -> list[A
 
 
 def without(group: Inspection, part: str | None) -> str:
-    """The prompt without one of its parts."""
+    """Return the prompt without one of its parts."""
     text = group.prompt
     pieces = parts(text)
     if not pieces:
@@ -241,7 +245,7 @@ def without(group: Inspection, part: str | None) -> str:
 
 
 def on_export(group: Inspection | None, kind: str) -> Any:
-    """The present maps of the whole group, as `t2i-gcpo heatmap` writes them."""
+    """Write the present maps of the whole group, as `t2i-gcpo heatmap` does."""
     group = needed(group)
     paths = write(group.maps, tempfile.mkdtemp(prefix="t2i-gcpo-"), "heatmap", kind=kind)
     return gr.update(value=[str(path) for path in paths], visible=True)

@@ -1,4 +1,4 @@
-"""The tab Runs: curves of run folders over one another, their table, and their samples and heatmaps step by step."""
+"""Build the tab Runs: the curves of run folders, their table, and their samples and heatmaps step by step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def tab(context: DemoContext) -> None:
     gr.Markdown(HELP.format(anywhere="" if context.only_runs else ANYWHERE))
     with gr.Row():
         paths = gr.Dropdown(
-            choices(context), value=[], multiselect=True, allow_custom_value=True, label="Run folders", scale=4, min_width=300
+            choices(context), value=[], multiselect=True, allow_custom_value=True, label="Run folders", scale=4,
+            min_width=300,
         )  # fmt: skip
         metric = gr.Dropdown([FIRST_METRIC], value=FIRST_METRIC, label="Curve", min_width=180)
     with gr.Row():
@@ -40,8 +41,8 @@ def tab(context: DemoContext) -> None:
         kind = gr.Dropdown(list(run_browser.PICTURES), value="samples", label="Pictures", min_width=200)
         step = gr.Slider(0, 1, 0, step=1, label="Step", scale=3, min_width=240)
     pictures = gr.Gallery(
-        label="Newest picture of each run at or before this step", columns=2, height="auto", object_fit="contain", format="png",
-        interactive=False, buttons=["fullscreen"],
+        label="Newest picture of each run at or before this step", columns=2, height="auto",
+        object_fit="contain", format="png", interactive=False, buttons=["fullscreen"],
         elem_classes="t2i-panels",
     )  # fmt: skip
     timer = gr.Timer(PULSE, active=False)
@@ -96,18 +97,24 @@ def tab(context: DemoContext) -> None:
 
 
 def choices(context: DemoContext) -> list[tuple[str, str]]:
-    """Run folders as (path below the folder of runs, path)."""
+    """Return run folders as (path below the folder of runs, path)."""
     return [(str(Path(path).relative_to(context.runs)), path) for path in run_browser.find(context.runs)]
 
 
 def opened(context: DemoContext, paths: Any) -> dict[str, Run]:
-    """Open run folders. ValueError: too many, one that is no run, or, where only --runs is opened, one that is elsewhere."""
+    """Open run folders.
+
+    ValueError: too many, one that is no run, or, where only --runs is opened, one that is elsewhere.
+    """
     below = context.runs if context.only_runs else None
     return run_browser.open_runs(validate.paths(paths, "The run folders", validate.RUNS), below=below)
 
 
 def show(runs: dict[str, Run], metric: str, kind: str, step: float | None) -> list[Any]:
-    """Status, choices of the metric, curve, table, slider, pictures. step: None is the last; a slider at its end stays there."""
+    """Return status, choices of the metric, curve, table, slider and pictures.
+
+    step: None is the last; a slider at its end stays there.
+    """
     validate.one_of(kind, "The kind of picture", list(run_browser.PICTURES))
     names = plots.metrics(runs.values())
     metric = metric if metric in names else FIRST_METRIC
@@ -135,7 +142,7 @@ def status_line(runs: dict[str, Run]) -> str:
 
 
 def overview(runs: dict[str, Run]) -> str:
-    """The table of `t2i-gcpo compare`."""
+    """Return the table of `t2i-gcpo compare`."""
     if not runs:
         return ""
     data = {label: [compare.numbers(run) for run in members] for label, members in groups(list(runs.values())).items()}

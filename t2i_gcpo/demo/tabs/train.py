@@ -1,4 +1,4 @@
-"""The tab Train live: some steps of several algorithms from the same start, with curves, samples and heatmaps as they go."""
+"""Build the tab Train live: some steps of several algorithms from the same start, with curves and pictures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.sessions.live_training import Plan, Progress, Session, prompts_of, train
 
 HELP = (
-    "Every algorithm starts from the same checkpoint, with the same prompts and noise, and takes its steps in turn. A step samples a group of "
-    "images for each prompt, scores them and updates the weights. A handful of steps shows the machinery, not which algorithm is better."
+    "Every algorithm starts from the same checkpoint, with the same prompts and noise, and takes its steps in "
+    "turn. A step samples a group of "
+    "images for each prompt, scores them and updates the weights. A handful of steps shows the machinery, not "
+    "which algorithm is better."
 )
 ALGORITHMS = ["grpo", "gcpo", "dapo"]
 ALL, OWN = "all six tasks", "my own prompts"
@@ -100,7 +102,8 @@ def tab(context: DemoContext) -> None:
 
 def _gallery(label: str) -> gr.Gallery:
     return gr.Gallery(
-        label=label, columns=1, height="auto", object_fit="contain", format="png", interactive=False, buttons=["fullscreen"],
+        label=label, columns=1, height="auto", object_fit="contain", format="png", interactive=False,
+        buttons=["fullscreen"],
         min_width=300,
         elem_classes="t2i-panels",
     )  # fmt: skip
@@ -115,7 +118,7 @@ def on_stop(session_state: Session) -> str:
 
 
 def show(progress: Progress, text: str) -> list[Any]:
-    """Status, curves and pictures of what there is."""
+    """Return status, curves and pictures of what there is."""
     runs = run_browser.begun(progress.runs)
     pictures: list[list[tuple[Any, str]]] = [[], []]
     for name, run in runs.items():
