@@ -92,7 +92,7 @@ def test_a_run_from_an_adapter_begins_without_kl_and_is_resumed_to_the_same(
         rollout = run.generator.sample(PROMPTS, Sampling(group_size=2, guidance=2.0, seed=3))
         with torch.no_grad():
             began = generators.load(str(folders["adapter"])).token_logprobs(rollout)
-        torch.testing.assert_close(reference_logprobs(run, rollout), began, atol=1e-4, rtol=0)
+        torch.testing.assert_close(reference_logprobs(run, rollout), began, atol=5e-4, rtol=0)
         run.train()
 
     begin(tmp_path / "straight", 2)

@@ -37,31 +37,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
-from t2i_gcpo.commands.options.arguments import load, to_mapping
 from t2i_gcpo.commands.options.paths import home_path
-from t2i_gcpo.evaluation.evaluate import EvalResult
 from t2i_gcpo.reports import comparison as compare
 from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.study.results import Results
 from t2i_gcpo.study.rows import Outcome
-from t2i_gcpo.study.spec import Study, Trial, read, settings
-from t2i_gcpo.training.checkpoint import check_resumable
-from t2i_gcpo.training.tracker import CONFIG, METRICS, check_unused, read_metrics
+from t2i_gcpo.study.spec import Study, Trial, read
+from t2i_gcpo.study.state import damage, state
+from t2i_gcpo.training.tracker import METRICS
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.device import pick_device
 from t2i_gcpo.utils.interrupt import on_interrupt, on_save_request
 from t2i_gcpo.utils.lock import holder, locked
-from t2i_gcpo.utils.nested import flatten
 
-State = Literal["new", "unfinished", "finished"]
-
-#: Options that decide what is compared before and after: `train --resume` lets them change, and the two could not be paired then.
-PAIRED = ("prompts.test", "evaluate.test_limit", "evaluate.guidance", "evaluate.seed")
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 2.0
 KILL_SECONDS = 10.0
@@ -135,53 +127,6 @@ def shown_command(trial: Trial, *, resume: bool) -> list[str]:
     return [sys.executable, "-m", "t2i_gcpo.cli", "train", *trial.arguments, *more]
 
 
-def damage(trial: Trial) -> str | None:
-    """Return what keeps the trial's folder from being read, with what to do, or None. The other trials can do without it."""
-    try:
-        if (trial.folder / CONFIG).is_file():
-            settings(["--config", str(trial.folder / CONFIG)], str(trial.folder / CONFIG))
-        else:
-            check_unused(trial.folder)
-        read_metrics(trial.folder)
-        if (trial.folder / run_folder.BEFORE).exists():
-            EvalResult.load(trial.folder / run_folder.BEFORE)
-    except (ValueError, OSError) as error:
-        return f"{error}; mend it, or remove {trial.folder} to train it again"
-    return None
-
-
-def state(trial: Trial) -> State:
-    """Return what is in the trial's folder. ValueError where that is another training than the trial's."""
-    if not (trial.folder / CONFIG).is_file():
-        check_unused(trial.folder)
-        return "new"
-    theirs, ours = load(trial.folder / CONFIG), trial.settings
-    remedy = "name another --out, or remove the trial's folder"
-    try:
-        check_resumable(to_mapping(theirs), to_mapping(ours))
-    except ValueError as error:
-        raise ValueError(f"{trial.folder} holds a run with other options ({remedy}): {error}") from error
-    before, after = flatten(to_mapping(theirs)), flatten(to_mapping(ours))
-    changed = [f"{name}: {before[name]!r} -> {after[name]!r}" for name in PAIRED if before[name] != after[name]]
-    if changed and (trial.folder / run_folder.BEFORE).is_file():
-        raise ValueError(
-            f"{trial.folder} was evaluated before training with other options ({', '.join(changed)}); {remedy}"
-        )
-    rows = read_metrics(trial.folder)
-    steps = int(rows[-1]["step"]) if rows else 0
-    if steps > ours.steps:
-        raise ValueError(f"{trial.folder} has {steps} steps already and the study wants {ours.steps}; {remedy}")
-    file = trial.folder / run_folder.AFTER
-    # A run that went on to more steps still has the evaluation of its former end; kl_stop ends one before its last step.
-    over = steps == ours.steps or ours.kl_stop is not None
-    try:
-        if over and file.exists() and EvalResult.load(file).checkpoint.endswith(f"step_{steps:06d}"):
-            return "finished"
-    except (ValueError, OSError):  # a resumed run evaluates again
-        pass
-    return "unfinished"
-
-
 @dataclass
 class _Job:
     trial: Trial
@@ -235,7 +180,7 @@ def _run(study: Study, todo: list[Trial], results: Results, jobs: int, threads: 
 
 
 def _next(todo: list[Trial], awaited: set[str]) -> Trial | None:
-    """Take the first trial that no other process trains, out of `todo`; say once of each of the others that it is waited for."""
+    """Take the first trial that no other process trains, out of `todo`; tell once for each of the others that it is waited for."""
     for index, trial in enumerate(todo):
         who = holder(trial.folder)
         if who is None:
@@ -276,7 +221,7 @@ def _outcome(job: _Job, *, stopping: bool) -> Outcome:
 
 
 def _last_line(log: Path) -> str:
-    """The last line with anything in it, of a progress bar its last state."""
+    """Return the last line with anything in it; of a progress bar that is its last state."""
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
@@ -296,7 +241,7 @@ def _line(job: _Job, outcome: Outcome) -> str:
 
 
 def _progress(trial: Trial) -> str:
-    """12/60: a line of metrics is a step."""
+    """Return how far a trial is, as 12/60: a line of metrics is a step."""
     file = trial.folder / METRICS
     steps = file.read_bytes().count(b"\n") if file.is_file() else 0
     return f"{steps}/{trial.settings.steps}"
@@ -332,7 +277,7 @@ def _end(running: list[_Job]) -> None:
 
 
 def _compare(results: Results, out: Path) -> Path:
-    """`t2i-gcpo compare` of the finished runs, without its table on the terminal, which ours is instead of."""
+    """Compare the finished runs as `t2i-gcpo compare` does, but without its table on the terminal: ours stands there."""
     out.mkdir(parents=True, exist_ok=True)
     with redirect_stdout(io.StringIO()):
         compare.write(results.finished(), out)
@@ -348,5 +293,5 @@ def _about(study: Study, jobs: int, threads: int) -> dict[str, object]:
 
 
 def _cores() -> int:
-    """Cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What a study found, collected trial by trial: results.json, table.md and the tables on the terminal."""
+"""The results of a study, collected trial by trial: results.json, table.md and the tables on the terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ONE_SEED_NOTE = "of one seed, the interval is over prompts alone: it holds no va
 
 
 class Results:
-    """Collects outcomes and writes them; `about`: versions, machine and the like, for results.json."""
+    """Collects the outcomes of trials and writes them; `about`: versions, machine and the like, for results.json."""
 
     def __init__(self, study: Study, about: Mapping[str, Any]) -> None:
         self.study, self.about = study, about
@@ -60,7 +60,7 @@ class Results:
         }
 
     def _beside(self) -> list[dict[str, Any]]:
-        """Groups compared with the study's baselines after training, over the seeds that both have done."""
+        """Compare the groups with the study's baselines after training, over the seeds that both have done."""
         groups = self.study.groups
         return [
             against_row(group, members, baseline, groups[baseline], self.outcomes)
@@ -69,20 +69,20 @@ class Results:
         ]
 
     def _baselines(self, trial: Trial) -> list[str]:
-        """The groups of the study's baselines at the trial's point of the grid; of two baselines the second stands against the first."""
+        """Name the groups that a trial's group is compared with: the baselines at its point of the grid, for a baseline those before it."""
         point, arms = trial.group.removeprefix(trial.arm), self.study.baselines
         return [f"{arm}{point}" for arm in (arms[: arms.index(trial.arm)] if trial.arm in arms else arms)]
 
     def finished(self) -> dict[str, list[Run]]:
-        """Group -> the runs that are done; groups without any are left out."""
+        """Return the runs that are done by group; groups without any are left out."""
         runs = {
             group: [run for trial in members if (run := self.outcomes[trial.name].run) is not None]
             for group, members in self.study.groups.items()
         }
-        return {group: found for group, found in runs.items() if found}
+        return {group: done for group, done in runs.items() if done}
 
     def failed(self) -> list[list[str]]:
-        """Rows below FAILED_COLUMNS."""
+        """Return a row of FAILED_COLUMNS for each trial that failed."""
         return [
             [name, str(outcome.exit_status), outcome.last_line]
             for name, outcome in self.outcomes.items()
@@ -94,7 +94,7 @@ class Results:
         return NOTE + (f"; {ONE_SEED_NOTE}" if single else "")
 
     def write(self) -> None:
-        """results.json and table.md, each replaced as a whole."""
+        """Write results.json and table.md, each of which is replaced as a whole."""
         out = self.study.out
         out.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False, default=str)
@@ -125,7 +125,7 @@ class Results:
         return ["Difference by task:\n", markdown(["group", *tasks], rows)] if rows else []
 
     def show(self) -> None:
-        """The tables on the terminal."""
+        """Print the tables on the terminal."""
         print_table(COLUMNS, table(self._groups.values()))
         print_note(self.note())
         if self._against:
@@ -136,7 +136,7 @@ class Results:
 
 
 def table(groups: Any) -> list[list[str]]:
-    """Rows of text below COLUMNS."""
+    """Return a row of COLUMNS for each group."""
     return [
         [
             row["group"],
@@ -152,12 +152,12 @@ def table(groups: Any) -> list[list[str]]:
 
 
 def against_table(rows: Any) -> list[list[str]]:
-    """Rows of text below AGAINST_COLUMNS."""
+    """Return a row of AGAINST_COLUMNS for each comparison."""
     return [[row["group"], row["against"], *_pooled_cells(row, "theirs", "own")] for row in rows]
 
 
 def _pooled_cells(row: Mapping[str, Any], first: str, second: str) -> list[str]:
-    """Seeds, images, both scores, their difference, the lowest seed's."""
+    """Return the cells that both tables share: seeds, images, both scores, their difference, the lowest seed's."""
     return [
         str(row["seeds"]) if row["seeds"] == row["of"] else f"{row['seeds']} of {row['of']}",
         "–" if row["images"] is None else f"{row['images']:,}",
@@ -168,12 +168,12 @@ def _pooled_cells(row: Mapping[str, Any], first: str, second: str) -> list[str]:
     ]
 
 
-def _interval_cell(found: Mapping[str, Any] | None, task: str | None = None) -> str:
-    """A difference, overall or of a task, with its interval."""
+def _interval_cell(difference: Mapping[str, Any] | None, task: str | None = None) -> str:
+    """Return a difference, overall or of a task, with its interval."""
     value, pair = (None, (None, None))
-    if found is not None:
-        value = found["overall"] if task is None else found["by_task"].get(task)
-        pair = found["ci95"] if task is None else found["by_task_ci95"].get(task, pair)
+    if difference is not None:
+        value = difference["overall"] if task is None else difference["by_task"].get(task)
+        pair = difference["ci95"] if task is None else difference["by_task_ci95"].get(task, pair)
     if value is None:
         return number(None)
     low, high = (math.nan if bound is None else bound for bound in pair)

@@ -1,4 +1,4 @@
-"""The rows of a study: what a trial found, a group pooled over its seeds, a group beside another after training. Plain values for JSON."""
+"""The rows of a study, as plain values for JSON: a trial, a group pooled over its seeds, a group compared with another after training."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ METRICS = ("kl", "entropy", "diversity")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far a trial is."""
+    """Says how far a trial is."""
 
     status: Status = "pending"
     run: Run | None = None
-    """Of a trial that is done."""
+    """The run folder of a trial that is done."""
     exit_status: int | None = None
     last_line: str = ""
-    """Of the log of a trial that failed."""
+    """The last line of the log of a trial that failed, or what is wrong with its folder."""
 
 
 def trial_row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
-    """What results.json says of a trial; null where there is nothing, as for a trial that is not done."""
+    """Return what results.json says of a trial; null where there is nothing, as for a trial that is not done."""
     run = outcome.run
     difference, reason = (None, "") if run is None else run.difference()
     first, last = (None, None) if run is None else _ends(run)
@@ -63,7 +63,7 @@ def trial_row(trial: Trial, outcome: Outcome) -> dict[str, Any]:
 
 
 def group_row(group: str, members: Sequence[Trial], outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """What results.json says of a group: its finished seeds, pooled."""
+    """Return what results.json says of a group: its finished seeds, pooled."""
     done = {trial.seed: run for trial in members if (run := outcomes[trial.name].run) is not None}
     runs = [*done.values()]
     pairs, each, reason = {}, {}, ""
@@ -89,7 +89,7 @@ def group_row(group: str, members: Sequence[Trial], outcomes: Mapping[str, Outco
 def against_row(
     group: str, members: Sequence[Trial], baseline: str, others: Sequence[Trial], outcomes: Mapping[str, Outcome]
 ) -> dict[str, Any]:
-    """What results.json says of a group beside another: their scores after training, over the seeds that both have done."""
+    """Return what results.json says of a group and another that it is compared with: their scores after training, over the seeds that both have done."""
     theirs = {trial.seed: outcomes[trial.name].run for trial in others}
     pairs = {
         trial.seed: (other.after, own.after)
@@ -111,7 +111,7 @@ def _pooled(
     each: Mapping[int, float],
     reason: str,
 ) -> dict[str, Any]:
-    """Scores of the first and the second of each seed's pair, under `names`, and their paired difference, pooled over the seeds.
+    """Pool the scores of each seed's pair of evaluations, under `names`, and their paired difference, over the seeds.
 
     `each`: the seeds' own differences. `reason`: why there is nothing to pool, or "".
     """
@@ -138,30 +138,30 @@ def _pooled(
     }
 
 
-def estimates(found: Estimates) -> dict[str, Any]:
-    """Plain values for JSON; null for what there is not."""
+def estimates(values: Estimates) -> dict[str, Any]:
+    """Return estimates as plain values for JSON, with null for what there is not."""
     return {
-        "overall": finite_or_none(found.overall),
-        "ci95": [finite_or_none(bound) for bound in found.ci95],
-        "n": found.n,
-        "by_task": {task: finite_or_none(value) for task, value in found.by_task.items()},
-        "by_task_ci95": {task: [finite_or_none(bound) for bound in pair] for task, pair in found.by_task_ci95.items()},
-        "n_by_task": found.n_by_task,
+        "overall": finite_or_none(values.overall),
+        "ci95": [finite_or_none(bound) for bound in values.ci95],
+        "n": values.n,
+        "by_task": {task: finite_or_none(value) for task, value in values.by_task.items()},
+        "by_task_ci95": {task: [finite_or_none(bound) for bound in pair] for task, pair in values.by_task_ci95.items()},
+        "n_by_task": values.n_by_task,
     }
 
 
 def _at_the_end(run: Run, name: str) -> float | None:
-    """Mean of a metric over the last LAST_STEPS logged steps, where it was logged."""
+    """Return the mean of a metric over the last LAST_STEPS logged steps, where it was logged."""
     return _mean([row.get(name) for row in run.metrics[-LAST_STEPS:]])
 
 
 def _ends(run: Run) -> tuple[float | None, float | None]:
-    """The rollouts' mean reward over the first and the last tenth of the logged steps."""
+    """Return the rollouts' mean reward over the first and over the last tenth of the logged steps."""
     tenth = math.ceil(len(run.metrics) / 10)
     first, last = run.metrics[:tenth], run.metrics[len(run.metrics) - tenth :]
     return _mean([row.get("reward/mean") for row in first]), _mean([row.get("reward/mean") for row in last])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return statistics.fmean(found) if found else None
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None

@@ -1,4 +1,4 @@
-"""The file of a study -> its trials, each with the arguments of its training, checked before anything runs.
+"""Reads the file of a study: its trials, each with the arguments of its training, checked before anything runs.
 
 What the file holds is documented in `command.py`.
 """
@@ -28,18 +28,18 @@ DEFAULTS = {"logging.progress": Scalar("false")}
 
 @dataclass(frozen=True)
 class Trial:
-    """One training."""
+    """One training of a study."""
 
     arm: str
     group: str
     """The arm and its point of the grid: what is pooled over seeds. Also a folder's name."""
     options: dict[str, Any]
-    """Dotted options, as the file gives them."""
+    """The dotted options of the group, as the file gives them."""
     seed: int
     arguments: tuple[str, ...]
-    """Of `t2i-gcpo train`."""
+    """The arguments of `t2i-gcpo train`."""
     settings: TrainConfig
-    """What it makes of them."""
+    """The options that `t2i-gcpo train` makes of them."""
     out: Path
     """The study's folder."""
 
@@ -60,7 +60,7 @@ class Trial:
 class Study:
     file: Path
     content: dict[str, Any]
-    """As the file has it."""
+    """The content of the file."""
     out: Path
     trials: tuple[Trial, ...]
     baselines: tuple[str, ...] = ()
@@ -68,15 +68,15 @@ class Study:
 
     @property
     def groups(self) -> dict[str, list[Trial]]:
-        """Group -> its trials, in the file's order."""
-        found: dict[str, list[Trial]] = {}
+        """The trials by group, in the file's order."""
+        groups: dict[str, list[Trial]] = {}
         for trial in self.trials:
-            found.setdefault(trial.group, []).append(trial)
-        return found
+            groups.setdefault(trial.group, []).append(trial)
+        return groups
 
 
 def read(path: str | Path, out: str | Path | None = None) -> Study:
-    """The trials, arm by arm, grid point by grid point, seed by seed. `out` goes before the file's own.
+    """Read the trials, arm by arm, grid point by grid point, seed by seed. `out` goes before the file's own.
 
     FileNotFoundError for a missing file or base config; ValueError, naming the place, for a mistake in it or in a trial's options.
     """
@@ -110,7 +110,7 @@ def read(path: str | Path, out: str | Path | None = None) -> Study:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """The file as nested dicts and lists of `Scalar`, its outermost keys checked."""
+    """Read the file as nested dicts and lists of `Scalar`, its outermost keys checked."""
     if not path.is_file():
         raise FileNotFoundError(f"no such study file: {path}")
     tree = load_scalars(path)
@@ -140,13 +140,13 @@ def _seeds(path: Path, content: dict[str, Any]) -> list[int]:
 
 
 def _arms(path: Path, tree: dict[str, Any]) -> dict[str, tuple[Path | None, dict[str, Any]]]:
-    """Arm -> its base config and its options."""
+    """Return each arm's base config and options, by its name."""
     arms = tree.get("arms")
     if not isinstance(arms, dict) or not arms:
         raise ValueError(
             f"{path}: arms is {plain(arms)!r}; give at least one, e.g. `arms: {{gcpo: {{algorithm.name: gcpo}}}}`"
         )
-    found = {}
+    arms_by_name = {}
     for name, options in arms.items():
         where = f"{path}: the arm {name}"
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
@@ -157,8 +157,8 @@ def _arms(path: Path, tree: dict[str, Any]) -> dict[str, tuple[Path | None, dict
             )
         options = dict(options)
         config = plain(options.pop("config", tree.get("config")))
-        found[name] = (None if config is None else _base(path, where, config), _dotted(options, where))
-    return found
+        arms_by_name[name] = (None if config is None else _base(path, where, config), _dotted(options, where))
+    return arms_by_name
 
 
 def _baselines(path: Path, content: dict[str, Any]) -> tuple[str, ...]:
@@ -184,17 +184,17 @@ def _base(path: Path, where: str, config: Any) -> Path:
 
 
 def _dotted(options: Any, where: str) -> dict[str, Any]:
-    """Nested or dotted options -> dotted ones with underscores. ValueError for one that comes twice or that the study sets."""
+    """Turn nested or dotted options into dotted ones with underscores. ValueError for one that comes twice or that the study sets."""
     if not isinstance(options, dict):
         raise ValueError(f"{where} is {plain(options)!r}; it must be a mapping of options, e.g. `optim.lr: 1e-4`")
-    found: dict[str, Any] = {}
+    dotted: dict[str, Any] = {}
     for name, value in _leaves(options):
         if name in OWN:
             raise ValueError(f"{where}: {name} is set by the study (allowed: every other option of t2i-gcpo train)")
-        if name in found:
+        if name in dotted:
             raise ValueError(f"{where}: {name} is there twice, dotted and nested; keep one of them")
-        found[name] = value
-    return found
+        dotted[name] = value
+    return dotted
 
 
 def _leaves(options: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -208,7 +208,7 @@ def _leaves(options: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _arguments(path: Path, options: dict[str, Any]) -> list[str]:
-    """Dotted options -> arguments. The reward's name comes first, as it drops the options of the reward before it."""
+    """Turn dotted options into arguments. The reward's name comes first, as it drops the options of the reward before it."""
     arguments: list[str] = []
     for name in sorted(options, key=lambda name: name != "reward.name"):
         if name.startswith("reward."):
@@ -246,13 +246,13 @@ def settings(arguments: Sequence[str], where: str) -> TrainConfig:
 
 
 def _unboxed(text: str) -> str:
-    """The message in tyro's box: without its frame, its title and its last line, the way to the help."""
+    """Return the message in tyro's box, without its frame, its title and its last line, the way to the help."""
     lines = [line.strip("│╭╮╰╯─ ") for line in text.splitlines()[1:]]
     return " ".join(line for line in lines if line.strip("-")).partition(" For full helptext")[0]
 
 
 def _check_distinct(study: Study) -> None:
-    """ValueError where two groups share a folder or a training."""
+    """Raise ValueError where two groups share a folder or a training."""
     seen: list[tuple[Trial, TrainConfig]] = []
     for trial in (trial for trial in study.trials if trial.seed == study.trials[0].seed):
         evaluation = replace(trial.settings.evaluate, seed=0)
@@ -271,6 +271,6 @@ def _check_distinct(study: Study) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value in a folder's name."""
+    """Return a value as it stands in a folder's name."""
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^\w.,+-]+", "_", text)

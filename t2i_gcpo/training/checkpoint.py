@@ -137,7 +137,7 @@ def _passable(run_dir: str | Path, read: Callable[[Path], Any]) -> Iterator[tupl
 
 
 def step_of(path: str | Path) -> int:
-    """`.../step_000100` -> 100."""
+    """Return the step of a checkpoint's folder: 100 of `.../step_000100`."""
     return int(Path(path).name.removeprefix("step_"))
 
 
@@ -188,7 +188,7 @@ def clean(run_dir: str | Path) -> None:
 
 
 def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """ValueError, listing them, where options changed that must not. `old`, `new`: nested mappings as in config.yaml."""
+    """Raise ValueError, listing them, where options changed that must not. `old`, `new`: nested mappings as in config.yaml."""
     before, after = flatten(old), flatten(new)
     changed = [
         f"  {name}: {before.get(name)!r} -> {after.get(name)!r}"

@@ -34,7 +34,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _problem(value: Any, kind: Any) -> str | None:
-    """What `value` must be instead, or None where it is of the type `kind`."""
+    """Return what `value` must be instead, or None where it is of the type `kind`."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return None if value in parts else f"allowed: {', '.join(map(str, parts))}"

@@ -1,4 +1,4 @@
-"""Where a step's time goes."""
+"""A clock of phases: it says where a step's time goes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class Clock:
-    """Seconds by phase. On a GPU each phase waits for its kernels, so that the time lands where it was spent."""
+    """Counts seconds by phase. On a GPU each phase waits for its kernels, so that the time lands where it was spent."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -31,7 +31,7 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - started
 
     def report(self) -> dict[str, float]:
-        """`time/<phase>` of each phase, `time/other` and `time/step`, in seconds since the clock was made."""
+        """Return `time/<phase>` of each phase, `time/other` and `time/step`, in seconds since the clock was made."""
         total = self._now() - self._started
         times = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
         return {**times, "time/other": total - sum(self.seconds.values()), "time/step": total}

@@ -27,7 +27,7 @@ _NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.
 
 
 class _Held:
-    """A lock that this process holds: its open file, the thread that took it, and how often."""
+    """Describes a lock that this process holds: its open file, the thread that took it, and how often."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor, self.thread, self.times = descriptor, threading.get_ident(), 1
@@ -151,7 +151,7 @@ def _described(file: Path) -> str:
 
 
 def _forget() -> None:
-    """A forked child holds nothing. Closing its copy of the file leaves the parent's lock as it is."""
+    """Forget the locks in a forked child, which holds none. Closing its copy of the file leaves the parent's lock as it is."""
     for own in _held.values():
         with contextlib.suppress(OSError):
             os.close(own.descriptor)

@@ -21,7 +21,7 @@ LINE = 18
 """Height of a line of text, pixels."""
 CAPTION_LINES = 3
 MOST_PIXELS = 2**28
-"""Of a whole picture; 0.8 GB."""
+"""The pixels of a whole picture at most; 0.8 GB."""
 
 INK, FAINT = (28, 28, 32), (110, 112, 120)
 RIGHT, WRONG, FAILED, PLAIN = (22, 140, 66), (206, 44, 44), (150, 150, 156), (222, 223, 228)
@@ -29,7 +29,7 @@ RIGHT, WRONG, FAILED, PLAIN = (22, 140, 66), (206, 44, 44), (150, 150, 156), (22
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture, a line of text below it and the colour of both its border and that text."""
+    """Holds a picture, a line of text below it and the colour of both its border and that text."""
 
     picture: Image.Image
     note: str = ""
@@ -45,7 +45,7 @@ def sample_grid(
     scale: int | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Pictures uint8 [N, 3, H, W]; neighbours with the same caption are one group under it, as many groups a row as fit.
+    """Lay out pictures uint8 [N, 3, H, W]; neighbours with the same caption are one group under it, as many groups a row as fit.
 
     columns: pictures side by side. scores: [N], drawn below; where all are 0 or 1, as verdicts with a green or red border; NaN is a failed
     image. scale: enlarges by a whole number; None picks one. ValueError: N captions and scores are not given, or columns is below 1.
@@ -72,7 +72,7 @@ def before_after(
     scale: int | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Pairs of pictures of the same prompt and noise, `before` and `after` uint8 [N, 3, H, W]; `pairs` of them side by side."""
+    """Lay out pairs of pictures of the same prompt and noise, `before` and `after` uint8 [N, 3, H, W]; `pairs` of them side by side."""
     if len(before) != len(after) or len(captions) != len(before):
         raise ValueError(
             f"{len(before)} images before, {len(after)} after, {len(captions)} captions; they must be as many"
@@ -143,7 +143,7 @@ def blank(width: int, height: int) -> Image.Image:
 
 
 def to_picture(image: Tensor, scale: int | None = None) -> Image.Image:
-    """uint8 [3, H, W] -> picture, enlarged by a whole number without smoothing."""
+    """Turn uint8 [3, H, W] into a picture, enlarged by a whole number without smoothing."""
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
         raise ValueError(f"an image is {tuple(image.shape)} {image.dtype}; expected [3, H, W] uint8")
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
@@ -152,13 +152,13 @@ def to_picture(image: Tensor, scale: int | None = None) -> Image.Image:
 
 
 def enlargement(width: int, wanted: int | None = None) -> int:
-    """The whole number that brings a width nearest to `wanted` (None: PICTURE_WIDTH), at least 1."""
+    """Return the whole number that brings a width nearest to `wanted` (None: PICTURE_WIDTH), at least 1."""
     return max(1, round((PICTURE_WIDTH if wanted is None else wanted) / width))
 
 
 @lru_cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows more letters than PIL's own font."""
+    """Return DejaVu Sans, which comes with matplotlib and knows more letters than PIL's own font."""
     import matplotlib
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
@@ -221,7 +221,7 @@ def _cells(
 
 
 def verdict(score: float | None, *, strict: bool) -> tuple[str, tuple[int, int, int]]:
-    """Text and colour for a score; `strict`: 1 is right and 0 is wrong."""
+    """Return text and colour for a score; `strict`: 1 is right and 0 is wrong."""
     if score is None:
         return "", PLAIN
     if math.isnan(score):
@@ -232,7 +232,7 @@ def verdict(score: float | None, *, strict: bool) -> tuple[str, tuple[int, int, 
 
 
 def _strict(scores: Sequence[float | None]) -> bool:
-    """Whether all scores there are, are 0 or 1."""
+    """Return whether all scores that there are, are 0 or 1."""
     known = [score for score in scores if score is not None and not math.isnan(score)]
     return bool(known) and all(score in (0, 1) for score in known)
 

@@ -54,7 +54,7 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_CORE["float
 
 @dataclass(frozen=True)
 class Scalar:
-    """One value of a YAML file."""
+    """Holds one value of a YAML file."""
 
     text: str
     """As it was written, without quotes."""
@@ -67,7 +67,7 @@ class Scalar:
 
     @property
     def value(self) -> Any:
-        """What the core schema makes of it."""
+        """Return what the core schema makes of it."""
         match "str" if self.quoted else self._tag():
             case "null":
                 return None
