@@ -6,9 +6,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 import gradio as gr
+
+from t2i_gcpo.utils.markup import one_line
 
 #: What the library raises for mistakes and for what the machine lacks; everything else is a defect.
 USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError)
@@ -38,5 +41,5 @@ def _as_page_errors() -> Any:
     try:
         yield
     except USER_ERRORS as error:
-        text = str(error)
+        text = escape(one_line(error), quote=False)  # Gradio shows the text of an error as HTML
         raise gr.Error(text[:1].upper() + text[1:], print_exception=False) from error

@@ -27,7 +27,22 @@ from t2i_gcpo.evaluation.intervals import Estimates, Interval, estimate
 from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator, chunks
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
-from t2i_gcpo.utils.json_files import finite_or_none
+from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import check_shape, finite_or_none, read_json
+
+#: What an eval.json must hold, of what is read back; and what newer ones hold besides.
+SHAPE = {
+    "images": [{"index": int, "image": int, "prompt": str, "task": str, "score": (float, None)}],
+    "seed": int,
+    "guidance": float,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "checkpoint": str,
+    "prompts": str,
+    "reward": str,
+}
+MORE_SHAPES = {"unmasking": dict, "held_out": {str: {"scores": [(float, None)]}}}
 
 
 @dataclass(frozen=True)
@@ -136,41 +151,38 @@ class EvalResult:
         }
 
     def save(self, path: str | Path) -> Path:
+        """Write eval.json, as a whole or not at all, and return its path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        return path
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_atomically(path, text + "\n")
 
     @staticmethod
     def load(path: str | Path) -> EvalResult:
-        """Read an eval.json that `save` wrote, without its images. ValueError for any other file."""
+        """Read an eval.json that `save` wrote, without its images. ValueError, naming the file and what is wrong, for any other."""
+        data = read_json(path, SHAPE)
+        for key, shape in MORE_SHAPES.items():  # absent from files of older versions
+            check_shape(data.get(key, {}), shape, f"{path}: {key}")
+        rows = tuple(
+            ScoredImage(r["index"], r["image"], r["prompt"], r["task"], math.nan if r["score"] is None else r["score"])
+            for r in data["images"]
+        )
+        held_out = {
+            name: tuple(math.nan if score is None else score for score in scores["scores"])
+            for name, scores in data.get("held_out", {}).items()
+        }
+        for name, scores in held_out.items():
+            if len(scores) != len(rows):
+                raise ValueError(f"{path} has {len(scores)} scores of {name} for {len(rows)} images; it is damaged")
+        if not rows:
+            raise ValueError(f"{path} holds no images")
+        names = ("guidance", "temperature", "top_k", "top_p", "seed")
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = tuple(
-                ScoredImage(
-                    r["index"], r["image"], r["prompt"], r["task"], math.nan if r["score"] is None else r["score"]
-                )
-                for r in data["images"]
-            )
-            names = ("guidance", "temperature", "top_k", "top_p")
-            unmasking = Unmasking(**data.get("unmasking", {}))  # absent from files of older versions
-            sampling = Sampling(
-                **{k: data[k] for k in names}, seed=data["seed"], contrast=False, stats=(), unmasking=unmasking
-            )
-            held_out = {
-                name: tuple(math.nan if score is None else score for score in scores["scores"])
-                for name, scores in data.get("held_out", {}).items()
-            }
-            for name, scores in held_out.items():
-                if len(scores) != len(rows):
-                    raise ValueError(f"{path} has {len(scores)} scores of {name} for {len(rows)} images; it is damaged")
-            return EvalResult(
-                rows, data["seed"], sampling, data["checkpoint"], data["prompts"], data["reward"], held_out
-            )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not an evaluation written by t2i-gcpo eval or train: {error!r}") from error
+            unmasking = Unmasking(**data.get("unmasking", {}))
+            sampling = Sampling(**{k: data[k] for k in names}, contrast=False, stats=(), unmasking=unmasking)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not an evaluation written by t2i-gcpo eval or train: {error}") from error
+        return EvalResult(rows, data["seed"], sampling, data["checkpoint"], data["prompts"], data["reward"], held_out)
 
 
 @torch.no_grad()

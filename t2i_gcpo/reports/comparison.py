@@ -23,6 +23,7 @@ from t2i_gcpo.reports.tables import (
     with_interval,
 )
 from t2i_gcpo.utils.json_files import finite_or_none
+from t2i_gcpo.utils.markup import cell
 
 #: Key in table.json -> column title; those that a group's mean row averages over its runs.
 AVERAGED = {
@@ -77,7 +78,7 @@ def _write(
     )
     paths[1].write_text(text + "\n", encoding="utf-8")
     paths[2].write_text(
-        markdown(COLUMNS, rows) + f"\n{EXPLAINED}\n" + (f"\n{note}\n" if note else ""), encoding="utf-8"
+        markdown(COLUMNS, rows) + f"\n{EXPLAINED}\n" + (f"\n{cell(note)}\n" if note else ""), encoding="utf-8"
     )
     parts = [
         pages.paragraph(note, "warning") if note else "",

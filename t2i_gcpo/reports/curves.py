@@ -43,6 +43,7 @@ def draw(groups: Mapping[str, Sequence[Run]], *, x: str = "step") -> Figure:
     x: "step", or "images_sampled" for runs whose steps cost differently. One run: thin as logged, thick smoothed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     runs = [run for members in groups.values() for run in members]
     titles = PANELS | held_out(runs)
@@ -68,6 +69,8 @@ def draw(groups: Mapping[str, Sequence[Run]], *, x: str = "step") -> Figure:
             ncols=min(4, len(groups)),
             fontsize=9,
         )
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a name with dollar signs is a name
     return figure
 
 

@@ -6,6 +6,7 @@ import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from t2i_gcpo.reports.tables import OVERALL
 
@@ -57,14 +58,14 @@ def picture(data: bytes | Path, caption: str = "", *, kind: str = "png", link: s
     raw = data.read_bytes() if isinstance(data, Path) else data
     source = f"data:image/{'svg+xml' if kind == 'svg' else kind};base64,{base64.b64encode(raw).decode()}"
     image = f'<img src="{source}" alt="{escape(caption)}">'
-    image = f'<a href="{escape(link)}">{image}</a>' if link else image
+    image = f'<a href="{quote(link)}">{image}</a>' if link else image
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def links(paths: Sequence[Path], root: Path) -> str:
     """Relative links to files below `root`."""
-    found = (escape(path.relative_to(root).as_posix()) for path in paths)
-    return "<p>" + " · ".join(f'<a href="{name}">{name}</a>' for name in found) + "</p>" if paths else ""
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return "<p>" + " · ".join(f'<a href="{quote(name)}">{escape(name)}</a>' for name in names) + "</p>" if paths else ""
 
 
 def details(summary: str, text: str) -> str:

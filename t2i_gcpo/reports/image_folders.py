@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,9 @@ from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.heatmap import Heatmap
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports import run as run_folder
+from t2i_gcpo.reports.run_files import own_file
 from t2i_gcpo.training.tracker import CONFIG, METRICS
+from t2i_gcpo.utils.json_files import read_json
 from t2i_gcpo.utils.picture_files import read_picture
 
 SAMPLES = "samples.json"
@@ -93,13 +94,13 @@ def _by_text(source: str | None) -> Callable[[str, str], Prompt]:
 def _sampled(folder: Path, prompt: Callable[[str, str], Prompt]) -> Iterator[Picture]:
     path = folder / SAMPLES
     try:
-        rows = [
-            (str(row["file"]), str(row["prompt"])) for row in json.loads(path.read_text(encoding="utf-8"))["images"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a file of t2i-gcpo sample: {error!r}") from error
-    for name, text in rows:
-        owner = prompt(text, name)
+        rows = read_json(path, {"images": [{"file": str, "prompt": str}]})["images"]
+    except ValueError as error:
+        raise ValueError(f"{path} is not a file of t2i-gcpo sample: {error}") from error
+    for row in rows:
+        name, owner = row["file"], prompt(row["prompt"], row["file"])
+        if own_file(folder, name) is None:
+            raise ValueError(f"{path} names {name!r}, which is no file inside {folder}")
         yield Picture(name, owner, owner.task, partial(_read, folder / name))
 
 

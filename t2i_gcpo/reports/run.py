@@ -9,6 +9,7 @@ from typing import Any
 
 from t2i_gcpo.evaluation.evaluate import EvalResult, paired_difference
 from t2i_gcpo.evaluation.intervals import Estimates
+from t2i_gcpo.reports import run_files
 from t2i_gcpo.training.tracker import CONFIG, METRICS, read_metrics
 from t2i_gcpo.utils import yaml_files
 from t2i_gcpo.utils.nested import flatten
@@ -83,8 +84,8 @@ class Run:
             return None, str(error)
 
     def pictures(self, folder: str) -> list[Path]:
-        """The PNGs of samples/ or heatmaps/, in the order of their steps."""
-        return sorted((self.path / folder).glob("step_[0-9]*.png"))
+        """Return the PNGs of samples/ or heatmaps/ that are the run's own, in the order of their steps."""
+        return run_files.steps(self.path, folder, ".png")
 
 
 def read(path: str | Path) -> Run:
@@ -96,6 +97,7 @@ def read(path: str | Path) -> Run:
         raise ValueError(
             f"{path} is no run folder: it has neither {CONFIG} nor {METRICS}; name the output folder of a t2i-gcpo train run"
         )
+    run_files.check_own(path, CONFIG, METRICS, BEFORE, AFTER)
     config: Any = {}
     if (path / CONFIG).is_file():
         config = without_secrets(yaml_files.load(path / CONFIG))

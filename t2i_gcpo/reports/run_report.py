@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2i_gcpo.evaluation.evaluate import EvalResult
-from t2i_gcpo.reports import curves
+from t2i_gcpo.reports import curves, run_files
 from t2i_gcpo.reports import html_page as pages
 from t2i_gcpo.reports import step_times as phases
 from t2i_gcpo.reports.run import AFTER, BEFORE, Run, read
 from t2i_gcpo.reports.tables import NOTE, PAIRED_NOTE, duration, evaluation_rows, number
-from t2i_gcpo.training.callbacks.reward_hacking import FOLDER, read_warnings
+from t2i_gcpo.training.callbacks.reward_hacking import FOLDER, WARNINGS, read_warnings
 from t2i_gcpo.training.tracker import CONFIG, METRICS
 
 NAME = "report.html"
@@ -87,28 +87,33 @@ def _missing(run: Run) -> str:
         "heatmaps/": bool(run.pictures("heatmaps")),
     }
     missing = [name for name, there in wanted.items() if not there]
-    return pages.paragraph(f"Not in the run folder yet: {', '.join(missing)}.", "warning") if missing else ""
+    refused = sum(run_files.left_out(run.path, folder) for folder in ("samples", "heatmaps"))
+    parts = [
+        f"Not in the run folder yet: {', '.join(missing)}." if missing else "",
+        f"Left out: {refused} pictures that are no whole PNG inside the run." if refused else "",
+    ]
+    return "\n".join(pages.paragraph(text, "warning") for text in parts if text)
 
 
 def _warnings(run: Run) -> list[str]:
     """The signs of reward hacking that the run saw, each with its picture."""
-    found = read_warnings(run.path)
-    if not found:
+    run_files.check_own(run.path, WARNINGS)
+    rows = read_warnings(run.path)
+    if not rows:
         return []
     parts = [pages.heading("Signs of reward hacking")]
-    for row in found:
+    for row in rows:
         parts.append(pages.paragraph(f"Step {row['step']}: {row['text']}.", "warning"))
-    shown = dict.fromkeys(str(row["picture"]) for row in found if row["picture"])
-    first = run.path / FOLDER / "step_000001_trained.png"
-    both = [path for path in dict.fromkeys((first, *(run.path / name for name in shown))) if path.is_file()]
-    return [*parts, *(pages.picture(path, f"{_step(path)}: images that were trained on") for path in both)]
+    named = dict.fromkeys((f"{FOLDER}/step_000001_trained.png", *(row["picture"] for row in rows if row["picture"])))
+    shown = [path for path in (run_files.own_png(run.path, name) for name in named) if path is not None]
+    return [*parts, *(pages.picture(path, f"{_step(path)}: images that were trained on") for path in shown)]
 
 
 def _options(run: Run) -> list[str]:
     if not run.config:
         return []
     rows = [[label, str(run.config[name])] for name, label in SUMMARY.items() if name in run.config]
-    text = (run.path / CONFIG).read_text(encoding="utf-8")
+    text = "\n".join(f"{name}: {value}" for name, value in run.config.items())  # without secrets, which a file may hold
     return [
         pages.heading("Options"),
         pages.table(["option", "value"], rows),
@@ -179,8 +184,8 @@ def _scores(result: EvalResult, run: Run) -> list[str]:
 
 def _samples(run: Run) -> list[str]:
     parts = []
-    both, found = run.path / "samples" / BEFORE_AFTER, run.pictures("samples")
-    if both.is_file():
+    both, found = run_files.own_png(run.path, f"samples/{BEFORE_AFTER}"), run.pictures("samples")
+    if both is not None:
         parts = [
             pages.heading("Before and after"),
             pages.picture(both, "The same prompts and noise, picked without a look at their scores."),
@@ -203,15 +208,15 @@ def _heatmaps(run: Run) -> list[str]:
     parts = [pages.heading("Credit of the tokens"), pages.paragraph(HOW_TO_READ)]
     last = [path for path in found if path.name[: len("step_000000")] == found[-1].name[: len("step_000000")]]
     for path in dict.fromkeys((found[0], *last)):
-        inspect = path.with_suffix(".html")
+        inspect = run_files.own_file(run.path, path.with_suffix(".html").relative_to(run.path))
         what = (
             "; a group that was trained on, with the very advantages of its update"
             if path.stem.endswith("_trained")
             else ""
         )
-        link = inspect if inspect.is_file() else path
+        link = inspect or path
         parts.append(pages.picture(path, f"{_step(path)}{what}", link=link.relative_to(run.path).as_posix()))
-    interactive = sorted((run.path / "heatmaps").glob("step_*.html"))
+    interactive = run_files.steps(run.path, "heatmaps", ".html")
     return [
         *parts,
         pages.paragraph("Cell by cell, with each token's numbers:") if interactive else "",
@@ -227,5 +232,6 @@ def _files(run: Run) -> list[str]:
 
 
 def _step(path: Path) -> str:
-    """step_000010_samples -> "step 10"."""
-    return f"step {int(path.stem.split('_')[1])}"
+    """Return how a picture's step is called: step_000010_samples -> "step 10"; of another name the name itself."""
+    step = run_files.step_of(path)
+    return path.name if step is None else f"step {step}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from t2i_gcpo.evaluation.intervals import Estimates, Interval
+from t2i_gcpo.utils.markup import cell, one_line
 
 if TYPE_CHECKING:
     from t2i_gcpo.evaluation.credit_location import CreditResult
@@ -105,11 +106,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: 
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title) or None, title_justify="left")
+    table = Table(title=escape(one_line(title)) or None, title_justify="left")
     for k, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if k else "left", overflow="fold")
+        table.add_column(escape(one_line(name)), justify="right" if k else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row), style="bold" if row[0] == OVERALL or row[0].startswith("mean") else "")
+        table.add_row(
+            *(escape(one_line(text)) for text in row),
+            style="bold" if row[0] == OVERALL or row[0].startswith("mean") else "",
+        )
     console = Console()
     width = console.width if console.is_terminal else max(console.width, Console(width=1000).measure(table).maximum)
     Console(width=width).print(table)
@@ -122,8 +126,10 @@ def print_note(text: str) -> None:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown; names in it stay what they are, whatever letters they have."""
+
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(cell, cells)) + " |"
 
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)]) + "\n"
 

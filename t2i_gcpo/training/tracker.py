@@ -22,9 +22,12 @@ from t2i_gcpo.training.checkpoint import FOLDER as CHECKPOINTS
 from t2i_gcpo.training.options import LoggingConfig
 from t2i_gcpo.utils.files import disk_errors, write_atomically
 from t2i_gcpo.utils.json_files import check_shape, finite_or_none, read_json_lines
+from t2i_gcpo.utils.markup import cell
 from t2i_gcpo.utils.nested import flatten
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+#: The largest whole number that is taken for a step or a count.
+MOST_WHOLE = 2**63
 #: Metric -> its short name in the progress bar.
 SHOWN = {"reward/mean": "reward", "kl": "KL", "entropy": "entropy", "clip_fraction": "clipped"}
 
@@ -57,6 +60,9 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     rows = read_json_lines(path, {"step": int}) if path.is_file() else []
     for row in rows:
         check_shape(row, {str: (float, bool, None)}, f"{path}, step {row['step']}")
+        large = [name for name, value in row.items() if isinstance(value, int) and abs(value) > MOST_WHOLE]
+        if large:
+            raise ValueError(f"{path}: {large[0]} is a whole number of {len(str(row[large[0]]))} digits in one row")
     return rows
 
 
@@ -91,7 +97,7 @@ class Tracker:
             self._events = SummaryWriter(
                 str(self.run_dir / "tensorboard"), purge_step=start_step + 1 if start_step else None
             )
-            rows = "\n".join(f"| {name} | {value} |" for name, value in flatten(config or {}).items())
+            rows = "\n".join(f"| {cell(name)} | {cell(value)} |" for name, value in flatten(config or {}).items())
             self._events.add_text("config", f"| option | value |\n|---|---|\n{rows}", global_step=start_step)
         for board in self._boards:
             _start_board(board, self.run_dir, logging.project, dict(flatten(config or {})), resume=start_step > 0)

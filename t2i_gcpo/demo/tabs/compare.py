@@ -11,6 +11,7 @@ from t2i_gcpo.demo import html_parts, validate
 from t2i_gcpo.demo.context import FIRST_PROMPT, MODEL, PRIVATE, DemoContext, random_prompt
 from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.sessions.blind_vote import LETTERS, NO_PREFERENCE, Comparison, Tally, generate
+from t2i_gcpo.utils.markup import inline
 
 HELP = (
     "The same prompt and the same noise for every checkpoint: image 1 differs from image 1 by the weights "
@@ -154,11 +155,11 @@ def show(current: Comparison) -> list[Any]:
 
 def status_line(current: Comparison) -> str:
     if not current.complete:
-        return f"“{current.prompt.text}”: {len(current.images)} of {len(current.names)} checkpoints done …"
+        return f"“{inline(current.prompt.text)}”: {len(current.images)} of {len(current.names)} checkpoints done …"
     if current.hidden:
-        return f"“{current.prompt.text}”: names and verdicts are hidden until you have voted."
-    voted = "" if current.voted is None else f" You voted for {current.voted}."
-    return f"“{current.prompt.text}”: done.{voted}"
+        return f"“{inline(current.prompt.text)}”: names and verdicts are hidden until you have voted."
+    voted = "" if current.voted is None else f" You voted for {inline(current.voted)}."
+    return f"“{inline(current.prompt.text)}”: done.{voted}"
 
 
 def slide(current: Comparison | None, left: str, right: str, number: float) -> Any:

@@ -16,6 +16,7 @@ from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.sessions import inspection
 from t2i_gcpo.demo.sessions.inspection import NORMALIZATIONS, Inspection
 from t2i_gcpo.heatmap.files import write
+from t2i_gcpo.utils.markup import inline
 
 HELP = (
     "GCPO gives an image's tokens credit by how much the prompt matters to them: the log-probability under the "
@@ -174,10 +175,10 @@ def show_group(group: Inspection) -> list[Any]:
 
 
 def status_line(group: Inspection) -> str:
-    text = f"“{group.prompt}” by {group.checkpoint}."
+    text = f"“{inline(group.prompt)}” by {inline(group.checkpoint)}."
     if group.maps.advantages is None:
         why = group.image_scores.why_not or "an advantage compares an image with its siblings, and there is one image"
-        return f"{text} There are no advantages: {why}. The map shows the weights."
+        return f"{text} There are no advantages: {inline(why)}. The map shows the weights."
     if not group.maps.advantages.any():
         return (
             f"{text} The images scored alike, so every advantage is 0 and nothing would be learnt; the map "

@@ -12,6 +12,7 @@ from t2i_gcpo.demo.context import PRIVATE, DemoContext
 from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.reports import comparison as compare
 from t2i_gcpo.reports.run import Run, groups
+from t2i_gcpo.utils.markup import inline
 
 ANYWHERE = ", or type the path of one"
 HELP = (
@@ -137,7 +138,7 @@ def status_line(runs: dict[str, Run]) -> str:
     parts = []
     for label, run in runs.items():
         planned = run.config.get("steps")
-        parts.append(f"**{label}**: {run.step}" + (f" of {planned}" if planned else "") + " steps")
+        parts.append(f"**{inline(label)}**: {run.step}" + (f" of {inline(planned)}" if planned else "") + " steps")
     return "; ".join(parts)
 
 

@@ -21,11 +21,14 @@ from t2i_gcpo.training.options import WatchConfig
 from t2i_gcpo.training.tracker import read_metrics
 from t2i_gcpo.utils import pictures
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import read_json_lines
 
 if TYPE_CHECKING:
     from t2i_gcpo.training.trainer import StepRecord, Trainer
 
 WARNINGS = "warnings.jsonl"
+#: What a line of it must hold.
+WARNING = {"step": int, "metric": str, "text": str, "picture": (str, None)}
 #: Of the pictures, in the run folder.
 FOLDER = "watch"
 TRAINED = "reward/mean"
@@ -161,8 +164,7 @@ class Watch:
 def read_warnings(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's warnings.jsonl; none where there is no such file. A torn last line is left out."""
     path = folder / WARNINGS
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    return read_json_lines(path, WARNING) if path.is_file() else []
 
 
 def _grid(scored: ScoredRollout) -> pictures.Image.Image:
