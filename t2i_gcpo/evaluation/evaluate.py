@@ -160,6 +160,14 @@ class EvalResult:
     @staticmethod
     def load(path: str | Path) -> EvalResult:
         """Read an eval.json that `save` wrote, without its images. ValueError, naming the file and what is wrong, for any other."""
+        try:
+            return EvalResult._read(path)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not an evaluation written by t2i-gcpo eval or train: {error}") from error
+
+    @staticmethod
+    def _read(path: str | Path) -> EvalResult:
+        """Read an eval.json. ValueError or TypeError says what is wrong in it."""
         data = read_json(path, SHAPE)
         for key, shape in MORE_SHAPES.items():  # absent from files of older versions
             check_shape(data.get(key, {}), shape, f"{path}: {key}")
@@ -177,11 +185,8 @@ class EvalResult:
         if not rows:
             raise ValueError(f"{path} holds no images")
         names = ("guidance", "temperature", "top_k", "top_p", "seed")
-        try:
-            unmasking = Unmasking(**data.get("unmasking", {}))
-            sampling = Sampling(**{k: data[k] for k in names}, contrast=False, stats=(), unmasking=unmasking)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not an evaluation written by t2i-gcpo eval or train: {error}") from error
+        unmasking = Unmasking(**data.get("unmasking", {}))
+        sampling = Sampling(**{k: data[k] for k in names}, contrast=False, stats=(), unmasking=unmasking)
         return EvalResult(rows, data["seed"], sampling, data["checkpoint"], data["prompts"], data["reward"], held_out)
 
 
