@@ -10,11 +10,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-#: Names of options that are no one else's business.
-SECRET = re.compile(r"token(?!iz)|secret|password|credential|api_?key", re.IGNORECASE)
+#: Names of options that are no one else's business, the one list: `token`, `api_key`, `my_password`, and not `max_tokens` or `token_file`.
+SECRET = re.compile(r"^(?:.*[_-])?(?:token|secret|password|credentials?|(?:api|access)[_-]?key)$", re.IGNORECASE)
 
 #: Options that change where and how fast a scorer works, and not what it scores.
-RUNNING = frozenset({"batch_size", "compress", "device", "parallel", "retries", "threads", "timeout", "url"})
+RUNNING = frozenset(
+    {"batch_size", "compress", "device", "parallel", "retries", "threads", "timeout", "token_file", "url"}
+)
 
 
 class Identity(TypedDict):

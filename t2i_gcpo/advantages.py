@@ -21,14 +21,18 @@ DEFAULT_EPS = 1e-4
 
 
 def valid_rows(rewards: Tensor) -> Tensor:
-    """[B] bool: images whose reward is finite. The others are left out of their group's statistics and of the
-    loss."""
+    """Tell which images have a finite reward: [B] bool.
+
+    The others are left out of their group's statistics and of the loss.
+    """
     return rewards.isfinite()
 
 
 def informative_groups(rewards: Tensor, group_size: int) -> Tensor:
-    """[P] bool: groups whose valid rewards [B] differ. DAPO's dynamic sampling (2503.14476) keeps only these: the
-    others have advantage 0 throughout."""
+    """Tell which groups have valid rewards [B] that differ: [P] bool.
+
+    DAPO's dynamic sampling (2503.14476) keeps only these: the others have advantage 0 throughout.
+    """
     grouped = _grouped(rewards, group_size)
     lowest = grouped.masked_fill(~grouped.isfinite(), torch.inf).amin(dim=1)
     highest = grouped.masked_fill(~grouped.isfinite(), -torch.inf).amax(dim=1)
@@ -36,7 +40,7 @@ def informative_groups(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def group_advantages(rewards: Tensor, group_size: int, *, scale: Scale = "std", eps: float = DEFAULT_EPS) -> Tensor:
-    """`A = (r - mean) / (std + eps)` within each group of `group_size` rows: rewards [B] -> [B] fp32.
+    """Return `A = (r - mean) / (std + eps)` within each group of `group_size` rows: rewards [B] -> [B] fp32.
 
     GRPO (2402.03300), with ddof = 1; `scale="none"` leaves the division out (Dr. GRPO, 2503.20783). Mean and std are
     over the group's valid rewards. Failed images, groups of equal rewards and groups with fewer than two valid ones
@@ -61,7 +65,7 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: Scale = "std", 
 
 
 def _unit(grouped: Tensor, valid: Tensor) -> Tensor:
-    """[P, 1]: what large rewards are divided by, so that neither their sum nor their squares leave float32's range.
+    """Return [P, 1], what large rewards are divided by, so that neither their sum nor their squares leave float32's range.
 
     A power of two, by which a division is exact, and 1 for rewards of a size that is usual: their advantages are the same bits.
     """
@@ -77,7 +81,7 @@ def part_advantages(
     scale: Scale = "std",
     eps: float = DEFAULT_EPS,
 ) -> Tensor:
-    """`sum_k weight_k * group_advantages(part_k)`: [B] fp32. Each part of a reward is normalised within its group
+    """Return `sum_k weight_k * group_advantages(part_k)`: [B] fp32. Each part of a reward is normalised within its group
     before they are added, so that a part with little spread has as much say as its weight.
 
     parts: name -> [B]; weights: name -> factor, for every part that counts. A row with one failed part has failed: it
@@ -98,8 +102,9 @@ def part_advantages(
 
 
 def closest_entropy_bonus(rewards: Tensor, entropy: Tensor, reference_entropy: Tensor, group_size: int) -> Tensor:
-    """STAGE's entropy reward (2509.25027, as its code has it), without its coefficient: [B] fp32, to add to the
-    rewards.
+    """Return STAGE's entropy reward without its coefficient, to add to the rewards: [B] fp32.
+
+    2509.25027, as its code has it.
 
     `b = 1 / (1 + (H_reference - H)^2)` for the images that share their group's highest reward, less the mean of b
     over these; 0 for all others. It ranks equally good images by how near their entropy stayed to the reference
@@ -115,7 +120,7 @@ def closest_entropy_bonus(rewards: Tensor, entropy: Tensor, reference_entropy: T
 
 
 def per_row(groups: Tensor, group_size: int) -> Tensor:
-    """One value a group to one a row: [P] -> [B]."""
+    """Repeat one value a group for each of its rows: [P] -> [B]."""
     return repeat(groups, "p -> (p g)", g=group_size)
 
 

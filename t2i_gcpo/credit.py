@@ -32,7 +32,7 @@ exponential."""
 
 
 def divergence(logprob_positive: Tensor, logprob_negative: Tensor, kind: Divergence = "kl") -> Tensor:
-    """How far the two prompts part at each sampled token, at least 0: [B, T], [B, T] -> [B, T] fp32, nats.
+    """Return how far the two prompts part at each sampled token, at least 0: [B, T], [B, T] -> [B, T] fp32, nats.
 
     With `d = clamp(logprob_negative - logprob_positive, ±20)`: `kl` is `min(expm1(d) - d, 10)`, the estimator k3 of
     KL(positive || negative); expm1, as `exp(d) - d - 1` in fp32 is rounding noise for |d| below about 3e-4. `js` is
@@ -73,7 +73,7 @@ def token_weights(
     floor: float = DEFAULT_FLOOR,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """GCPO's weights (2605.29198): [B, T] fp32 of mean 1 over the valid tokens of each row.
+    """Return GCPO's weights (2605.29198): [B, T] fp32 of mean 1 over the valid tokens of each row.
 
     The log-probs [B, T] are those of the sampled tokens under the prompt and under the negative prompt, raw
     (temperature 1, untruncated), nats. `floor`: an image whose mean |logprob_positive - logprob_negative| is below it
@@ -96,8 +96,9 @@ def normalize(
     floor: float = DIVERGENCE_FLOOR,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Weights [B, T] fp32 from any divergence or score [B, T] that is at least 0, such as
-    `Rollout.stats["exact_kl"]`.
+    """Return weights [B, T] fp32 from any divergence or score [B, T] that is at least 0.
+
+    Such as `Rollout.stats["exact_kl"]`.
 
     `rank`: `u = rank / N` in (0, 1], 1 for the largest of the N valid tokens, ties share their average rank; `w =
     u^a` with `a = ln(1 - mass) / ln(1 - top) - 1`, so that the top share of tokens holds `mass` of the credit (in the
@@ -134,7 +135,7 @@ def normalize(
 
 
 def contrast(logprob_positive: Tensor, logprob_negative: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Mean |d| over the valid tokens of each image, nats: [B] fp32. What the noise floor is compared with."""
+    """Return the mean |d| over the valid tokens of each image, nats: [B] fp32. The noise floor is compared with it."""
     magnitude = (logprob_negative.detach().float() - logprob_positive.detach().float()).abs()
     valid = _valid(magnitude, mask)
     return torch.where(valid, magnitude, 0.0).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
@@ -149,13 +150,14 @@ def random_weights(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Control: GCPO's weights with ranks drawn at random, [B, T]. The noise is drawn on the generator's device."""
+    """Return GCPO's weights with ranks drawn at random, a control: [B, T]. The noise is drawn on the generator's device."""
     return normalize(_noise(shape, generator).to(device), top=top, mass=mass, floor=0.0, mask=mask)
 
 
 def shuffled(weights: Tensor, *, mask: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Control: the same weights [B, T] at other places; each row's valid tokens are permuted by a permutation of its
-    own."""
+    """Return the same weights [B, T] at other places, a control.
+
+    Each row's valid tokens are permuted by a permutation of its own."""
     valid = _valid(weights, mask)
     noise = _noise(tuple(weights.shape), generator).to(weights.device)
     source = noise.masked_fill(~valid, 2.0).argsort(
@@ -166,7 +168,7 @@ def shuffled(weights: Tensor, *, mask: Tensor | None = None, generator: torch.Ge
 
 
 def statistics(weights: Tensor, *, top: float = DEFAULT_TOP, mask: Tensor | None = None) -> dict[str, float]:
-    """How concentrated weights [B, T] are, averaged over the rows that have valid tokens, for logging.
+    """Return how concentrated weights [B, T] are, averaged over the rows that have valid tokens, for logging.
 
     `effective_tokens`: (sum w)^2 / sum w^2 as a share of the row's valid tokens (1 = uniform). `top_share`: the share
     of the row's credit on the `top` share of its tokens with the largest weights (uniform: `top`).
@@ -204,8 +206,9 @@ def _valid(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _average_rank(values: Tensor, valid: Tensor) -> Tensor:
-    """1-based rank of each valid value [B, T] among the valid of its row; equal values share the mean of their
-    ranks."""
+    """Return the 1-based rank of each valid value [B, T] among the valid of its row.
+
+    Equal values share the mean of their ranks."""
     ordered, order = values.masked_fill(~valid, torch.inf).sort(dim=-1)  # masked tokens come last
     count = ordered.shape[-1]
     place = torch.arange(count, device=ordered.device, dtype=torch.float32)

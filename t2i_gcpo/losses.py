@@ -27,7 +27,7 @@ class LossOutput:
 
 
 def reduction_denominator(mask: Tensor, reduction: Reduction) -> Tensor:
-    """What `reduce` divides by, scalar fp32. mask [B, T] bool, true = valid.
+    """Return what `reduce` divides by, scalar fp32. mask [B, T] bool, true = valid.
 
     `token`: the number of valid tokens (DAPO, 2503.14476). `sequence`: the number of rows with a valid token;
     `reduce` takes each row's own mean first (GRPO, 2402.03300). `constant`: B * T, whatever the mask (Dr. GRPO,
@@ -45,7 +45,7 @@ def reduction_denominator(mask: Tensor, reduction: Reduction) -> Tensor:
 
 
 def reduce(values: Tensor, mask: Tensor, reduction: Reduction, denominator: Tensor | float | None = None) -> Tensor:
-    """Scalar: the sum of values [B, T] over valid tokens (of `sequence`: the sum of the rows' means) / `denominator`.
+    """Return the sum of values [B, T] over valid tokens (of `sequence`: the sum of the rows' means) / `denominator`.
 
     None takes `reduction_denominator(mask, reduction)`. Values of masked tokens may be anything, their gradient is 0.
     """
@@ -71,8 +71,9 @@ def policy_loss(
     reduction: Reduction = "token",
     denominator: Tensor | float | None = None,
 ) -> LossOutput:
-    """PPO's clipped surrogate (1707.06347) for each token: `-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high)
-    A)`.
+    """Return the mean of PPO's clipped surrogate (1707.06347).
+
+    For each token it is `-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)`.
 
     logprob [B, T] with gradient, logprob_old [B, T]; ratio = exp(logprob - logprob_old). advantages [B, T], or [B]
     for one a row. mask [B, T] bool (None: all valid). scale [B, T]: factors of the tokens' losses (None: 1); a token of
@@ -118,8 +119,9 @@ def policy_loss(
 
 
 def kl(logprob: Tensor, logprob_reference: Tensor, estimator: KLEstimator = "k3") -> Tensor:
-    """KL(policy || reference) estimated at each sampled token, nats: [B, T], [B, T] -> [B, T] fp32, gradient through
-    logprob.
+    """Estimate KL(policy || reference) at each sampled token, nats: [B, T], [B, T] -> [B, T] fp32.
+
+    The gradient goes through logprob.
 
     With `d = logprob_reference - logprob` (Schulman, "Approximating KL divergence"): `k1 = -d`, unbiased but noisy,
     and of expected on-policy gradient 0, so a metric only; `k2 = d^2 / 2`, whose on-policy gradient is that of the
@@ -138,6 +140,6 @@ def kl(logprob: Tensor, logprob_reference: Tensor, estimator: KLEstimator = "k3"
 
 
 def kl_weights(weights: Tensor) -> Tensor:
-    """`0.5 + 0.5 clamp(2 - 2 w, 0, 1)` in [0.5, 1] (2605.29198's code): credit weights [B, T] -> KL weights [B, T].
+    """Return `0.5 + 0.5 clamp(2 - 2 w, 0, 1)` in [0.5, 1] (2605.29198's code): credit weights [B, T] -> KL weights [B, T].
     Tokens that the prompt drives (w >= 1) are held half as firmly as those it hardly touches (w <= 0.5)."""
     return 0.5 + 0.5 * (2 - 2 * weights.detach()).clamp(0.0, 1.0)

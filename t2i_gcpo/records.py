@@ -33,7 +33,7 @@ class Prompt:
 
     @property
     def task(self) -> str:
-        """GenEval's task name, or "all" where the prompt has none."""
+        """Return GenEval's task name, or "all" where the prompt has none."""
         return str(self.metadata.get("tag") or "all")
 
 
@@ -103,7 +103,7 @@ class Sampling(SamplingOptions):
 
     @classmethod
     def of(cls, options: SamplingOptions, **choices: Any) -> Sampling:
-        """The options of a user, with `choices` for the other fields (and for single options)."""
+        """Make a `Sampling` of the options of a user, with `choices` for the other fields (and for single options)."""
         shared = {field.name: vars(options)[field.name] for field in fields(SamplingOptions)}
         return cls(**{**shared, **choices})
 
@@ -147,7 +147,7 @@ class Rollout:
 
     @property
     def row_prompts(self) -> list[Prompt]:
-        """The prompt of each row, B of them."""
+        """Return the prompt of each row, B of them."""
         return self.per_row(self.prompts)
 
     def per_row(self, values: Sequence[Item]) -> list[Item]:
@@ -157,7 +157,7 @@ class Rollout:
         return [value for value in values for _ in range(self.sampling.group_size)]
 
     def rows(self, index: Tensor) -> Rollout:
-        """Some rows, as a rollout with a group size of 1 (each row brings its own prompt). `index`: [b] int64."""
+        """Return some rows, as a rollout with a group size of 1 (each row brings its own prompt). `index`: [b] int64."""
         group = self.sampling.group_size
         owners = [int(row) // group for row in index]
         device_index = index.to(self.tokens.device)
@@ -179,7 +179,7 @@ class Rollout:
         )
 
     def groups(self, index: Tensor) -> Rollout:
-        """Some prompts with all their images. `index`: [p] int64, prompts."""
+        """Return some prompts with all their images. `index`: [p] int64, prompts."""
         group = self.sampling.group_size
         rows = (index[:, None] * group + torch.arange(group, device=index.device)).flatten()
         one_each = self.rows(rows)
@@ -231,7 +231,7 @@ class ScoredRollout:
     """Name -> [B] fp32: the reward's parts."""
 
     def groups(self, index: Tensor) -> ScoredRollout:
-        """Some prompts with all their images. `index`: [p] int64, prompts."""
+        """Return some prompts with all their images. `index`: [p] int64, prompts."""
         group = self.rollout.sampling.group_size
         rows = (index[:, None] * group + torch.arange(group, device=index.device)).flatten()
         images, scores = self.images[rows.to(self.images.device)], self.scores[rows.to(self.scores.device)]
@@ -240,7 +240,7 @@ class ScoredRollout:
 
     @staticmethod
     def cat(items: list[ScoredRollout]) -> ScoredRollout:
-        """Scored rollouts of the same generator, sampling and reward, one after the other."""
+        """Join scored rollouts of the same generator, sampling and reward, one after the other."""
         return ScoredRollout(
             Rollout.cat([item.rollout for item in items]),
             torch.cat([item.images for item in items]),
@@ -250,7 +250,7 @@ class ScoredRollout:
 
 
 def cat_parts(items: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
-    """The parts of several batches of scores, one after the other; `items`: (scores [B], name -> [B]).
+    """Return the parts of several batches of scores, one after the other; `items`: (scores [B], name -> [B]).
 
     A part that a batch lacks (that of a task of which it has no image) is NaN there.
     """

@@ -13,14 +13,14 @@ from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import token_weights
 from t2i_gcpo.heatmap import KINDS, Recipe
 from t2i_gcpo.heatmap.views import as_rollout
-from t2i_gcpo.training.callbacks.pictures import Pictures, first_with_spread
+from t2i_gcpo.training.callbacks.pictures import Pictures, first_informative
 
 
 def test_the_map_of_the_rollout_is_of_the_first_group_that_has_something_to_show() -> None:
     advantages = torch.tensor([0.0, 0.0, -1.0, 1.0, 0.5, -0.5])
-    assert first_with_spread(advantages, 2) == 1
-    assert first_with_spread(advantages, 3) == 0
-    assert first_with_spread(torch.zeros(6), 2) == 0
+    assert first_informative(advantages, 2) == 1
+    assert first_informative(advantages, 3) == 0
+    assert first_informative(torch.zeros(6), 2) == 0
 
 
 def test_the_files_hold_what_any_map_needs_and_the_reference_is_the_start(tmp_path: Path) -> None:

@@ -276,7 +276,15 @@ def test_what_counts_as_secret() -> None:
     assert (
         is_secret("reward.token")
         and is_secret("rewards.a.api-key")
-        and not is_secret("tokens")
-        and not is_secret("token.x")
+        and not is_secret("max_tokens")
+        and not is_secret("token_file")
     )
     assert without_secrets({"a": [{"token": 1, "b": 2}], "password": 3}) == {"a": [{"b": 2}]}
+
+
+def test_a_token_comes_from_a_file_and_the_file_stays_in_the_config(tmp_path: Path) -> None:
+    file = tmp_path / "token.txt"
+    file.write_text("s3cret\n")
+    config = parse(["--reward.name", "remote", "--reward.url", "http://a", "--reward.token_file", str(file)]).settings
+    assert to_mapping(config)["reward"]["token_file"] == str(file) and "s3cret" not in dump(config)
+    assert load(yaml_file(tmp_path, dump(config))) == config, "what was written is enough to go on"

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.base import AsyncReward, FailurePolicy, PromptError, RewardOutput, check, check_policy, join
@@ -35,7 +36,7 @@ class RemoteReward(AsyncReward):
         url: http://host:port of a server, or a list of servers with the same scorer: requests take turns among them,
             and go to the next
             one where one is away.
-        token: what the servers demand; None takes it from the environment variable T2I_GCPO_REWARD_TOKEN, if it is set.
+        token: what the servers demand; None takes it from the file `token_file`, or from the environment variable T2I_GCPO_REWARD_TOKEN, if it is set.
         timeout: seconds for one answer.
         retries: how often all servers are asked again when none answers, after 0.5, 1, 2, ... 30 seconds.
         batch_size: images a request; the server gathers requests into batches of its own.
@@ -57,6 +58,7 @@ class RemoteReward(AsyncReward):
         *,
         url: str | Sequence[str],
         token: str | None = None,
+        token_file: str | None = None,
         timeout: float = 300.0,
         retries: int = 6,
         batch_size: int = 16,
@@ -72,6 +74,8 @@ class RemoteReward(AsyncReward):
                 f"9 are allowed"
             )
         urls = [url] if isinstance(url, str) else list(url)
+        if token is None and token_file is not None:
+            token = Path(token_file).expanduser().read_text(encoding="utf-8").strip()
         token = os.environ.get(TOKEN_VARIABLE) or None if token is None else str(token)
         self.servers = Servers(urls, token=token, timeout=timeout, retries=retries, recognize=self._recognize)
         self.compress, self.failure, self.parallel = compress, failure, parallel

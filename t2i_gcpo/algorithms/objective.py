@@ -38,7 +38,7 @@ class TokenAdvantages:
     """Name -> number, for logging."""
 
     def rows(self, index: Tensor) -> TokenAdvantages:
-        """Some rows, for a micro-batch; the metrics stay those of the whole. `index`: [b] int64."""
+        """Return some rows, for a micro-batch; the metrics stay those of the whole. `index`: [b] int64."""
         index = index.to(self.advantages.device)
         tensors = {name: vars(self)[name][index] for name in
                    ("advantages", "weights", "sequence_advantages", "valid", "mask")}  # fmt: skip
@@ -48,8 +48,9 @@ class TokenAdvantages:
 def token_weights(
     algorithm: Algorithm, rollout: Rollout, *, mask: Tensor | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The algorithm's credit: [B, T] fp32 of mean 1 over the valid tokens of each row. mask [B, T] bool, true =
-    valid.
+    """Return the algorithm's credit: [B, T] fp32 of mean 1 over the valid tokens of each row.
+
+    mask [B, T] bool, true = valid.
 
     `generator` is what the controls draw from. ValueError: a log-prob or statistic that the rollout lacks.
     """
@@ -97,7 +98,7 @@ def token_advantages(
     part_weights: Mapping[str, float] | None = None,
     reference_entropy: Tensor | None = None,
 ) -> TokenAdvantages:
-    """Advantages of a whole rollout: rewards [B], NaN = failed, rows in groups of `rollout.sampling.group_size`.
+    """Return the token advantages of a whole rollout: rewards [B], NaN = failed, rows in groups of `rollout.sampling.group_size`.
 
     mask [B, T] bool: further tokens to leave out. parts, part_weights: the reward's parts [B] and their weights, for
     `normalize_parts`. reference_entropy [B, T] or [B], nats: the reference model's entropy of the same distribution
@@ -151,7 +152,7 @@ def loss(
     scale: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> LossOutput:
-    """Clipped policy loss plus the KL term, for some rows: log-probs [b, T], `targets` of the same rows.
+    """Return the clipped policy loss plus the KL term, for some rows: log-probs [b, T], `targets` of the same rows.
 
     token_logprob [b, T]: the policy's log-probs that the KL to `logprob_reference` is taken of (None: `logprob`). A ratio may be of
     several tokens at once, and the estimators' exponent of so large a difference overflows.
@@ -197,8 +198,10 @@ def loss(
 
 
 def loss_denominator(algorithm: Algorithm, targets: TokenAdvantages) -> Tensor:
-    """Scalar: what the loss of the whole batch is divided by. Over several processes, sum it and divide by their
-    number where gradients are averaged."""
+    """Return what the loss of the whole batch is divided by, a scalar.
+
+    Over several processes, sum it and divide by their number where gradients are averaged.
+    """
     return losses.reduction_denominator(targets.mask, algorithm.reduction)
 
 
@@ -216,7 +219,7 @@ def _stat(algorithm: Algorithm, rollout: Rollout, name: str) -> Tensor:
 
 
 def _entropy_bonus(algorithm: Algorithm, rollout: Rollout, rewards: Tensor, reference: Tensor | None) -> Tensor:
-    """STAGE's entropy reward with its factor, [B]; zeros where it is off."""
+    """Return STAGE's entropy reward with its factor, [B]; zeros where it is off."""
     if algorithm.entropy_reward_coef == 0:
         return torch.zeros_like(rewards)
     if reference is None:

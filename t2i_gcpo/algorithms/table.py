@@ -98,12 +98,12 @@ class Algorithm:
 
     @property
     def needs_contrast(self) -> bool:
-        """Whether the rollout must have `logprob_negative` (`Sampling.contrast`)."""
+        """Return whether the rollout must have `logprob_negative` (`Sampling.contrast`)."""
         return self.credit in ("contrast", "shuffled")
 
     @property
     def needed_stats(self) -> tuple[str, ...]:
-        """What the rollout must have in `Rollout.stats` (`Sampling.stats`)."""
+        """Return what the rollout must have in `Rollout.stats` (`Sampling.stats`)."""
         needed = {STATS[self.divergence][0]} if self.needs_contrast and self.divergence in STATS else set()
         if self.credit == "entropy" or self.entropy_reward_coef > 0:
             needed.add("entropy")
@@ -111,7 +111,7 @@ class Algorithm:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss wants the reference model's log-probs."""
+        """Return whether the loss wants the reference model's log-probs."""
         return self.kl_estimator != "none" and self.kl_coef > 0
 
 
@@ -135,8 +135,10 @@ TABLE: dict[str, Algorithm] = {
 
 
 def resolve(name: str, **overrides: Any) -> Algorithm:
-    """The table's row `name` with some fields changed. ValueError for an unknown row or field, listing the
-    allowed."""
+    """Return the table's row `name` with some fields changed.
+
+    ValueError for an unknown row or field, listing the allowed.
+    """
     if name not in TABLE:
         raise ValueError(f"unknown algorithm {name!r}; allowed: {', '.join(TABLE)}")
     allowed = [field.name for field in fields(Algorithm) if field.name != "name"]

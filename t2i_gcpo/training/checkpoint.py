@@ -36,7 +36,7 @@ STATE, MANIFEST, BEST = "trainer.pt", manifest.MANIFEST, "best.json"
 MAY_CHANGE = (
     "output_dir", "steps", "checkpoint", "logging", "evaluate", "pictures", "kl_stop", "max_nonfinite", "micro_batch",
     "generator.device", "generator.compile", "generator.max_batch", "generator.gradient_checkpointing", "generator.fold_passes",
-    "prompts.validation", "prompts.test", "reward.url", "reward.timeout", "reward.retries",
+    "prompts.validation", "prompts.test", "reward.url", "reward.token_file", "reward.timeout", "reward.retries",
 )  # fmt: skip
 
 

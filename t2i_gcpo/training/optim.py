@@ -49,7 +49,7 @@ def lr_factor(step: int, options: OptimConfig, steps: int) -> float:
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale the gradients down to a global L2 norm of `max_norm`; returns the norm before ([] fp32).
+    """Scale the gradients down to a global L2 norm of `max_norm`, and return the norm before ([] fp32).
 
     Where that norm is not finite the gradients are left as they are: the caller skips the update.
     """
@@ -61,7 +61,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 def all_finite(*values: Tensor) -> bool:
-    """Whether every element of every tensor is finite."""
+    """Return whether every element of every tensor is finite."""
     return all(bool(torch.isfinite(value).all()) for value in values)
 
 
@@ -74,7 +74,7 @@ class NonFiniteGuard:
         self.total = 0
 
     def ok(self, *values: Tensor) -> bool:
-        """Whether to go on with the update. FloatingPointError at the `limit`-th non-finite one in a row."""
+        """Return whether to go on with the update. FloatingPointError at the `limit`-th non-finite one in a row."""
         if all_finite(*values):
             self.in_a_row = 0
             return True

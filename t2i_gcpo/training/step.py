@@ -38,7 +38,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did."""
+    """Says what a step did."""
 
     metrics: dict[str, float]
     images: int
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step works with; calling it takes one."""
+    """Holds what a step works with; calling it takes one."""
 
     generator: ImageGenerator
     reward: Reward

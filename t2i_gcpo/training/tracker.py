@@ -33,7 +33,7 @@ SHOWN = {"reward/mean": "reward", "kl": "KL", "entropy": "entropy", "clip_fracti
 
 
 def check_unused(run_dir: str | Path) -> None:
-    """ValueError where the folder holds a run."""
+    """Raise ValueError where the folder holds a run."""
     found = [name for name in (CONFIG, METRICS, CHECKPOINTS) if (Path(run_dir) / name).exists()]
     if found:
         raise ValueError(
@@ -104,7 +104,7 @@ class Tracker:
         self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=not logging.progress, dynamic_ncols=True)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One row: numbers, booleans and tensors of one element. The row is on disk when this returns."""
+        """Log one row: numbers, booleans and tensors of one element. The row is on disk when this returns."""
         numbers = {name: _number(value) for name, value in metrics.items()}
         row = {"step": step, **{name: finite_or_none(value) for name, value in numbers.items()}}
         with disk_errors(self.run_dir / METRICS, "free some space, and go on with --resume"):

@@ -151,7 +151,7 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """The step that the run ends at. Setting it makes the run longer or shorter, and with it the learning rate's course."""
+        """Return the step that the run ends at. Setting it makes the run longer or shorter, and with it the learning rate's course."""
         return self.loop.steps
 
     @steps.setter
@@ -183,7 +183,7 @@ class Trainer:
                 pass
 
     def iterate(self) -> Iterator[StepRecord]:
-        """As `train`, a step at a time: hands out each step's record when it is logged. Signals are the caller's affair.
+        """Run to `steps` and yield each step's record when it is logged. Signals are the caller's affair.
 
         After `stop(reason)` the next round saves the present step and ends. A loop that is left in its middle saves nothing more.
         """
@@ -239,7 +239,7 @@ class Trainer:
             )
 
     def _finish(self, record: StepRecord, tracker: Tracker) -> None:
-        """What follows a step: callbacks, the log, a checkpoint where one is due."""
+        """Do what follows a step: callbacks, the log, a checkpoint where one is due."""
         kl = record.metrics.get("kl", 0.0)
         limit = self.loop.kl_stop
         if limit is not None and kl > limit:
@@ -278,12 +278,12 @@ class Trainer:
 
     @property
     def stopped(self) -> str | None:
-        """Why the last `train` ended before `steps`, or None."""
+        """Return why the last `train` ended before `steps`, or None."""
         return self._stop_reason
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C or SIGTERM ended the last `train`."""
+        """Return whether Ctrl-C or SIGTERM ended the last `train`."""
         return self.interrupted_by is not None
 
     def request_save(self) -> None:
@@ -327,7 +327,7 @@ class Trainer:
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _position(self) -> dict[str, Any]:
-        """Where the run is, but for the weights: what a step changes before it updates them."""
+        """Return where the run is, but for the weights: what a step changes before it updates them."""
         return {
             "step": self.step_number,
             "images_sampled": self.images_sampled,
@@ -343,18 +343,18 @@ class Trainer:
         self.prompt_sampler.load_state_dict(state["prompts"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Return everything that the rest of the run depends on."""
         state = {**self._position(), "updater": self.updater.state_dict(), "validation": self._validation}
         return {**state, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the run that it goes on from."""
+        """Return what a resumed run must share with the run that it goes on from."""
         scorer: dict[str, Any] | None = None if self._scorer is None else {**self._scorer}
         built = built_options(self.config)
         return {"options": self._options(), "config": built, "generator": self._began_with, "scorer": scorer}
 
     def _options(self) -> dict[str, Any]:
-        """What decides what is trained on what, nested."""
+        """Return the options that decide what is trained on what, nested."""
         names = ("distribution", "prompts_per_step", "epochs", "minibatches", "seed")
         groups = {"algorithm": asdict(self.algorithm), "sampling": asdict(self.sampling), "optim": asdict(self.optim)}
         own = {"negative_prompt": self.negative_prompt, "balanced": self.balanced}
@@ -404,7 +404,7 @@ Callback = Callable[[Trainer, StepRecord], None]
 
 
 def _training_sampling(options: SamplingOptions) -> SamplingConfig:
-    """The group of a training from any group of sampling options."""
+    """Return the group of a training from any group of sampling options."""
     if isinstance(options, SamplingConfig):
         return options
     return SamplingConfig(**{field.name: vars(options)[field.name] for field in fields(SamplingOptions)})

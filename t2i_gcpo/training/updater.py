@@ -40,7 +40,7 @@ class Updater:
 
     @property
     def learning_rate(self) -> float:
-        """That of the next update: a function of the options and of the updates that were done, and of nothing else."""
+        """Return the learning rate of the next update: a function of the options and of the number of updates that were done."""
         return self.optim.lr * lr_factor(self.updates, self.optim, self.loop.steps)
 
     # -- the update ----------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ class Updater:
     def update(
         self, rollout: Rollout, targets: TokenAdvantages, clock: Clock, rng: torch.Generator
     ) -> dict[str, float]:
-        """All optimiser steps of one rollout; returns their mean metrics. FloatingPointError from the guard."""
+        """Take all optimiser steps of one rollout and return their mean metrics. FloatingPointError from the guard."""
         with clock.phase("forward"):
             reference = self._reference(rollout)
             old, drift = self._old(rollout)
@@ -80,7 +80,7 @@ class Updater:
         return {**_means(history), **drift, "updates/skipped": float(skipped)}
 
     def _minibatches(self, batch: int, rng: torch.Generator) -> Iterator[Tensor]:
-        """Row indices of each optimiser step. One step takes the rows in order; several deal them out anew each pass."""
+        """Yield the row indices of each optimiser step. One step takes the rows in order; several deal them out anew each pass."""
         for _ in range(self.loop.epochs):
             order = torch.arange(batch) if self.loop.minibatches == 1 else torch.randperm(batch, generator=rng)
             yield from order.tensor_split(min(self.loop.minibatches, batch))
@@ -95,7 +95,7 @@ class Updater:
         denominator: Tensor,
         clock: Clock,
     ) -> dict[str, Tensor]:
-        """Forward and backward of the micro-batch of rows `part` [b]; returns its metrics."""
+        """Run the micro-batch of rows `part` [b] forward and backward, and return its metrics."""
         part = part.to(reference.device)
         rows, part_targets = rollout.rows(part), targets.rows(part)
         with clock.phase("forward"):
@@ -125,24 +125,24 @@ class Updater:
     # -- log-probs -----------------------------------------------------------------------------------------------------
 
     def _recorded(self, rollout: Rollout) -> Tensor:
-        """The log-probs of the trained distribution that sampling kept."""
+        """Return the log-probs of the trained distribution that sampling recorded."""
         return rollout.logprob_positive if self.loop.distribution == "conditional" else rollout.logprob_behaviour
 
     def _reference(self, rollout: Rollout) -> Tensor:
-        """[B, T] log-probs of the tokens under the reference model."""
+        """Return the [B, T] log-probs of the tokens under the reference model."""
         with self.generator.reference():
             return torch.cat([scores.own for scores in self._scored(rollout)])
 
     @torch.no_grad()
     def _scored(self, rollout: Rollout) -> list[TrainingScores]:
-        """Of each micro-batch of the rollout, in order, without gradients."""
+        """Score each micro-batch of the rollout, in order, without gradients."""
         parts = torch.arange(rollout.batch).split(self.loop.micro_batch)
         return [
             self.generator.training_scores(rollout.rows(part), distribution=self.loop.distribution) for part in parts
         ]
 
     def _old(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, float]]:
-        """[B, T] old log-probs for several updates from one rollout, and how far the training forward is from the recorded ones.
+        """Return [B, T] old log-probs for several updates from one rollout, and how far the training forward is from the recorded ones.
 
         None where one update needs no memory of them: its ratio is 1 whatever the rounding.
         """
@@ -160,7 +160,7 @@ class Updater:
 
     @torch.no_grad()
     def reference_entropy(self, rollout: Rollout) -> Tensor:
-        """[B, T] nats: the reference model's entropy at the rollout's tokens (STAGE's entropy reward)."""
+        """Return the reference model's entropy at the rollout's tokens, [B, T] nats (for STAGE's entropy reward)."""
         with self.generator.reference():
             parts = [self.generator.token_entropy(rollout.rows(part))
                      for part in torch.arange(rollout.batch).split(self.loop.micro_batch)]  # fmt: skip
@@ -190,7 +190,7 @@ _SUMMED = ("loss", "policy_loss", "kl_loss")
 
 
 def _means(history: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Means over the tokens of all micro-batches; losses, which are shares of a whole, are summed and divided by the updates."""
+    """Return means over the tokens of all micro-batches; losses, which are shares of a whole, are summed and divided by the updates."""
     tokens = torch.stack([row["_tokens"].float().cpu() for row in history]).clamp(min=1.0)
     norms = torch.stack([row["grad_norm"].cpu() for row in history if "grad_norm" in row])
     result = {"grad_norm": float(norms.mean())}

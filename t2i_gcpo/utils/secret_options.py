@@ -1,6 +1,7 @@
 """Options that are never written anywhere: not into config.yaml, a report, a results file, a board or the terminal.
 
-They come from the environment or a file when a run is resumed (for a reward server: T2I_GCPO_REWARD_TOKEN).
+Which ones: `rewards.identity.SECRET`. When a run is resumed they come from the environment or a file (for a reward server:
+T2I_GCPO_REWARD_TOKEN, or `reward.token_file`).
 """
 
 from __future__ import annotations
@@ -8,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: The last part of the option's dotted name, e.g. of `reward.token`; the one list.
-SECRET = ("token", "password", "secret", "api_key", "access_key")
+from rewards.identity import SECRET
 
 
 def is_secret(name: str) -> bool:
     """Tell whether an option's value is secret. `name`: dotted or not."""
-    return name.rpartition(".")[2].replace("-", "_").lower() in SECRET
+    return SECRET.search(name.rpartition(".")[2]) is not None
 
 
 def without_secrets(value: Any) -> Any:

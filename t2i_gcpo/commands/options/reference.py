@@ -39,7 +39,7 @@ A text becomes a value by the type in the column *allowed*, in both places alike
 the words of `generator.compile`. `true`, `on`, `yes` and `false`, `off`, `no` are truth values, in any case; NaN and infinity are no numbers. `null` is
 no value, where the type allows it; the word itself is `"null"` in a YAML and `\\null` on the command line. A `~` at the start of a path is the home folder. A
 value that is more than one text, such as the parts of a composite reward, is written on the command line as YAML on one line: `--reward.rewards:='{clip: {weight: 2}}'`.
-The secret options of a scorer (`token`, `password`, `secret`, `api_key`, `access_key`) are used and never written.
+The secret options of a scorer (`token`, `password`, `secret`, `credentials`, `api_key`, `access_key`) are used and never written.
 """
 COMMANDS_HEAD = """
 ## The commands

@@ -55,7 +55,7 @@ class Pictures:
         if record.scored is not None and record.targets is not None:
             # The tensor itself, not another computation of it.
             size = record.scored.rollout.sampling.group_size
-            group = first_with_spread(record.targets.sequence_advantages, size)
+            group = first_informative(record.targets.sequence_advantages, size)
             scored = record.scored.groups(torch.tensor([group]))
             heatmap.save(
                 trainer.output_dir / "heatmaps",
@@ -67,7 +67,7 @@ class Pictures:
             )
 
     def draw(self, trainer: Trainer, step: int) -> None:
-        """Samples and heatmap of the fixed prompts under the present weights."""
+        """Draw samples and heatmap of the fixed prompts under the present weights."""
         group = self.sampling.group_size
         algorithm = replace(trainer.algorithm, group_size=group, entropy_reward_coef=0.0, normalize_parts=False)
         scored = collect(
@@ -99,7 +99,7 @@ class Pictures:
 
 @torch.no_grad()
 def reference_logprobs(trainer: Trainer, rollout: Rollout) -> Tensor:
-    """[B, T] nats: the rollout's tokens in the reference model, raw, under their prompts."""
+    """Return the raw log-probs of the rollout's tokens in the reference model, under their prompts: [B, T] nats."""
     with trainer.generator.reference():
         return in_chunks(
             lambda index: trainer.generator.token_logprobs(rollout.rows(index)),
@@ -108,7 +108,7 @@ def reference_logprobs(trainer: Trainer, rollout: Rollout) -> Tensor:
         )
 
 
-def first_with_spread(advantages: Tensor, group_size: int) -> int:
-    """The first group whose advantages [B] are not all 0, which a map could not show; the first of all where there is none."""
+def first_informative(advantages: Tensor, group_size: int) -> int:
+    """Return the first group whose advantages [B] are not all 0, or the first of all where there is none."""
     spread = rearrange(advantages, "(p g) -> p g", g=group_size).ne(0).any(dim=1)
     return int(spread.int().argmax())

@@ -49,7 +49,7 @@ SHOWN = 4
 
 @dataclass(frozen=True)
 class Change:
-    """A metric's first window against its last."""
+    """Holds the means of a metric's first and last window."""
 
     before: float
     after: float
@@ -58,7 +58,7 @@ class Change:
 
 
 def change(values: Sequence[float], window: int = WINDOW) -> Change | None:
-    """None where there are fewer than two whole windows. A difference without any spread counts as infinitely significant."""
+    """Compare the first window with the last; None where there are fewer than two whole windows. A difference without any spread counts as infinitely significant."""
     if len(values) < 2 * window:
         return None
     first, last = values[:window], values[-window:]
@@ -71,7 +71,7 @@ def change(values: Sequence[float], window: int = WINDOW) -> Change | None:
 
 
 def alarms(series: Mapping[str, Sequence[float]], window: int = WINDOW) -> dict[str, str]:
-    """Metric -> what happened, for each watched metric that got worse while the trained reward rose.
+    """Map each watched metric that got worse while the trained reward rose.
 
     `series`: a metric's logged values in the order of their steps; `reward/mean` among them.
     """
@@ -148,7 +148,7 @@ class Watch:
         return metrics
 
     def _recall(self, folder: Path, step: int) -> None:
-        """What was logged and said before `step`: a resumed run goes on from there."""
+        """Read what was logged and said before `step`: a resumed run goes on from there."""
         self._recalled = True
         for row in read_metrics(folder):
             if row["step"] < step:
@@ -162,13 +162,13 @@ class Watch:
 
 
 def read_warnings(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's warnings.jsonl; none where there is no such file. A torn last line is left out."""
+    """Return the rows of a run's warnings.jsonl; none where there is no such file. A torn last line is left out."""
     path = folder / WARNINGS
     return read_json_lines(path, WARNING) if path.is_file() else []
 
 
 def _grid(scored: ScoredRollout) -> pictures.Image.Image:
-    """The first images of the first prompts."""
+    """Draw the first images of the first prompts."""
     group = scored.rollout.sampling.group_size
     rows = [p * group + g for p in range(min(SHOWN, len(scored.rollout.prompts))) for g in range(min(SHOWN, group))]
     return pictures.sample_grid(
