@@ -140,7 +140,8 @@ def test_the_learning_rate_of_a_longer_run_is_that_of_its_schedule(tmp_path: Pat
 
 #: Rooms whose functions and classes take the groups, or name an option's default by its declaration.
 ROOMS = ("algorithms", "commands", "data", "training", "records.py")
-#: What has the name of an option and is something else: of one rollout, of a scorer's progress bar, of a shape's drawing.
+#: What has the name of an option and is something else: of one rollout, of a scorer's progress bar, of a shape's
+#: drawing.
 OTHERS = {"Sampling.group_size", "Sampling.seed", "score.progress"}
 
 
@@ -156,7 +157,10 @@ def leaves(options: Any, prefix: str = "") -> Iterator[tuple[str, type]]:
 
 
 def literal_defaults(path: Path) -> Iterator[str]:
-    """`Class.field` and `function.parameter` of a source file with a default that is written out; None means: not given."""
+    """Name `Class.field` and `function.parameter` of a source file with a default that is written out.
+
+    None does not count: it means that nothing was given.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ClassDef):
             pairs = [(a.target, a.value) for a in node.body if isinstance(a, ast.AnnAssign)]

@@ -1,4 +1,7 @@
-"""The reference model is the generator as the run began: whole, with adapters or as a delta, of both kinds, in the loss and in pictures."""
+"""The reference model is the generator as the run began.
+
+Whole, with adapters or as a delta, of both kinds, in the loss and in pictures.
+"""
 
 from __future__ import annotations
 

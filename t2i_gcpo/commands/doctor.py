@@ -89,7 +89,10 @@ def torchvision() -> Iterator[Finding]:
 
     from rewards.models.torchvision_mend import mend
 
-    remedy = "install both from one index, e.g. pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+    remedy = (
+        "install both from one index, e.g. pip install torch torchvision --index-url "
+        "https://download.pytorch.org/whl/cpu"
+    )
     try:
         mended = mend()
     except Exception as error:  # a report on a broken installation must not break on it

@@ -15,8 +15,10 @@ PREFIX, TOTAL, OTHER = "time/", "time/step", "time/other"
 HEADER = ["phase", "s a step", "share", "95 % interval"]
 #: What the phases are; stands below every table of them.
 NOTE = (
-    "sample: draw the tokens; decode: tokens to pixels; score: the reward; credit: advantages and token weights; forward: log-probs of the "
-    "policy and its reference, and the loss; backward: gradients and the optimiser. Shares are of the summed time of the steps; their "
+    "sample: draw the tokens; decode: tokens to pixels; score: the reward; credit: advantages and token weights; "
+    "forward: log-probs of the "
+    "policy and its reference, and the loss; backward: gradients and the optimiser. Shares are of the summed time "
+    "of the steps; their "
     "intervals are from a bootstrap over steps."
 )
 RESAMPLES = 2000
@@ -33,7 +35,10 @@ class Phase:
 
 
 def phases(run: Run, *, first_step: int = 1, seed: int = 0) -> tuple[list[Phase], int]:
-    """The phases, the costliest first and "other" last, and the number of steps from `first_step` on. Without such a step: none."""
+    """The phases, the costliest first and "other" last, and the number of steps from `first_step` on.
+
+    Without such a step: none.
+    """
     rows = [row for row in run.metrics if TOTAL in row and int(row["step"]) >= first_step]
     if not rows:
         return [], 0

@@ -12,15 +12,18 @@ FILE.yaml:
     grid:                             # option -> values, all combinations in each arm; optional
       optim.lr: [5.0e-5, 1.0e-4]
       distribution: [guided, conditional]
-    against: grpo                     # arm, or list of arms, that the others are compared with after training, seed by seed; optional
+    against: grpo                     # arm, or list of arms, that the others are compared with after training, seed by
+                                      seed; optional
 
-A trial is an arm at a point of the grid with a seed: a `t2i-gcpo train` of its own, in OUT/trials/ARM-KEY=VALUE/seed_S, its output in OUT/logs/.
-The same command again goes on where the study stopped: finished trials are skipped, unfinished ones resumed, failed ones tried again.
+A trial is an arm at a point of the grid with a seed: a `t2i-gcpo train` of its own, in OUT/trials/ARM-KEY=VALUE/seed_S,
+its output in OUT/logs/. The same command again goes on where the study stopped: finished trials are skipped, unfinished
+ones resumed, failed ones tried again.
 
-A trial ends with the study, whatever way that ends. SIGTERM is taken as Ctrl-C, and SIGUSR1 lets the running trials save and go on.
+A trial ends with the study, whatever way that ends. SIGTERM is taken as Ctrl-C, and SIGUSR1 lets the running trials
+save and go on.
 
-OUT/results.json and OUT/table.md are written anew after every trial, OUT/compare/ (curves, a report) at the end. The exit status is 1 where
-a trial failed, 130 after Ctrl-C.
+OUT/results.json and OUT/table.md are written anew after every trial, OUT/compare/ (curves, a report) at the end. The
+exit status is 1 where a trial failed, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -180,7 +183,10 @@ def _run(study: Study, todo: list[Trial], results: Results, jobs: int, threads: 
 
 
 def _next(todo: list[Trial], awaited: set[str]) -> Trial | None:
-    """Take the first trial that no other process trains, out of `todo`; tell once for each of the others that it is waited for."""
+    """Take the first trial that no other process trains, out of `todo`.
+
+    Tell once for each of the others that it is waited for.
+    """
     for index, trial in enumerate(todo):
         who = holder(trial.folder)
         if who is None:
@@ -192,7 +198,10 @@ def _next(todo: list[Trial], awaited: set[str]) -> Trial | None:
 
 
 def _start(trial: Trial, threads: int, *, resume: bool) -> _Job:
-    """Start a training in a session of its own: the terminal's Ctrl-C would else reach it beside ours, and two of them end it at once."""
+    """Start a training in a session of its own.
+
+    The terminal's Ctrl-C would else reach it beside ours, and two of them end it at once.
+    """
     trial.log.parent.mkdir(parents=True, exist_ok=True)
     line = command(trial, resume=resume)
     # Unbuffered, so that an error is the log's last line, below what was printed before it.
@@ -264,7 +273,10 @@ def _until(stop: Callable[[str], None]) -> Iterator[None]:
 
 
 def _end(running: list[_Job]) -> None:
-    """Let no trial outlive the study. One that was told to stop ends at once at the second SIGINT, any other saves first."""
+    """Let no trial outlive the study.
+
+    One that was told to stop ends at once at the second SIGINT, any other saves first.
+    """
     for job in running:
         job.process.send_signal(signal.SIGINT)
         job.process.terminate()
@@ -277,7 +289,10 @@ def _end(running: list[_Job]) -> None:
 
 
 def _compare(results: Results, out: Path) -> Path:
-    """Compare the finished runs as `t2i-gcpo compare` does, but without its table on the terminal: ours stands there."""
+    """Compare the finished runs as `t2i-gcpo compare` does, but without its table on the terminal.
+
+    Ours stands there.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with redirect_stdout(io.StringIO()):
         compare.write(results.finished(), out)

@@ -19,14 +19,18 @@ COLUMNS = [
 ]  # fmt: skip
 AGAINST_COLUMNS = ["group", "against", "seeds", "images", "theirs", "its own", "difference", "lowest seed"]
 AGAINST_NOTE = (
-    "After training, group against group: the same seeds, test prompts and noise, compared image by image; positive where the group's score is above "
+    "After training, group against group: the same seeds, test prompts and noise, compared image by image; positive "
+    "where the group's score is above "
     "that of the one it stands against; intervals as above"
 )
 FAILED_COLUMNS = ["failed trial", "exit status", "last line of its log"]
 NOTE = (
-    "before, after, difference: mean over the tasks, then over the seeds; in brackets: 95 % bootstrap interval over seeds and prompts; "
-    f"{PAIRED_NOTE}; images: such pairs, over all seeds; lowest seed: the smallest of the seeds' differences; KL (to the reference, nats a token), "
-    f"entropy, diversity: mean of the last {LAST_STEPS} logged steps; sampled: images that a run sampled, those that dynamic "
+    "before, after, difference: mean over the tasks, then over the seeds; in brackets: 95 % bootstrap interval over "
+    "seeds and prompts; "
+    f"{PAIRED_NOTE}; images: such pairs, over all seeds; lowest seed: the smallest of the seeds' differences; KL "
+    "(to the reference, nats a token), "
+    f"entropy, diversity: mean of the last {LAST_STEPS} logged steps; sampled: images that a run sampled, those "
+    "that dynamic "
     "sampling discarded included; min a run: training steps, without the evaluations"
 )
 ONE_SEED_NOTE = "of one seed, the interval is over prompts alone: it holds no variance between seeds"
@@ -69,7 +73,10 @@ class Results:
         ]
 
     def _baselines(self, trial: Trial) -> list[str]:
-        """Name the groups that a trial's group is compared with: the baselines at its point of the grid, for a baseline those before it."""
+        """Name the groups that a trial's group is compared with.
+
+        The baselines at its point of the grid, for a baseline those before it.
+        """
         point, arms = trial.group.removeprefix(trial.arm), self.study.baselines
         return [f"{arm}{point}" for arm in (arms[: arms.index(trial.arm)] if trial.arm in arms else arms)]
 

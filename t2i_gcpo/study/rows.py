@@ -1,4 +1,7 @@
-"""The rows of a study, as plain values for JSON: a trial, a group pooled over its seeds, a group compared with another after training."""
+"""Make the rows of a study, as plain values for JSON.
+
+A row is a trial, a group pooled over its seeds, or a group compared with another after training.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,10 @@ def group_row(group: str, members: Sequence[Trial], outcomes: Mapping[str, Outco
 def against_row(
     group: str, members: Sequence[Trial], baseline: str, others: Sequence[Trial], outcomes: Mapping[str, Outcome]
 ) -> dict[str, Any]:
-    """Return what results.json says of a group and another that it is compared with: their scores after training, over the seeds that both have done."""
+    """Return what results.json says of a group and another that it is compared with.
+
+    It compares their scores after training, over the seeds that both have done.
+    """
     theirs = {trial.seed: outcomes[trial.name].run for trial in others}
     pairs = {
         trial.seed: (other.after, own.after)

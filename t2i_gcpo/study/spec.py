@@ -78,7 +78,8 @@ class Study:
 def read(path: str | Path, out: str | Path | None = None) -> Study:
     """Read the trials, arm by arm, grid point by grid point, seed by seed. `out` goes before the file's own.
 
-    FileNotFoundError for a missing file or base config; ValueError, naming the place, for a mistake in it or in a trial's options.
+    FileNotFoundError for a missing file or base config; ValueError, naming the place, for a mistake in it or in a
+    trial's options.
     """
     path = Path(path).expanduser()
     tree = _content(path)
@@ -95,7 +96,8 @@ def read(path: str | Path, out: str | Path | None = None) -> Study:
         for name in grid:
             if name in own or name in common:
                 raise ValueError(
-                    f"{path}: {name} is in grid and in {f'the arm {arm}' if name in own else 'options'}; leave it in one of them"
+                    f"{path}: {name} is in grid and in {f'the arm {arm}' if name in own else 'options'}; leave it "
+                    "in one of them"
                 )
         for point in points:
             group = "-".join([arm, *(f"{name}={_text(plain(value))}" for name, value in point.items())])
@@ -120,7 +122,8 @@ def _content(path: Path) -> dict[str, Any]:
     unknown = [str(key) for key in content if key not in KEYS]
     if unknown:
         raise ValueError(
-            f"{path}: unknown {', '.join(unknown)}; a study has {', '.join(KEYS)}. Options of the training belong below `options:` or an arm"
+            f"{path}: unknown {', '.join(unknown)}; a study has {', '.join(KEYS)}. Options of the training belong "
+            "below `options:` or an arm"
         )
     for name in ("out", "config"):
         if name in content and not (isinstance(content[name], str) and content[name]):
@@ -153,7 +156,8 @@ def _arms(path: Path, tree: dict[str, Any]) -> dict[str, tuple[Path | None, dict
             raise ValueError(f"{where}: its name becomes a folder's; use letters, digits, and . _ + - after the first")
         if not isinstance(options, dict) or not options:
             raise ValueError(
-                f"{where} is {plain(options)!r}; give it options (dotted, e.g. `{{algorithm.name: gcpo}}`) or a `config:`"
+                f"{where} is {plain(options)!r}; give it options (dotted, e.g. `{{algorithm.name: gcpo}}`) or a "
+                "`config:`"
             )
         options = dict(options)
         config = plain(options.pop("config", tree.get("config")))
@@ -184,7 +188,10 @@ def _base(path: Path, where: str, config: Any) -> Path:
 
 
 def _dotted(options: Any, where: str) -> dict[str, Any]:
-    """Turn nested or dotted options into dotted ones with underscores. ValueError for one that comes twice or that the study sets."""
+    """Turn nested or dotted options into dotted ones with underscores.
+
+    ValueError for one that comes twice or that the study sets.
+    """
     if not isinstance(options, dict):
         raise ValueError(f"{where} is {plain(options)!r}; it must be a mapping of options, e.g. `optim.lr: 1e-4`")
     dotted: dict[str, Any] = {}
@@ -208,7 +215,10 @@ def _leaves(options: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _arguments(path: Path, options: dict[str, Any]) -> list[str]:
-    """Turn dotted options into arguments. The reward's name comes first, as it drops the options of the reward before it."""
+    """Turn dotted options into arguments.
+
+    The reward's name comes first, as it drops the options of the reward before it.
+    """
     arguments: list[str] = []
     for name in sorted(options, key=lambda name: name != "reward.name"):
         if name.startswith("reward."):

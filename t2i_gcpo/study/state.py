@@ -1,4 +1,7 @@
-"""What the folder of a trial holds: nothing, a run that is not finished, a finished one, another run, or something damaged."""
+"""Tell what the folder of a trial holds.
+
+That is nothing, a run that is not finished, a finished one, another run, or something damaged.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,16 @@ from t2i_gcpo.utils.nested import flatten
 
 State = Literal["new", "unfinished", "finished"]
 
-#: Options that decide what is compared before and after: `train --resume` lets them change, and the two could not be paired then.
+#: Options that decide what is compared before and after: `train --resume` lets them change, and the two could not be
+#: paired then.
 PAIRED = ("prompts.test", "evaluate.test_limit", "evaluate.guidance", "evaluate.seed")
 
 
 def damage(trial: Trial) -> str | None:
-    """Return what keeps the trial's folder from being read, with what to do, or None. The other trials can do without it."""
+    """Return what keeps the trial's folder from being read, with what to do, or None.
+
+    The other trials can do without it.
+    """
     try:
         if (trial.folder / CONFIG).is_file():
             settings(["--config", str(trial.folder / CONFIG)], str(trial.folder / CONFIG))
@@ -55,7 +62,8 @@ def state(trial: Trial) -> State:
     if steps > ours.steps:
         raise ValueError(f"{trial.folder} has {steps} steps already and the study wants {ours.steps}; {remedy}")
     file = trial.folder / run_folder.AFTER
-    # A run that went on to more steps still has the evaluation of its former end; kl_stop ends one before its last step.
+    # A run that went on to more steps still has the evaluation of its former end; kl_stop ends one before its last
+    # step.
     over = steps == ours.steps or ours.kl_stop is not None
     try:
         if over and file.exists() and EvalResult.load(file).checkpoint.endswith(f"step_{steps:06d}"):

@@ -1,7 +1,7 @@
 """One training of a study, as a process that does not outlive the study: `python -m t2i_gcpo.study.trial train ...`.
 
-Its standard input is a pipe that only the study holds, and that ends when the study does, after `kill -9` too. The training then gets
-a SIGTERM: it finishes its step, saves and stops.
+Its standard input is a pipe that only the study holds, and that ends when the study does, after `kill -9` too. The
+training then gets a SIGTERM: it finishes its step, saves and stops.
 """
 
 from __future__ import annotations

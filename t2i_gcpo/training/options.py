@@ -1,7 +1,7 @@
 """The options of a training: one frozen dataclass for each part of it, with its defaults, docstrings and checks.
 
-`Trainer` and `Updater` take these groups, and the command's configuration is composed of them, so that an option is declared
-here once and refused with the same sentence from Python, the command line and a YAML.
+`Trainer` and `Updater` take these groups, and the command's configuration is composed of them, so that an option is
+declared here once and refused with the same sentence from Python, the command line and a YAML.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ class LoopOptions:
     prompts_per_step: int = 8
     """Prompts of a rollout; each gets `algorithm.group-size` images."""
     distribution: Literal["conditional", "guided", "guided_detached"] = "guided"
-    """Whose log-probs are trained: the generator's under the prompt, those of the guided mix that was sampled, or the latter without gradient through the unconditional branch."""
+    """Whose log-probs are trained: the generator's under the prompt, those of the guided mix that was sampled, or the
+    latter without gradient through the unconditional branch."""
     epochs: int = 1
     """Passes of the optimiser over a rollout."""
     minibatches: int = 1
     """Optimiser steps a pass; the rollout's images are dealt out evenly."""
     micro_batch: int = 16
-    """Rows in one training forward and backward pass; gradients are accumulated, so it changes memory and time, not the update."""
+    """Rows in one training forward and backward pass; gradients are accumulated, so it changes memory and time, not the
+    update."""
     kl_stop: float | None = None
     """Stop the run when the KL to the reference exceeds this many nats a token; null never does."""
     max_nonfinite: int = 3
-    """Stop the run after this many updates in a row with a non-finite loss or gradient, each of which is skipped, or steps in a row without any score."""
+    """Stop the run after this many updates in a row with a non-finite loss or gradient, each of which is skipped, or
+    steps in a row without any score."""
     seed: int = 0
     """Every random choice of the run follows from it."""
 
@@ -65,7 +68,8 @@ class SamplingConfig(SamplingOptions):
     """How the rollout's images are sampled."""
 
     negative_prompt: str | None = None
-    """The prompt that GCPO contrasts with; null is the null prompt of classifier-free guidance, which costs no extra forward pass."""
+    """The prompt that GCPO contrasts with; null is the null prompt of classifier-free guidance, which costs no extra
+    forward pass."""
 
     def __post_init__(self) -> None:
         declared(self, "sampling.")

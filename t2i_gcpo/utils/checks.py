@@ -1,8 +1,8 @@
 """Checks of options: ValueError with the name, the value and what is allowed.
 
-A group of options is a frozen dataclass. Its `__post_init__` calls `declared`, which holds each value to the type that its field
-declares, and then the ranges that are its own. So the same sentence answers from Python, the command line and a YAML. NaN and the
-infinities are never allowed.
+A group of options is a frozen dataclass. Its `__post_init__` calls `declared`, which holds each value to the type that
+its field declares, and then the ranges that are its own. So the same sentence answers from Python, the command line and
+a YAML. NaN and the infinities are never allowed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 def declared(options: Any, group: str = "") -> None:
     """Check that each number, text, truth value and choice of a dataclass is what its field declares.
 
-    A number must be finite, a whole number whole; None is allowed where the field allows it. Other types (tensors, other groups) are
-    left alone. ValueError names the first field that is something else.
+    A number must be finite, a whole number whole; None is allowed where the field allows it. Other types (tensors,
+    other groups) are left alone. ValueError names the first field that is something else.
     """
     kind_of_group: Any = type(options)
     for name, kind in _hints(kind_of_group).items():

@@ -9,10 +9,12 @@ from pathlib import Path
 
 
 def check_folder(folder: Path, *names: str, option: str = "--out") -> None:
-    """Check that files of these names can be written into a folder, which need not be there; nothing of the try is left.
+    """Check that files of these names can be written into a folder, which need not be there.
 
-    ValueError, naming the option: a part of the path is a file, a name is a folder's, nothing may be written there, or the
-    disk is full.
+    Nothing of the try is left.
+
+    ValueError, naming the option: a part of the path is a file, a name is a folder's, nothing may be written there, or
+    the disk is full.
     """
     made: list[Path] = []
     try:

@@ -6,7 +6,10 @@ import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is the first GPU there is, else the CPU. ValueError for a device that this machine or torch does not have."""
+    """Return the device of a name; "auto" is the first GPU there is, else the CPU.
+
+    ValueError for a device that this machine or torch does not have.
+    """
     if name == "auto":
         first = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(first)

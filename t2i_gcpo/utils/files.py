@@ -25,7 +25,8 @@ NO_ROOM = {
     errno.EDQUOT: "the quota of the disk is used up",
     errno.EFBIG: "the file is larger than the file system or `ulimit -f` allows",
 }
-#: How libraries word it whose errors are no OSError: safetensors gives the number, torch's writer that it wrote less than it wanted.
+#: How libraries word it whose errors are no OSError: safetensors gives the number, torch's writer that it wrote less
+#: than it wanted.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _SHORT_WRITE = re.compile(r"unexpected pos \d+ vs \d+|PytorchStreamWriter failed writing")
 
@@ -39,7 +40,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: str | Path, content: str | bytes | Callable[[IO[bytes]], object]) -> Path:
-    """Replace a file as a whole and return its path: a reader, a crash or a full disk leaves the old content or the new.
+    """Replace a file as a whole and return its path.
+
+    A reader, a crash or a full disk leaves the old content or the new.
 
     `content` is a text (written as UTF-8), bytes, or a function that writes into the open file it is given, as in
     `write_atomically(path, lambda file: torch.save(state, file))`. A link is followed; a device or a pipe is written to

@@ -1,6 +1,7 @@
 """Signals as requests: the work at hand is finished first.
 
-Ctrl-C (SIGINT) and SIGTERM, which schedulers send, ask for an end; SIGUSR1, with which Slurm warns of one, asks for a checkpoint.
+Ctrl-C (SIGINT) and SIGTERM, which schedulers send, ask for an end; SIGUSR1, with which Slurm warns of one, asks for a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ STATUS: dict[str, int] = {CTRL_C: 128 + signal.SIGINT, TERMINATE: 128 + signal.S
 def on_interrupt(request: Callable[[str], object]) -> Iterator[None]:
     """Inside, the first Ctrl-C and every SIGTERM call `request` with their name; a second Ctrl-C interrupts as usual.
 
-    A SIGTERM never interrupts at once: schedulers send it more than once, and kill what takes too long. Nothing changes where a signal
-    is ignored (Ctrl-C in a job in the background of a script) or cannot arrive (in another thread than the main one).
+    A SIGTERM never interrupts at once: schedulers send it more than once, and kill what takes too long. Nothing changes
+    where a signal is ignored (Ctrl-C in a job in the background of a script) or cannot arrive (in another thread than
+    the main one).
     """
     with contextlib.ExitStack() as handlers:
 
@@ -36,7 +38,10 @@ def on_interrupt(request: Callable[[str], object]) -> Iterator[None]:
 
 @contextmanager
 def on_save_request(request: Callable[[], object]) -> Iterator[None]:
-    """Inside, a SIGUSR1 calls `request`, where it would else end the process. Nothing changes where it is ignored or cannot arrive."""
+    """Inside, a SIGUSR1 calls `request`, where it would else end the process.
+
+    Nothing changes where it is ignored or cannot arrive.
+    """
     with _handling(signal.SIGUSR1, lambda *_: request()):
         yield
 

@@ -1,4 +1,6 @@
-"""JSON files that this package wrote, read back: every oddity is a ValueError that names the file and what is wrong in it.
+"""Read JSON files that this package wrote; every oddity is a ValueError that names the file and what is wrong.
+
+Every oddity is a ValueError that names the file and what is wrong in it.
 
 A shape says what a value must be:
 
@@ -19,8 +21,15 @@ from pathlib import Path
 from typing import Any
 
 #: JSON's names of the types.
-_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "a mapping", list: "a list",
-          type(None): "null"}  # fmt: skip
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    dict: "a mapping",
+    list: "a list",
+    type(None): "null",
+}
 
 
 def finite_or_none(value: float) -> float | None:
@@ -37,8 +46,8 @@ def read_json(path: str | Path, shape: Any = dict) -> Any:
 def read_json_lines(path: str | Path, shape: Any = dict, *, torn: bool = True) -> list[Any]:
     """Return the rows of a file with one JSON value a line; empty lines are left out.
 
-    With `torn`, a last line without an end, which a crash cuts off, is left out where it cannot be read. ValueError, naming
-    the file and the line, for any other that is not JSON or not of the shape.
+    With `torn`, a last line without an end, which a crash cuts off, is left out where it cannot be read. ValueError,
+    naming the file and the line, for any other that is not JSON or not of the shape.
     """
     path, rows = Path(path), []
     lines = _text(path, cut=torn).split("\n")

@@ -1,8 +1,8 @@
 """A lock on a folder: of all processes only one at a time writes into it.
 
-The lock is a `flock` on FOLDER/.lock, which the system takes back when a process ends in whatever way, `kill -9` included. The file
-says who holds it: {"pid", "host", "since"}. Where a file system has no `flock`, that note is the lock: one of a process of this host
-that is no more is stale, one of another host has to be removed by hand.
+The lock is a `flock` on FOLDER/.lock, which the system takes back when a process ends in whatever way, `kill -9`
+included. The file says who holds it: {"pid", "host", "since"}. Where a file system has no `flock`, that note is the
+lock: one of a process of this host that is no more is stale, one of another host has to be removed by hand.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _guard = threading.RLock()
 def locked(folder: str | Path, *, remedy: str = "wait for its end, or stop it") -> Iterator[None]:
     """Hold the lock of an existing folder. The thread that holds it may take it again.
 
-    ValueError, naming the process, where another one holds it (or another thread of this one); `remedy` says what to do then.
+    ValueError, naming the process, where another one holds it (or another thread of this one); `remedy` says what to do
+    then.
     """
     path = Path(folder).resolve()
     _take(path, Path(folder), remedy)
@@ -151,7 +152,10 @@ def _described(file: Path) -> str:
 
 
 def _forget() -> None:
-    """Forget the locks in a forked child, which holds none. Closing its copy of the file leaves the parent's lock as it is."""
+    """Forget the locks in a forked child, which holds none.
+
+    Closing its copy of the file leaves the parent's lock as it is.
+    """
     for own in _held.values():
         with contextlib.suppress(OSError):
             os.close(own.descriptor)

@@ -1,4 +1,7 @@
-"""A folder's manifest: the size of every file and, up to 64 MiB, its SHA-256, so that damage is seen before anything is loaded."""
+"""Keep a folder's manifest, so that damage is seen before anything is loaded.
+
+It has the size of every file and, up to 64 MiB, its SHA-256.
+"""
 
 from __future__ import annotations
 

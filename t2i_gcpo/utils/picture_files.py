@@ -22,8 +22,8 @@ def read_picture(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """Read a picture as [H, W, 3] uint8, and notes on what was left out of it.
 
     16-bit grey is scaled, EXIF's orientation is applied, transparent pixels are laid on white, CMYK becomes RGB, of an
-    animation the first frame is read. ValueError, naming the file, where it is damaged, too large, or of a kind that has no
-    plain colours.
+    animation the first frame is read. ValueError, naming the file, where it is damaged, too large, or of a kind that
+    has no plain colours.
     """
     try:
         with Image.open(path) as picture:

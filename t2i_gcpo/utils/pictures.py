@@ -1,4 +1,7 @@
-"""Sample grids: pictures by prompt, caption above, score below, as one image. N pictures, H, W their sides in pixels."""
+"""Sample grids: pictures by prompt, caption above, score below, as one image.
+
+N pictures, H, W their sides in pixels.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +48,14 @@ def sample_grid(
     scale: int | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Lay out pictures uint8 [N, 3, H, W]; neighbours with the same caption are one group under it, as many groups a row as fit.
+    """Lay out pictures uint8 [N, 3, H, W].
 
-    columns: pictures side by side. scores: [N], drawn below; where all are 0 or 1, as verdicts with a green or red border; NaN is a failed
-    image. scale: enlarges by a whole number; None picks one. ValueError: N captions and scores are not given, or columns is below 1.
+    Neighbours with the same caption are one group under it, as many groups a row as fit.
+
+    columns: pictures side by side. scores: [N], drawn below; where all are 0 or 1, as verdicts with a green or red
+        border; NaN is a failed
+    image. scale: enlarges by a whole number; None picks one. ValueError: N captions and scores are not given, or
+        columns is below 1.
     """
     cells = _cells(images, _list(scores, len(images)), scale)
     if len(captions) != len(cells):
@@ -72,7 +79,10 @@ def before_after(
     scale: int | None = None,
     title: str = "",
 ) -> Image.Image:
-    """Lay out pairs of pictures of the same prompt and noise, `before` and `after` uint8 [N, 3, H, W]; `pairs` of them side by side."""
+    """Lay out pairs of pictures of the same prompt and noise, `before` and `after` uint8 [N, 3, H, W].
+
+    `pairs` of them side by side.
+    """
     if len(before) != len(after) or len(captions) != len(before):
         raise ValueError(
             f"{len(before)} images before, {len(after)} after, {len(captions)} captions; they must be as many"
@@ -85,7 +95,10 @@ def before_after(
 
 
 def grid(groups: Sequence[tuple[str, Sequence[Cell]]], *, columns: int, title: str = "") -> Image.Image:
-    """Lay out groups of cells, all pictures of one size: groups side by side while they fit, a larger one over several lines."""
+    """Lay out groups of cells, all pictures of one size.
+
+    Groups side by side while they fit, a larger one over several lines.
+    """
     if columns < 1:
         raise ValueError(f"columns is {columns}; it must be at least 1")
     if not groups:

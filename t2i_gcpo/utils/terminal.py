@@ -1,6 +1,7 @@
-"""Printing that cannot fail: text that the terminal's encoding lacks is spelled out, and a closed pipe swallows what it is sent.
+"""Print without failing: text that the terminal's encoding lacks is spelled out, a closed pipe swallows the rest.
 
-A run or an evaluation must not end because `| head` has read enough, because a connection is gone, or because a locale has no "–".
+A run or an evaluation must not end because `| head` has read enough, because a connection is gone, or because a locale
+has no "–".
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class Descriptor(io.FileIO):
 
 
 def protect_streams() -> list[Descriptor]:
-    """Replace the process's own stdout and stderr by streams that cannot fail; those that somebody put in their place are left alone.
+    """Replace the process's own stdout and stderr by streams that cannot fail.
+
+    Those that somebody put in their place are left alone.
 
     Returns the descriptors below them, which know whether something was lost.
     """
@@ -96,7 +99,10 @@ def lost_output(descriptors: Sequence[Descriptor]) -> OSError | None:
 
 
 def check_argument(text: str) -> None:
-    """Check that an argument of the command line is text. ValueError: its bytes mean nothing in the locale's encoding."""
+    """Check that an argument of the command line is text.
+
+    ValueError: its bytes mean nothing in the locale's encoding.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

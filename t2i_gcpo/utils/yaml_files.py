@@ -1,10 +1,12 @@
 """The one reader and writer of YAML: strict, bounded, and with the text of each value as it was written.
 
-What a value means is decided by the declared type of its option, so `load_scalars` keeps the text (`7e12345` is a revision for one option
-and no number for another). Where no type is declared, `Scalar.value` is what YAML 1.2's core schema makes of it: true and false, whole
-numbers, numbers (1e-4 too), null, and text for all else, `yes`, `off` and dates included.
+What a value means is decided by the declared type of its option, so `load_scalars` keeps the text (`7e12345` is a
+revision for one option and no number for another). Where no type is declared, `Scalar.value` is what YAML 1.2's core
+schema makes of it: true and false, whole numbers, numbers (1e-4 too), null, and text for all else, `yes`, `off` and
+dates included.
 
-Keys that come twice, aliases that grow beyond `MAX_VALUES`, cycles and tags are refused. Nothing that is loaded executes.
+Keys that come twice, aliases that grow beyond `MAX_VALUES`, cycles and tags are refused. Nothing that is loaded
+executes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import Any
 
 import yaml
 
-#: Values that a file may hold, aliases counted as often as they are used; the largest of our own files has some hundred.
+#: Values that a file may hold, aliases counted as often as they are used; the largest of our own files has some
+#: hundred.
 MAX_VALUES = 20_000
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
@@ -135,7 +138,10 @@ def dump(mapping: Mapping[str, Any]) -> str:
 
 
 def flow(tree: Any) -> str:
-    """Write nested dicts, lists and `Scalar` on one line, quoted where they were quoted, so that `parse_scalars` gives them back."""
+    """Write nested dicts, lists and `Scalar` on one line, quoted where they were quoted.
+
+    `parse_scalars` gives them back.
+    """
     return yaml.serialize(_node(tree), Dumper=_Dumper, width=2**31, allow_unicode=True).strip().removesuffix("\n...")
 
 

@@ -1,4 +1,7 @@
-"""From the options of `t2i-gcpo train` to generator, reward and sampling: the last place that knows the option groups."""
+"""Build generator, reward and sampling from the options of `t2i-gcpo train`.
+
+This is the last place that knows the option groups.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
 
 def generator(options: GeneratorConfig, *, seed: int) -> ImageGenerator:
-    """Load the checkpoint, with LoRA adapters where a rank is given, else with those that it has merged; `seed`: of new ones' values."""
+    """Load the checkpoint, with LoRA adapters where a rank is given, else with those that it has merged.
+
+    seed: of the values of new adapters.
+    """
     from t2i_gcpo import generators
 
     # Only what was asked for, so that a generator that has no such option refuses it.
@@ -67,7 +73,8 @@ def build_trainer(
 ) -> Trainer:
     """Build the trainer that the options describe, with its callbacks and without a tracker.
 
-    ValueError, before the generator is loaded, for a prompt that a scorer cannot score; `test`: the prompts of the evaluations.
+    ValueError, before the generator is loaded, for a prompt that a scorer cannot score; `test`: the prompts of the
+    evaluations.
     """
     scorer, watched = reward(config.reward), held_out(config.watch)
     check_scorable([*training, *validation, *test], scorer)

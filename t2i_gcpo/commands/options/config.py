@@ -1,8 +1,9 @@
 """The options of `t2i-gcpo train`: the groups that its components own, and those of the command itself.
 
 Each option is declared once, with its type, default, range and help text: the attribute docstrings are the help of
-`t2i-gcpo train --help`. Groups nest, so that `--optim.lr 1e-5` on the command line is `optim: {lr: 1e-5}` in a YAML (`arguments.py` turns
-one into the other). The options of the loop itself have no group: `TrainConfig` is a `LoopOptions`.
+`t2i-gcpo train --help`. Groups nest, so that `--optim.lr 1e-5` on the command line is `optim: {lr: 1e-5}` in a YAML
+(`arguments.py` turns one into the other). The options of the loop itself have no group: `TrainConfig` is a
+`LoopOptions`.
 
 Options of one algorithm are a row of the table in `algorithms/table.py`; `--algorithm.name` picks the row, and the
 other `--algorithm.*` options change single choices in it.
@@ -35,31 +36,39 @@ class GeneratorConfig:
     """The image generator and which of its parameters are trained."""
 
     checkpoint: str = "janus-mini"
-    """An embedded checkpoint (janus-mini), a folder (a run's checkpoints/step_N included), or a name on the Hugging Face hub."""
+    """An embedded checkpoint (janus-mini), a folder (a run's checkpoints/step_N included), or a name on the Hugging
+    Face hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights and the forward pass; log-probs are fp32 in any case."""
     decode_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the image decoder: auto is bfloat16 on a CPU with instructions for it (some 1.6 times as fast; pixels move by about 3 of 255), else that of the weights."""
+    """Precision of the image decoder: auto is bfloat16 on a CPU with instructions for it (some 1.6 times as fast;
+    pixels move by about 3 of 255), else that of the weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the decode step (25 to 40 s at the start): auto does so where a C++ compiler or GPU is there and the run is long enough."""
+    """Compile the decode step (25 to 40 s at the start): auto does so where a C++ compiler or GPU is there and the run
+    is long enough."""
     lora_rank: int = 0
-    """Rank of LoRA adapters on the language model's projections; 0 trains all its parameters, and merges adapters that the checkpoint has."""
+    """Rank of LoRA adapters on the language model's projections; 0 trains all its parameters, and merges adapters that
+    the checkpoint has."""
     lora_alpha: float = 32.0
     """LoRA's scale: the adapters' output is multiplied by alpha / rank."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time. Masked generators then hold those of one sampling step at a time."""
+    """Recompute activations in the backward pass: less memory, about a third more time. Masked generators then hold
+    those of one sampling step at a time."""
     max_batch: int = 64
     """Rows sampled or decoded in one forward pass; images do not depend on it."""
     masked_policy: Literal["commit_step", "transition", "transition_remask", "remask", "key_steps"] = "commit_step"
-    """Masked generators: which probability of an image is trained. docs/likelihoods.md says what is exact and what a surrogate."""
+    """Masked generators: which probability of an image is trained. docs/likelihoods.md says what is exact and what a
+    surrogate."""
     masked_passes: int = 0
-    """Masked generators: forward passes of an update, fewer than the sampling steps for less work; 0 takes as many as the likelihood says."""
+    """Masked generators: forward passes of an update, fewer than the sampling steps for less work; 0 takes as many as
+    the likelihood says."""
     fold_passes: bool = False
-    """Masked generators: score all passes in one batch, for speed on a GPU; the activations of all of them exist at once."""
+    """Masked generators: score all passes in one batch, for speed on a GPU; the activations of all of them exist at
+    once."""
 
     def __post_init__(self) -> None:
         declared(self, "generator.")
@@ -74,7 +83,8 @@ class RewardConfig:
     """The scorer of the images."""
 
     name: str = "geneval"
-    """A registered reward. Its own options are `--reward.KEY VALUE`, in a YAML further keys of `reward`, e.g. `detector: shapes`."""
+    """A registered reward. Its own options are `--reward.KEY VALUE`, in a YAML further keys of `reward`, e.g.
+    `detector: shapes`."""
     options: Annotated[dict[str, Any], tyro.conf.Suppress] = field(default_factory=lambda: {"detector": "shapes"})
     """Keyword arguments of the scorer; `arguments.py` collects them."""
 
@@ -96,7 +106,8 @@ class EvaluateConfig:
     guidance: float | None = None
     """Guidance scale of the evaluation; null takes that of the rollout."""
     seed: int = 0
-    """Noise of the evaluations and pictures: runs of different `seed` share it unless this is set, so that they are compared on the same noise; `t2i-gcpo eval --seed` takes it to repeat eval_after.json."""
+    """Noise of the evaluations and pictures: runs of different `seed` share it unless this is set, so that they are
+    compared on the same noise; `t2i-gcpo eval --seed` takes it to repeat eval_after.json."""
 
     def __post_init__(self) -> None:
         declared(self, "evaluate.")

@@ -1,4 +1,4 @@
-"""Score the validation prompts every few steps, with noise from a seed of its own: the training is never changed by it."""
+"""Score the validation prompts every few steps, with noise of its own, so that the training is not changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Validation:
-    """Adds `validation/overall` and `validation/task/<task>` to the metrics of every `every`-th step and of the last."""
+    """Add `validation/overall` and `validation/task/<task>` to the metrics of each `every`-th step and of the last."""
 
     def __init__(
         self, prompts: Sequence[Prompt], reward: Reward, *, sampling: Sampling, every: int, seed: int, batch: int = 64
