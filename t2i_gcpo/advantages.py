@@ -15,7 +15,8 @@ from torch import Tensor
 Scale = Literal["std", "none"]
 
 _LARGE = 2.0**40
-"""Rewards above it are scaled before they are squared: 2^80 times the images of any group is far below float32's 2^128."""
+"""Rewards above it are scaled before they are squared: 2^80 times the images of any group is far below float32's
+2^128."""
 DEFAULT_EPS = 1e-4
 """Added to a group's standard deviation (2402.03300's published code)."""
 
@@ -65,9 +66,12 @@ def group_advantages(rewards: Tensor, group_size: int, *, scale: Scale = "std", 
 
 
 def _unit(grouped: Tensor, valid: Tensor) -> Tensor:
-    """Return [P, 1], what large rewards are divided by, so that neither their sum nor their squares leave float32's range.
+    """Return [P, 1], what large rewards are divided by so that nothing overflows.
 
-    A power of two, by which a division is exact, and 1 for rewards of a size that is usual: their advantages are the same bits.
+    Neither their sum nor their squares leave float32's range.
+
+    A power of two, by which a division is exact, and 1 for rewards of a size that is usual: their advantages are the
+    same bits.
     """
     largest = torch.where(valid, grouped, 0.0).abs().amax(dim=1, keepdim=True)
     return torch.where(largest > _LARGE, torch.exp2(torch.frexp(largest).exponent.to(largest.dtype) - 1), 1.0)
@@ -81,8 +85,10 @@ def part_advantages(
     scale: Scale = "std",
     eps: float = DEFAULT_EPS,
 ) -> Tensor:
-    """Return `sum_k weight_k * group_advantages(part_k)`: [B] fp32. Each part of a reward is normalised within its group
-    before they are added, so that a part with little spread has as much say as its weight.
+    """Return `sum_k weight_k * group_advantages(part_k)`: [B] fp32.
+
+    Each part of a reward is normalised within its group before they are added, so that a part with little spread has as
+    much say as its weight.
 
     parts: name -> [B]; weights: name -> factor, for every part that counts. A row with one failed part has failed: it
     is left out of all parts' statistics and gets 0. ValueError: weights for parts that are not there, or no weights.

@@ -1,11 +1,11 @@
 """`t2i-gcpo COMMAND`: find the command, run it, turn a user's mistake into one line.
 
-A command is a row of `COMMANDS`; its module is imported when it is called, so `t2i-gcpo --help` is instant. A command's function takes the
-arguments after its name and returns an exit status or None.
+A command is a row of `COMMANDS`; its module is imported when it is called, so `t2i-gcpo --help` is instant. A command's
+function takes the arguments after its name and returns an exit status or None.
 
-A ValueError, OSError or ImportError that reaches this file is a message for the user: it is printed as `error: ...` and the exit
-status is 2; so is a FloatingPointError (a training that diverged), with status 1. Set T2I_GCPO_TRACEBACK=1 to see where it came
-from. Everything else is a defect and keeps its traceback.
+A ValueError, OSError or ImportError that reaches this file is a message for the user: it is printed as `error: ...` and
+the exit status is 2; so is a FloatingPointError (a training that diverged), with status 1. Set T2I_GCPO_TRACEBACK=1 to
+see where it came from. Everything else is a defect and keeps its traceback.
 
 No command fails for what it prints: see `utils/terminal.py`.
 """
@@ -48,7 +48,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("t2i_gcpo.commands.doctor:main", "check the installation"),
 }
 
-#: Commands that have commands of their own; their modules have `parsers()`, name -> parser, where others have `parser()`.
+#: Commands that have commands of their own; their modules have `parsers()`, name -> parser, where others have
+#: `parser()`.
 GROUPS: tuple[str, ...] = ("bench", "pretrain")
 
 USAGE = """usage: t2i-gcpo COMMAND [OPTIONS]
@@ -70,7 +71,8 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: done, 1: the command found something wrong, or its output could not be written, 2: a user's mistake, 130: interrupted.
+    0: done, 1: the command found something wrong, or its output could not be written, 2: a user's mistake, 130:
+    interrupted.
     """
     descriptors = protect_streams()
     status = _run(list(sys.argv[1:] if argv is None else argv))

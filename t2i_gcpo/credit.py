@@ -150,7 +150,10 @@ def random_weights(
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return GCPO's weights with ranks drawn at random, a control: [B, T]. The noise is drawn on the generator's device."""
+    """Return GCPO's weights with ranks drawn at random, a control: [B, T].
+
+    The noise is drawn on the generator's device.
+    """
     return normalize(_noise(shape, generator).to(device), top=top, mass=mass, floor=0.0, mask=mask)
 
 

@@ -140,6 +140,9 @@ def kl(logprob: Tensor, logprob_reference: Tensor, estimator: KLEstimator = "k3"
 
 
 def kl_weights(weights: Tensor) -> Tensor:
-    """Return `0.5 + 0.5 clamp(2 - 2 w, 0, 1)` in [0.5, 1] (2605.29198's code): credit weights [B, T] -> KL weights [B, T].
-    Tokens that the prompt drives (w >= 1) are held half as firmly as those it hardly touches (w <= 0.5)."""
+    """Return `0.5 + 0.5 clamp(2 - 2 w, 0, 1)` in [0.5, 1] (2605.29198's code).
+
+    Credit weights [B, T] -> KL weights [B, T]. Tokens that the prompt drives (w >= 1) are held half as firmly as those
+    it hardly touches (w <= 0.5).
+    """
     return 0.5 + 0.5 * (2 - 2 * weights.detach()).clamp(0.0, 1.0)

@@ -157,7 +157,10 @@ class Rollout:
         return [value for value in values for _ in range(self.sampling.group_size)]
 
     def rows(self, index: Tensor) -> Rollout:
-        """Return some rows, as a rollout with a group size of 1 (each row brings its own prompt). `index`: [b] int64."""
+        """Return some rows, as a rollout with a group size of 1 (each row brings its own prompt).
+
+        `index`: [b] int64.
+        """
         group = self.sampling.group_size
         owners = [int(row) // group for row in index]
         device_index = index.to(self.tokens.device)

@@ -267,7 +267,10 @@ def test_entropy_reward_ranks_the_best_by_how_near_their_entropy_stayed() -> Non
 
 
 def test_entropy_reward_of_groups_that_score_alike_is_an_option() -> None:
-    """A group of zeros has advantages by its entropy, as in STAGE, unless only groups with different scores get the reward."""
+    """A group of zeros has advantages by its entropy.
+
+    As in STAGE, unless only groups with different scores get the reward.
+    """
     entropy = torch.full((B, T), 2.0)
     entropy[1] = 3.0
     rollout, zeros, reference = make_rollout(stats={"entropy": entropy}), torch.zeros(B), torch.full((B, T), 2.0)

@@ -1,4 +1,7 @@
-"""Run folders of somebody else: nothing of this machine gets into a page, no name becomes markup, and damage is a sentence."""
+"""Run folders of somebody else: nothing of this machine gets into a page, no name becomes markup.
+
+And damage is a sentence.
+"""
 
 from __future__ import annotations
 
@@ -141,8 +144,20 @@ def test_names_become_no_markup(tmp_path: Path) -> None:
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(comparison.COLUMNS) + 1}
 
 
-@pytest.mark.parametrize("text", [IMAGE, "a\n| b | c |\n", "[a](b) [a][b] [a]: c", "`x` <script>", "\x1b[31mred\x07", "www.evil.example",
-                                  "https://evil.example", "_a_ *b* ~~c~~ $$d$$ # e", "\u2028x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        IMAGE,
+        "a\n| b | c |\n",
+        "[a](b) [a][b] [a]: c",
+        "`x` <script>",
+        "\x1b[31mred\x07",
+        "www.evil.example",
+        "https://evil.example",
+        "_a_ *b* ~~c~~ $$d$$ # e",
+        "\u2028x",
+    ],
+)
 def test_texts_are_shown_as_they_are(text: str) -> None:
     """By Markdown's own rules: the text comes out again as it went in, without an element around any of it."""
     mistune = pytest.importorskip("markdown_it", reason="a Markdown reader")
@@ -200,11 +215,26 @@ def test_an_evaluation_of_the_wrong_shape(run: Path, name: str, content: str) ->
     assert cli.main(["compare", "--runs", str(run), "--out", str(run.parent / "out")]) == 2
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("seed", None), ("guidance", "much"), ("guidance", -1.0), ("top_k", 0.5), ("temperature", []), ("checkpoint", 3), ("images", []),
-    ("images", None), ("unmasking", {"steps": 0}), ("unmasking", {"pace": 1}), ("unmasking", []), ("held_out", {"x": {}}),
-    ("held_out", {"x": {"scores": [1, 2]}}), ("held_out", []), ("top_p", 7.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", None),
+        ("guidance", "much"),
+        ("guidance", -1.0),
+        ("top_k", 0.5),
+        ("temperature", []),
+        ("checkpoint", 3),
+        ("images", []),
+        ("images", None),
+        ("unmasking", {"steps": 0}),
+        ("unmasking", {"pace": 1}),
+        ("unmasking", []),
+        ("held_out", {"x": {}}),
+        ("held_out", {"x": {"scores": [1, 2]}}),
+        ("held_out", []),
+        ("top_p", 7.0),
+    ],
+)
 def test_every_value_of_an_evaluation_is_checked(run: Path, key: str, value: Any) -> None:
     path = run / "eval_after.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), key: value}), encoding="utf-8")
@@ -212,8 +242,22 @@ def test_every_value_of_an_evaluation_is_checked(run: Path, key: str, value: Any
         EvalResult.load(path)
 
 
-@pytest.mark.parametrize("row", ["null", "[]", "{}", "7", '{"step": null}', '{"step": 1.5}', '{"step": 1, "kl": "x"}',
-                                 '{"step": 1, "kl": [1]}', '{"step": 1, "kl": {}}', '{"step": 1' + "0" * 400 + "}", '{"step": "²"}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "row",
+    [
+        "null",
+        "[]",
+        "{}",
+        "7",
+        '{"step": null}',
+        '{"step": 1.5}',
+        '{"step": 1, "kl": "x"}',
+        '{"step": 1, "kl": [1]}',
+        '{"step": 1, "kl": {}}',
+        '{"step": 1' + "0" * 400 + "}",
+        '{"step": "²"}',
+    ],
+)
 def test_a_row_of_metrics_of_the_wrong_shape(run: Path, row: str) -> None:
     path = run / "metrics.jsonl"
     path.write_text(path.read_text(encoding="utf-8") + row + "\n" + '{"step": 5}\n', encoding="utf-8")

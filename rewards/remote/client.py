@@ -36,7 +36,8 @@ class RemoteReward(AsyncReward):
         url: http://host:port of a server, or a list of servers with the same scorer: requests take turns among them,
             and go to the next
             one where one is away.
-        token: what the servers demand; None takes it from the file `token_file`, or from the environment variable T2I_GCPO_REWARD_TOKEN, if it is set.
+        token: what the servers demand; None takes it from the file `token_file`, or from the environment variable
+            T2I_GCPO_REWARD_TOKEN, if it is set.
         timeout: seconds for one answer.
         retries: how often all servers are asked again when none answers, after 0.5, 1, 2, ... 30 seconds.
         batch_size: images a request; the server gathers requests into batches of its own.

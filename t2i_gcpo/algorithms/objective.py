@@ -71,7 +71,8 @@ def token_weights(
     else:
         if rollout.logprob_negative is None:
             raise ValueError(
-                f"algorithm {algorithm.name!r} needs the log-probs under the negative prompt, and the rollout has none; "
+                f"algorithm {algorithm.name!r} needs the log-probs under the negative prompt, and the rollout has "
+                "none; "
                 "sample with contrast on"
             )
         weights = credits.token_weights(
@@ -98,7 +99,9 @@ def token_advantages(
     part_weights: Mapping[str, float] | None = None,
     reference_entropy: Tensor | None = None,
 ) -> TokenAdvantages:
-    """Return the token advantages of a whole rollout: rewards [B], NaN = failed, rows in groups of `rollout.sampling.group_size`.
+    """Return the token advantages of a whole rollout.
+
+    Rewards [B], NaN = failed, rows in groups of `rollout.sampling.group_size`.
 
     mask [B, T] bool: further tokens to leave out. parts, part_weights: the reward's parts [B] and their weights, for
     `normalize_parts`. reference_entropy [B, T] or [B], nats: the reference model's entropy of the same distribution
@@ -154,8 +157,8 @@ def loss(
 ) -> LossOutput:
     """Return the clipped policy loss plus the KL term, for some rows: log-probs [b, T], `targets` of the same rows.
 
-    token_logprob [b, T]: the policy's log-probs that the KL to `logprob_reference` is taken of (None: `logprob`). A ratio may be of
-    several tokens at once, and the estimators' exponent of so large a difference overflows.
+    token_logprob [b, T]: the policy's log-probs that the KL to `logprob_reference` is taken of (None: `logprob`). A
+    ratio may be of several tokens at once, and the estimators' exponent of so large a difference overflows.
 
     scale [b, T]: factor of each token's loss and KL (None: 1 for all); a token of scale 0 is in no metric.
     `denominator`: that of the whole batch (`loss_denominator`) when these rows are a micro-batch; the gradients then
@@ -212,7 +215,8 @@ def _mask(rollout: Rollout, mask: Tensor | None) -> Tensor:
 def _stat(algorithm: Algorithm, rollout: Rollout, name: str) -> Tensor:
     if name not in rollout.stats:
         raise ValueError(
-            f"algorithm {algorithm.name!r} needs the statistic {name!r} of the rollout, which has {sorted(rollout.stats)}; "
+            f"algorithm {algorithm.name!r} needs the statistic {name!r} of the rollout, which has "
+            f"{sorted(rollout.stats)}; "
             "name it in sampling.stats"
         )
     return rollout.stats[name]

@@ -1,7 +1,7 @@
 """GRPO, Dr. GRPO, DAPO, GCPO and their controls: `TABLE` has one row of choices for each.
 
-This is the place to read how they differ; `objective.py` says what a row's choices do to a rollout. P prompts, G images a prompt,
-B = P * G rows, T tokens.
+This is the place to read how they differ; `objective.py` says what a row's choices do to a rollout. P prompts, G images
+a prompt, B = P * G rows, T tokens.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Algorithm:
     """Factor of STAGE's entropy reward 1 / (1 + (H_reference - H)^2), centred, for the best images of a group; 0 is
     off, STAGE's code has 0.4."""
     entropy_reward_groups: Literal["all", "informative"] = "all"
-    """Groups that get the entropy reward. all: as STAGE's code does, also those whose images score alike, which then have
-    advantages by their entropy alone; informative: only those whose images score differently, so that equal scores teach nothing."""
+    """Groups that get the entropy reward. all: as STAGE's code does, also those whose images score alike, which then
+    have advantages by their entropy alone; informative: only those whose images score differently, so that equal scores
+    teach nothing."""
     dynamic_sampling: bool = False
     """Draw more prompts until every group kept has reward spread (DAPO)."""
     dynamic_sampling_limit: int = 4

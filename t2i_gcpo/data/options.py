@@ -9,7 +9,10 @@ from t2i_gcpo.utils.checks import declared
 
 @dataclass(frozen=True)
 class PromptsConfig:
-    """Where the prompts come from: a file (GenEval jsonl, txt, DrawBench csv, T2I-R1 json lines) or a split of ShapeScenes."""
+    """Where the prompts come from: a file or a split of ShapeScenes.
+
+    A file is GenEval's jsonl, plain txt, DrawBench's csv, or T2I-R1's json lines.
+    """
 
     train: str = "shapes:train"
     """Prompts of the rollouts."""

@@ -159,7 +159,10 @@ class EvalResult:
 
     @staticmethod
     def load(path: str | Path) -> EvalResult:
-        """Read an eval.json that `save` wrote, without its images. ValueError, naming the file and what is wrong, for any other."""
+        """Read an eval.json that `save` wrote, without its images.
+
+        ValueError, naming the file and what is wrong, for any other.
+        """
         try:
             return EvalResult._read(path)
         except (TypeError, ValueError) as error:

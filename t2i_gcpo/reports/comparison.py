@@ -1,4 +1,7 @@
-"""`t2i-gcpo compare`: curves, a table and a report of several runs; runs that differ in their seed alone are one group."""
+"""`t2i-gcpo compare`: curves, a table and a report of several runs.
+
+Runs that differ in their seed alone are one group.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,8 @@ _COUNTED = ("images_sampled", "seconds")
 FILES = ("curves.png", "table.json", "table.md", "report.html")
 COLUMNS = ["group", "run", "seed", "steps", *AVERAGED.values()]
 EXPLAINED = (
-    "images: sampled in training, discarded ones included; val. best: at the step in brackets; KL: to the reference at the last step, nats a token; "
+    "images: sampled in training, discarded ones included; val. best: at the step in brackets; KL: to the reference "
+    "at the last step, nats a token; "
     f"test: {NOTE}; {PAIRED_NOTE}; mean rows: mean and standard deviation over the runs of a group"
 )
 
@@ -66,7 +70,10 @@ def _write(
     note: str,
     out: Path,
 ) -> list[Path]:
-    """Write the four files and return their paths. data: the numbers of the runs; rows: the table's; note: a warning, or ""."""
+    """Write the four files and return their paths.
+
+    data: the numbers of the runs; rows: the table's; note: a warning, or "".
+    """
     paths = [out / name for name in FILES]
     figure = curves.draw(grouped, x="images_sampled")
     figure.savefig(paths[0], dpi=140)

@@ -49,8 +49,8 @@ class Picture:
 def find(folder: str | Path, source: str | None = None) -> tuple[list[Picture], str]:
     """The pictures of a folder, and where their prompts' metadata came from ("" for nowhere).
 
-    `source` is a prompt file, or shapes:test and the like. A run takes its own validation prompts where it is None. ValueError: no
-    pictures, a picture without a prompt, or a prompt that is not in `source`.
+    `source` is a prompt file, or shapes:test and the like. A run takes its own validation prompts where it is None.
+    ValueError: no pictures, a picture without a prompt, or a prompt that is not in `source`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -131,7 +131,8 @@ def _by_row(folder: Path, source: str | None) -> Iterator[Picture]:
         row = _ROW.fullmatch(file.stem)
         if row is None or int(row[1]) >= len(prompts):
             raise ValueError(
-                f"{file} belongs to no prompt: name images ROW.png or ROW_IMAGE.png after the row of their prompt in {source}, "
+                f"{file} belongs to no prompt: name images ROW.png or ROW_IMAGE.png after the row of their prompt "
+                f"in {source}, "
                 f"0 to {len(prompts) - 1}"
             )
         owner = prompts[int(row[1])]

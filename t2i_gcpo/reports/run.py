@@ -95,7 +95,8 @@ def read(path: str | Path) -> Run:
         raise ValueError(f"{path} is no folder; name the output folder of a t2i-gcpo train run")
     if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
         raise ValueError(
-            f"{path} is no run folder: it has neither {CONFIG} nor {METRICS}; name the output folder of a t2i-gcpo train run"
+            f"{path} is no run folder: it has neither {CONFIG} nor {METRICS}; name the output folder of a t2i-gcpo "
+            "train run"
         )
     run_files.check_own(path, CONFIG, METRICS, BEFORE, AFTER)
     config: Any = {}
@@ -108,7 +109,9 @@ def read(path: str | Path) -> Run:
 
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Label -> the runs that differ in nothing but the seed. The label is the algorithm, and where that is not enough, what differs.
+    """Label -> the runs that differ in nothing but the seed.
+
+    The label is the algorithm, and where that is not enough, what differs.
 
     ValueError: the same folder twice.
     """

@@ -1,7 +1,7 @@
 """Which files of a run folder are its own. A folder may come from somebody else, and a page embeds what it shows.
 
-A link, an absolute path or `..` could put any file of this machine into a page that is passed on: only regular files that lie inside the
-run once all links are followed are read, and only real PNGs are shown.
+A link, an absolute path or `..` could put any file of this machine into a page that is passed on: only regular files
+that lie inside the run once all links are followed are read, and only real PNGs are shown.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def step_of(path: Path) -> int | None:
 
 
 def steps(run: Path, folder: str, ending: str) -> list[Path]:
-    """Return the run's own files RUN/`folder`/step_*`ending` in the order of their names; of .png the real ones only."""
+    """Return the run's own files RUN/`folder`/step_*`ending` in the order of their names.
+
+    Of .png the real ones only.
+    """
     known = own_png if ending == ".png" else own_file
     found = (path for path in sorted((run / folder).glob(f"step_*{ending}")) if step_of(path) is not None)
     return [path for path in found if known(run, path.relative_to(run)) is not None]

@@ -1,4 +1,7 @@
-"""`report.html` of a run: options, curves, scores before and after, samples and heatmaps, in one file that needs no network."""
+"""`report.html` of a run: options, curves, scores before and after, samples and heatmaps.
+
+In one file that needs no network.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,12 @@ SUMMARY = {
     "seed": "seed",
 }
 HOW_TO_READ = (
-    "Each cell is one token of the image. Red tokens are made more likely by the update and blue ones less likely; the stronger the colour, "
-    "the more credit the token has. An image's cells have the sign of its own advantage A (better or worse than the other images of its prompt), "
-    "and the algorithm's token weights spread it over the cells. All panels of a picture share one scale, which is printed on it."
+    "Each cell is one token of the image. Red tokens are made more likely by the update and blue ones less likely; "
+    "the stronger the colour, "
+    "the more credit the token has. An image's cells have the sign of its own advantage A (better or worse than the "
+    "other images of its prompt), "
+    "and the algorithm's token weights spread it over the cells. All panels of a picture share one scale, which is "
+    "printed on it."
 )
 
 
@@ -162,7 +168,10 @@ def _evaluation(run: Run) -> list[str]:
 
 def _scores(result: EvalResult, run: Run) -> list[str]:
     """One scorer's tables of the run's evaluations."""
-    about = f"{result.n} images of {result.prompts or 'the test prompts'}, reward {result.reward or 'of the run'}, guidance {result.sampling.guidance:g}, seed {result.seed}"
+    about = (
+        f"{result.n} images of {result.prompts or 'the test prompts'}, reward {result.reward or 'of the run'}, "
+        f"guidance {result.sampling.guidance:g}, seed {result.seed}"
+    )
     difference, reason = run.difference()
     parts = [pages.paragraph(about, "faint")]
     if difference is not None:

@@ -39,7 +39,10 @@ def with_interval(value: float, interval: Interval, *, signed: bool = False) -> 
 def evaluation_rows(
     result: EvalResult, other: EvalResult | None = None, *, names: tuple[str, str] = ("score", "against")
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, one per task and the overall last. With `other`: also its scores, and the paired difference result - other."""
+    """Header and rows, one per task and the overall last.
+
+    With `other`: also its scores, and the paired difference result - other.
+    """
     from t2i_gcpo.evaluation.evaluate import paired_difference
 
     header = ["task", "images", names[0]]
@@ -59,9 +62,15 @@ def evaluation_rows(
 def print_evaluation(
     result: EvalResult, other: EvalResult | None = None, *, names: tuple[str, str] = ("score", "against")
 ) -> None:
-    """Print the scores by task, and with `other` the paired differences; `names` are the columns of `result` and `other`."""
+    """Print the scores by task, and with `other` the paired differences.
+
+    `names` are the columns of `result` and `other`.
+    """
     header, rows = evaluation_rows(result, other, names=names)
-    title = f"{result.checkpoint} on {result.prompts}: {result.reward}, guidance {result.sampling.guidance:g}, seed {result.seed}"
+    title = (
+        f"{result.checkpoint} on {result.prompts}: {result.reward}, guidance {result.sampling.guidance:g}, seed "
+        f"{result.seed}"
+    )
     print_table(header, rows, title=title + (f"; against {other.checkpoint}" if other is not None else ""))
     failed = result.failed + (0 if other is None else other.failed)
     lines = [NOTE, *([PAIRED_NOTE] if other is not None else [])]
@@ -91,11 +100,14 @@ def print_credit(result: CreditResult) -> None:
         *credit_share_rows(result), title="How much of it: share of the weights on those cells, by normalisation"
     )
     print_note(
-        f"{result.images} images, {result.left_out} without such an object left out; such objects fill {result.object_cells:.1%} of the cells, "
-        f"begin in {result.begin_cells:.1%}; the mean over the tasks; in brackets: 95 % bootstrap interval, clustered by prompt"
+        f"{result.images} images, {result.left_out} without such an object left out; such objects fill "
+        f"{result.object_cells:.1%} of the cells, "
+        f"begin in {result.begin_cells:.1%}; the mean over the tasks; in brackets: 95 % bootstrap interval, "
+        "clustered by prompt"
     )
     print_note(
-        "AUROC and pointing game see the order of the values alone, so that all normalisations tie; what they change is how much credit lies "
+        "AUROC and pointing game see the order of the values alone, so that all normalisations tie; what they "
+        "change is how much credit lies "
         "there. AUROC, begins: against the cell of each object that was sampled first"
     )
 

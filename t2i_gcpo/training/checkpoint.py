@@ -5,8 +5,8 @@
         manifest.json               every file's size, and its SHA-256 up to 64 MiB; written last
     RUN/checkpoints/best.json       {"step", "score"} of the best score on the validation prompts
 
-A folder without a manifest that fits is not whole and is never resumed from. Leftovers of a killed process are called `.tmp_*`
-and removed by `clean`.
+A folder without a manifest that fits is not whole and is never resumed from. Leftovers of a killed process are called
+`.tmp_*` and removed by `clean`.
 """
 
 from __future__ import annotations
@@ -34,14 +34,33 @@ STATE, MANIFEST, BEST = "trainer.pt", manifest.MANIFEST, "best.json"
 
 #: Options that a resumed run may change, by dotted name or group; everything else decides what is trained on what.
 MAY_CHANGE = (
-    "output_dir", "steps", "checkpoint", "logging", "evaluate", "pictures", "kl_stop", "max_nonfinite", "micro_batch",
-    "generator.device", "generator.compile", "generator.max_batch", "generator.gradient_checkpointing", "generator.fold_passes",
-    "prompts.validation", "prompts.test", "reward.url", "reward.token_file", "reward.timeout", "reward.retries",
-)  # fmt: skip
+    "output_dir",
+    "steps",
+    "checkpoint",
+    "logging",
+    "evaluate",
+    "pictures",
+    "kl_stop",
+    "max_nonfinite",
+    "micro_batch",
+    "generator.device",
+    "generator.compile",
+    "generator.max_batch",
+    "generator.gradient_checkpointing",
+    "generator.fold_passes",
+    "prompts.validation",
+    "prompts.test",
+    "reward.url",
+    "reward.token_file",
+    "reward.timeout",
+    "reward.retries",
+)
 
 
 def save(run_dir: str | Path, step: int, *, state: Mapping[str, Any], save_model: Callable[[Path], object]) -> Path:
-    """Write `checkpoints/step_N` whole or not at all. `save_model(path)` writes the generator's files into the folder `path`.
+    """Write `checkpoints/step_N` whole or not at all.
+
+    `save_model(path)` writes the generator's files into the folder `path`.
 
     OSError, with what to do, where the disk is full; the checkpoints that were there stay as they were.
     """
@@ -75,7 +94,10 @@ def save(run_dir: str | Path, step: int, *, state: Mapping[str, Any], save_model
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Return the state in a checkpoint folder. ValueError where the folder is not whole, or its state cannot be read."""
+    """Return the state in a checkpoint folder.
+
+    ValueError where the folder is not whole, or its state cannot be read.
+    """
     problem = damage(path)
     if problem:
         raise ValueError(f"{path} is no whole checkpoint: {problem}")
@@ -102,7 +124,9 @@ def newest(run_dir: str | Path) -> Path | None:
 def newest_state(
     run_dir: str | Path, problem: Callable[[dict[str, Any]], str | None]
 ) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest whole checkpoint whose state can be used, with that state, or None; warn of newer ones that cannot.
+    """Return the newest whole checkpoint whose state can be used, with that state, or None.
+
+    Warn of newer ones that cannot.
 
     `problem(state)` says, as a sentence, why a state cannot be used, or returns None.
     """
@@ -118,7 +142,10 @@ def newest_state(
 
 
 def _passable(run_dir: str | Path, read: Callable[[Path], Any]) -> Iterator[tuple[Path, Any]]:
-    """Yield whole checkpoints, newest first, with what `read` makes of them; warn of those that are damaged or that it refuses."""
+    """Yield whole checkpoints, newest first, with what `read` makes of them.
+
+    Warn of those that are damaged or that it refuses.
+    """
     for path in reversed(_steps(run_dir)):
         reason = damage(path)
         if reason is None:
@@ -142,7 +169,10 @@ def step_of(path: str | Path) -> int:
 
 
 def record_best(run_dir: str | Path, step: int, score: float) -> bool:
-    """Note that the checkpoint of `step` scores `score`; returns whether it is the best so far (a tie goes to the earlier)."""
+    """Note that the checkpoint of `step` scores `score`.
+
+    Returns whether it is the best so far (a tie goes to the earlier).
+    """
     known = best(run_dir)
     if not math.isfinite(score) or (known is not None and score <= known[1]):
         return False
@@ -151,7 +181,10 @@ def record_best(run_dir: str | Path, step: int, score: float) -> bool:
 
 
 def best(run_dir: str | Path) -> tuple[int, float] | None:
-    """Return (step, score) of the best checkpoint that is still there, or None; warn where the note of it is damaged."""
+    """Return (step, score) of the best checkpoint that is still there, or None.
+
+    Warn where the note of it is damaged.
+    """
     file = Path(run_dir) / FOLDER / BEST
     if not file.exists():
         return None
@@ -166,7 +199,9 @@ def best(run_dir: str | Path) -> tuple[int, float] | None:
 def prune(
     run_dir: str | Path, keep: int, *, keep_best: bool = CheckpointConfig.keep_best, step: int | None = None
 ) -> list[Path]:
-    """Remove all but the `keep` newest whole checkpoints (0 removes none) and, with `keep_best`, the best; return the removed.
+    """Remove all but the `keep` newest whole checkpoints (0 removes none) and, with `keep_best`, the best.
+
+    Return the removed.
 
     Those after `step` (None: none) are left alone and not counted: a resumed run passed them over.
     """
@@ -188,7 +223,10 @@ def clean(run_dir: str | Path) -> None:
 
 
 def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise ValueError, listing them, where options changed that must not. `old`, `new`: nested mappings as in config.yaml."""
+    """Raise ValueError, listing them, where options changed that must not.
+
+    `old`, `new`: nested mappings as in config.yaml.
+    """
     before, after = flatten(old), flatten(new)
     changed = [
         f"  {name}: {before.get(name)!r} -> {after.get(name)!r}"
@@ -199,7 +237,8 @@ def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         raise ValueError(
             "a resumed run cannot change\n"
             + "\n".join(changed)
-            + f"\nStart a new run with another --output-dir, or leave these as they were. Free to change: {', '.join(MAY_CHANGE)}"
+            + "\nStart a new run with another --output-dir, or leave these as they were. Free to change: "
+            f"{', '.join(MAY_CHANGE)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""AdamW with decay where it belongs, learning-rate schedules that are pure functions of the step, and gradient clipping."""
+"""Optimise: AdamW with decay where it belongs, learning rates as functions of the step, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 def adamw(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
     """Make AdamW (1711.05101) over the parameters that require gradients.
 
-    Weight decay acts on matrices only: norms, biases and other parameters with fewer than two dimensions have none. ValueError
-    where nothing is trainable.
+    Weight decay acts on matrices only: norms, biases and other parameters with fewer than two dimensions have none.
+    ValueError where nothing is trainable.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
@@ -38,8 +38,9 @@ def adamw(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
 def lr_factor(step: int, options: OptimConfig, steps: int) -> float:
     """Return the learning rate of update `step` (0, 1, ...) of `steps` as a share of its peak.
 
-    Update k of the warm-up has (k + 1) / warmup_steps, so that none is wasted on a rate of 0 and the last one of the warm-up has the peak.
-    `linear` and `cosine` (1608.03983, one cycle) then go from the peak down to `min_ratio`, which the last of `steps` updates has.
+    Update k of the warm-up has (k + 1) / warmup_steps, so that none is wasted on a rate of 0 and the last one of the
+    warm-up has the peak. `linear` and `cosine` (1608.03983, one cycle) then go from the peak down to `min_ratio`, which
+    the last of `steps` updates has.
     """
     if step < options.warmup_steps:
         return (step + 1) / options.warmup_steps
@@ -66,7 +67,7 @@ def all_finite(*values: Tensor) -> bool:
 
 
 class NonFiniteGuard:
-    """Counts updates in a row that were skipped for a non-finite loss or gradient, and gives up after `limit` of them."""
+    """Count updates in a row that were skipped for a non-finite loss or gradient, and give up after `limit` of them."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

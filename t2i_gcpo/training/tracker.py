@@ -1,7 +1,7 @@
-"""What a run writes as it goes: config.yaml, metrics.jsonl, pictures, TensorBoard, wandb or trackio, and a progress bar.
+"""Write what a run logs as it goes: config.yaml, metrics.jsonl, pictures, boards, and a progress bar.
 
-metrics.jsonl has one JSON object a step, `{"step": N, name: number, ...}`; step N is the state after N updates, like `step_N` of a
-checkpoint. A number that is not finite is written as null, since JSON has no name for it.
+metrics.jsonl has one JSON object a step, `{"step": N, name: number, ...}`; step N is the state after N updates, like
+`step_N` of a checkpoint. A number that is not finite is written as null, since JSON has no name for it.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ def check_unused(run_dir: str | Path) -> None:
     found = [name for name in (CONFIG, METRICS, CHECKPOINTS) if (Path(run_dir) / name).exists()]
     if found:
         raise ValueError(
-            f"{run_dir} holds a run already ({', '.join(found)}); go on with it (--resume), or name another folder (--output-dir)"
+            f"{run_dir} holds a run already ({', '.join(found)}); go on with it (--resume), or name another folder "
+            "(--output-dir)"
         )
 
 
 def prepare_run(run_dir: str | Path, config_yaml: str, *, resume: bool = False) -> Path:
-    """Make the run folder and write its config.yaml. ValueError where the folder holds another run and `resume` is off."""
+    """Make the run folder and write its config.yaml.
+
+    ValueError where the folder holds another run and `resume` is off.
+    """
     run_dir = Path(run_dir)
     if not resume:
         check_unused(run_dir)
@@ -52,7 +56,9 @@ def prepare_run(run_dir: str | Path, config_yaml: str, *, resume: bool = False) 
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's metrics.jsonl; null stands for a number that was not finite. A last line that a crash cut off is left out.
+    """Return the rows of a run's metrics.jsonl; null stands for a number that was not finite.
+
+    A last line that a crash cut off is left out.
 
     ValueError, naming the line, for a damaged one before the last, and for a row that holds anything but numbers.
     """
@@ -69,8 +75,9 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
 class Tracker:
     """Writes the metrics of one run.
 
-    On a resumed run, `start_step` is the step of its checkpoint: rows of later steps are removed, since they are about to be made again.
-    `config` (nested, as in config.yaml) goes to the boards. ImportError, naming the extra, where wandb or trackio is not installed.
+    On a resumed run, `start_step` is the step of its checkpoint: rows of later steps are removed, since they are about
+    to be made again. `config` (nested, as in config.yaml) goes to the boards. ImportError, naming the extra, where
+    wandb or trackio is not installed.
     """
 
     def __init__(
@@ -176,7 +183,10 @@ def _import_board(name: str) -> ModuleType:
 
 
 def _start_board(board: ModuleType, run_dir: Path, project: str, config: dict[str, Any], *, resume: bool) -> None:
-    """wandb and trackio share these names. trackio finds a run again by its name, wandb by an id, which is kept in the run folder."""
+    """wandb and trackio share these names. trackio finds a run again by its name, wandb by an id.
+
+    Which is kept in the run folder.
+    """
     extra: dict[str, Any] = {}
     if board.__name__ == "wandb":
         file = run_dir / "wandb_id.txt"

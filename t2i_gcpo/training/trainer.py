@@ -52,11 +52,12 @@ class Trainer:
         def redness(images, prompts, metadata):                       # [B, 3, H, W] uint8 -> B numbers
             return images[:, 0].float().mean(dim=(1, 2)) / 255
 
-        trainer = Trainer(generators.load("janus-mini"), redness, "shapes:train", "runs/red", algorithm="gcpo", steps=50, lr=1e-4)
-        trainer.train()
+        trainer = Trainer(generators.load("janus-mini"), redness, "shapes:train", "runs/red", algorithm="gcpo",
+        steps=50, lr=1e-4) trainer.train()
 
-    `trainer.resume()` before `train()` goes on from the newest checkpoint. A run that is resumed is the run uninterrupted, bit for
-    bit on the CPU of one machine, if the generator is the one that the run began with and the arguments are the same.
+    `trainer.resume()` before `train()` goes on from the newest checkpoint. A run that is resumed is the run
+    uninterrupted, bit for bit on the CPU of one machine, if the generator is the one that the run began with and the
+    arguments are the same.
     """
 
     def __init__(
@@ -79,15 +80,16 @@ class Trainer:
     ) -> None:
         """Set up a run; nothing is written or sampled before `train`.
 
-        reward: a reward, or a function `(images [B, 3, H, W] uint8, prompts, metadata) -> B numbers`. prompts: what `prompts.read`
-        reads (a file, or shapes:train), or the prompts themselves. algorithm: a row's name, or `resolve(name, ...)`. sampling: of a
-        `Sampling`, the group size, contrast and statistics are replaced by those that the algorithm needs, and the seed by one drawn for
-        each rollout. balanced: draw the prompts' tasks in equal parts. callbacks: called after each step with the trainer and a
-        `StepRecord`. tracker: who passes one closes it; without one `train` makes one, with metrics.jsonl and a progress bar. config:
-        what the trainer's own tracker shows of the run's options.
+        reward: a reward, or a function `(images [B, 3, H, W] uint8, prompts, metadata) -> B numbers`. prompts: what
+        `prompts.read` reads (a file, or shapes:train), or the prompts themselves. algorithm: a row's name, or
+        `resolve(name, ...)`. sampling: of a `Sampling`, the group size, contrast and statistics are replaced by those
+        that the algorithm needs, and the seed by one drawn for each rollout. balanced: draw the prompts' tasks in equal
+        parts. callbacks: called after each step with the trainer and a `StepRecord`. tracker: who passes one closes it;
+        without one `train` makes one, with metrics.jsonl and a progress bar. config: what the trainer's own tracker
+        shows of the run's options.
 
-        options: any option of `algorithm`, `loop`, `sampling`, `optim` and `checkpoint` by its own name, e.g. steps=50, group_size=16,
-        guidance=3.0, lr=1e-4. ValueError for an option or a value that is not allowed.
+        options: any option of `algorithm`, `loop`, `sampling`, `optim` and `checkpoint` by its own name, e.g. steps=50,
+        group_size=16, guidance=3.0, lr=1e-4. ValueError for an option or a value that is not allowed.
         """
         groups: dict[str, Any] = {
             "algorithm": resolve(algorithm) if isinstance(algorithm, str) else algorithm,
@@ -151,7 +153,10 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Return the step that the run ends at. Setting it makes the run longer or shorter, and with it the learning rate's course."""
+        """Return the step that the run ends at.
+
+        Setting it makes the run longer or shorter, and with it the learning rate's course.
+        """
         return self.loop.steps
 
     @steps.setter
@@ -159,7 +164,10 @@ class Trainer:
         self.loop = self.updater.loop = replace(self.loop, steps=steps)
 
     def step(self) -> StepRecord:
-        """Sample, score, spread the credit, update. FloatingPointError after `max_nonfinite` non-finite updates in a row."""
+        """Sample, score, spread the credit, update.
+
+        FloatingPointError after `max_nonfinite` non-finite updates in a row.
+        """
         outcome = self._step()
         self.step_number += 1
         self.images_sampled += outcome.images
@@ -171,11 +179,13 @@ class Trainer:
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Run to `steps`. Ctrl-C and SIGTERM finish the step, save and return; a second Ctrl-C interrupts at once. SIGUSR1 saves.
+        """Run to `steps`.
 
-        An error (of the reward, of a callback, a loss that stays non-finite) ends the run with a saved checkpoint. FloatingPointError
-        where the weights are not finite, which are not saved, or where no image got a score. ValueError where another process
-        trains in the folder.
+        Ctrl-C and SIGTERM finish the step, save and return; a second Ctrl-C interrupts at once. SIGUSR1 saves.
+
+        An error (of the reward, of a callback, a loss that stays non-finite) ends the run with a saved checkpoint.
+        FloatingPointError where the weights are not finite, which are not saved, or where no image got a score.
+        ValueError where another process trains in the folder.
         """
         rounds = self.iterate()
         with on_interrupt(self._interrupt), on_save_request(self.request_save):
@@ -185,7 +195,8 @@ class Trainer:
     def iterate(self) -> Iterator[StepRecord]:
         """Run to `steps` and yield each step's record when it is logged. Signals are the caller's affair.
 
-        After `stop(reason)` the next round saves the present step and ends. A loop that is left in its middle saves nothing more.
+        After `stop(reason)` the next round saves the present step and ends. A loop that is left in its middle saves
+        nothing more.
         """
         self._stop_reason = self.interrupted_by = None
         return self._locked_rounds()
@@ -265,7 +276,8 @@ class Trainer:
             warnings.warn(f"no image of step {self.step_number} has a score: nothing is learnt from it", stacklevel=2)
         if self._unscored_steps >= self.loop.max_nonfinite:
             raise FloatingPointError(
-                f"no image of the last {self._unscored_steps} steps has a score, and nothing was learnt from them; mend the scorer"
+                f"no image of the last {self._unscored_steps} steps has a score, and nothing was learnt from them; "
+                "mend the scorer"
             )
 
     def _keep_best(self) -> None:
@@ -375,8 +387,9 @@ class Trainer:
     def resume(self, path: str | Path | None = None) -> int:
         """Load a checkpoint (None: the newest whole one) and return its step.
 
-        The generator must be as it was at the start of the run: it is the reference. ValueError: there is no checkpoint, or it is
-        that of a run with other options, another generator or another scorer, or of more steps than `steps`.
+        The generator must be as it was at the start of the run: it is the reference. ValueError: there is no
+        checkpoint, or it is that of a run with other options, another generator or another scorer, or of more steps
+        than `steps`.
         """
         state = self._newest_state() if path is None else checkpoints.load(path)
         problem = state_problem(state)

@@ -19,8 +19,8 @@ from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_grad
 from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.utils.clock import Clock
 
-#: Mean |re-scored - recorded log-prob|, nats, up to which the recorded ones serve as old log-probs. fp32 re-scores to 1e-5;
-#: bf16 does not come near it.
+#: Mean |re-scored - recorded log-prob|, nats, up to which the recorded ones serve as old log-probs. fp32 re-scores to
+#: 1e-5; bf16 does not come near it.
 DRIFT_TOLERANCE = 1e-4
 
 
@@ -40,7 +40,10 @@ class Updater:
 
     @property
     def learning_rate(self) -> float:
-        """Return the learning rate of the next update: a function of the options and of the number of updates that were done."""
+        """Return the learning rate of the next update.
+
+        A function of the options and of the number of updates that were done.
+        """
         return self.optim.lr * lr_factor(self.updates, self.optim, self.loop.steps)
 
     # -- the update ----------------------------------------------------------------------------------------------------
@@ -80,7 +83,10 @@ class Updater:
         return {**_means(history), **drift, "updates/skipped": float(skipped)}
 
     def _minibatches(self, batch: int, rng: torch.Generator) -> Iterator[Tensor]:
-        """Yield the row indices of each optimiser step. One step takes the rows in order; several deal them out anew each pass."""
+        """Yield the row indices of each optimiser step.
+
+        One step takes the rows in order; several deal them out anew each pass.
+        """
         for _ in range(self.loop.epochs):
             order = torch.arange(batch) if self.loop.minibatches == 1 else torch.randperm(batch, generator=rng)
             yield from order.tensor_split(min(self.loop.minibatches, batch))
@@ -142,7 +148,9 @@ class Updater:
         ]
 
     def _old(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, float]]:
-        """Return [B, T] old log-probs for several updates from one rollout, and how far the training forward is from the recorded ones.
+        """Return [B, T] old log-probs for several updates from one rollout.
+
+        And how far the training forward is from the recorded ones.
 
         None where one update needs no memory of them: its ratio is 1 whatever the rounding.
         """
@@ -190,7 +198,10 @@ _SUMMED = ("loss", "policy_loss", "kl_loss")
 
 
 def _means(history: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Return means over the tokens of all micro-batches; losses, which are shares of a whole, are summed and divided by the updates."""
+    """Return means over the tokens of all micro-batches.
+
+    Losses, which are shares of a whole, are summed and divided by the updates.
+    """
     tokens = torch.stack([row["_tokens"].float().cpu() for row in history]).clamp(min=1.0)
     norms = torch.stack([row["grad_norm"].cpu() for row in history if "grad_norm" in row])
     result = {"grad_norm": float(norms.mean())}

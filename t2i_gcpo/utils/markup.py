@@ -1,4 +1,7 @@
-"""Texts of people as Markdown shows them: names and values that are not ours must not become links, pictures or HTML."""
+"""Escape texts of people for Markdown.
+
+Names and values that are not ours must not become links, pictures or HTML.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ def one_line(text: object) -> str:
 
 
 def cell(text: object) -> str:
-    """Return a text as a cell of a Markdown table: readable as it is, without links, pictures, HTML or cells of its own."""
+    """Return a text as a cell of a Markdown table.
+
+    Readable as it is, without links, pictures, HTML or cells of its own.
+    """
     return _SPECIAL.sub(r"\\\g<0>", one_line(text))
 
 

@@ -1,7 +1,7 @@
 """Options that are never written anywhere: not into config.yaml, a report, a results file, a board or the terminal.
 
-Which ones: `rewards.identity.SECRET`. When a run is resumed they come from the environment or a file (for a reward server:
-T2I_GCPO_REWARD_TOKEN, or `reward.token_file`).
+Which ones: `rewards.identity.SECRET`. When a run is resumed they come from the environment or a file (for a reward
+server: T2I_GCPO_REWARD_TOKEN, or `reward.token_file`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,11 @@
-"""The configuration reference, written from the code: `python -m t2i_gcpo.commands.options.reference docs/configuration.md`.
+"""The configuration reference, written from the code.
 
-The options of `t2i-gcpo train` are the dataclasses of `config.py`: names, types, defaults and attribute docstrings. What a number
-may be is asked of the dataclass itself: it is built with a number that is too small and one that is too large, and says what it must be.
-The options of the other commands are those of their argparse parsers; of the scorers, their arguments.
+`python -m t2i_gcpo.commands.options.reference docs/configuration.md`.
+
+The options of `t2i-gcpo train` are the dataclasses of `config.py`: names, types, defaults and attribute docstrings.
+What a number may be is asked of the dataclass itself: it is built with a number that is too small and one that is too
+large, and says what it must be. The options of the other commands are those of their argparse parsers; of the scorers,
+their arguments.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ Here with their defaults. They are further keys of `reward` in a YAML, `--reward
 `rewards.load`."""
 #: Group of options or command -> what its section says besides.
 NOTES = {
-    "algorithm": "`algorithm.name` sets all the others to those of its row in [the table](algorithms.md); what they do: [the method](method.md).",
+    "algorithm": "`algorithm.name` sets all the others to those of its row in [the table](algorithms.md); what they "
+    "do: [the method](method.md).",
     "reward": "What each scorer measures: [rewards](rewards.md).",
     "study": "[Studies](studies.md) says how the intervals are made.",
 }

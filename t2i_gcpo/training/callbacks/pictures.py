@@ -1,6 +1,7 @@
 """Draw samples and credit heatmaps of fixed prompts every few steps, and the heatmap of a group that was trained on.
 
-The noise comes from a seed of its own, so that the pictures never change the training, and pictures of two steps differ by the weights alone.
+The noise comes from a seed of its own, so that the pictures never change the training, and pictures of two steps differ
+by the weights alone.
 """
 
 from __future__ import annotations

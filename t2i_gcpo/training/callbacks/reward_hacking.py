@@ -1,7 +1,9 @@
-"""Watching for reward hacking: scorers that are never trained on, how varied the images are, and a warning when they fall while the
-trained reward rises.
+"""Watch for reward hacking, and warn when what is not trained on gets worse while the trained reward rises.
 
-A callback of `Trainer`. It looks at the very images that were trained on, draws none of its own, and changes nothing about the training.
+Watched are scorers that are never trained on, and how varied the images are.
+
+A callback of `Trainer`. It looks at the very images that were trained on, draws none of its own, and changes nothing
+about the training.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ FOLDER = "watch"
 TRAINED = "reward/mean"
 HELD_OUT = "held_out/"
 COLOR_ENTROPY, NEAR_DUPLICATES = "variety/color_entropy", "variety/near_duplicates"
-#: What is watched besides the held-out scorers -> which way is bad. `entropy` and `diversity` are logged by the trainer.
+#: What is watched besides the held-out scorers -> which way is bad. `entropy` and `diversity` are logged by the
+#: trainer.
 VARIETY: dict[str, int] = {"entropy": -1, "diversity": -1, COLOR_ENTROPY: -1, NEAR_DUPLICATES: +1}
 
 #: The first so many logged values of a metric are compared with its last so many.
@@ -58,7 +61,10 @@ class Change:
 
 
 def change(values: Sequence[float], window: int = WINDOW) -> Change | None:
-    """Compare the first window with the last; None where there are fewer than two whole windows. A difference without any spread counts as infinitely significant."""
+    """Compare the first window with the last; None where there are fewer than two whole windows.
+
+    A difference without any spread counts as infinitely significant.
+    """
     if len(values) < 2 * window:
         return None
     first, last = values[:window], values[-window:]
@@ -88,16 +94,19 @@ def alarms(series: Mapping[str, Sequence[float]], window: int = WINDOW) -> dict[
             continue
         verb = "fell" if seen.after < seen.before else "rose"
         found[name] = (
-            f"{TRAINED} rose from {trained.before:.3g} to {trained.after:.3g} while {name} {verb} from {seen.before:.3g} to {seen.after:.3g}"
+            f"{TRAINED} rose from {trained.before:.3g} to {trained.after:.3g} while {name} {verb} from "
+            f"{seen.before:.3g} to {seen.after:.3g}"
         )
     return found
 
 
 class Watch:
-    """Adds `held_out/<name>`, `variety/color_entropy` and `variety/near_duplicates` to each step's metrics, and warns, once a metric.
+    """Add `held_out/<name>`, `variety/color_entropy` and `variety/near_duplicates` to each step's metrics, and warn.
 
-    A warning is a line on the terminal and in RUN/warnings.jsonl (step, metric, text, picture); it names the picture of that step's
-    images, beside which that of the first step lies.
+    There is one warning a metric.
+
+    A warning is a line on the terminal and in RUN/warnings.jsonl (step, metric, text, picture); it names the picture of
+    that step's images, beside which that of the first step lies.
     """
 
     def __init__(self, held_out: Mapping[str, Reward] | None = None, *, every: int = WatchConfig.every) -> None:
