@@ -31,8 +31,7 @@ class ClipReward(Reward):
 
     Args:
         checkpoint: "clip-mini", a folder or hub repository with `open_clip_config.json`, or a state_dict of
-            `architecture`:
-            a file, or `filename` in a folder or hub repository.
+            `architecture`: a file, or `filename` in a folder or hub repository.
         architecture: open_clip's name of it; with `pretrained` or a state_dict only.
         pretrained: open_clip's tag for weights of `architecture`; the checkpoint is then left at its default.
         revision: of the hub repository.

@@ -29,9 +29,8 @@ class PickScoreReward(Reward):
 
     The published score is the cosine times the model's learned logit scale, 100 in the released weights: it lies in
     [-100, 100] and is about 15 to 25 for generated pictures. Its differences are log-odds of being picked.
-    `score="cosine"`
-    leaves the factor out: [-1, 1], the same order. Weights: `yuvalkirstain/PickScore_v1`; see its page for their
-    licence.
+    `score="cosine"` leaves the factor out: [-1, 1], the same order. Weights: `yuvalkirstain/PickScore_v1`; see its page
+    for their licence.
 
     Args:
         score: "logit", as published, or "cosine".

@@ -45,11 +45,10 @@ def estimate(
     N of each.
 
     A value that is not finite is left out; a task with no other value has mean NaN, and so has the overall. K - 1 of a
-    task's K clusters
-    are drawn with replacement: with all K the interval of a few clusters would be too narrow by sqrt(K / (K - 1)) (Rao
-    and Wu, 1988). The interval of a task speaks about prompts like these; a task with one prompt resamples that
-    prompt's images instead, and one with one image has none. The overall then resamples clusters across the tasks,
-    which is wider rather than narrower.
+    task's K clusters are drawn with replacement: with all K the interval of a few clusters would be too narrow by
+    sqrt(K / (K - 1)) (Rao and Wu, 1988). The interval of a task speaks about prompts like these; a task with one prompt
+    resamples that prompt's images instead, and one with one image has none. The overall then resamples clusters across
+    the tasks, which is wider rather than narrower.
 
     As with any bootstrap, values that are all equal give an interval of no width: little can be said of 0 out of 10.
     """

@@ -48,9 +48,8 @@ def against(
     And weighed anew by the same recipe.
 
     generator: the one that drew the images. max_batch: rows scored at once. Statistics of the old contrast over the
-        whole codebook are
-    dropped. ValueError: a number of texts that does not fit, words that the generator does not know, or a recipe that
-        needs what was dropped.
+    whole codebook are dropped. ValueError: a number of texts that does not fit, words that the generator does not know,
+    or a recipe that needs what was dropped.
     """
     texts = as_negatives(negative_prompts, len(heatmap))
     generator.check_prompts(texts)

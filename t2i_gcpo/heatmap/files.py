@@ -69,8 +69,7 @@ def over_steps(run: str | Path, *, prompt: str | None = None, image: int = 0) ->
     Those that were trained on are other prompts and left out.
 
     prompt: which of the run's pictures (None: the first). image: which of the prompt's images, from 0. A run that is
-        being written shows the
-    steps that there are. ValueError: no heatmaps, or no such prompt or image.
+    being written shows the steps that there are. ValueError: no heatmaps, or no such prompt or image.
     """
     found = [path for path in sorted((Path(run) / FOLDER).glob("step_*.npz")) if _STEP.fullmatch(path.stem)]
     if not found:

@@ -12,8 +12,7 @@ FILE.yaml:
     grid:                             # option -> values, all combinations in each arm; optional
       optim.lr: [5.0e-5, 1.0e-4]
       distribution: [guided, conditional]
-    against: grpo                     # arm, or list of arms, that the others are compared with after training, seed by
-                                      seed; optional
+    against: grpo                     # arm, or list of arms, that the others are compared with, seed by seed; optional
 
 A trial is an arm at a point of the grid with a seed: a `t2i-gcpo train` of its own, in OUT/trials/ARM-KEY=VALUE/seed_S,
 its output in OUT/logs/. The same command again goes on where the study stopped: finished trials are skipped, unfinished

@@ -53,9 +53,8 @@ def sample_grid(
     Neighbours with the same caption are one group under it, as many groups a row as fit.
 
     columns: pictures side by side. scores: [N], drawn below; where all are 0 or 1, as verdicts with a green or red
-        border; NaN is a failed
-    image. scale: enlarges by a whole number; None picks one. ValueError: N captions and scores are not given, or
-        columns is below 1.
+    border; NaN is a failed image. scale: enlarges by a whole number; None picks one. ValueError: N captions and scores
+    are not given, or columns is below 1.
     """
     cells = _cells(images, _list(scores, len(images)), scale)
     if len(captions) != len(cells):

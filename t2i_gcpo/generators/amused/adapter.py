@@ -200,8 +200,8 @@ class Amused(TrainableGenerator):
         prompt: "positive", "negative" (the rollout's negative prompts, else the null prompt), or texts, one for each
             prompt or row.
         distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and
-            truncation of
-        `rollout.sampling`); "guided_detached", the same without gradient through the unconditional branch.
+            truncation of `rollout.sampling`); "guided_detached", the same without gradient through the unconditional
+            branch.
 
         N forward passes, one a step, and as many backward.
         """

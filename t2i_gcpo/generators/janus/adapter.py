@@ -168,8 +168,8 @@ class Janus(TrainableGenerator):
         prompt: "positive", "negative" (the rollout's negative prompts, else the null prompt), or texts, one for each
             prompt or row.
         distribution: "conditional", raw; "guided", the one that tokens were drawn from (guidance, temperature and
-            truncation of
-        `rollout.sampling`); "guided_detached", the same without gradient through the unconditional branch.
+            truncation of `rollout.sampling`); "guided_detached", the same without gradient through the unconditional
+            branch.
         """
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         with self._train_mode():

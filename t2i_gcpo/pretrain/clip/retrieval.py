@@ -93,9 +93,8 @@ def retrieve(similarity: Tensor, truth: np.ndarray, candidates: int, rng: random
     """Say whether each caption finds its own picture among the candidates.
 
     similarity: [C, P], C captions and P >= C pictures, the first C of them the captions' own, in their order; the
-        others are drawn only where
-    the first ones do not suffice. truth: [P, C], whether a picture shows what a caption says. A tie is a miss.
-        ValueError: too few pictures.
+    others are drawn only where the first ones do not suffice. truth: [P, C], whether a picture shows what a caption
+    says. A tie is a miss. ValueError: too few pictures.
     """
     hits = []
     captions, pictures = similarity.shape
