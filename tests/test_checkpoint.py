@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from limits import no_file_above
 from safetensors.torch import save_file
 
+from helpers.limits import no_file_above
 from t2i_gcpo.training import checkpoint
 from t2i_gcpo.utils.files import describe
 

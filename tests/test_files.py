@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from limits import no_file_above
 from safetensors.torch import save_file
 
+from helpers.limits import no_file_above
 from t2i_gcpo.utils import files
 from t2i_gcpo.utils.files import disk_errors, no_room, sync, write_atomically
 from t2i_gcpo.utils.json_files import finite_or_none, read_json, read_json_lines
