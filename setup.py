@@ -43,7 +43,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["t2i_gcpo*", "rewards*"]),
-    package_data={"t2i_gcpo": ["assets/**/*", "py.typed"], "rewards": ["assets/**/*", "py.typed"]},
+    package_data={
+        "t2i_gcpo": ["assets/**/*", "py.typed"],
+        "rewards": ["assets/**/*", "vlm/templates/*.yaml", "py.typed"],
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -16,7 +16,19 @@ SECRET = re.compile(r"^(?:.*[_-])?(?:token|secret|password|credentials?|(?:api|a
 
 #: Options that change where and how fast a scorer works, and not what it scores.
 RUNNING = frozenset(
-    {"batch_size", "compress", "device", "parallel", "retries", "threads", "timeout", "token_file", "url"}
+    {
+        "batch_size",
+        "cache",
+        "compress",
+        "concurrency",
+        "device",
+        "parallel",
+        "retries",
+        "threads",
+        "timeout",
+        "token_file",
+        "url",
+    }
 )
 
 

@@ -22,6 +22,8 @@ REWARDS: dict[str, str] = {
     "ocr": "rewards.scorers.ocr:OcrReward",
     "pickscore": "rewards.scorers.pickscore:PickScoreReward",
     "remote": "rewards.remote.client:RemoteReward",
+    "unified_reward": "rewards.scorers.unified_reward:UnifiedReward",
+    "vlm_judge": "rewards.scorers.vlm_judge:VlmJudge",
 }
 
 

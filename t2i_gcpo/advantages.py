@@ -107,6 +107,26 @@ def part_advantages(
     return total
 
 
+def batch_normalized(advantages: Tensor, valid: Tensor, *, eps: float = DEFAULT_EPS) -> Tensor:
+    """`(A - mean) / (std + eps)` over the whole batch: [B] -> [B] fp32. GDPO's second normalisation (2601.05242, as its
+    code for TRL has it), after the parts of the reward were normalised within their groups and added.
+
+    The sum of several normalised parts spreads more the more parts there are, and less the more they disagree; this
+    brings it back to a spread of 1, so that neither the number of parts nor their agreement changes the step size.
+    Mean and std (ddof = 1) are over the valid rows of the batch. Failed rows get 0, and so do all rows where fewer than
+    two are valid or all valid ones are equal. valid: [B] bool.
+    """
+    if advantages.shape != valid.shape or advantages.ndim != 1:
+        raise ValueError(
+            f"advantages have shape {tuple(advantages.shape)}, valid {tuple(valid.shape)}; expected [B] and [B]"
+        )
+    chosen = advantages.float()[valid]
+    if len(chosen) < 2:
+        return torch.zeros_like(advantages, dtype=torch.float32)
+    centred = torch.where(valid, advantages.float() - chosen.mean(), 0.0)
+    return torch.where(chosen.amax() > chosen.amin(), centred / (chosen.std() + eps), 0.0)
+
+
 def closest_entropy_bonus(rewards: Tensor, entropy: Tensor, reference_entropy: Tensor, group_size: int) -> Tensor:
     """Return STAGE's entropy reward without its coefficient, to add to the rewards: [B] fp32.
 

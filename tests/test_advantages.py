@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from t2i_gcpo.advantages import (
+    batch_normalized,
     closest_entropy_bonus,
     group_advantages,
     informative_groups,
@@ -112,6 +113,49 @@ def test_one_failed_part_fails_the_row() -> None:
         part_advantages(parts, {"c": 1.0}, 4)
     with pytest.raises(ValueError, match="weight"):
         part_advantages(parts, {}, 4)
+
+
+def test_batch_normalisation_by_hand() -> None:
+    """GDPO: the sum of parts brought back to a spread of 1; the third row failed and is in no statistic."""
+    got = batch_normalized(
+        torch.tensor([2.0, -2.0, 9.0, 4.0, 0.0]), torch.tensor([True, True, False, True, True]), eps=0.0
+    )
+    # valid: 2, -2, 4, 0; mean 1; squares 1 + 9 + 9 + 1 = 20, over 3
+    std = math.sqrt(20 / 3)
+    assert got.tolist() == pytest.approx([1 / std, -3 / std, 0, 3 / std, -1 / std])
+    assert batch_normalized(
+        torch.tensor([1.0, 3.0]), torch.ones(2, dtype=torch.bool), eps=1.0
+    ).tolist() == pytest.approx([-1 / (math.sqrt(2) + 1), 1 / (math.sqrt(2) + 1)])
+
+
+def test_batch_normalisation_is_that_of_gdpos_code() -> None:
+    """Its TRL code on two groups of three and two parts, with a slow loop in place of ours."""
+    torch.manual_seed(0)
+    parts = {"a": torch.rand(6), "b": 100 * torch.rand(6)}
+    weights = {"a": 1.0, "b": 0.5}
+    total = []
+    for row in range(6):
+        siblings = range(row - row % 3, row - row % 3 + 3)
+        value = 0.0
+        for name, part in parts.items():
+            members = [float(part[k]) for k in siblings]
+            mean = sum(members) / 3
+            std = math.sqrt(sum((m - mean) ** 2 for m in members) / 2)
+            value += weights[name] * (float(part[row]) - mean) / (std + 1e-4)
+        total.append(value)
+    mean = sum(total) / 6
+    std = math.sqrt(sum((value - mean) ** 2 for value in total) / 5)
+    expected = [(value - mean) / (std + 1e-4) for value in total]
+    got = batch_normalized(part_advantages(parts, weights, 3), torch.ones(6, dtype=torch.bool))
+    assert got.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0, 1.0], [1.0, NAN, NAN]])
+def test_a_batch_without_spread_has_no_advantage(values: list[float]) -> None:
+    rewards = torch.tensor(values)
+    assert batch_normalized(rewards, rewards.isfinite()).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match=r"expected \[B\] and \[B\]"):
+        batch_normalized(rewards, torch.ones(2, dtype=torch.bool))
 
 
 def test_entropy_bonus_by_hand() -> None:

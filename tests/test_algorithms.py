@@ -105,6 +105,7 @@ def test_resolve() -> None:
         ({"kl_coef": -1.0}, "kl_coef"),
         ({"dynamic_sampling_limit": 0}, "dynamic_sampling_limit"),
         ({"normalize_parts": True, "entropy_reward_coef": 0.4}, "normalize_parts"),
+        ({"normalize_batch": True}, "set both, or neither"),
     ],
 )
 def test_values_that_are_not_allowed(override: dict[str, Any], match: str) -> None:
@@ -250,6 +251,22 @@ def test_parts_are_normalised_on_their_own_when_asked() -> None:
     torch.testing.assert_close(targets.sequence_advantages, expected)
     with pytest.raises(ValueError, match="normalize_parts"):
         token_advantages(algorithm, make_rollout(), REWARDS)
+
+
+def test_gdpo_normalises_the_sum_of_parts_over_the_batch() -> None:
+    parts = {"a": REWARDS, "b": 100 * REWARDS.flip(0)}
+    parts["b"][1] = torch.nan
+    given: dict[str, Any] = {"parts": parts, "part_weights": {"a": 1.0, "b": 0.5}}
+    plain = token_advantages(row("grpo", normalize_parts=True), make_rollout(), REWARDS, **given).sequence_advantages
+    whole = REWARDS.isfinite() & parts["b"].isfinite()
+    assert 1 < int(whole.sum()) < B
+    targets = token_advantages(
+        row("grpo", normalize_parts=True, normalize_batch=True), make_rollout(), REWARDS, **given
+    )
+    got = targets.sequence_advantages
+    assert got[whole].mean().abs() < 1e-6 and float(got[whole].std()) == pytest.approx(1, abs=1e-3)
+    torch.testing.assert_close(got[whole] * (plain[whole].std() + 1e-4) + plain[whole].mean(), plain[whole])
+    assert not got[~whole].any()
 
 
 def test_entropy_reward_ranks_the_best_by_how_near_their_entropy_stayed() -> None:

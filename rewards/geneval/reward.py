@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,12 +15,16 @@ from torch import Tensor
 from rewards.base import Reward, RewardOutput, check_each
 from rewards.geneval.detectors import Detector, as_detector
 from rewards.geneval.detectors import load as load_detector
+from rewards.geneval.graded import grade
 from rewards.geneval.rows import check_row, clauses
-from rewards.geneval.rules import ColorNamer, Detection, Verdict, colorless, judge
+from rewards.geneval.rules import ColorNamer, Detection, Verdict, color_names, colorless, judge
 from rewards.geneval.vocabulary import COLORS
 
 if TYPE_CHECKING:
     from rewards.geneval.colors import ClipColors
+
+#: What the score of a picture may be.
+Score = Literal["strict", "clauses", "graded"]
 
 
 class GenEvalReward(Reward):
@@ -31,15 +35,16 @@ class GenEvalReward(Reward):
             and on
             the CPU; "mask2former" is GenEval's own, for COCO's classes, with the colours by CLIP ViT-L/14.
         score: "strict" gives 1 to a correct picture and 0 to any other, as GenEval counts; "clauses" gives the share of
-            its clauses that hold, a denser signal.
+            its clauses that hold, a denser signal; "graded" is flow_grpo's and STAGE's, denser still for counts: at
+            most 1, and below 0 for many surplus objects (`rewards/geneval/graded.py` has the formula).
         colors: names the colours of detections that come without one, in place of CLIP.
         device, dtype, batch_size: of the models of "mask2former" and of the colours.
         detector_options: further options of the detector (`rewards/geneval/detectors`), such as `checkpoint`.
         color_options: options of CLIP's colours (`rewards/geneval/colors.py`), such as `checkpoint`.
 
-    Parts: `strict` and `clauses`, both scores whichever is asked for; `clause/0`, `clause/1`, ..., 1 where the row's
-    clause holds, in the order of `include`, then `exclude` (NaN for images with fewer clauses); and the strict score
-    again per task as `task/<tag>` (NaN for images of other tasks).
+    Parts: `strict` and `clauses`, both scores whichever is asked for, and `graded` where it is asked for; `clause/0`,
+    `clause/1`, ..., 1 where the row's clause holds, in the order of `include`, then `exclude` (NaN for images with
+    fewer clauses); and the strict score again per task as `task/<tag>` (NaN for images of other tasks).
 
     ValueError: an option that the detector does not have, weights that are missing, an image without GenEval metadata,
     a class that the detector cannot find, a row that cannot be judged.
@@ -51,7 +56,7 @@ class GenEvalReward(Reward):
         self,
         *,
         detector: str | Detector | Callable[[Tensor], list[list[Detection]]] = "shapes",
-        score: Literal["strict", "clauses"] = "strict",
+        score: Score = "strict",
         colors: ColorNamer | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -59,8 +64,8 @@ class GenEvalReward(Reward):
         detector_options: Mapping[str, Any] | None = None,
         color_options: Mapping[str, Any] | None = None,
     ) -> None:
-        if score not in ("strict", "clauses"):
-            raise ValueError(f"score {score!r} is unknown; allowed: strict, clauses")
+        if score not in get_args(Score):
+            raise ValueError(f"score {score!r} is unknown; allowed: {', '.join(get_args(Score))}")
         given = {"device": device, "dtype": dtype, "batch_size": batch_size}
         shared = {key: value for key, value in given.items() if value is not None}
         named = isinstance(detector, str)
@@ -93,7 +98,13 @@ class GenEvalReward(Reward):
         detections = self.detector(images)
         if self.clip_colors is not None:
             detections = _colored(self.clip_colors, images, detections, metadata)
-        return [judge(objects, row, colors=self.colors) for objects, row in zip(detections, metadata, strict=True)]
+        elif self.colors is not None:
+            detections = [_named(objects, row, self.colors) for objects, row in zip(detections, metadata, strict=True)]
+        verdicts = [judge(objects, row, colors=self.colors) for objects, row in zip(detections, metadata, strict=True)]
+        if self.score != "graded":
+            return verdicts
+        grades = [grade(objects, row) for objects, row in zip(detections, metadata, strict=True)]
+        return [dataclasses.replace(verdict, graded=value) for verdict, value in zip(verdicts, grades, strict=True)]
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
         """Raise PromptError for the first row that cannot be judged, or asks for what the detector cannot find."""
@@ -120,6 +131,10 @@ class GenEvalReward(Reward):
                     f"it knows: "
                     f"{', '.join(known)}; take prompts or a detector that fit (shapes, mask2former)"
                 )
+        if not include and self.score == "graded":
+            raise ValueError(
+                f"the prompt {prompt!r} has no include clauses, which a graded score is made of; use score: strict"
+            )
         for clause in include:
             color = clause.get("color")
             if self.color_names is not None and color is not None and color not in self.color_names:
@@ -137,6 +152,9 @@ class GenEvalReward(Reward):
         strict = torch.tensor([float(verdict.correct) for verdict in verdicts])
         clauses = torch.tensor([sum(verdict.clauses) / len(verdict.clauses) for verdict in verdicts])
         parts = {"strict": strict, "clauses": clauses}
+        if self.score == "graded":
+            grades = [float("nan") if verdict.graded is None else verdict.graded for verdict in verdicts]
+            parts["graded"] = torch.tensor(grades)
         for index in range(max((len(verdict.clauses) for verdict in verdicts), default=0)):
             parts[f"clause/{index}"] = torch.tensor(
                 [
@@ -148,7 +166,7 @@ class GenEvalReward(Reward):
         for tag in sorted({tag for tag in tags if tag}):
             mine = torch.tensor([other == tag for other in tags])
             parts[f"task/{tag}"] = strict.masked_fill(~mine, float("nan"))
-        return RewardOutput(strict if self.score == "strict" else clauses, parts)
+        return RewardOutput(parts[self.score], parts)
 
 
 def _colored(
@@ -166,3 +184,10 @@ def _colored(
         [dataclasses.replace(one, color=named.get((index, id(one)), one.color)) for one in objects]
         for index, objects in enumerate(detections)
     ]
+
+
+def _named(objects: list[Detection], row: Mapping[str, Any], colors: ColorNamer) -> list[Detection]:
+    """Return one picture's detections, with a colour by `colors` where a verdict asks for it."""
+    asked = colorless(objects, row)
+    named = dict(zip(map(id, asked), color_names(asked, colors), strict=True)) if asked else {}
+    return [dataclasses.replace(one, color=named.get(id(one), one.color)) for one in objects]

@@ -59,6 +59,8 @@ class Verdict:
     """One entry per `include` clause, then one per `exclude` clause."""
     reason: str
     """What failed, one line a failure; empty when correct."""
+    graded: float | None = None
+    """The graded score (`rewards/geneval/graded.py`), where it was asked for."""
 
 
 def relations(first: Box, second: Box) -> set[str]:
@@ -157,13 +159,14 @@ def _wrong_color(clause: Mapping[str, Any], matches: list[Detection], colors: Co
     wanted = clause.get("color")
     if wanted is None:
         return ""
-    names = _color_names(matches, colors)
+    names = color_names(matches, colors)
     if all(name == wanted for name in names):
         return ""
     return f"expected {wanted} {clause['class']}>={count_of(clause)}, found {' and '.join(names)}"
 
 
-def _color_names(matches: list[Detection], colors: ColorNamer | None) -> list[str]:
+def color_names(matches: list[Detection], colors: ColorNamer | None) -> list[str]:
+    """Name the colour of each object. ValueError where one comes without a colour and `colors` cannot name it."""
     unnamed = [one for one in matches if one.color is None]
     if unnamed and colors is None:
         raise ValueError(

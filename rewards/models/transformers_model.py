@@ -16,8 +16,8 @@ from rewards.models.preprocess import Preprocess
 from rewards.models.remote_code import check_kernels, reason
 from rewards.models.torchvision_mend import mend
 
-#: Configuration and tokenizer of a model folder.
-TEXT_FILES = ("*.json", "*.txt", "*.model")
+#: Configuration, tokenizer and chat template of a model folder.
+TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 #: Its weights, the preferred form first; many repositories hold both. Neither can run code here.
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")

@@ -124,6 +124,10 @@ def token_advantages(
             raise ValueError("normalize_parts needs the reward's parts and their weights; pass them, or turn it off")
         parts = {name: part.to(device).masked_fill(~valid, torch.nan) for name, part in parts.items()}
         sequence = group.part_advantages(parts, part_weights, size, **scale)
+        if algorithm.normalize_batch:
+            # A row with one failed part was left out of all parts' statistics: it has no advantage here either.
+            whole = valid & torch.stack([parts[name].isfinite() for name in part_weights]).all(dim=0)
+            sequence = group.batch_normalized(sequence, whole, eps=algorithm.advantage_eps)
     else:
         bonus = _entropy_bonus(algorithm, rollout, rewards, reference_entropy)
         sequence = group.group_advantages(rewards + bonus, size, **scale)

@@ -34,6 +34,8 @@ class Algorithm:
     """Added to the group's standard deviation."""
     normalize_parts: bool = False
     """Normalise each part of the reward within its group before the weighted sum, instead of the sum."""
+    normalize_batch: bool = False
+    """Normalise that sum once more, over the whole batch (GDPO); needs normalize_parts."""
     entropy_reward_coef: float = 0.0
     """Factor of STAGE's entropy reward 1 / (1 + (H_reference - H)^2), centred, for the best images of a group; 0 is
     off, STAGE's code has 0.4."""
@@ -92,6 +94,11 @@ class Algorithm:
         if self.normalize_parts and self.entropy_reward_coef > 0:
             raise ValueError(
                 "entropy_reward_coef adds to the whole reward, which normalize_parts does not use; set one"
+            )
+        if self.normalize_batch and not self.normalize_parts:
+            raise ValueError(
+                "normalize_batch is GDPO's second normalisation, of the sum that normalize_parts makes; "
+                "set both, or neither"
             )
         for name, (holds, rule) in bounds.items():
             if not holds:

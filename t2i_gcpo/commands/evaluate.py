@@ -8,11 +8,13 @@ from pathlib import Path
 import rewards
 from rewards.geneval.detectors import load as load_detector
 from t2i_gcpo.algorithms import ALL_STATS
+from t2i_gcpo.commands import benchmark
 from t2i_gcpo.commands.options.number_types import count
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
+from t2i_gcpo.evaluation.benchmarks.table import BENCHMARKS
 from t2i_gcpo.evaluation.credit_location import CreditObserver, CreditResult
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, pick
 from t2i_gcpo.evaluation.scorable import check_scorable
@@ -29,6 +31,8 @@ AGAINST = {EVALUATION: "eval_against.json", CREDIT: "credit_against.json"}
 
 def main(argv: list[str]) -> int:
     """Score a checkpoint on held-out prompts, per task, with 95 % intervals; writes eval.json and sample grids."""
+    if benchmark.asked(argv):
+        return benchmark.main(argv)
     args = parser().parse_args(argv)
     check_folder(args.out, EVALUATION, CREDIT, *AGAINST.values(), "samples.png")
     prompts = limit(prompt_files.read(args.prompts), args.limit, repeat=True)
@@ -90,6 +94,12 @@ def parser() -> argparse.ArgumentParser:
     add_generator_options(parser)
     add_sampling_options(parser)
     add = parser.add_argument
+    add(
+        benchmark.OPTION,
+        metavar="NAME",
+        help=f"a published benchmark ({', '.join(BENCHMARKS)}) with options of its own: "
+        "t2i-gcpo eval --benchmark NAME --help",
+    )
     add("--prompts", required=True, help="a prompt file, or shapes:test, shapes:val, shapes:train")
     add("--out", required=True, type=home_path, help="folder to write eval.json and the sample grids to")
     add("--against", help="a second checkpoint: same prompts, same noise, paired differences")

@@ -11,7 +11,8 @@ from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.arguments import dump, load, parse, to_mapping
 from t2i_gcpo.commands.options.build import build_trainer
 from t2i_gcpo.commands.options.config import TrainConfig
-from t2i_gcpo.data.prompts import limit, read
+from t2i_gcpo.data.formats import read_named
+from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, pick
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports import run_report as report
@@ -86,7 +87,8 @@ def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Traine
     )
     # All that may fail for a wrong option comes before the folder is written to.
     training, validation, test = (
-        read(source) for source in (config.prompts.train, config.prompts.validation, config.prompts.test)
+        read_named(source, format=config.prompts.format, column=config.prompts.column)
+        for source in (config.prompts.train, config.prompts.validation, config.prompts.test)
     )
     test = limit(test, config.evaluate.test_limit, repeat=True)
     trainer = build_trainer(config, training, validation, test)

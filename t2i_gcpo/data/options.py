@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from t2i_gcpo.data.formats import Format
 from t2i_gcpo.utils.checks import declared
 
 
@@ -11,7 +12,7 @@ from t2i_gcpo.utils.checks import declared
 class PromptsConfig:
     """Where the prompts come from: a file or a split of ShapeScenes.
 
-    A file is GenEval's jsonl, plain txt, DrawBench's csv, or T2I-R1's json lines.
+    A file is jsonl, json, csv, tsv or txt, or a benchmark's own.
     """
 
     train: str = "shapes:train"
@@ -20,6 +21,12 @@ class PromptsConfig:
     """Prompts that the best checkpoint is chosen on."""
     test: str = "shapes:test"
     """Prompts of the evaluation before and after training."""
+    format: Format = "auto"
+    """auto tells the files' format by their names; else that of a benchmark's own file, or lines: one prompt a line
+    whatever the name. Splits of ShapeScenes have none."""
+    column: str | None = None
+    """The column of a .csv or .tsv, or the key of a .jsonl, that holds the prompts; null takes prompt (DrawBench:
+    Prompts)."""
     balanced: bool = True
     """Draw the tasks in equal parts; else each prompt is drawn equally often."""
 

@@ -40,6 +40,14 @@ def read_file(path: Path) -> list[Prompt]:
         raise ValueError(
             f"{path} has the suffix {path.suffix or '(none)'!r}, so nothing says how to read it. Name it {SUFFIXES}"
         )
+    prompts = list(reader(path, read_text(path)))
+    if not prompts:
+        raise ValueError(f"{path} holds no prompts")
+    return prompts
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text with its lines ending in newlines. ValueError for text that is not UTF-8."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -49,10 +57,7 @@ def read_file(path: Path) -> list[Prompt]:
         raise ValueError(
             f"{path}, line {line}: a NUL character, so this is no UTF-8 text file (UTF-16?); save it as UTF-8"
         )
-    prompts = list(reader(path, text.replace("\r\n", "\n").replace("\r", "\n")))
-    if not prompts:
-        raise ValueError(f"{path} holds no prompts")
-    return prompts
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def check_text(text: str, where: str) -> str:
@@ -95,18 +100,18 @@ def _read_json_lines(path: Path, text: str) -> Iterator[Prompt]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            yield _json_prompt(_parse(line, where, "; one object a line is expected"), where)
+            yield _json_prompt(parse_json(line, where, "; one object a line is expected"), where)
 
 
 def _read_json(path: Path, text: str) -> Iterator[Prompt]:
     if not text.lstrip().startswith("["):
         yield from _read_json_lines(path, text)
         return
-    rows = _parse(text, str(path), "")
+    rows = parse_json(text, str(path), "")
     yield from (_json_prompt(row, f"{path}, entry {number}") for number, row in enumerate(rows, start=1))
 
 
-def _parse(text: str, where: str, expected: str) -> Any:
+def parse_json(text: str, where: str, expected: str) -> Any:
     """Parse JSON as its standard has it: no NaN, no key twice, no half of a surrogate pair."""
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -146,8 +151,8 @@ def _json_prompt(row: Any, where: str) -> Prompt:
         raise ValueError(f'{where}: "prompt" is {text!r}; it must be a text. Keys there: {", ".join(row) or "none"}')
     include = row.get("include")
     if include is not None:
-        _check_objects(include, f'{where}: "include"')
-    metadata = _without_null(row)
+        check_objects(include, f'{where}: "include"')
+    metadata = without_null(row)
     key = next((key for key in _TASK_KEYS if metadata.get(key)), None)
     if key is None:
         return Prompt(check_text(text, f'{where}: "prompt"'), metadata, where)
@@ -156,7 +161,7 @@ def _json_prompt(row: Any, where: str) -> Prompt:
     return Prompt(check_text(text, f'{where}: "prompt"'), {**metadata, "tag": str(metadata[key])}, where)
 
 
-def _check_objects(objects: Any, where: str) -> None:
+def check_objects(objects: Any, where: str) -> None:
     """Check GenEval's clauses: a list of objects, each with a class."""
     if not isinstance(objects, list) or not all(
         isinstance(o, dict) and isinstance(o.get("class"), str) for o in objects
@@ -164,11 +169,11 @@ def _check_objects(objects: Any, where: str) -> None:
         raise ValueError(f'{where} is {objects!r}; it must be a list of objects with a "class"')
 
 
-def _without_null(value: Any) -> Any:
+def without_null(value: Any) -> Any:
     """Drop keys whose value is null, at any depth."""
     if isinstance(value, dict):
-        return {key: _without_null(item) for key, item in value.items() if item is not None}
-    return [_without_null(item) for item in value] if isinstance(value, list) else value
+        return {key: without_null(item) for key, item in value.items() if item is not None}
+    return [without_null(item) for item in value] if isinstance(value, list) else value
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------
@@ -178,10 +183,14 @@ Rows = Iterator[tuple[int, list[str]]]
 
 
 def _read_csv(path: Path, text: str) -> Iterator[Prompt]:
-    return _table(path, _csv_rows(path, text))
+    return _table(path, csv_rows(path, text))
 
 
-def _csv_rows(path: Path, text: str) -> Rows:
+def csv_rows(path: Path, text: str) -> Rows:
+    """Yield the rows of a table with commas, in which quotes have a meaning.
+
+    ValueError for a row that cannot be read.
+    """
     # Not splitlines(): a cell may hold U+2028 and the like, which end no line here.
     reader = csv.reader((line + "\n" for line in text.removesuffix("\n").split("\n")), strict=True)
     while True:
@@ -199,10 +208,14 @@ def _csv_rows(path: Path, text: str) -> Rows:
 
 
 def _read_tsv(path: Path, text: str) -> Iterator[Prompt]:
-    return _table(path, _tsv_rows(path, text))
+    return _table(path, tsv_rows(path, text))
 
 
-def _tsv_rows(path: Path, text: str) -> Rows:
+def tsv_rows(path: Path, text: str) -> Rows:
+    """Yield the rows of a table with tabs, every cell as it stands.
+
+    ValueError for a cell that is in quotes as a whole.
+    """
     for number, line in enumerate(text.split("\n"), start=1):
         cells = line.split("\t") if line.strip() else []
         for cell in cells:

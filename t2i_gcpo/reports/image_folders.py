@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from t2i_gcpo.data import prompts as prompt_files
+from t2i_gcpo.data.formats import Format, read_named
 from t2i_gcpo.heatmap import Heatmap
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports import run as run_folder
@@ -58,8 +60,12 @@ def find(folder: str | Path, source: str | None = None) -> tuple[list[Picture], 
     if (folder / SAMPLES).is_file():
         found = list(_sampled(folder, _by_text(source)))
     elif (folder / CONFIG).is_file() or (folder / METRICS).is_file():
-        source = source or run_folder.read(folder).config.get("prompts.validation")
-        found = list(_of_run(folder, _by_text(source)))
+        config = run_folder.read(folder).config
+        named: dict[str, Any] = (
+            {} if source else {"format": config.get("prompts.format") or "auto", "column": config.get("prompts.column")}
+        )
+        source = source or config.get("prompts.validation")
+        found = list(_of_run(folder, _by_text(source, **named)))
     elif any(folder.glob("*/metadata.jsonl")):
         found = list(_geneval(folder))
     else:
@@ -75,9 +81,10 @@ def find(folder: str | Path, source: str | None = None) -> tuple[list[Picture], 
     return found, source or ""
 
 
-def _by_text(source: str | None) -> Callable[[str, str], Prompt]:
+def _by_text(source: str | None, *, format: Format = "auto", column: str | None = None) -> Callable[[str, str], Prompt]:
     """(text, file) -> its prompt, with the metadata of `source`."""
-    known = None if source is None else {prompt.text: prompt for prompt in prompt_files.read(source)}
+    read = [] if source is None else read_named(source, format=format, column=column)
+    known = None if source is None else {prompt.text: prompt for prompt in read}
 
     def prompt(text: str, name: str) -> Prompt:
         if known is None:

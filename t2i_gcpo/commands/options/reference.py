@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import rewards
 from t2i_gcpo.cli import COMMANDS, GROUPS
+from t2i_gcpo.commands import benchmark
 from t2i_gcpo.commands.options.arguments import TrainCommand
 from t2i_gcpo.commands.options.config import TrainConfig
 from t2i_gcpo.commands.options.paths import home_path
@@ -200,6 +201,8 @@ def parsers(command: str) -> dict[str, argparse.ArgumentParser]:
     module = importlib.import_module(COMMANDS[command][0].split(":")[0])
     if command in GROUPS:
         return {f"{command} {name}": parser for name, parser in module.parsers().items()}
+    if command == "eval":
+        return {command: module.parser(), f"{command} {benchmark.OPTION}": benchmark.parser()}
     return {command: module.parser()}
 
 
