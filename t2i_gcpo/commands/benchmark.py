@@ -12,6 +12,7 @@ from typing import Any
 
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.number_types import count
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import (
     add_generator_options,
     add_reward_option,
@@ -168,7 +169,9 @@ def parser() -> argparse.ArgumentParser:
     add_sampling_options(parser)
     add_reward_option(parser)
     add("--prompts", required=True, help="the benchmark's own file, or a folder that holds its files")
-    add("--out", required=True, type=Path, help="folder to write images, scores and the result to, and to go on in")
+    add(
+        "--out", required=True, type=home_path, help="folder to write images, scores and the result to, and to go on in"
+    )
     add("--images", type=count, default=0, help="images a prompt; 0 takes the benchmark's own number")
     add("--limit", type=count, default=0, help="prompts, the tasks in equal parts; 0 takes all")
     add(

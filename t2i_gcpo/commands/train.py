@@ -82,9 +82,7 @@ def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Traine
         _announce_code(config, folder / tracking.CONFIG)
         rows = tracking.read_metrics(folder)
     check_folder(folder, tracking.CONFIG, tracking.METRICS, option="--output-dir")
-    tracking.check_boards(
-        tensorboard=config.logging.tensorboard, wandb=config.logging.wandb, trackio=config.logging.trackio
-    )
+    tracking.check_boards(config.logging)
     # All that may fail for a wrong option comes before the folder is written to.
     training, validation, test = (
         read_named(source, format=config.prompts.format, column=config.prompts.column)

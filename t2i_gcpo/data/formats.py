@@ -14,9 +14,11 @@ from t2i_gcpo.data.prompt_files import Rows, check_text, csv_rows, parse_json, r
 from t2i_gcpo.records import Prompt
 
 Format = Literal["auto", "geneval", "dpg", "compbench", "drawbench", "parti", "ocr", "lines"]
+#: Tells the format by the file's name.
+AUTO: Format = "auto"
 
 
-def read(source: str | Path, *, format: Format = "auto", column: str | None = None) -> list[Prompt]:
+def read(source: str | Path, *, format: Format = AUTO, column: str | None = None) -> list[Prompt]:
     """Read the prompts of a file, or of `shapes:train|val|test`.
 
     format: "auto" is told by the file's name; a benchmark's own file; or "lines", one prompt a line whatever the file
@@ -27,17 +29,17 @@ def read(source: str | Path, *, format: Format = "auto", column: str | None = No
     """
     if format not in get_args(Format):
         raise ValueError(f"prompts.format is {format!r}; allowed: {', '.join(get_args(Format))}")
-    if format == "auto" and column is None:
+    if format == AUTO and column is None:
         return prompts.read(source)
-    if str(source).startswith(prompts.SHAPES) or (format != "auto" and column is not None):
+    if str(source).startswith(prompts.SHAPES) or (format != AUTO and column is not None):
         raise ValueError(
             f"format is {format!r} and column {column!r} for {source}; name one of them, of a file, "
             f"and neither for {prompts.SHAPES}*"
         )
-    path = Path(source)
+    path = Path(source).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no prompt file {path}")
-    if format not in ("auto", "lines"):
+    if format not in (AUTO, "lines"):
         return benchmark_files.read(path, format)
     found = list(_lines(path) if column is None else _column(path, column))
     if not found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from t2i_gcpo.data.formats import Format
+from t2i_gcpo.data.formats import AUTO, Format
 from t2i_gcpo.utils.checks import declared
 
 
@@ -21,7 +21,7 @@ class PromptsConfig:
     """Prompts that the best checkpoint is chosen on."""
     test: str = "shapes:test"
     """Prompts of the evaluation before and after training."""
-    format: Format = "auto"
+    format: Format = AUTO
     """auto tells the files' format by their names; else that of a benchmark's own file, or lines: one prompt a line
     whatever the name. Splits of ShapeScenes have none."""
     column: str | None = None

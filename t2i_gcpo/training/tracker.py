@@ -166,9 +166,9 @@ def _number(value: Any) -> float | int | bool:
     return value if isinstance(value, (bool, int, float)) else value.item()
 
 
-def check_boards(*, tensorboard: bool = False, wandb: bool = False, trackio: bool = False) -> None:
+def check_boards(logging: LoggingConfig) -> None:
     """Check that the packages of the boards that are asked for are there. ImportError, naming the extra: one is not."""
-    wanted = (("tensorboard", tensorboard), ("wandb", wandb), ("trackio", trackio))
+    wanted = (("tensorboard", logging.tensorboard), ("wandb", logging.wandb), ("trackio", logging.trackio))
     for name in [name for name, chosen in wanted if chosen]:
         _import_board(name)
 
