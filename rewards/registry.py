@@ -35,8 +35,11 @@ def available() -> list[str]:
 def load(name: str, **options: Any) -> Reward:
     """Load a reward by name, or a function of one's own as `module:callable` or `path/to/file.py:callable`.
 
-        reward = rewards.load("geneval", score="clauses")
-        reward(images, prompts, metadata).scores                      # [B] float; images [B, 3, H, W] uint8
+    >>> import torch
+    >>> reward = load("geneval", score="clauses")
+    >>> red_ring = {"tag": "colors", "include": [{"class": "ring", "count": 1, "color": "red"}]}
+    >>> reward(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), ["a photo of a red ring"], [red_ring]).scores
+    tensor([0.])
 
     ValueError for an unknown name (listing the available ones), for an option that the reward does not have, and for
     one that it needs.

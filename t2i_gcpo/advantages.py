@@ -43,6 +43,9 @@ def informative_groups(rewards: Tensor, group_size: int) -> Tensor:
 def group_advantages(rewards: Tensor, group_size: int, *, scale: Scale = "std", eps: float = DEFAULT_EPS) -> Tensor:
     """Return `A = (r - mean) / (std + eps)` within each group of `group_size` rows: rewards [B] -> [B] fp32.
 
+    >>> group_advantages(torch.tensor([1.0, 0.0, 1.0, 1.0]), group_size=2)
+    tensor([ 0.7070, -0.7070,  0.0000,  0.0000])
+
     GRPO (2402.03300), with ddof = 1; `scale="none"` leaves the division out (Dr. GRPO, 2503.20783). Mean and std are
     over the group's valid rewards. Failed images, groups of equal rewards and groups with fewer than two valid ones
     get 0. ValueError: a group size below 2, a batch that is no multiple of it, an unknown scale.

@@ -75,6 +75,11 @@ def token_weights(
 ) -> Tensor:
     """Return GCPO's weights (2605.29198): [B, T] fp32 of mean 1 over the valid tokens of each row.
 
+    >>> positive = torch.tensor([[0.5, 0.6, 0.8, 0.2]]).log()
+    >>> negative = torch.tensor([[0.5, 0.3, 0.1, 0.4]]).log()
+    >>> token_weights(positive, negative)
+    tensor([[0.1118, 0.4964, 2.2044, 1.1874]])
+
     The log-probs [B, T] are those of the sampled tokens under the prompt and under the negative prompt, raw
     (temperature 1, untruncated), nats. `floor`: an image whose mean |logprob_positive - logprob_negative| is below it
     has no contrast to speak of, and gets w = 1; without that a rank would spread rounding noise from nearly 0 to 3.

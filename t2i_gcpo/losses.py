@@ -75,6 +75,12 @@ def policy_loss(
 
     For each token it is `-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)`.
 
+    >>> logprob = torch.tensor([[0.5, 0.2]]).log().requires_grad_()
+    >>> output = policy_loss(logprob, logprob.detach(), torch.tensor([[1.5, 0.5]]))
+    >>> output.loss.backward()
+    >>> output.loss.item(), logprob.grad
+    (-1.0, tensor([[-0.7500, -0.2500]]))
+
     logprob [B, T] with gradient, logprob_old [B, T]; ratio = exp(logprob - logprob_old). advantages [B, T], or [B]
     for one a row. mask [B, T] bool (None: all valid). scale [B, T]: factors of the tokens' losses (None: 1); a token of
     scale 0 is in no metric. `reduction` and `denominator` as in `reduce`; different bounds are DAPO's "clip higher".

@@ -16,7 +16,8 @@ SHAPES = "shapes:"
 def read(source: str | Path) -> list[Prompt]:
     """Read the prompts of a file, or of `shapes:train|val|test`; `prompt_files` describes the kinds of files.
 
-    Example: `prompts.read("shapes:val")[0].text` is "a photo of a circle".
+    >>> read("shapes:val")[0].text
+    'a photo of a circle'
 
     FileNotFoundError for a missing file; ValueError, with file and line, for a bad row or a file without prompts.
     """

@@ -213,6 +213,10 @@ def evaluate(
 ) -> EvalResult:
     """Sample `images_per_prompt` images for each row of `prompts`, score them.
 
+    >>> result = evaluate(generator, prompts.read("shapes:val")[:2], reward, sampling=Sampling(), seed=0)
+    >>> len(result.rows), 0 <= result.overall <= 1
+    (2, True)
+
     prompts: a prompt may come more than once (see `limit`); its images then have noise of their own, and count as one
     cluster in the intervals. sampling: guidance, temperature and truncation; its group size, seed, contrast and stats
     are replaced. batch: images at once; the result does not depend on it. checkpoint, source, reward_name: names for

@@ -42,6 +42,10 @@ def load(
 ) -> ImageGenerator:
     """Load the generator in an embedded checkpoint ("janus-mini"), a local folder, or a repository of the hub.
 
+    >>> generator = load("janus-mini")
+    >>> generator.grid
+    (12, 12)
+
     A folder may hold a whole model, or a LoRA adapter or a delta (then its base is loaded as well). `dtype` is a torch
     dtype or its name ("float32", "bfloat16"). `options` go to the adapter's class (e.g. `max_batch`, `compile`).
     ValueError: no checkpoint under that name, no adapter for its model type, or an option that is not for that.

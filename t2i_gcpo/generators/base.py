@@ -89,6 +89,10 @@ class ImageGenerator(Protocol):
     ) -> Rollout:
         """Draw `sampling.group_size` token grids for each of P prompts, without gradient.
 
+        >>> rollout = generator.sample(["a photo of a red circle"], Sampling(group_size=2))
+        >>> tuple(rollout.tokens.shape), tuple(generator.decode(rollout.tokens).shape)
+        ((2, 144), (2, 3, 96, 96))
+
         Each image's noise depends on (seed, `first_prompt_index` + p, g) only. With `rng`, one 63-bit draw from it
         replaces `sampling.seed` and is recorded in the rollout's sampling.
         """

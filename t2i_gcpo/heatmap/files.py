@@ -35,6 +35,10 @@ def save(
 ) -> list[Path]:
     """Write `name`.png, `name`.npz and `name`.html into `out_dir`; returns their paths.
 
+    >>> targets = token_advantages(resolve("gcpo", group_size=2), rollout, scored.scores)
+    >>> [path.name for path in save(folder, "credit", scored, targets)]
+    ['credit.png', 'credit.npz', 'credit.html']
+
     rows: which images of the rollout (None: all). `more` as in `Heatmap.of`; the PNG is `load(npz).draw()`.
     """
     heatmap = Heatmap.of(scored, token_advantages, **more)

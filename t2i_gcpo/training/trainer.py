@@ -47,13 +47,16 @@ __all__ = ["Callback", "CheckpointPlan", "Schedule", "StepRecord", "Trainer"]
 
 
 class Trainer:
-    """Fine-tunes `generator` on `prompts` for `reward`.
+    """Fine-tune `generator` on `prompts` for `reward`.
 
-        def redness(images, prompts, metadata):                       # [B, 3, H, W] uint8 -> B numbers
-            return images[:, 0].float().mean(dim=(1, 2)) / 255
-
-        trainer = Trainer(generators.load("janus-mini"), redness, "shapes:train", "runs/red", algorithm="gcpo",
-        steps=50, lr=1e-4) trainer.train()
+    >>> def redness(images, prompts, metadata):  # [B, 3, H, W] uint8 -> B numbers
+    ...     return images[:, 0].float().mean(dim=(1, 2)) / 255
+    >>> trainer = Trainer(
+    ...     generator, redness, "shapes:train", "runs/red", algorithm="gcpo", steps=1, prompts_per_step=1, group_size=2
+    ... )
+    >>> trainer.train()
+    >>> trainer.step_number, trainer.images_sampled
+    (1, 2)
 
     `trainer.resume()` before `train()` goes on from the newest checkpoint. A run that is resumed is the run
     uninterrupted, bit for bit on the CPU of one machine, if the generator is the one that the run began with and the
