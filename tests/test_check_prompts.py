@@ -47,6 +47,8 @@ def refusal(row: Any, reward: Reward | None = None) -> str:
         ({"include": [{"class": 7}]}, "'class' of include[0] is 7"),
         ({"include": [{"class": "cat"}]}, "asks for the class 'cat', which the detector cannot find"),
         ({"include": [STAR, {"class": "ring", "count": "two"}]}, "'count' of include[1] is 'two'"),
+        ({"include": [{"class": "ring", "colour": "red"}]}, "include[0] has the key 'colour'"),
+        ({"include": [STAR], "exclude": [{"class": "ring", "color": "red"}]}, "exclude[0] has the key 'color'"),
         ({"include": [{"class": "ring", "count": -1}]}, "'count' of include[0] is -1"),
         ({"include": [{"class": "ring", "count": 0}]}, "'count' of include[0] is 0"),
         ({"include": [{"class": "ring", "count": 0.5}]}, "'count' of include[0] is 0.5"),

@@ -532,3 +532,5 @@ def test_hps_and_images(hps_folder: Path, tmp_path: Path) -> None:
         reward(pictures(), PROMPTS[:4], ROWS[:4])
     with pytest.raises(ValueError, match="'hps' cannot run on device 'cuda:99'"):
         rewards.load("hps", checkpoint=str(hps_folder), architecture="test-tiny", device="cuda:99")
+    with pytest.raises(ValueError, match="'hps' cannot run on device 'meta': tensors on it have no values"):
+        rewards.load("hps", checkpoint=str(hps_folder), architecture="test-tiny", device="meta")

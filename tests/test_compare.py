@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import run_folders
+from helpers.limits import no_file_above
 from t2i_gcpo.commands import compare as compare_command
 from t2i_gcpo.reports import comparison as compare
 from t2i_gcpo.reports import curves
@@ -76,6 +77,19 @@ def test_the_files_and_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixtu
     page = (out / "report.html").read_text()
     assert "data:image/svg+xml" in page and "comparable" not in page and "optim.lr: 0.0001" in page
     assert "mean of gcpo" in capsys.readouterr().out
+
+
+def test_a_full_disk_leaves_the_files_that_were_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("print_table", "print_note"):  # pytest's capture is a file, too
+        monkeypatch.setattr(compare, name, lambda *_: None)
+    grouped, out = groups([read(run_folders.write(tmp_path / "g0"))]), tmp_path
+    before = {path: path.read_bytes() for path in compare.write(grouped, out)}
+    for path, content in before.items():
+        with pytest.raises(OSError, match=path.name), no_file_above(100):
+            compare.write(grouped, out)
+        assert path.read_bytes() == content
+        path.unlink()
+        path.symlink_to("/dev/null")  # this one can be written, so that the next one is tried
 
 
 def test_the_thick_line_is_the_mean_of_the_seeds(tmp_path: Path) -> None:

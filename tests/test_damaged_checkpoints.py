@@ -67,6 +67,13 @@ def text(content: str) -> Change:
     return lambda path: path.write_text(content)
 
 
+def with_a_nan(path: Path) -> None:
+    """Make one value of one weight NaN, as a training that went wrong does."""
+    weights = load_file(path)
+    weights[max(weights)].view(-1)[0] = torch.nan
+    save_file(weights, path, {"format": "pt"})
+
+
 def without_a_weight(path: Path) -> None:
     weights = load_file(path)
     weights.pop(sorted(weights)[len(weights) // 2])
@@ -128,6 +135,16 @@ def test_a_copied_step_folder_is_checked_under_any_name(folders: dict[str, Path]
         assert cli.main([*command, "--checkpoint", str(copy), "--out", str(tmp_path / "out")]) == 2
     (copy / "manifest.json").write_text('{"name": "of another program"}')
     generators.load(str(copy))
+
+
+def test_an_odd_manifest_beside_a_trainer_s_state_is_ours_under_any_name(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folders["step"], tmp_path / "copy"))
+    zeros(copy / "model.safetensors")
+    (copy / "manifest.json").write_text('{"files": null}')
+    with pytest.raises(ValueError, match="its manifest.json is damaged"):
+        generators.load(str(copy))
 
 
 def test_a_generator_does_without_the_trainer_s_state(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -204,6 +221,8 @@ def test_a_generator_does_without_the_trainer_s_state(folders: dict[str, Path], 
             without_a_weight,
             "does not fit its base: 1 of its weights are missing",
         ),
+        ("adapter", "adapter_model.safetensors", with_a_nan, "is not finite; take another checkpoint"),
+        ("janus", "model.safetensors", with_a_nan, "is not finite; take another checkpoint"),
         ("adapter step", "adapter_model.safetensors", zeros, "adapter_model.safetensors is damaged (SHA-256 differs)"),
         ("delta", "delta.json", text("[]"), "FOLDER/delta.json"),
         ("delta", "delta.json", text("{"), "FOLDER/delta.json, line 1: not valid JSON"),

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.limits import no_file_above
 from t2i_gcpo import cli
 from t2i_gcpo.heatmap import Heatmap, Recipe, npz
+from t2i_gcpo.heatmap.files import write
 from t2i_gcpo.utils.pictures import blank, font, wrap
 
 B, T = 2, 16
@@ -211,6 +213,19 @@ def test_any_change_of_bytes_is_read_or_refused(tmp_path: Path) -> None:
 )
 def test_any_shape_in_a_header_is_read_or_refused(tmp_path: Path, change: Callable[[str], str]) -> None:
     assert message(crafted(tmp_path, "weights", header(change("(2, 16)")) + bytes(128)))
+
+
+def test_a_full_disk_leaves_the_heatmap_that_was_there(tmp_path: Path) -> None:
+    loaded = Heatmap.load(saved(tmp_path))
+    paths = write(loaded, tmp_path, "map")
+    before = {path: path.read_bytes() for path in paths}
+    with pytest.raises(OSError, match="map.png"), no_file_above(100):
+        write(loaded, tmp_path, "map")
+    paths[0].unlink()
+    paths[0].symlink_to("/dev/null")
+    with pytest.raises(OSError, match="map.html"), no_file_above(len(before[paths[1]])):
+        write(loaded, tmp_path, "map")
+    assert all(path.read_bytes() == before[path] for path in paths[1:])
 
 
 def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ def build(folder: Path, **options: Any) -> Trainer:
         ("optim.lr", math.inf, "optim.lr is inf; it must be a finite number"),
         ("optim.betas", (0.9, 1.0), "optim.betas are (0.9, 1.0); each must be in [0, 1)"),
         ("steps", -3, "steps is -3; it must be at least 1"),
+        ("seed", 2**63, "seed is 9223372036854775808; it must be at most 9223372036854775807"),
         ("epochs", 0, "epochs is 0; it must be at least 1"),
         ("max_nonfinite", 0, "max_nonfinite is 0; it must be at least 1"),
         ("micro_batch", 0, "micro_batch is 0; it must be at least 1"),

@@ -457,6 +457,8 @@ def test_prompts_are_checked_by_the_server_with_their_places(monkeypatch: pytest
     [
         ({"timeout": math.nan}, "timeout is nan"),
         ({"timeout": math.inf}, "timeout is inf"),
+        ({"timeout": 1e300}, "timeout is 1e+300"),
+        ({"timeout": True}, "timeout is True"),
         ({"timeout": 0}, "timeout is 0"),
         ({"timeout": "soon"}, "timeout is 'soon'"),
         ({"retries": -1}, "retries -1"),

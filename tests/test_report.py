@@ -11,6 +11,7 @@ import torch
 
 from helpers import run_folders
 from helpers.fake_generator import FakeGenerator
+from helpers.limits import no_file_above
 from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import resolve, token_advantages
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
@@ -48,6 +49,14 @@ def test_a_whole_run(tmp_path: Path) -> None:
     for link in links:
         assert (run / link).exists(), link
     assert not re.search(r'(src|href)="(https?:|//|/)', text)
+
+
+def test_a_full_disk_leaves_the_report_that_was_there(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "first", steps=1)
+    before = report.write(run).read_bytes()
+    with pytest.raises(OSError, match="report.html"), no_file_above(100):
+        report.write(run)
+    assert (run / "report.html").read_bytes() == before
 
 
 def test_a_partial_run_says_what_is_missing(tmp_path: Path) -> None:

@@ -410,6 +410,7 @@ def test_the_model_and_the_token(server: ChatServer, monkeypatch: pytest.MonkeyP
         ({"template": "nonsense"}, "there is no template 'nonsense'; available: .*unified_reward.*vqascore"),
         ({"timeout": 0}, "timeout is 0"),
         ({"retries": -1}, "retries -1"),
+        ({"timeout": math.nan}, "timeout is nan"),
         ({"concurrency": 0}, "concurrency is 0"),
         ({"top_logprobs": 21}, "top_logprobs 21"),
         ({"cache": -1}, "cache -1"),

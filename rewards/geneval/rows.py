@@ -6,10 +6,13 @@ A row is `{"tag"?, "include": [{"class", "count"?, "color"?, "position"?: [relat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewards.geneval.vocabulary import RELATIONS
+
+#: What an object of a row may say; anything else, such as a misspelt "colour", would be left out of the judgement.
+INCLUDE_KEYS, EXCLUDE_KEYS = ("class", "count", "color", "position"), ("class", "count")
 
 
 def check_row(row: Mapping[str, Any]) -> None:
@@ -17,13 +20,13 @@ def check_row(row: Mapping[str, Any]) -> None:
     include, exclude = clauses(row, "include"), clauses(row, "exclude")
     for index, clause in enumerate(include):
         where = f"include[{index}]"
-        _check_object(clause, where)
+        _check_object(clause, where, INCLUDE_KEYS)
         color = clause.get("color")
         if color is not None and (not isinstance(color, str) or not color):
             raise ValueError(f"the 'color' of {where} is {_short(color)}; it must be the name of a colour")
         _check_position(clause, index)
     for index, clause in enumerate(exclude):
-        _check_object(clause, f"exclude[{index}]")
+        _check_object(clause, f"exclude[{index}]", EXCLUDE_KEYS)
     tag = row.get("tag")
     if tag is not None and not isinstance(tag, str):
         raise ValueError(f"'tag' is {tag!r}; it must be a text, the name of the task")
@@ -50,7 +53,10 @@ def count_of(clause: Mapping[str, Any]) -> int:
     return 1 if count is None else int(count)
 
 
-def _check_object(clause: Mapping[str, Any], where: str) -> None:
+def _check_object(clause: Mapping[str, Any], where: str, keys: Sequence[str]) -> None:
+    unknown = [key for key, value in clause.items() if key not in keys and value is not None]
+    if unknown:
+        raise ValueError(f"{where} has the key {unknown[0]!r}, which nothing is judged by; allowed: {', '.join(keys)}")
     name, count = clause.get("class"), clause.get("count")
     if not isinstance(name, str) or not name:
         raise ValueError(f"the 'class' of {where} is {_short(name)}; it must be the name of a class")

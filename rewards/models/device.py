@@ -29,6 +29,8 @@ def place(model: Model, name: str, device: str, dtype: str) -> Model:
     """
     check_dtype(dtype, name)
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("tensors on it have no values")
         return model.to(device=device, dtype=DTYPES[dtype]).eval().requires_grad_(False)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"reward {name!r}: its model does not fit on {device}; take another device") from error

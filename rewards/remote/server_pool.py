@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ from rewards.remote.exchange import Away, Server, exchange
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 #: Seconds for which a server that was away is asked last.
 AWAY = 30.0
+#: Seconds of a timeout at most, about 31 years: sockets take no number that is much larger.
+LONGEST_TIMEOUT = 1e9
 
 
 class Servers:
@@ -118,6 +119,10 @@ class Servers:
 
 def check_numbers(timeout: Any, retries: Any) -> None:
     """Raise ValueError for a timeout that is no positive number, or retries that are no count."""
-    numbers = isinstance(timeout, (int, float)) and isinstance(retries, int) and not isinstance(retries, bool)
-    if not numbers or not math.isfinite(timeout) or timeout <= 0 or retries < 0:
-        raise ValueError(f"timeout is {timeout!r}, retries {retries!r}; they must be above 0, and at least 0")
+    truths = isinstance(timeout, bool) or isinstance(retries, bool)
+    numbers = isinstance(timeout, (int, float)) and isinstance(retries, int) and not truths
+    if not numbers or not 0 < timeout <= LONGEST_TIMEOUT or retries < 0:
+        raise ValueError(
+            f"timeout is {timeout!r}, retries {retries!r}; they must be above 0 (and at most {LONGEST_TIMEOUT:g}), and "
+            "at least 0"
+        )

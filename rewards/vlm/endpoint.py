@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from rewards.remote.server_pool import check_numbers
+
 #: Seconds to wait for a connection.
 CONNECT = 10.0
 #: Seconds before the first repetition, doubled for each further one, and the most.
@@ -66,8 +68,7 @@ class Endpoint:
     def __init__(self, urls: Sequence[str], *, token: str | None, timeout: float, retries: int) -> None:
         if not urls:
             raise ValueError("the judge needs a url: http://host:port/v1, or a list of them")
-        if timeout <= 0 or retries < 0:
-            raise ValueError(f"timeout is {timeout}, retries {retries}; they must be above 0, and at least 0")
+        check_numbers(timeout, retries)
         self.addresses = [Address.parse(url) for url in dict.fromkeys(urls)]
         self.token, self.timeout, self.retries = token, timeout, retries
         self._turn = itertools.count()

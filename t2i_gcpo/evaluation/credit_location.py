@@ -24,6 +24,7 @@ from t2i_gcpo.algorithms import ALL_STATS, STATS, resolve, token_weights
 from t2i_gcpo.evaluation import localisation
 from t2i_gcpo.evaluation.intervals import Estimates, estimate
 from t2i_gcpo.records import Prompt, Rollout
+from t2i_gcpo.utils.files import write_atomically
 from t2i_gcpo.utils.json_files import finite_or_none
 
 ESTIMATED: tuple[credit.Divergence, ...] = get_args(credit.Divergence)
@@ -102,8 +103,7 @@ class CreditResult:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
-        return path
+        return write_atomically(path, text + "\n")
 
 
 class CreditObserver:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rewards.models.device import short
 from rewards.models.remote_code import check_kernels, reason
@@ -43,11 +44,12 @@ def check_manifest(folder: Path) -> None:
 
     ValueError says which is damaged, and what to do.
 
-    Other programs write files of that name too: one of another kind is left alone, but in a folder called step_N.
+    Other programs write files of that name too: one of another kind is left alone, but in a folder called step_N
+    or beside a trainer's state.
     """
     if not (folder / manifest.MANIFEST).is_file():
         return
-    if not STEP.fullmatch(folder.name):
+    if not (STEP.fullmatch(folder.name) or (folder / TRAINER_STATE).exists()):
         content = read_object(folder / manifest.MANIFEST)
         if not ("step" in content and "files" in content):
             return
@@ -134,7 +136,15 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
             f"the checkpoint in {folder} is not whole: its files lack {len(missing)} weights of "
             f"{kind.__name__}, such as {missing[0]}"
         )
+    check_finite(model, f"the checkpoint in {folder}")
     return model
+
+
+def check_finite(module: nn.Module, what: str) -> None:
+    """Check that no weight is NaN or infinite: images would still be drawn, from nothing. ValueError names one."""
+    for name, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"{what} is damaged: its weight {name} is not finite; take another checkpoint")
 
 
 def _check_size(kind: Any, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from t2i_gcpo.generators.integrity import reading, tensor_sizes
+from t2i_gcpo.generators.integrity import check_finite, reading, tensor_sizes
 
 #: The projections of a Llama block.
 LLAMA_TARGETS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -86,6 +86,7 @@ class PolicyWeights:
                 "missing, "
                 f"{len(saved - wanted)} belong to no part of it, such as {min(saved ^ wanted)}"
             )
+        check_finite(self.module, f"the LoRA adapter in {folder}")
 
     def save_lora(self, folder: Path, *, base: str, revision: str | None) -> None:
         config = self.peft.peft_config["default"]

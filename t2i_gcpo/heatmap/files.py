@@ -16,6 +16,7 @@ from t2i_gcpo.algorithms import TokenAdvantages
 from t2i_gcpo.heatmap.data import Heatmap
 from t2i_gcpo.heatmap.html import page
 from t2i_gcpo.records import ScoredRollout
+from t2i_gcpo.utils.files import write_atomically
 
 
 def load(path: str | Path) -> Heatmap:
@@ -55,9 +56,9 @@ def write(
     picture = heatmap.draw(kind, columns=columns)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "html")]
-    picture.save(paths[0])
+    write_atomically(paths[0], lambda file: picture.save(file, "PNG"))
     heatmap.save(paths[1])
-    paths[2].write_text(page(heatmap, title=name, first=kind), encoding="utf-8")
+    write_atomically(paths[2], page(heatmap, title=name, first=kind))
     return paths
 
 

@@ -25,6 +25,7 @@ from t2i_gcpo.reports.tables import (
     print_table,
     with_interval,
 )
+from t2i_gcpo.utils.files import write_atomically
 from t2i_gcpo.utils.json_files import finite_or_none
 from t2i_gcpo.utils.markup import cell
 
@@ -76,17 +77,15 @@ def _write(
     """
     paths = [out / name for name in FILES]
     figure = curves.draw(grouped, x="images_sampled")
-    figure.savefig(paths[0], dpi=140)
+    write_atomically(paths[0], lambda file: figure.savefig(file, format="png", dpi=140))
     means = {label: {key: mean(members, key) for key in AVERAGED} for label, members in data.items()}
     text = json.dumps(
         {"runs": [{"group": label, **row} for label, members in data.items() for row in members], "groups": means},
         indent=1,
         allow_nan=False,
     )
-    paths[1].write_text(text + "\n", encoding="utf-8")
-    paths[2].write_text(
-        markdown(COLUMNS, rows) + f"\n{EXPLAINED}\n" + (f"\n{cell(note)}\n" if note else ""), encoding="utf-8"
-    )
+    write_atomically(paths[1], text + "\n")
+    write_atomically(paths[2], markdown(COLUMNS, rows) + f"\n{EXPLAINED}\n" + (f"\n{cell(note)}\n" if note else ""))
     parts = [
         pages.paragraph(note, "warning") if note else "",
         pages.table(COLUMNS, rows),
@@ -104,7 +103,7 @@ def _write(
             for run in members
         ),
     ]
-    paths[3].write_text(pages.page("Comparison of " + ", ".join(grouped), parts), encoding="utf-8")
+    write_atomically(paths[3], pages.page("Comparison of " + ", ".join(grouped), parts))
     return paths
 
 

@@ -16,6 +16,7 @@ from t2i_gcpo.reports.run import AFTER, BEFORE, Run, read
 from t2i_gcpo.reports.tables import NOTE, PAIRED_NOTE, duration, evaluation_rows, number
 from t2i_gcpo.training.callbacks.reward_hacking import FOLDER, WARNINGS, read_warnings
 from t2i_gcpo.training.tracker import CONFIG, METRICS
+from t2i_gcpo.utils.files import write_atomically
 
 NAME = "report.html"
 BEFORE_AFTER = "before_after.png"
@@ -67,8 +68,7 @@ def write(run_dir: str | Path) -> Path:
         *_files(run),
     ]
     path = run.path / NAME
-    path.write_text(pages.page(f"{run.algorithm}: {run.name}", parts), encoding="utf-8")
-    return path
+    return write_atomically(path, pages.page(f"{run.algorithm}: {run.name}", parts))
 
 
 def _status(run: Run) -> str:

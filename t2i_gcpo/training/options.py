@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from t2i_gcpo.algorithms import Algorithm
 from t2i_gcpo.records import SamplingOptions
-from t2i_gcpo.utils.checks import above_zero, at_least, declared, share
+from t2i_gcpo.utils.checks import LARGEST_SEED, above_zero, at_least, at_most, declared, share
 
 DEFAULT_ALGORITHM = "gcpo"
 _FLOAT32_MAX = 3.4028235e38
@@ -48,6 +48,7 @@ class LoopOptions:
     def __post_init__(self) -> None:
         declared(self)
         at_least(0, seed=self.seed)
+        at_most(LARGEST_SEED, seed=self.seed)
         at_least(1, steps=self.steps, prompts_per_step=self.prompts_per_step)
         at_least(1, epochs=self.epochs, minibatches=self.minibatches, micro_batch=self.micro_batch)
         at_least(1, max_nonfinite=self.max_nonfinite)

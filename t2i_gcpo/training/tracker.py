@@ -131,7 +131,7 @@ class Tracker:
         """Write RUN/`folder`/step_N_`name`.png, and show it on the boards."""
         path = self.run_dir / folder / f"step_{step:06d}_{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        write_atomically(path, lambda file: image.save(file, "PNG"))
         if self._events is not None:
             import numpy as np
 

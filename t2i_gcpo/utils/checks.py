@@ -13,6 +13,9 @@ import numbers
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+#: The largest seed that torch's generators take.
+LARGEST_SEED = 2**63 - 1
+
 
 def declared(options: Any, group: str = "") -> None:
     """Check that each number, text, truth value and choice of a dataclass is what its field declares.
@@ -45,7 +48,7 @@ def _problem(value: Any, kind: Any) -> str | None:
         items = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
         if not isinstance(value, tuple) or len(value) != len(items):
             return f"it must be {'a tuple' if Ellipsis in parts else f'a tuple of {len(parts)}'}"
-        return next((f"each of them {p}" for p in map(_problem, value, items) if p), None)
+        return next((f"in each place {p}" for p in map(_problem, value, items) if p), None)
     if kind is types.NoneType:
         return None if value is None else "it must be None"
     if kind is bool:
@@ -74,6 +77,13 @@ def at_least(low: float, group: str = "", /, **values: float | None) -> None:
         if value is not None and not value >= low:
             raise ValueError(f"{group}{name} is {value}; it must be at least {low:g}")
     finite(group, **values)
+
+
+def at_most(high: int, group: str = "", /, **values: int) -> None:
+    """Raise a ValueError for a whole number above `high`."""
+    for name, value in values.items():
+        if value > high:
+            raise ValueError(f"{group}{name} is {value}; it must be at most {high}")
 
 
 def above_zero(group: str = "", /, **values: float | None) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-#: The largest seed that torch's generators take.
-LARGEST_SEED = 2**63 - 1
+from t2i_gcpo.utils.checks import LARGEST_SEED
 
 
 def positive(text: str) -> int:
