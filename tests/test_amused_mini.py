@@ -58,7 +58,7 @@ def test_single_objects_are_mostly_right(generator: Amused) -> None:
     """Far above chance: one of 64 pairs of colour and class is right."""
     scorer = Scorer(rewards.load("geneval"), "geneval")
     found = inspection.sample(generator, "masked", scorer, scorer.prompt(PROMPT), seed=1, num=16, guidance=2.0)
-    assert float(found.judged.scores.mean()) > 0.2
+    assert float(found.image_scores.scores.mean()) > 0.2
     assert "order" in found.kinds and found.first_kind in ("advantage", "weight")
     _, flat = inspection.pictures(found, "order")
     assert flat is None, "no rule decides the order"

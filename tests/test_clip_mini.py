@@ -32,6 +32,7 @@ from t2i_gcpo.pretrain.clip.model import ClipShape, build, save
 from t2i_gcpo.pretrain.clip.retrieval import measure, render, retrieve
 from t2i_gcpo.pretrain.clip.train import ClipSettings, ClipTrainer, contrastive_loss, draw_batch, encode
 from t2i_gcpo.pretrain.janus import command as pretrain
+from t2i_gcpo.pretrain.stages import save_state
 from t2i_gcpo.records import Prompt
 
 mend()
@@ -176,7 +177,7 @@ def test_a_batch_holds_training_captions_and_excuses_what_is_true() -> None:
 def test_training_resumes_bit_for_bit(tmp_path: Path) -> None:
     straight, first, second = trained(), trained(2), trained()
     losses = [straight.step()["loss"] for _ in range(4)]
-    pretrain.write_atomically(first.state_dict(), tmp_path / "state.pt")
+    save_state(first.state_dict(), tmp_path / "state.pt")
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert [second.step()["loss"] for _ in range(2)] == losses[2:]
     ends = [trainer.finished().state_dict() for trainer in (straight, second)]

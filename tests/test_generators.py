@@ -90,12 +90,18 @@ def test_embedded_names_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         checkpoints.locate("amused-mini")
 
 
+def lora_adapter(path: Path, base: Path) -> None:
+    path.mkdir()
+    content = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
+    (path / "adapter_config.json").write_text(json.dumps(content))
+
+
 def test_an_adapter_leads_to_its_base(tmp_path: Path) -> None:
     base = folder_of_type(tmp_path / "base", "janus")
-    folder_of_type(tmp_path / "adapter", str(base), "adapter_config.json", "base_model_name_or_path")
+    lora_adapter(tmp_path / "adapter", base)
     found = checkpoints.locate(str(tmp_path / "adapter"))
     assert found.folder == base and found.adapter == tmp_path / "adapter" and found.name == str(base)
-    folder_of_type(tmp_path / "lost", str(tmp_path / "gone"), "adapter_config.json", "base_model_name_or_path")
+    lora_adapter(tmp_path / "lost", tmp_path / "gone")
     with pytest.raises(ValueError, match="base model of the LoRA adapter.*gone"):
         checkpoints.locate(str(tmp_path / "lost"))
 

@@ -35,7 +35,7 @@ def push(policy: ImageGenerator, by: float, seed: int) -> None:
 
 def load(folder: Path, **options: object) -> ImageGenerator:
     config = GeneratorConfig(checkpoint=str(folder), device="cpu", compile="off", **options)  # type: ignore[arg-type]
-    return build.generator(config)
+    return build.generator(config, seed=0)
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -507,7 +507,7 @@ def test_a_taken_port_says_so() -> None:
 
 
 def test_limits_and_batches_are_at_least_one() -> None:
-    with pytest.raises(ValueError, match="limit images is 0"):
+    with pytest.raises(ValueError, match="--max-images: '0' is not"):
         Limits(images=0)
     with pytest.raises(ValueError, match="batch is 0"):
         RewardServer(Scorer(), name="scorer", batch=0)
@@ -542,7 +542,7 @@ def test_the_command_s_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         (["--reward", "genval"], "unknown reward 'genval'"),
         (["--reward", "geneval", "--reward.detecter", "shapes"], "no option detecter"),
         (["--reward", "geneval", "--host", "0.0.0.0"], "give a token"),
-        (["--reward", "geneval", "--max-images", "0"], "limit images is 0"),
+        (["--reward", "geneval", "--max-images", "0"], "--max-images: '0' is not"),
         (["--reward", "nowhere.yaml"], "no such config file"),
     ):
         assert cli.main(["serve-rewards", *arguments]) == 2

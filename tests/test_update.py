@@ -373,7 +373,7 @@ def test_masters_gather_updates_that_bf16_would_lose() -> None:
         masters.add_gradients()
         optimizer.step()
         masters.write_back()
-        assert torch.allclose(masters.weights()[0], torch.full((3,), 1 - step * 1e-3), atol=1e-6)
+        assert torch.allclose(masters.values()[0], torch.full((3,), 1 - step * 1e-3), atol=1e-6)
         assert (parameter == 1).all() if step == 1 else True
     assert parameter.dtype == torch.bfloat16 and (parameter < 1).all()
     lost = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
