@@ -12,10 +12,13 @@ DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"]
 #: What notebooks/ are opened and executed with.
 NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"]
 
+#: What language models are trained with (`t2i-gcpo text`).
+TEXT = ["trl>=1.16,<2", "accelerate>=1.10.1", "datasets>=4.7", "math-verify>=0.7"]
+
 EXTRAS = {
     "rewards": REWARDS,
     "notebooks": NOTEBOOKS,
-    "text": ["trl>=1.0", "accelerate>=1.0", "datasets>=3.0"],
+    "text": TEXT,
     "tracking": ["wandb>=0.18", "trackio>=0.2"],
     "docs": DOCS,
     "dev": [
@@ -29,6 +32,7 @@ EXTRAS = {
         *DOCS,
         *REWARDS,
         *NOTEBOOKS,
+        *TEXT,
     ],
 }
 EXTRAS["all"] = sorted({package for packages in EXTRAS.values() for package in packages})

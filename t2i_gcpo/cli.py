@@ -36,13 +36,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "heatmap": ("t2i_gcpo.commands.heatmap:main", "draw the credit of each token over an image"),
     "export": ("t2i_gcpo.commands.export:main", "save what training changed as a small delta to its base checkpoint"),
     "compare": ("t2i_gcpo.commands.compare:main", "curves, a table and a report of several runs"),
+    "text": (
+        "t2i_gcpo.commands.text:main",
+        "GCPO for chain-of-thought language models: train, eval, heatmap, credit, study",
+    ),
     "demo": ("t2i_gcpo.demo:main", "compare, inspect and train in the browser"),
     "study": ("t2i_gcpo.study.command:main", "train several arms with several seeds, pooled in one table"),
     "bench": ("t2i_gcpo.bench:main", "measure speed and memory"),
     "prompts": ("t2i_gcpo.commands.prompts:main", "write the embedded prompts or their vocabulary to a file"),
     "pretrain": (
         "t2i_gcpo.pretrain.command:main",
-        "train an embedded checkpoint from scratch: janus, amused or clip",
+        "train an embedded checkpoint from scratch: janus, amused, clip or text",
     ),
     "verdicts": ("t2i_gcpo.pretrain.verdicts:main", "check the embedded scorer on rendered and on decoded scenes"),
     "doctor": ("t2i_gcpo.commands.doctor:main", "check the installation"),
@@ -50,7 +54,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 #: Commands that have commands of their own; their modules have `parsers()`, name -> parser, where others have
 #: `parser()`.
-GROUPS: tuple[str, ...] = ("bench", "pretrain")
+GROUPS: tuple[str, ...] = ("bench", "pretrain", "text")
 
 USAGE = """usage: t2i-gcpo COMMAND [OPTIONS]
        t2i-gcpo --version

@@ -239,3 +239,12 @@ def test_a_proxy_is_not_asked_for_the_demo_itself(monkeypatch: pytest.MonkeyPatc
         assert os.environ["http_proxy"] == "http://127.0.0.1:9"  # a hub may still need it
     finally:
         blocks.close(verbose=False)
+
+
+def test_answers_to_a_question_with_their_credit(clients: list[Client]) -> None:
+    line, frame, _ = clients[0].predict("What is 37+48-19?", "66", "wrong", 2, 0, api_name="/text")
+    assert re.fullmatch(r"[012] of 2 answers are right.", line)
+    assert frame.startswith("<iframe") and "Answer the next question wrongly" in frame
+    assert clients[0].predict("What is 37+48-19?", "", "empty", 1, 0, api_name="/text")[0] == "Not scored."
+    with pytest.raises(AppError, match="The question is empty"):
+        clients[0].predict(" ", "66", "wrong", 2, 0, api_name="/text")

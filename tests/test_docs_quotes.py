@@ -14,6 +14,7 @@ import pytest
 
 from helpers import pages
 from helpers.pages import DOCS, PAGES, ROOT
+from t2i_gcpo import cli
 from t2i_gcpo.cli import COMMANDS
 from t2i_gcpo.commands import benchmark
 from t2i_gcpo.commands.options import arguments, reference
@@ -40,15 +41,30 @@ def check_command(line: str, folder: Path = ROOT) -> None:
         # --resume reads the options of a run that a reader has, and this test has not.
         arguments.parse([str(folder / word) if word in configs else word for word in rest if word != "--resume"])
         return
-    if name in ("bench", "pretrain"):
+    if name in cli.GROUPS:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name == "eval" and benchmark.asked(rest):
         name = f"eval {benchmark.OPTION}"
         _, rest = take_reward(["--reward", "any", *rest])
+    if name == "text train":  # takes all of TRL's options, so only a TRL that is installed can say
+        check_text_training([str(folder / word) if word.startswith("configs/") else word for word in rest])
+        return
     if name in ("score", "serve-rewards"):
         _, rest = take_reward(rest)
     reference.parsers(name.split()[0])[name].parse_args(rest)
     assert all((folder / word).is_file() for word in rest if word.startswith("configs/")), line
+
+
+def check_text_training(rest: list[str]) -> None:
+    """Parse the options of a `text train`, where TRL is installed."""
+    from t2i_gcpo.text import options
+    from t2i_gcpo.text.trl_version import require_trl
+
+    try:
+        require_trl()
+    except ImportError:
+        return
+    options.parse(rest)
 
 
 def commands(text: str) -> list[str]:

@@ -22,7 +22,7 @@ FLOORS = [
     "generators.tokens credit advantages losses",
     "algorithms generators data",
     "evaluation heatmap",
-    "training",
+    "training text",
     "reports",
     "commands cli",
     "study demo bench pretrain",

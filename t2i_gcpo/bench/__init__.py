@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
         "peak memory of a masked generator's update at many sampling steps against one",
     ),
     "policies": ("t2i_gcpo.bench.policies", "what the likelihoods of a masked generator cost, against commit_step"),
+    "text": ("t2i_gcpo.bench.text", "what a step of GCPOTrainer costs over one of TRL's GRPOTrainer"),
     "phases": ("t2i_gcpo.bench.phases", "where the steps of a run spent their time"),
 }
 

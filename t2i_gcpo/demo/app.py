@@ -1,4 +1,4 @@
-"""Build the page: four tabs over one context; requests that are not the page's are answered by a sentence."""
+"""Build the page: five tabs over one context; requests that are not the page's are answered by a sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from t2i_gcpo.demo.context import DemoContext
-from t2i_gcpo.demo.tabs import compare, runs
+from t2i_gcpo.demo.tabs import compare, runs, text
 from t2i_gcpo.demo.tabs import inspect as inspect_tab
 from t2i_gcpo.demo.tabs import train as live
 
@@ -43,4 +43,6 @@ def build(context: DemoContext) -> gr.Blocks:
             live.tab(context)
         with gr.Tab("Runs"):
             runs.tab(context)
+        with gr.Tab("Text"):
+            text.tab(context)
     return app.queue(default_concurrency_limit=4, max_size=64)
