@@ -22,8 +22,9 @@ def small(folder: Path) -> list[str]:
     """Arguments that make the arithmetic config a run of seconds."""
     return [
         "--config", str(CONFIGS / "text_arithmetic.yaml"), "--model", str(tiny_folder()), "--output-dir", str(folder),
-        "--max-steps", "2", "--per-device-train-batch-size", "8", "--num-generations", "4", "--max-completion-length", "6",
-        "--eval-limit", "4", "--data-limit", "20", "--heatmap-every", "0", "--disable-tqdm", "true",
+        "--max-steps", "2", "--per-device-train-batch-size", "8", "--num-generations", "4",
+        "--max-completion-length", "6", "--eval-limit", "4", "--data-limit", "20", "--heatmap-every", "0",
+        "--disable-tqdm", "true",
     ]  # fmt: skip
 
 
@@ -170,12 +171,14 @@ def test_a_study_tunes_trains_and_pools(tmp_path: Path) -> None:
     from t2i_gcpo.text import study
 
     base = {
-        "model": str(tiny_folder()), "data_limit": 20, "reward": "arithmetic", "eval_limit": 3, "max_steps": 1, "num_generations": 2,
-        "per_device_train_batch_size": 2, "max_completion_length": 4, "report_to": "none", "use_cpu": True, "bf16": False,
+        "model": str(tiny_folder()), "data_limit": 20, "reward": "arithmetic", "eval_limit": 3, "max_steps": 1,
+        "num_generations": 2, "per_device_train_batch_size": 2, "max_completion_length": 4, "report_to": "none",
+        "use_cpu": True, "bf16": False,
     }  # fmt: skip
     spec = study.Spec(base, {"grpo": {"credit": "uniform"}}, (1e-4, 1e-3), (0, 1), tune_seed=9)
     for folder, score, reward in (
-        ("tune/grpo_0.0001", 0.0, 0.1), ("tune/grpo_0.001", 1.0, 0.2), ("grpo/seed_0", 1.0, 0.5), ("grpo/seed_1", 0.0, 0.3),
+        ("tune/grpo_0.0001", 0.0, 0.1), ("tune/grpo_0.001", 1.0, 0.2),
+        ("grpo/seed_0", 1.0, 0.5), ("grpo/seed_1", 0.0, 0.3),
     ):  # fmt: skip
         path = tmp_path / folder
         path.mkdir(parents=True)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from t2i_gcpo.commands.options.number_types import count, finite, positive, seed
+from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.text.trl_version import require_trl
 from t2i_gcpo.utils.destination import check_folder
 
@@ -36,10 +40,8 @@ def main(argv: list[str]) -> int:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of each of the five, by its name; that of train without TRL's own options."""
-    from t2i_gcpo.text.options import documented
-
     return {
-        "train": documented(),
+        "train": train_parser(),
         "eval": eval_parser(),
         "heatmap": heatmap_parser(),
         "credit": credit_parser(),
@@ -65,6 +67,35 @@ def train(argv: list[str]) -> int:
             _print_before_after(folder)
         print(f"wrote {folder / runs.MODEL}; use it with --model {folder / runs.MODEL}")
     return 0
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Make a parser of the options of `train` that are not TRL's own, for the reference; it needs no TRL."""
+    from t2i_gcpo.text.credit_options import CreditOptions
+    from t2i_gcpo.text.options import DESCRIPTION, TextRun
+
+    parser = argparse.ArgumentParser(prog="t2i-gcpo text train", description=DESCRIPTION)
+    parser.add_argument("--config", type=home_path, help="YAML file of options")
+    for kind in (TextRun, CreditOptions):
+        for f in dataclasses.fields(kind):
+            choices = get_args(get_type_hints(kind)[f.name]) or None
+            parser.add_argument(
+                f"--{f.name.replace('_', '-')}", type=_type(kind(), f.name), default=f.default, choices=choices,
+                help=f.metadata["help"],
+            )  # fmt: skip
+    return parser
+
+
+def _type(options: Any, name: str) -> Callable[[str], Any]:
+    """Choose argparse's type of an option by its default; a whole number that may not be 0 is told by its own check."""
+    default = vars(options)[name]
+    if type(default) is not int:
+        return finite if type(default) is float else type(default)
+    try:
+        dataclasses.replace(options, **{name: 0})
+    except ValueError:
+        return positive
+    return count
 
 
 def _print_before_after(folder: Path) -> None:
@@ -96,8 +127,9 @@ def evaluate(argv: list[str]) -> int:
     reward = load_reward(args.reward)
     model, tokenizer = load(args.model, device=pick_device(args.device))
     result = evaluation.evaluate(
-        model, tokenizer, rows, reward, samples=args.samples, temperature=args.temperature, max_new_tokens=args.max_new_tokens,
-        batch=args.batch, seed=args.seed, progress=True, model_name=args.model, data=args.data, reward_name=args.reward,
+        model, tokenizer, rows, reward, samples=args.samples, temperature=args.temperature,
+        max_new_tokens=args.max_new_tokens, batch=args.batch, seed=args.seed, progress=True, model_name=args.model,
+        data=args.data, reward_name=args.reward,
     )  # fmt: skip
     path = result.save(args.out / "eval.json")
     e = result.estimates
@@ -118,14 +150,14 @@ def eval_parser() -> argparse.ArgumentParser:
         default="arithmetic:test",
         help="arithmetic:test, a file, or NAME:SPLIT of the hub (default: %(default)s)",
     )
-    add("--limit", type=int, default=0, help="questions at most; 0: all, of the arithmetic task 600")
+    add("--limit", type=count, default=0, help="questions at most; 0: all, of the arithmetic task 600")
     add(
         "--reward", default="arithmetic", help="arithmetic, math, or your own as module:callable (default: %(default)s)"
     )
-    add("--samples", type=int, default=1, help="completions of each question (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
-    add("--batch", type=int, default=100, help="completions at once (default: %(default)s)")
-    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--samples", type=positive, default=1, help="completions of each question (default: %(default)s)")
+    add("--temperature", type=finite, default=1.0, help="0 is greedy (default: %(default)s)")
+    add("--batch", type=positive, default=100, help="completions at once (default: %(default)s)")
+    add("--seed", type=seed, default=0, help="(default: %(default)s)")
     return parser
 
 
@@ -140,8 +172,8 @@ def heatmap(argv: list[str]) -> int:
     from t2i_gcpo.text.rewards_by_name import load_reward
     from t2i_gcpo.utils.device import pick_device
 
-    if args.samples < 1:
-        raise ValueError(f"--samples is {args.samples}; it must be at least 1")
+    if args.temperature < 0:
+        raise ValueError(f"--temperature is {args.temperature}; it must be at least 0")
     import torch
 
     recipe = maps.Recipe(args.normalization, args.top, args.mass, args.floor)
@@ -177,13 +209,13 @@ def heatmap_parser() -> argparse.ArgumentParser:
     add("--answer", default="", help="its right answer; then completions are scored, and advantages drawn")
     add("--reward", default="arithmetic", help="what scores them (default: %(default)s)")
     add("--negative-prompt", default="wrong", help="wrong, empty, or a file with {question} (default: %(default)s)")
-    add("--samples", type=int, default=4, help="completions, compared as one group (default: %(default)s)")
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    add("--samples", type=positive, default=4, help="completions, compared as one group (default: %(default)s)")
+    add("--temperature", type=finite, default=1.0, help="0 is greedy (default: %(default)s)")
     add("--normalization", default="rank", choices=("rank", "softmax", "minmax", "none"), help="(default: %(default)s)")
-    add("--top", type=float, default=weights.DEFAULT_TOP, help="(default: %(default)s)")
-    add("--mass", type=float, default=weights.DEFAULT_MASS, help="(default: %(default)s)")
-    add("--floor", type=float, default=weights.DEFAULT_FLOOR, help="nats (default: %(default)s)")
-    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--top", type=finite, default=weights.DEFAULT_TOP, help="(default: %(default)s)")
+    add("--mass", type=finite, default=weights.DEFAULT_MASS, help="(default: %(default)s)")
+    add("--floor", type=finite, default=weights.DEFAULT_FLOOR, help="nats (default: %(default)s)")
+    add("--seed", type=seed, default=0, help="(default: %(default)s)")
     return parser
 
 
@@ -194,8 +226,6 @@ def credit(argv: list[str]) -> int:
     """
     args = credit_parser().parse_args(argv)
     check_folder(args.out, "credit.json")
-    if args.samples < 1 or args.limit < 1:
-        raise ValueError(f"--samples is {args.samples}, --limit {args.limit}; both must be at least 1")
     from t2i_gcpo.text.credit_location import measure
     from t2i_gcpo.text.data import read_rows
     from t2i_gcpo.text.models import load
@@ -218,10 +248,10 @@ def credit_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     _model_options(parser)
     add("--data", default="arithmetic:test", help="questions (default: %(default)s)")
-    add("--limit", type=int, default=150, help="questions (default: %(default)s)")
-    add("--samples", type=int, default=2, help="completions of each question (default: %(default)s)")
+    add("--limit", type=positive, default=150, help="questions (default: %(default)s)")
+    add("--samples", type=positive, default=2, help="completions of each question (default: %(default)s)")
     add("--negative-prompt", default="wrong", help="wrong, empty, or a file with {question} (default: %(default)s)")
-    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--seed", type=seed, default=0, help="(default: %(default)s)")
     return parser
 
 
@@ -248,9 +278,12 @@ def study(argv: list[str]) -> int:
 def study_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo text study", description=study.__doc__)
     parser.add_argument(
-        "--config", required=True, type=Path, help="YAML of the study, such as configs/text_studies/arithmetic.yaml"
+        "--config",
+        required=True,
+        type=home_path,
+        help="YAML of the study, such as configs/text_studies/arithmetic.yaml",
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder to write to")
+    parser.add_argument("--out", required=True, type=home_path, help="folder to write to")
     return parser
 
 
@@ -258,6 +291,6 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     add: Any = parser.add_argument
     add("--model", default="text-mini", help="text-mini, a folder, or a repository of the hub (default: %(default)s)")
     add("--system", default="", help="system message (default: none)")
-    add("--max-new-tokens", type=int, default=48, help="(default: %(default)s)")
+    add("--max-new-tokens", type=positive, default=48, help="(default: %(default)s)")
     add("--device", default="cpu", help="cpu, cuda, mps or auto (default: %(default)s)")
-    add("--out", required=True, type=Path, help="folder to write to")
+    add("--out", required=True, type=home_path, help="folder to write to")

@@ -103,8 +103,8 @@ class BatchCredit:
                 "TRL asked for advantages before it scored the completions; this version of TRL is not supported"
             )
         weights = token_weights(
-            args, self.mask, positive=self.positive, negative=self.negative, exact_kl=self.exact_kl, entropy=self.entropy,
-            generator=trainer.noise() if args.credit in ("random", "shuffled") else None,
+            args, self.mask, positive=self.positive, negative=self.negative, exact_kl=self.exact_kl,
+            entropy=self.entropy, generator=trainer.noise() if args.credit in ("random", "shuffled") else None,
         )  # fmt: skip
         trainer.note(measurements(args, weights, self.mask, self.positive, self.negative))
         return weights

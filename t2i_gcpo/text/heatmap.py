@@ -142,8 +142,8 @@ def describe(
     advantages = None if scores is None or len(scores) < 2 else group_advantages(torch.tensor(scores), len(scores))
     return [
         of_logprobs(
-            positive[k, : len(row)], negative_logps[k, : len(row)], recipe=recipe or Recipe(), exact=exact[k, : len(row)],
-            prompt=tokenizer.decode(both[0]), negative_prompt=tokenizer.decode(both[1]),
+            positive[k, : len(row)], negative_logps[k, : len(row)], recipe=recipe or Recipe(),
+            exact=exact[k, : len(row)], prompt=tokenizer.decode(both[0]), negative_prompt=tokenizer.decode(both[1]),
             tokens=token_texts(tokenizer, row), entropy=_numbers(entropy[k, : len(row)]),
             advantage=None if advantages is None else float(advantages[k]),
             score=None if scores is None else float(scores[k]), label=f"completion {k + 1}",

@@ -7,16 +7,14 @@ A YAML's keys become arguments that stand before the user's, so one parser sees 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from t2i_gcpo.text.credit_options import CreditOptions
 from t2i_gcpo.utils import yaml_files
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ class TextRun:
     resume: bool = field(default=False, metadata=_help("Go on from the newest checkpoint of the run in output_dir."))
 
     def __post_init__(self) -> None:
-        for name in ("data_limit", "eval_limit", "lora_rank", "max_completions"):
+        for name in ("data_limit", "eval_limit", "eval_seed", "lora_rank", "max_completions"):
             if self.__dict__[name] < 0:
                 raise ValueError(f"{name} is {self.__dict__[name]}; it must be at least 0")
         if self.resume and self.max_completions:
@@ -77,7 +75,7 @@ def parse(argv: Sequence[str]) -> tuple[TextRun, GCPOConfig, str]:
     from t2i_gcpo.text.config import GCPOConfig
 
     files, rest = _files(argv)
-    parser = HfArgumentParser([TextRun, GCPOConfig], prog="t2i-gcpo text train", description=_DESCRIPTION)
+    parser = HfArgumentParser([TextRun, GCPOConfig], prog="t2i-gcpo text train", description=DESCRIPTION)
     if "-h" in rest or "--help" in rest:
         parser.print_help()
         raise SystemExit(0)
@@ -90,25 +88,11 @@ def parse(argv: Sequence[str]) -> tuple[TextRun, GCPOConfig, str]:
     return run, config, yaml_files.dump(given)
 
 
-_DESCRIPTION = (
+DESCRIPTION = (
     "Fine-tune a causal language model with GCPO, on TRL. --config FILE (more than one is allowed, later ones win) "
     "reads options from YAML; the "
     "command line wins. All options of TRL's GRPOConfig can be given."
 )
-
-
-def documented() -> argparse.ArgumentParser:
-    """A parser of the options that are not TRL's own, for the reference; it needs no TRL."""
-    parser = argparse.ArgumentParser(prog="t2i-gcpo text train", description=_DESCRIPTION)
-    parser.add_argument("--config", help="YAML file of options")
-    for kind in (TextRun, CreditOptions):
-        for f in dataclasses.fields(kind):
-            choices = get_args(get_type_hints(kind)[f.name]) or None
-            parser.add_argument(
-                f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default, choices=choices,
-                help=f.metadata["help"],
-            )  # fmt: skip
-    return parser
 
 
 def check_option(name: str, where: str) -> None:
@@ -127,12 +111,12 @@ def _files(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
     files, rest, waiting = [], [], False
     for argument in argv:
         if waiting:
-            files.append(Path(argument))
+            files.append(Path(argument).expanduser())
             waiting = False
         elif argument == "--config":
             waiting = True
         elif argument.startswith("--config="):
-            files.append(Path(argument.removeprefix("--config=")))
+            files.append(Path(argument.removeprefix("--config=")).expanduser())
         else:
             rest.append(argument)
     if waiting:

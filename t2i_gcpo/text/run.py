@@ -131,8 +131,8 @@ def _judge(trainer: GCPOTrainer, run: TextRun, questions: list[dict[str, Any]], 
     try:
         return evaluate(
             model, trainer.processing_class, questions, load_reward(run.reward), seed=run.eval_seed,
-            max_new_tokens=trainer.args.max_completion_length or DEFAULT_LENGTH, progress=True, model_name=name, data=run.eval_data,
-            reward_name=run.reward,
+            max_new_tokens=trainer.args.max_completion_length or DEFAULT_LENGTH, progress=True, model_name=name,
+            data=run.eval_data, reward_name=run.reward,
         )  # fmt: skip
     finally:
         model.train(was_training)

@@ -1,8 +1,9 @@
-"""`GCPOTrainer`: TRL's `GRPOTrainer` whose advantage of a completion is spread over its tokens by the contrast between two prompts.
+"""`GCPOTrainer` is TRL's `GRPOTrainer` with a completion's advantage weighed token by token.
 
-It hooks what TRL offers for it: `_compute_loss` takes advantages of shape [B, T]. Nothing of TRL's loss is copied. Where the log-probs of the
-drawn tokens are at hand, they are used: those that TRL computed at the rollout where several updates share one, else those of the
-loss's own forward pass, as the policy is then still the one that sampled. So the price is one forward pass for the negative prompt.
+The weights come from the contrast between two prompts. The trainer hooks what TRL offers for it: `_compute_loss` takes
+advantages of shape [B, T]. Nothing of TRL's loss is copied. Where the log-probs of the drawn tokens are at hand, they
+are used: those that TRL computed at the rollout where several updates share one, else those of the loss's own forward
+pass, as the policy is then still the one that sampled. So the price is one forward pass for the negative prompt.
 
 B completions of one process, T completion tokens.
 """
@@ -210,7 +211,7 @@ class GCPOTrainer(GRPOTrainer):
         )  # fmt: skip
 
     def _draw(self, credit: BatchCredit) -> None:
-        """Write the heatmap of the completion with the largest advantage among those that the loss was just taken of."""
+        """Write the heatmap of the completion with the largest advantage in the batch of the last loss."""
         batch = credit.batch
         advantages, tokenizer = batch["advantages"], self._tokenizer
         row = int(advantages.abs().argmax())
