@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from t2i_gcpo.text.arithmetic import (
     rows,
     wrong_results,
 )
+from t2i_gcpo.text.data import read_rows
 from t2i_gcpo.text.negatives import WRONG_INSTRUCTION, check_different, negative_prompt
 
 
@@ -91,3 +93,9 @@ def test_bad_negative_prompts_say_what_is_allowed(tmp_path: Path) -> None:
         negative_prompt("wrong")(CHAT[:1])
     with pytest.raises(ValueError, match="1 of 2 negative prompts equal their prompts"):
         check_different(["a", "b"], ["a", "c"])
+
+
+def test_data_of_the_hub_without_datasets_names_the_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"gsm8k:test needs the package datasets: pip install 't2i-gcpo\[text\]'"):
+        read_rows("gsm8k:test")

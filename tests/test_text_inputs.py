@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
-from trl import GRPOConfig
 
-from helpers.text_models import TOKENIZER, GCPOTrainer, digits, options, tiny_model, trainer
+from helpers.text_models import TOKENIZER, Dataset, GCPOTrainer, GRPOConfig, digits, options, tiny_model, trainer
 from t2i_gcpo.text.config import GCPOConfig
 from t2i_gcpo.text.trl_version import require_trl
 

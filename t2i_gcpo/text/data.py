@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i_gcpo.text import arithmetic
+from t2i_gcpo.text.trl_version import ADVICE
 
 #: Columns that may hold the question, in the order in which they are looked for.
 QUESTION_COLUMNS = ("prompt", "question", "problem")
@@ -46,7 +47,10 @@ def read_rows(source: str, *, limit: int = 0, seed: int = 0, system: str | None 
 
 
 def _load(source: str) -> Any:
-    import datasets
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"the data {source} needs the package datasets: {ADVICE}") from error
 
     path = Path(source)
     kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
