@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers.text_models import TOKENIZER, Dataset, GCPOTrainer, GRPOConfig, digits, options, tiny_model, trainer
 from t2i_gcpo.text.config import GCPOConfig
@@ -93,6 +92,8 @@ def test_chats_need_a_chat_template(tmp_path: Path) -> None:
 
 
 def test_learned_positions(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(TOKENIZER), n_positions=64, n_embd=8, n_layer=1, n_head=1))
     with pytest.raises(ValueError, match=r"learned absolute positions \(transformer.wpe\)"):
         make(tmp_path, model=model)
