@@ -118,7 +118,9 @@ def test_heatmap_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main([*argv, "--samples", "2", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "heatmap.html").is_file() and (tmp_path / "heatmap.png").is_file()
     assert cli.main([*argv, "--samples", "0", "--out", str(tmp_path)]) == 2
-    assert "--samples is 0; it must be at least 1" in capsys.readouterr().err
+    assert "argument --samples: '0' is not an integer of at least 1" in capsys.readouterr().err
+    assert cli.main([*argv, "--temperature=-1", "--out", str(tmp_path)]) == 2
+    assert "--temperature is -1.0; it must be at least 0" in capsys.readouterr().err
 
 
 def test_the_digits_that_decide_are_those_of_results() -> None:
