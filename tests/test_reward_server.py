@@ -507,7 +507,7 @@ def test_a_taken_port_says_so() -> None:
 
 
 def test_limits_and_batches_are_at_least_one() -> None:
-    with pytest.raises(ValueError, match="--max-images: '0' is not"):
+    with pytest.raises(ValueError, match="limit images is 0"):
         Limits(images=0)
     with pytest.raises(ValueError, match="batch is 0"):
         RewardServer(Scorer(), name="scorer", batch=0)

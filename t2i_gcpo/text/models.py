@@ -49,8 +49,10 @@ def load(name: str, *, device: Any = "cpu", dtype: Any = None) -> tuple[Any, Any
 
     where = locate(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(where, dtype="auto" if dtype is None else dtype)
+        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left", trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype="auto" if dtype is None else dtype, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
