@@ -31,8 +31,13 @@ GREY = np.full((3, 8, 8), 128, dtype=np.uint8)
 
 def scored(prompt: str = "a photo of a star") -> tuple[ScoredRollout, TokenAdvantages]:
     """Two prompts, three images each, one of them failed."""
+    return scored_on((4, 4), prompt)
+
+
+def scored_on(grid: tuple[int, int], prompt: str = "a photo of a star") -> tuple[ScoredRollout, TokenAdvantages]:
+    """The same on a grid of any size."""
     sampling = Sampling(group_size=3, guidance=2.0, seed=1)
-    generator = FakeGenerator()
+    generator = FakeGenerator(grid=grid)
     rollout = generator.sample([Prompt(prompt), Prompt("b")], sampling)
     result = ScoredRollout(
         rollout, generator.decode(rollout.tokens), torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, torch.nan])

@@ -204,7 +204,8 @@ $("play").onclick = () => {
 for (const { kind } of data.maps) $("map").add(new Option(kind, kind));
 $("map").onchange = () => choose($("map").value);
 $("opacity").oninput = $("step").oninput = draw;
-$("step").max = $("step").value = last;
+$("step").max = last;  // first: a slider refuses a value beyond its maximum, which is 100 at first
+$("step").value = last;
 $("map").value = map.kind;
 choose(map.kind);
 </script></body></html>

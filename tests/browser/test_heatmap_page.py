@@ -6,7 +6,7 @@ What the pointer shows is what the npz holds, whatever map, opacity or step is c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +110,16 @@ def test_the_map_the_opacity_and_the_step_change_what_is_drawn(
     assert pixel(page, 0, 15)[3] > 0
     pointed_at(page, 0, 1, 2, one.grid)
     page.screenshot(path=str(shots / "heatmap_page.png"))
+
+
+def test_a_page_of_more_than_a_hundred_tokens_opens_whole(new_page: Callable[..., Any], tmp_path: Path) -> None:
+    from test_heatmap import scored_on
+
+    result, targets = scored_on((12, 13))
+    write(Heatmap.of(result, targets), tmp_path, "large")
+    opened = new_page((tmp_path / "large.html").as_uri())
+    assert opened.locator("#at").text_content() == "155 of 155"
+    opened.select_option("#map", "weight")
+    for t in (0, 101, 155):
+        assert pixel(opened, 0, t)[3] > 0, f"token {t} is bare"
+    assert opened.locator("#step").input_value() == "155"

@@ -18,17 +18,16 @@ from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 
 class FakeGenerator:
-    """4 x 4 tokens of 32 codes, 8 x 8 pixels.
+    """4 x 4 tokens of 32 codes, 8 x 8 pixels; other grids have 2 x 2 pixels a token too.
 
     `shift` is added to each token: another checkpoint under the same noise.
     """
 
     kind = "fake"
-    grid = (4, 4)
     codebook_size = 32
 
-    def __init__(self, shift: int = 0) -> None:
-        self.shift = shift
+    def __init__(self, shift: int = 0, grid: tuple[int, int] = (4, 4)) -> None:
+        self.shift, self.grid = shift, grid
         self.batches: list[int] = []
         """Rows of each call to `sample`."""
         self.samplings: list[Sampling] = []
@@ -50,7 +49,8 @@ class FakeGenerator:
     ) -> Rollout:
         prompts, sampling = as_prompts(prompts), seeded(sampling, rng)
         rows = [(first_prompt_index + p, g) for p in range(len(prompts)) for g in range(sampling.group_size)]
-        noise = row_noise(sampling.seed, rows, 16)
+        length = self.grid[0] * self.grid[1]
+        noise = row_noise(sampling.seed, rows, length)
         self.batches.append(len(rows))
         self.samplings.append(sampling)
         tokens = ((noise * (self.codebook_size - 8)).long() + self.shift).clamp(max=self.codebook_size - 1)
@@ -59,7 +59,7 @@ class FakeGenerator:
             logprob_positive=-1 - noise,
             logprob_negative=-1 - 2 * noise.flip(-1) if sampling.contrast else None,
             logprob_behaviour=-1 - noise,
-            commit_step=repeat(torch.arange(16), "t -> b t", b=len(rows)).clone(),
+            commit_step=repeat(torch.arange(length), "t -> b t", b=len(rows)).clone(),
             prompts=prompts,
             grid=self.grid,
             sampling=sampling,
@@ -67,7 +67,7 @@ class FakeGenerator:
         )
 
     def decode(self, tokens: Tensor) -> Tensor:
-        cells = tokens.view(-1, 1, 4, 4).mul(8).to(torch.uint8)
+        cells = tokens.view(-1, 1, *self.grid).mul(8).to(torch.uint8)
         return repeat(cells, "b 1 h w -> b 3 (h 2) (w 2)").contiguous()
 
 
