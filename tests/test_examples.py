@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rewards.base import Reward
-from t2i_gcpo import Sampling, generators, prompts, resolve
+from t2i_gcpo import Sampling, generators, heatmap, prompts, resolve
 from t2i_gcpo.algorithms import token_advantages
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.records import ScoredRollout
@@ -28,6 +28,7 @@ EXAMPLES = {
     "Trainer": "t2i_gcpo.training.trainer:Trainer",
     "evaluate": "t2i_gcpo.evaluation.evaluate:evaluate",
     "heatmap.save": "t2i_gcpo.heatmap.files:save",
+    "heatmap.draw": "t2i_gcpo.heatmap.drawing:draw",
     "prompts.read": "t2i_gcpo.data.prompts:read",
 }
 
@@ -53,6 +54,8 @@ def names(generator: ImageGenerator, tmp_path: Path) -> dict[str, Any]:
         "rollout": rollout,
         "scored": scored,
         "folder": tmp_path,
+        "heatmap": heatmap,
+        "torch": torch,
         "Sampling": Sampling,
         "resolve": resolve,
         "token_advantages": token_advantages,

@@ -25,10 +25,11 @@ NOT_YET = 235
 def over_order(heatmap: Heatmap, kind: str | None = None, *, columns: int = 2) -> list[Image.Image]:
     """Draw frames of the panel of all images (None: the first map), in each of which more tokens are sampled.
 
-    The last is the whole panel.
+    The last is the whole panel. ValueError: it is not known when each token was sampled.
     """
     name, values = heatmap.map(kind)
-    end, last = heatmap.end(name), int(heatmap.commit_step.max())
+    commit_step = heatmap.order()
+    end, last = heatmap.end(name), int(commit_step.max())
     steps = np.unique(np.rint(np.linspace(0, last, min(MOST_FRAMES, last + 1))).astype(int))
     frames: list[Image.Image] = []
     for step in steps:
@@ -37,7 +38,7 @@ def over_order(heatmap: Heatmap, kind: str | None = None, *, columns: int = 2) -
                 f"{len(steps)} frames of {frames[0].width} x {frames[0].height} pixels are too many for an animation; "
                 "draw fewer images at once"
             )
-        there = heatmap.commit_step <= step
+        there = commit_step <= step
         frames.append(
             paint.render(
                 _veiled(heatmap.images, there, heatmap.grid),

@@ -49,8 +49,10 @@ def against(
 
     generator: the one that drew the images. max_batch: rows scored at once. Statistics of the old contrast over the
     whole codebook are dropped. ValueError: a number of texts that does not fit, words that the generator does not know,
-    or a recipe that needs what was dropped.
+    a recipe that needs what was dropped, or a heatmap without tokens.
     """
+    if heatmap.tokens is None:
+        raise ValueError("the heatmap holds no tokens, which the generator would score; draw it with tokens")
     texts = as_negatives(negative_prompts, len(heatmap))
     generator.check_prompts(texts)
     rollout = replace(as_rollout(heatmap), negative_prompts=texts)

@@ -28,31 +28,38 @@ STRIP = 8
 DIVERGENCES: tuple[credit.Divergence, ...] = get_args(credit.Divergence)
 
 
+def _nothing() -> np.ndarray:
+    return np.zeros(0)
+
+
 @dataclass(frozen=True)
 class Heatmap:
-    """B images with their tokens' numbers. What is None was not there."""
+    """Holds B images with their tokens' numbers: images, weights and grid, and whatever else is known of them.
+
+    What is None was not there; maps that would need it are not offered.
+    """
 
     images: np.ndarray
     """[B, 3, H, W] uint8."""
-    tokens: np.ndarray
-    """[B, T] int64."""
-    commit_step: np.ndarray
-    """[B, T] int64, when each token was sampled."""
-    logprob_positive: np.ndarray
-    """[B, T] fp32, nats; so are the next two."""
-    logprob_negative: np.ndarray | None
-    logprob_behaviour: np.ndarray
     weights: np.ndarray
     """[B, T] fp32."""
-    advantages: np.ndarray | None
-    """[B, T] fp32; None where nothing was scored."""
-    sequence_advantages: np.ndarray | None
-    """[B] fp32."""
-    scores: np.ndarray
-    """[B] fp32, NaN = failed, or not scored."""
-    prompts: np.ndarray
-    """[B] text."""
     grid: tuple[int, int]
+    advantages: np.ndarray | None = None
+    """[B, T] fp32; None where nothing was scored."""
+    sequence_advantages: np.ndarray | None = None
+    """[B] fp32."""
+    scores: np.ndarray = field(default_factory=_nothing)
+    """[B] fp32, NaN = failed, or not scored; NaN throughout where none are given."""
+    prompts: np.ndarray = field(default_factory=_nothing)
+    """[B] text; empty where none are given."""
+    tokens: np.ndarray | None = None
+    """[B, T] int64."""
+    commit_step: np.ndarray | None = None
+    """[B, T] int64, when each token was sampled."""
+    logprob_positive: np.ndarray | None = None
+    """[B, T] fp32, nats; so are the next two."""
+    logprob_negative: np.ndarray | None = None
+    logprob_behaviour: np.ndarray | None = None
     stats: dict[str, np.ndarray] = field(default_factory=dict)
     """Name -> [B, T] fp32, those of the rollout."""
     logprob_reference: np.ndarray | None = None
@@ -63,6 +70,12 @@ class Heatmap:
     """[B] text that tells the images apart, such as the training step."""
     recipe: Recipe | None = None
     """How the weights were made; None where that is not known."""
+
+    def __post_init__(self) -> None:
+        if not len(self.scores):
+            object.__setattr__(self, "scores", np.full(len(self.images), np.nan, np.float32))
+        if not len(self.prompts):
+            object.__setattr__(self, "prompts", np.full(len(self.images), "", dtype=str))
 
     @staticmethod
     def of(
@@ -110,18 +123,25 @@ class Heatmap:
 
     def maps(self) -> dict[str, np.ndarray]:
         """Return the maps [B, T] that there are by kind; the first is the one to show."""
-        found: dict[str, np.ndarray | None] = {"advantage": self.advantages, "weight": self.weights}
-        positive = torch.from_numpy(self.logprob_positive)
+        there: dict[str, np.ndarray | None] = {"advantage": self.advantages, "weight": self.weights}
+        if self.logprob_positive is not None:
+            there |= self._logprob_maps(self.logprob_positive)
+        there |= {name: self.stats.get(stat) for name, (stat, _) in STATS.items()}
+        there["entropy"] = self.stats.get("entropy")
+        there["order"] = None if self.commit_step is None else self.commit_step.astype(np.float32)
+        return {kind: values for kind in kinds.KINDS if (values := there.get(kind)) is not None}
+
+    def _logprob_maps(self, logprob_positive: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the maps that the tokens' log-probs give."""
+        maps = {"surprisal": -logprob_positive}
+        positive = torch.from_numpy(logprob_positive)
         if self.logprob_negative is not None:
-            found["contrast"] = self.logprob_positive - self.logprob_negative
+            maps["contrast"] = logprob_positive - self.logprob_negative
             negative = torch.from_numpy(self.logprob_negative)
-            found |= {name: credit.divergence(positive, negative, name).numpy() for name in DIVERGENCES}
-        found |= {name: self.stats.get(stat) for name, (stat, _) in STATS.items()}
+            maps |= {name: credit.divergence(positive, negative, name).numpy() for name in DIVERGENCES}
         if self.logprob_reference is not None:
-            found["kl_reference"] = losses.kl(positive, torch.from_numpy(self.logprob_reference), "k3").numpy()
-        found |= {"entropy": self.stats.get("entropy"), "surprisal": -self.logprob_positive}
-        found["order"] = self.commit_step.astype(np.float32)
-        return {kind: values for kind in kinds.KINDS if (values := found.get(kind)) is not None}
+            maps["kl_reference"] = losses.kl(positive, torch.from_numpy(self.logprob_reference), "k3").numpy()
+        return maps
 
     def map(self, kind: str | None = None) -> tuple[str, np.ndarray]:
         """Return a map's name and values [B, T]; None is the first of `maps`. ValueError: there is no such map."""
@@ -130,12 +150,20 @@ class Heatmap:
         kinds.find(name, maps)
         return name, maps[name]
 
+    def order(self) -> np.ndarray:
+        """Return when each token was sampled, [B, T] int64. ValueError: it is not known."""
+        if self.commit_step is None:
+            raise ValueError("the heatmap does not know the order in which its tokens were sampled (commit_step)")
+        return self.commit_step
+
     def title(self, kind: str) -> str:
         """Say what a picture of this map shows.
 
         With the recipe of the weights and the negative prompt where it depends on them.
         """
         title = kinds.find(kind).title
+        if kind == "weight" and self.recipe is None and not np.allclose(self.weights.mean(axis=1), 1, atol=0.01):
+            title = "token weight, as given"
         weighs = kind in ("advantage", "weight")
         if weighs and self.recipe is not None:
             title += f" ({self.recipe.words()})"
@@ -156,8 +184,11 @@ class Heatmap:
         notes = []
         for b, score in enumerate(self.scores):
             parts = [str(self.labels[b])] if labels and self.labels is not None else []
+            if not np.isnan(score):
+                parts.append(f"score {score:.3g}")
+            elif self.sequence_advantages is not None and np.isfinite(self.scores).any():
+                parts.append("failed")
             if self.sequence_advantages is not None:
-                parts.append("failed" if np.isnan(score) else f"score {score:.3g}")
                 parts.append(f"A = {self.sequence_advantages[b]:+.2f}")
             notes.append(", ".join(parts))
         return notes
@@ -248,9 +279,8 @@ class Heatmap:
         except ValueError as error:
             raise ValueError(f"{path} is not a heatmap that t2i-gcpo wrote: {error}") from error
         stats = {name.removeprefix(npz.STATS): data.pop(name) for name in list(data) if name.startswith(npz.STATS)}
-        optional = dict.fromkeys(("logprob_negative", "advantages", "sequence_advantages"))
         rows, columns = data.pop("grid").tolist()
-        return Heatmap(**{**optional, **data}, grid=(rows, columns), stats=stats, recipe=recipe)
+        return Heatmap(**data, grid=(rows, columns), stats=stats, recipe=recipe)
 
 
 def to_array(values: Tensor) -> np.ndarray:

@@ -59,13 +59,11 @@ def payload(heatmap: Heatmap, *, first: str | None = None) -> dict[str, Any]:
                 "note": note,
                 "picture": data_uri(heatmap.images[b]),
                 "maps": {kind: _numbers(values[b]) for kind, values in maps.items()},
-                "tokens": heatmap.tokens[b].tolist(),
-                "step": heatmap.commit_step[b].tolist(),
-                "logprob_positive": _numbers(heatmap.logprob_positive[b]),
-                "logprob_negative": None if heatmap.logprob_negative is None else _numbers(heatmap.logprob_negative[b]),
-                "logprob_reference": None
-                if heatmap.logprob_reference is None
-                else _numbers(heatmap.logprob_reference[b]),
+                "tokens": _row(heatmap.tokens, b),
+                "step": _row(heatmap.commit_step, b),
+                "logprob_positive": _row(heatmap.logprob_positive, b),
+                "logprob_negative": _row(heatmap.logprob_negative, b),
+                "logprob_reference": _row(heatmap.logprob_reference, b),
             }
             for b, note in enumerate(heatmap.notes())
         ],
@@ -79,10 +77,17 @@ def data_uri(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _row(values: np.ndarray | None, b: int) -> Any:
+    """Return one image's numbers, or null where there are none."""
+    return None if values is None else _numbers(values[b])
+
+
 def _numbers(values: Any) -> Any:
     """Round floats, with null for NaN and infinities."""
     if isinstance(values, np.ndarray):
         return [_numbers(value) for value in values.tolist()]
+    if isinstance(values, int):
+        return values
     return float(f"{values:.{DIGITS}g}") if math.isfinite(values) else None
 
 
@@ -113,8 +118,8 @@ figure { margin: 0; } figcaption { max-width: 540px; min-height: 1.5em; }
 <form onsubmit="return false">
   <label>map <select id="map"></select></label>
   <label>opacity <input id="opacity" type="range" min="0" max="100"></label>
-  <label>sampled up to step <input id="step" type="range" min="0"> <output id="at"></output></label>
-  <button id="play" type="button">play</button>
+  <span id="order"><label>sampled up to step <input id="step" type="range" min="0"> <output id="at"></output></label>
+  <button id="play" type="button">play</button></span>
   <span id="bar"><span id="low"></span><canvas width="256" height="1"></canvas><span id="high"></span></span>
 </form>
 <div><b id="what"></b> <span class="faint" id="how"></span></div>
@@ -124,7 +129,8 @@ figure { margin: 0; } figcaption { max-width: 540px; min-height: 1.5em; }
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id), [rows, columns] = data.grid;
-const last = data.images.reduce((most, image) => Math.max(most, ...image.step), 0);
+const ordered = data.images.every(image => image.step);
+const last = ordered ? data.images.reduce((most, image) => Math.max(most, ...image.step), 0) : 0;
 let map = data.maps.find(one => one.kind === data.first);
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const share = value => clamp(value / map.end, map.signed ? -1 : 0, 1);
@@ -154,7 +160,7 @@ function draw() {
   for (const { image, canvas } of panels) {
     const context = canvas.getContext("2d"), pixels = context.createImageData(columns, rows);
     image.maps[map.kind].forEach((value, t) => {
-      if (value === null || image.step[t] > step) return;
+      if (value === null || (ordered && image.step[t] > step)) return;
       const s = share(value);
       pixels.data.set([...color(s), 255 * opacity * (map.signed ? Math.abs(s) : 1)], 4 * t);
     });
@@ -180,8 +186,10 @@ function hover(image, over, event) {
   const column = clamp(Math.floor((event.clientX - box.left) / box.width * columns), 0, columns - 1);
   const row = clamp(Math.floor((event.clientY - box.top) / box.height * rows), 0, rows - 1), t = row * columns + column;
   Object.assign(mark.style, { display: "block", left: `${100 * column / columns}%`, top: `${100 * row / rows}%`, width: `${100 / columns}%`, height: `${100 / rows}%` });
-  const lines = [["index", t], ["row, column", `${row}, ${column}`], ["token", image.tokens[t]], ["step", image.step[t]],
-    ["log p(· | prompt)", show(image.logprob_positive[t])]];
+  const lines = [["index", t], ["row, column", `${row}, ${column}`]];
+  if (image.tokens) lines.push(["token", image.tokens[t]]);
+  if (image.step) lines.push(["step", image.step[t]]);
+  if (image.logprob_positive) lines.push(["log p(· | prompt)", show(image.logprob_positive[t])]);
   if (image.logprob_negative) lines.push(["log p(· | negative)", show(image.logprob_negative[t])]);
   if (image.logprob_reference) lines.push(["log p(· | reference)", show(image.logprob_reference[t])]);
   for (const other of data.maps) if (other.kind !== "order") lines.push([other.kind, show(image.maps[other.kind][t])]);
@@ -204,6 +212,7 @@ $("play").onclick = () => {
 for (const { kind } of data.maps) $("map").add(new Option(kind, kind));
 $("map").onchange = () => choose($("map").value);
 $("opacity").oninput = $("step").oninput = draw;
+if (!ordered) $("order").style.display = "none";
 $("step").max = last;  // first: a slider refuses a value beyond its maximum, which is 100 at first
 $("step").value = last;
 $("map").value = map.kind;

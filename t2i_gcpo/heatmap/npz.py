@@ -53,17 +53,7 @@ AXES: dict[str, tuple[str, tuple[str | int, ...]]] = {
 #: Any array below `STATS`.
 STAT: tuple[str, tuple[str | int, ...]] = ("float32", ("B", "T"))
 #: What a file must hold; the rest may be missing.
-NEEDED = (
-    "images",
-    "tokens",
-    "commit_step",
-    "logprob_positive",
-    "logprob_behaviour",
-    "weights",
-    "scores",
-    "prompts",
-    "grid",
-)
+NEEDED = ("images", "weights", "grid")
 #: Kind of numbers -> the kinds that numpy may have stored it as, by their letters.
 KINDS = {"uint8": "u", "int64": "iu", "float32": "f", "text": "U"}
 
@@ -202,15 +192,15 @@ def check_values(arrays: dict[str, np.ndarray]) -> None:
     ValueError says what is wrong.
     """
     rows, columns = arrays["grid"].tolist()
-    tokens = arrays["tokens"].shape[1]
-    if rows < 1 or columns < 1 or rows * columns != tokens:
-        raise ValueError(f"its grid is {rows} x {columns}, which does not make the {tokens} tokens of an image")
-    steps = arrays["commit_step"]
-    if int(arrays["tokens"].min()) < 0 or int(steps.min()) < 0 or int(steps.max()) >= tokens:
-        raise ValueError(
-            f"its tokens begin at {int(arrays['tokens'].min())} and its steps span {int(steps.min())} to "
-            f"{int(steps.max())}; tokens count from 0, steps from 0 to {tokens - 1}"
-        )
+    length = arrays["weights"].shape[1]
+    if rows < 1 or columns < 1 or rows * columns != length:
+        raise ValueError(f"its grid is {rows} x {columns}, which does not make the {length} tokens of an image")
+    if "tokens" in arrays and int(arrays["tokens"].min()) < 0:
+        raise ValueError(f"its tokens begin at {int(arrays['tokens'].min())}; tokens count from 0")
+    if "commit_step" in arrays:
+        first, last = int(arrays["commit_step"].min()), int(arrays["commit_step"].max())
+        if first < 0 or last >= length:
+            raise ValueError(f"its steps span {first} to {last}; allowed are steps from 0 to {length - 1}")
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, header: Header) -> np.ndarray:

@@ -69,7 +69,7 @@ def overlay(
         raise ValueError(f"opacity is {opacity}; it must be in [0, 1]")
     cells = values[index].astype(np.float64)
     if up_to is not None:
-        cells = np.where(heatmap.commit_step[index] <= up_to, cells, np.nan)
+        cells = np.where(heatmap.order()[index] <= up_to, cells, np.nan)
     factor = enlargement(heatmap.images.shape[-1], width)
     painted = paint.paint(
         paint.enlarged(heatmap.images[index], factor),
@@ -98,9 +98,11 @@ def cell(heatmap: Heatmap, index: int, row: int, column: int) -> dict[str, Any]:
         "index": t,
         "row": row,
         "column": column,
-        "token": int(heatmap.tokens[index, t]),
-        "step": int(heatmap.commit_step[index, t]),
     }
+    if heatmap.tokens is not None:
+        found["token"] = int(heatmap.tokens[index, t])
+    if heatmap.commit_step is not None:
+        found["step"] = int(heatmap.commit_step[index, t])
     logprobs = {
         "logprob_positive": heatmap.logprob_positive,
         "logprob_negative": heatmap.logprob_negative,
@@ -119,14 +121,30 @@ def _check_index(heatmap: Heatmap, index: int) -> None:
 
 
 def as_rollout(heatmap: Heatmap) -> Rollout:
-    """Make a rollout of the images, each a prompt of its own: what the algorithms make weights from."""
+    """Make a rollout of the images, each a prompt of its own: what the algorithms make weights from.
+
+    ValueError: the heatmap holds no log-probs.
+    """
+    if heatmap.logprob_positive is None:
+        raise ValueError(
+            "the heatmap holds no log-probs, which other weights would be made from; "
+            "draw it with logprob_positive and logprob_negative"
+        )
+    positive = torch.from_numpy(heatmap.logprob_positive)
+    rows, columns = heatmap.grid
+    in_raster_order = torch.arange(rows * columns).expand(len(heatmap), -1)
+
+    def tensor(values: np.ndarray | None, otherwise: torch.Tensor) -> torch.Tensor:
+        return otherwise if values is None else torch.from_numpy(values)
+
     negative = heatmap.logprob_negative
     return Rollout(
-        tokens=torch.from_numpy(heatmap.tokens),
-        logprob_positive=torch.from_numpy(heatmap.logprob_positive),
+        # What is not known takes no part in the weights: they come from log-probs and statistics.
+        tokens=tensor(heatmap.tokens, torch.zeros_like(in_raster_order)),
+        logprob_positive=positive,
         logprob_negative=None if negative is None else torch.from_numpy(negative),
-        logprob_behaviour=torch.from_numpy(heatmap.logprob_behaviour),
-        commit_step=torch.from_numpy(heatmap.commit_step),
+        logprob_behaviour=tensor(heatmap.logprob_behaviour, positive),
+        commit_step=tensor(heatmap.commit_step, in_raster_order),
         prompts=tuple(Prompt(text) for text in heatmap.prompts.tolist()),
         grid=heatmap.grid,
         sampling=Sampling(),
