@@ -75,6 +75,29 @@ def picked(logits: Tensor, tokens: Tensor) -> Tensor:
     return logits.log_softmax(-1)[torch.arange(len(tokens)), tokens]
 
 
+def exact_logprobs(
+    generator: Janus,
+    rollout: Rollout,
+    guidance: float = 2.0,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    **_: float,
+) -> dict[str, Tensor]:
+    """Log-probabilities [B, T] of a rollout's tokens in the precision of `generator`, written out row by row."""
+    rows: dict[str, list[Tensor]] = {"logprob_positive": [], "logprob_negative": [], "logprob_behaviour": []}
+    for prompt, tokens in zip(rollout.row_prompts, rollout.tokens, strict=True):
+        with torch.no_grad():
+            positive = logits_by_hand(generator, prompt.text, tokens)
+            negative = logits_by_hand(generator, prompt.text, tokens, null=True)
+        behaviour = (negative + guidance * (positive - negative)) / temperature
+        if top_k is not None:
+            smallest = behaviour.topk(top_k).values[:, -1:]
+            behaviour = behaviour.masked_fill(behaviour < smallest, float("-inf"))
+        for name, logits in zip(rows, (positive, negative, behaviour), strict=True):
+            rows[name].append(picked(logits, tokens))
+    return {name: torch.stack(values) for name, values in rows.items()}
+
+
 # -- sampling and re-scoring ------------------------------------------------------------------------------------------
 
 
@@ -527,17 +550,28 @@ def test_compiled_sampling_is_uncompiled_sampling(folder: Path, shared: Janus) -
     compiled = Janus.load(str(folder), compile=True, max_batch=4)
     if not compiled.compiles():
         pytest.skip("torch.compile has no compiler here")
-    assert_same(sampled(compiled), sampled(shared))
+    exact = Janus.load(str(folder), compile=False)
+    exact.model.double()
+
+    def check(prompts: Sequence[str] = PROMPTS, **options: float) -> None:
+        """Both draw the same tokens, and round the same log-probabilities: each is compared with float64."""
+        rollouts = sampled(compiled, prompts, **options), sampled(shared, prompts, **options)
+        assert torch.equal(rollouts[0].tokens, rollouts[1].tokens)
+        for name, values in exact_logprobs(exact, rollouts[0], **options).items():
+            for rollout in rollouts:
+                torch.testing.assert_close(getattr(rollout, name).double(), values, **EXACT)
+
+    check()
     frames = counters["stats"]["unique_graphs"]
-    assert_same(sampled(compiled, [LONG, SHORT], seed=8), sampled(shared, [LONG, SHORT], seed=8))
-    assert_same(sampled(compiled, group_size=3), sampled(shared, group_size=3))  # 6 rows: 4, and 2 filled up to 4
+    check([LONG, SHORT], seed=8)
+    check(group_size=3)  # 6 rows: 4, and 2 filled up to 4
     assert counters["stats"]["unique_graphs"] == frames, "another prompt or seed must not compile again"
     # How a token is drawn is part of what is compiled, so other options are compiled by themselves, and once.
     options = {"guidance": 3.0, "temperature": 1.5, "top_k": 9}
-    assert_same(sampled(compiled, **options), sampled(shared, **options))
+    check(**options)
     frames = counters["stats"]["unique_graphs"]
-    assert_same(sampled(compiled), sampled(shared))
-    assert_same(sampled(compiled, seed=8, **options), sampled(shared, seed=8, **options))
+    check()
+    check(seed=8, **options)
     assert counters["stats"]["unique_graphs"] == frames, "going back and forth must not compile again"
 
 

@@ -6,6 +6,7 @@ And against requests that are small and cost much.
 from __future__ import annotations
 
 import json
+import select
 import socket
 import threading
 import time
@@ -92,14 +93,15 @@ def test_the_slowest_goes_first_and_hears_why(monkeypatch: pytest.MonkeyPatch) -
         slow = hoard(stack, to, body // 2)
         wait_until(lambda: to.arrivals.left == 4 * body - body // 2)
         time.sleep(0.5)
-        for _ in range(3):
-            hoard(stack, to, body - 1)
+        quick = [hoard(stack, to, body - 1) for _ in range(3)]
         wait_until(lambda: to.arrivals.left == 4 * body - body // 2 - 3 * (body - 1))
         time.sleep(0.1)
         assert send(to, request())[0] == 200
         status, content = answer(slow)
         assert status == 503 and "busy" in content["error"]
-        assert sum(not one.ended for one in to.arrivals._there.values()) == 3, "the quicker ones stay"
+        wait_until(lambda: len(to.arrivals._there) == 3)  # the slow one and the one that was answered have gone
+        assert not any(one.ended for one in to.arrivals._there.values()), "the quicker ones stay"
+        assert not select.select(quick, [], [], 0)[0], "and hear nothing"
 
 
 def test_a_dripped_head_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
