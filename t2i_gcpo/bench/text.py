@@ -49,6 +49,23 @@ class Step:
         run.optimizer.step()
         run.optimizer.zero_grad()
 
+    def forwards(self) -> int:
+        """Count the passes over whole sequences of one step: what is not a draw of the next token."""
+        from t2i_gcpo.text.checks import base_model
+
+        passes = 0
+
+        def count(module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+            nonlocal passes
+            passes += not options.get("use_cache")
+
+        handle = base_model(self.trainer.model).base_model.register_forward_pre_hook(count, with_kwargs=True)
+        try:
+            self()
+        finally:
+            handle.remove()
+        return passes
+
     @property
     def completions(self) -> list[Any]:
         """What the last call sampled."""
@@ -93,6 +110,15 @@ def check_same_completions(steps: dict[str, Step]) -> None:
         raise RuntimeError(f"{', '.join(different) or 'every side'} sampled other completions than GRPO, or none")
 
 
+def check_forwards(forwards: dict[str, int]) -> None:
+    """RuntimeError where GCPO took other than one pass more than GRPO: that pass is what the ratio is about."""
+    if forwards["gcpo"] != forwards["grpo"] + 1:
+        raise RuntimeError(
+            f"a step of GCPO took {forwards['gcpo']} passes over whole sequences and one of GRPO {forwards['grpo']}; "
+            "one more is expected"
+        )
+
+
 def run(options: argparse.Namespace, console: Console) -> Report:
     """ValueError: a group of one. RuntimeError: the sides differ."""
     require_trl()
@@ -104,11 +130,14 @@ def run(options: argparse.Namespace, console: Console) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         steps = {kind: make(options, Path(folder), kind) for kind in ("grpo", "gcpo", "exact_kl")}
         sides: dict[str, Callable[[], None]] = dict(steps)
-        for step in steps.values():
+        forwards = {}
+        for kind, step in steps.items():
             step.seed()
-            step()
+            forwards[kind] = step.forwards()
         check_same_completions(steps)
-        console.print("checked: same completions", highlight=False)
+        check_forwards(forwards)
+        counts = ", ".join(f"{kind} {count}" for kind, count in forwards.items())
+        console.print(f"checked: same completions; passes over whole sequences: {counts}", highlight=False)
         warmup = warm_up(sides, device, console)
         times = interleave(sides, options.pairs, device, before=lambda name: steps[name].seed())
     lines = (
@@ -116,4 +145,5 @@ def run(options: argparse.Namespace, console: Console) -> Report:
         cost("step_exact_kl", times["exact_kl"], times["grpo"], unit="s", seed=options.seed),
     )
     settings = {name: vars(options)[name] for name in ("model", "data", "prompts", "group", "length", "seed")}
+    settings |= {"forwards": forwards, "seconds": times}
     return Report("text", lines, BASELINE, warmup, device, settings)

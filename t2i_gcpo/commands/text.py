@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         print(USAGE)
         return 0 if argv else 2
     name, rest = argv[0], argv[1:]
-    commands = {"train": train, "eval": evaluate, "heatmap": heatmap, "credit": credit, "study": study}
+    commands = {"train": train, "eval": evaluate, "heatmap": heatmap, "credit": credit, "study": run_study}
     if name not in commands:
         raise ValueError(f"there is no command 'text {name}'; allowed: {', '.join(commands)}")
     return commands[name](rest)
@@ -255,28 +255,27 @@ def credit_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def study(argv: list[str]) -> int:
+def run_study(argv: list[str]) -> int:
     """Train several arms with several seeds at an equal budget, and pool their accuracy.
 
     A study that was stopped goes on.
     """
     args = study_parser().parse_args(argv)
-    check_folder(args.out, "results.json")
+    check_folder(args.out, "results.json", "table.md", "curves.png")
     require_trl()
-    from t2i_gcpo.text.study import RESULTS, Spec, run
+    from t2i_gcpo.text import study, study_results
 
-    for row in run(Spec.read(args.config), args.out)["arms"]:
-        low, high = row["ci95"]
-        print(
-            f"{row['arm']}: accuracy {row['accuracy']:.3f} ({low:.3f} to {high:.3f}), area {row['area']:.3f}, "
-            f"learning rate {row['learning_rate']:g}"
-        )
-    print(f"wrote {args.out / RESULTS}")
+    spec = study.Spec.read(args.config)
+    study.run(spec, args.out)
+    results = study_results.write(spec, args.out)
+    print(study_results.table(results))
+    for name in (study_results.RESULTS, study_results.TABLE, study_results.CURVES):
+        print(f"wrote {args.out / name}")
     return 0
 
 
 def study_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="t2i-gcpo text study", description=study.__doc__)
+    parser = argparse.ArgumentParser(prog="t2i-gcpo text study", description=run_study.__doc__)
     parser.add_argument(
         "--config",
         required=True,

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from t2i_gcpo.evaluation.intervals import Estimates, Interval, estimate
 from t2i_gcpo.text.models import encode
 from t2i_gcpo.text.scoring import pad_prompts
+from t2i_gcpo.utils.files import write_atomically
 
 #: (completions, answer=...) -> a score each; None where it cannot be scored. What TRL calls, too.
 Reward = Callable[..., Sequence[float | None]]
@@ -93,7 +94,7 @@ class TextEvalResult:
     def save(self, path: Path) -> Path:
         """Write eval.json."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n")
         return path
 
 

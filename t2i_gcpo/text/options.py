@@ -38,6 +38,8 @@ class TextRun:
     eval_data: str = field(default="", metadata=_help("Questions to evaluate on before and after; empty: none."))
     eval_limit: int = field(default=300, metadata=_help("Questions of eval_data at most; 0: all."))
     eval_seed: int = field(default=0, metadata=_help("Seed of the evaluations' sampling."))
+    eval_batch: int = field(default=100, metadata=_help("Completions that an evaluation samples at once."))
+    eval_before: bool = field(default=True, metadata=_help("Evaluate before the training as well."))
     reward: str = field(default="arithmetic", metadata=_help("arithmetic, math, or your own as module:callable."))
     system: str = field(default="", metadata=_help("System message of chats that have none."))
     lora_rank: int = field(
@@ -61,8 +63,9 @@ class TextRun:
             raise ValueError(
                 "max_completions counts from the start of a process, so it cannot be used with resume; set max_steps"
             )
-        if self.lora_alpha < 1:
-            raise ValueError(f"lora_alpha is {self.lora_alpha}; it must be at least 1")
+        for name in ("eval_batch", "lora_alpha"):
+            if self.__dict__[name] < 1:
+                raise ValueError(f"{name} is {self.__dict__[name]}; it must be at least 1")
 
 
 def parse(argv: Sequence[str]) -> tuple[TextRun, GCPOConfig, str]:

@@ -6,6 +6,10 @@ folders, the finished model in model/, and eval_before.json and eval.json where 
 
 from __future__ import annotations
 
+from t2i_gcpo.text.config import GCPOConfig  # before all else: it explains TRL's absence and mends torchvision
+
+# isort: split
+
 import json
 import math
 from pathlib import Path
@@ -14,7 +18,6 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from t2i_gcpo.text.config import GCPOConfig
 from t2i_gcpo.text.data import read_rows
 from t2i_gcpo.text.evaluate import TextEvalResult, evaluate
 from t2i_gcpo.text.models import load
@@ -25,22 +28,28 @@ from t2i_gcpo.utils.files import write_atomically
 
 #: Tokens of an evaluated completion where the training has no limit.
 DEFAULT_LENGTH = 1024
+SAMPLED = "completions_sampled"
 CONFIG, METRICS, MODEL, BEFORE, AFTER = "config.yaml", "metrics.jsonl", "model", "eval_before.json", "eval.json"
 
 
 class MetricsFile(TrainerCallback):
-    """Appends each logged step to metrics.jsonl; a number that is not finite is null."""
+    """Appends each logged step to metrics.jsonl; a number that is not finite is null.
 
-    def __init__(self, path: Path, start_step: int) -> None:
-        self.path = path
+    `completions_sampled` counts from the run's first step, over all processes and over a resumed run's parts.
+    """
+
+    def __init__(self, path: Path, start_step: int, trainer: GCPOTrainer) -> None:
+        self.path, self.trainer = path, trainer
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= start_step]
-        write_atomically(path, "".join(f"{line}\n" for line in kept))
+        rows = [row for row in map(json.loads, lines) if row["step"] <= start_step]
+        self.sampled_before = max((int(row.get(SAMPLED, 0)) for row in rows), default=0)
+        write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
         row = {"step": state.global_step, **{name: _plain(value) for name, value in logs.items()}}
+        row[SAMPLED] = self.sampled_before + self.trainer.completions_sampled
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -83,21 +92,21 @@ def train(run: TextRun, config: GCPOConfig, as_yaml: str = "") -> GCPOTrainer:
             f"{folder} holds a run already; go on with it (--resume), or name another folder (--output-dir)"
         )
     trainer = build(run, config)
-    questions = read_rows(run.eval_data, limit=run.eval_limit, system=run.system or None) if run.eval_data else []
+    questions = _questions(run)
     main = trainer.accelerator.is_main_process
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG, as_yaml)
         start = int(str(checkpoint).rpartition("-")[2]) if run.resume else 0
-        trainer.add_callback(MetricsFile(folder / METRICS, start))
+        trainer.add_callback(MetricsFile(folder / METRICS, start, trainer))
     if run.max_completions:
         trainer.add_callback(Budget(run.max_completions, trainer))
-    if questions and main and not run.resume:
-        _judge(trainer, run, questions, name=run.model).save(folder / BEFORE)
+    if questions and main and run.eval_before and not run.resume:
+        _judge_policy(trainer, questions, run, name=run.model).save(folder / BEFORE)
     trainer.train(resume_from_checkpoint=checkpoint if run.resume else None)
     trainer.save_model(str(folder / MODEL))
     if questions and main:
-        _judge(trainer, run, questions, name=str(folder / MODEL)).save(folder / AFTER)
+        _judge_policy(trainer, questions, run, name=str(folder / MODEL)).save(folder / AFTER)
     return trainer
 
 
@@ -123,16 +132,33 @@ def build(run: TextRun, config: GCPOConfig) -> GCPOTrainer:
     )
 
 
-def _judge(trainer: GCPOTrainer, run: TextRun, questions: list[dict[str, Any]], *, name: str) -> TextEvalResult:
+def evaluate_start(run: TextRun, config: GCPOConfig) -> TextEvalResult:
+    """The evaluation that `train` does before the training, alone."""
+    model, tokenizer = load(run.model)
+    return _judge(model, tokenizer, _questions(run), run, config, name=run.model)
+
+
+def _questions(run: TextRun) -> list[dict[str, Any]]:
+    """The evaluation's questions; none where none are wanted."""
+    return read_rows(run.eval_data, limit=run.eval_limit, system=run.system or None) if run.eval_data else []
+
+
+def _judge_policy(trainer: GCPOTrainer, questions: list[dict[str, Any]], run: TextRun, *, name: str) -> TextEvalResult:
     """The policy as it is, in evaluation mode, on the evaluation's questions."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     was_training = model.training
     model.eval()
     try:
-        return evaluate(
-            model, trainer.processing_class, questions, load_reward(run.reward), seed=run.eval_seed,
-            max_new_tokens=trainer.args.max_completion_length or DEFAULT_LENGTH, progress=True, model_name=name,
-            data=run.eval_data, reward_name=run.reward,
-        )  # fmt: skip
+        return _judge(model, trainer.processing_class, questions, run, trainer.args, name=name)
     finally:
         model.train(was_training)
+
+
+def _judge(
+    model: Any, tokenizer: Any, questions: list[dict[str, Any]], run: TextRun, config: GCPOConfig, *, name: str
+) -> TextEvalResult:
+    return evaluate(
+        model, tokenizer, questions, load_reward(run.reward), seed=run.eval_seed, batch=run.eval_batch,
+        max_new_tokens=config.max_completion_length or DEFAULT_LENGTH, progress=True, model_name=name,
+        data=run.eval_data, reward_name=run.reward,
+    )  # fmt: skip

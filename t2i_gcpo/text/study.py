@@ -2,33 +2,32 @@
 
 A learning rate for each arm by the same number of trials, then one run a seed.
 
-A run is `t2i-gcpo text train` in a process of its own, with evaluation; runs that are finished are not done again, so
-the same command goes on where it was stopped. Final accuracy is on test questions; the area under the curve is the mean
-reward of all completions that were sampled on the way, each question of which is new to the run.
+A trial is what `t2i-gcpo text train` does with the options in the trial's run.yaml, evaluation included. Trials run in
+this process one after the other, as starting TRL anew costs as much as several steps. Finished trials are not done
+again, and one that was cut off begins again, so the same command goes on where it was stopped. All arms are tuned
+first; then every arm runs with the first seed, then with the next, so that a study that is not finished yet has equally
+many seeds of each arm.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from tqdm import tqdm
 
-from t2i_gcpo.evaluation.intervals import pooled
-from t2i_gcpo.text.run import AFTER, METRICS
+from t2i_gcpo.text import run as runs
+from t2i_gcpo.text.options import parse
 from t2i_gcpo.utils import yaml_files
 from t2i_gcpo.utils.files import write_atomically
-from t2i_gcpo.utils.json_files import read_json, read_json_lines
+from t2i_gcpo.utils.json_files import read_json
+from t2i_gcpo.utils.lock import locked
 
-RESULTS = "results.json"
-RATE = "learning_rate"
+RATE, OPTIONS = "learning_rate", "run.yaml"
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,20 @@ class Spec:
     """Tried for each arm, with `tune_seed`; the best on `tune_data` is taken."""
     seeds: tuple[int, ...]
     tune_seed: int
+    against: str
+    """The arm that the others are compared with, seed by seed."""
+    tune: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of the tuning trials, on top of `base`: fewer steps, say."""
     tune_data: str = "arithmetic:val"
     test_data: str = "arithmetic:test"
 
     def __post_init__(self) -> None:
         if not self.arms or not self.learning_rates or not self.seeds:
             raise ValueError("a text study needs arms, learning_rates and seeds, at least one of each")
+        if self.against not in self.arms:
+            raise ValueError(f"against is {self.against!r}; it must be one of the arms: {', '.join(self.arms)}")
+        if not self.base.get("max_completions"):
+            raise ValueError("the base has no max_completions; arms are compared at the same number of completions")
         if self.tune_seed in self.seeds:
             raise ValueError(
                 f"tune_seed {self.tune_seed} is among the seeds {list(self.seeds)}; learning rates are tuned with "
@@ -63,7 +70,7 @@ class Spec:
             raise ValueError(f"{path} is no mapping of options to values")
         known = {f.name for f in dataclasses.fields(Spec)}
         unknown = sorted(set(options) - known)
-        missing = sorted({"base", "arms", "learning_rates", "seeds", "tune_seed"} - set(options))
+        missing = sorted({"base", "arms", "learning_rates", "seeds", "tune_seed", "against"} - set(options))
         if unknown or missing:
             raise ValueError(
                 f"{path}: unknown {unknown or 'nothing'}, missing {missing or 'nothing'}; allowed: "
@@ -72,62 +79,91 @@ class Spec:
         lists = {name: tuple(options[name]) for name in ("learning_rates", "seeds")}
         return Spec(**{**options, **lists})
 
-
-def run(spec: Spec, out: Path) -> dict[str, Any]:
-    """Tune, train and pool; the content of results.json, which is written as well."""
-    chosen, rows = {}, []
-    for arm in spec.arms:
-        trials = {
-            rate: _run(spec, out / "tune" / f"{arm}_{rate:g}", arm, rate, spec.tune_seed, spec.tune_data)
-            for rate in spec.learning_rates
-        }
-        chosen[arm] = max(trials, key=lambda rate: _accuracy(trials[rate]))
-        folders = [
-            _run(spec, out / arm / f"seed_{seed}", arm, chosen[arm], seed, spec.test_data) for seed in spec.seeds
-        ]
-        rows.append(_pool(arm, chosen[arm], trials, folders))
-        results = {"arms": rows, "seeds": list(spec.seeds), "tune_seed": spec.tune_seed, "base": dict(spec.base)}
-        write_atomically(out / RESULTS, json.dumps(results, indent=1) + "\n")
-    return results
+    def to_json(self) -> dict[str, Any]:
+        """The study as plain values."""
+        return {**dataclasses.asdict(self), "learning_rates": list(self.learning_rates), "seeds": list(self.seeds)}
 
 
-def _run(spec: Spec, folder: Path, arm: str, rate: float, seed: int, data: str) -> Path:
-    """The folder of a finished run."""
-    if not (folder / AFTER).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("*.jsonl"):
-            stale.unlink()
-        options = {
-            **spec.base,
-            **spec.arms[arm],
-            RATE: rate,
-            "seed": seed,
-            "eval_data": data,
-            "output_dir": str(folder),
-        }
-        (folder / "run.yaml").write_text(yaml_files.dump(options), encoding="utf-8")
-        command = [sys.executable, "-m", "t2i_gcpo.cli", "text", "train", "--config", str(folder / "run.yaml")]
-        subprocess.run(command, check=True, env=dict(os.environ))
-    return folder
+def run(spec: Spec, out: Path) -> dict[str, float]:
+    """Run every trial that is not finished, and return the learning rate that each arm was tuned to.
+
+    ValueError where a trial's folder holds a run with other options, or another process runs this study.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, remedy="wait for the end of that study or stop it, or name another --out"):
+        for arm in spec.arms:
+            for rate in spec.learning_rates:
+                _train(tuning_folder(out, arm, rate), tuning_options(spec, arm, rate))
+        chosen = {arm: tuned_rate(spec, out, arm) for arm in spec.arms}
+        for seed in spec.seeds:
+            _evaluate_start(spec, seed, out)
+            for arm, rate in chosen.items():
+                _train(seed_folder(out, arm, seed), trial_options(spec, arm, rate, seed))
+    return chosen
 
 
-def _accuracy(folder: Path) -> float:
-    return float(read_json(folder / AFTER)["overall"])
+def tuning_folder(out: Path, arm: str, rate: float) -> Path:
+    return out / "tune" / f"{arm}_{rate:g}"
 
 
-def _pool(arm: str, rate: float, trials: Mapping[float, Path], folders: list[Path]) -> dict[str, Any]:
-    """One row of the results: means over seeds, with intervals over seeds and questions."""
-    finals = [read_json(folder / AFTER)["completions"] for folder in folders]
-    scores = [[row["score"] for row in rows] for rows in finals]
-    e = pooled(scores, [row["index"] for row in finals[0]], [row["task"] for row in finals[0]])
-    areas = [float(np.mean(_rewards(folder))) for folder in folders]
-    return {
-        "arm": arm, "learning_rate": rate, "trials": {f"{r:g}": _accuracy(folder) for r, folder in trials.items()},
-        "accuracy": e.overall, "ci95": list(e.ci95), "by_task": e.by_task,
-        "accuracies": [_accuracy(folder) for folder in folders], "area": float(np.mean(areas)), "areas": areas,
-    }  # fmt: skip
+def seed_folder(out: Path, arm: str, seed: int) -> Path:
+    return out / arm / f"seed_{seed}"
 
 
-def _rewards(folder: Path) -> list[float]:
-    """The mean reward of each logged step."""
-    return [row["reward"] for row in read_json_lines(folder / METRICS) if row.get("reward") is not None]
+def start_file(out: Path, seed: int) -> Path:
+    """The evaluation of the model before any training, with the noise of the trials of this seed."""
+    return out / "start" / f"seed_{seed}.json"
+
+
+def tuned_rate(spec: Spec, out: Path, arm: str) -> float:
+    """The learning rate whose trial answered most of the tuning questions rightly; of equal ones the lowest."""
+    return max(sorted(spec.learning_rates), key=lambda rate: accuracy(tuning_folder(out, arm, rate)))
+
+
+def accuracy(folder: Path) -> float:
+    """The accuracy of a finished trial."""
+    return float(read_json(folder / runs.AFTER)["overall"])
+
+
+def tuning_options(spec: Spec, arm: str, rate: float) -> dict[str, Any]:
+    """The options of a tuning trial."""
+    return {**trial_options(spec, arm, rate, spec.tune_seed), **spec.tune, "eval_data": spec.tune_data}
+
+
+def trial_options(spec: Spec, arm: str, rate: float, seed: int) -> dict[str, Any]:
+    """The options of a trial; its evaluation draws with the seed of its training."""
+    own = {RATE: rate, "seed": seed, "eval_seed": seed, "eval_data": spec.test_data, "eval_before": False}
+    return {**spec.base, **spec.arms[arm], **own}
+
+
+def _train(folder: Path, options: Mapping[str, Any]) -> None:
+    """Train and evaluate, unless the folder holds the finished trial. ValueError: it holds one with other options."""
+    file = folder / OPTIONS
+    if (folder / runs.AFTER).is_file():
+        theirs = yaml_files.load(file)
+        changed = sorted(name for name in {*theirs, *options} if theirs.get(name) != options.get(name))
+        if changed:
+            raise ValueError(
+                f"{folder} holds a trial with other options ({', '.join(changed)}); name another --out, or remove it"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.jsonl"):
+        stale.unlink()
+    write_atomically(file, yaml_files.dump(dict(options)))
+    tqdm.write(f"training {folder}")
+    runs.train(*parse(["--config", str(file), "--output-dir", str(folder)]))
+    gc.collect()  # a trainer refers to itself, and its optimiser's memory would stay
+
+
+def _evaluate_start(spec: Spec, seed: int, out: Path) -> None:
+    """Evaluate the model that all arms start from, with the noise of the trials of this seed."""
+    path = start_file(out, seed)
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {**spec.base, "seed": seed, "eval_seed": seed, "eval_data": spec.test_data, "output_dir": str(out)}
+    file = path.with_suffix(".yaml")
+    write_atomically(file, yaml_files.dump(options))
+    run, config, _ = parse(["--config", str(file)])
+    runs.evaluate_start(run, config).save(path)
