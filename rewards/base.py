@@ -48,7 +48,7 @@ class Reward(Protocol):
     name: str = ""
     """What error messages call it; "" stands for the class's name."""
     weights: Mapping[str, float] | None = None
-    """Of a weighted sum: the parts' names and their weights. None for any other reward."""
+    """The parts' names and their weights, for a weighted sum. None for any other reward."""
     built_with: Mapping[str, Any] = {}
     """The options that `rewards.load` built it with, defaults included."""
 

@@ -38,9 +38,9 @@ class Identity(TypedDict):
     name: str
     """The registry's name, or the path of a function of one's own."""
     options: dict[str, Any]
-    """Without secrets, and without the options that change only where and how fast it works."""
+    """The options, without secrets and without those that change only where and how fast it works."""
     weights: dict[str, float] | None
-    """Those of a weighted sum."""
+    """The parts' weights, for a weighted sum."""
 
 
 def identity(name: str, options: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> Identity:

@@ -1,4 +1,4 @@
-"""Which tokens get the credit: GCPO's contrast between two prompts, its ablations and its controls, as token weights.
+"""Decides which tokens get the credit: GCPO's contrast between two prompts, its ablations and controls, as weights.
 
 B rows (images), T tokens. Weights are fp32, constants of the loss (no gradient), 0 on masked tokens and of mean 1
 over the valid tokens of each row; a row without a valid token is 0 throughout. Nothing loops over rows or tokens.

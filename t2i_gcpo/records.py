@@ -52,7 +52,7 @@ class Unmasking:
     """Which tokens a step fixes: those of the highest "confidence", or "random" ones, with which the tokens' log-probs
     are exact."""
     temperature: float = 2.0
-    """Of the Gumbel noise on the confidence at the first step; falls to 0 in equal parts."""
+    """Temperature of the Gumbel noise on the confidence at the first step; falls to 0 in equal parts."""
 
     def __post_init__(self) -> None:
         declared(self, "unmasking.")
@@ -62,7 +62,7 @@ class Unmasking:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are drawn. The behaviour distribution is `softmax(truncate(mix(c, u) / temperature))`."""
+    """Says how tokens are drawn. The behaviour distribution is `softmax(truncate(mix(c, u) / temperature))`."""
 
     guidance: float = 2.0
     """Classifier-free guidance scale g in u + g (c - u); 1 samples the conditional distribution, without guidance."""
@@ -89,7 +89,7 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class Sampling(SamplingOptions):
-    """How the tokens of one rollout are drawn, and what is kept of their logits."""
+    """Says how the tokens of one rollout are drawn, and what is kept of their logits."""
 
     group_size: int = 1
     """G, images a prompt."""

@@ -1,4 +1,4 @@
-"""What a row of the algorithms' table does to a rollout: token weights, token advantages and the loss.
+"""Applies a row of the algorithms' table to a rollout: token weights, token advantages and the loss.
 
 P prompts, G images a prompt, B = P * G rows, T tokens.
 """
@@ -22,7 +22,7 @@ from t2i_gcpo.records import Rollout
 
 @dataclass(frozen=True)
 class TokenAdvantages:
-    """What the rollout's rewards say about each token: all that the loss and the heatmap need of them."""
+    """Holds what the rollout's rewards say about each token: all that the loss and the heatmap need of them."""
 
     advantages: Tensor
     """[B, T] fp32, `A[b, t] = A_b * w[b, t]`; 0 where masked."""

@@ -19,8 +19,8 @@ from t2i_gcpo.records import Rollout
 SCORE_ROWS = 16
 """Rows that are scored at once by the checks."""
 STANDARD_ERRORS = 5.0
-"""How far the mean log-probs of two samples of one distribution may lie apart: once in a million runs they lie
-farther."""
+"""Allowed distance of the mean log-probs of two samples of one distribution; chance exceeds it once in a million
+runs."""
 
 
 def batch_size(options: argparse.Namespace, prompts: int) -> int:

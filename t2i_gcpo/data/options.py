@@ -10,7 +10,7 @@ from t2i_gcpo.utils.checks import declared
 
 @dataclass(frozen=True)
 class PromptsConfig:
-    """Where the prompts come from: a file or a split of ShapeScenes.
+    """Says where the prompts come from: a file or a split of ShapeScenes.
 
     A file is jsonl, json, csv, tsv or txt, or a benchmark's own.
     """

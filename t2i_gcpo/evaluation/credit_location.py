@@ -28,11 +28,11 @@ from t2i_gcpo.utils.files import write_atomically
 from t2i_gcpo.utils.json_files import finite_or_none
 
 ESTIMATED: tuple[credit.Divergence, ...] = get_args(credit.Divergence)
-"""From the sampled token's log-probs."""
+"""Divergences that are estimated from the sampled token's log-probs."""
 DIVERGENCES: tuple[str, ...] = (*ESTIMATED, *STATS)
 NORMALIZATIONS: tuple[credit.Normalization, ...] = get_args(credit.Normalization)
 DRAWS = 20
-"""Of each control that is drawn at random; its numbers are their mean, so that one draw's luck is no result."""
+"""Draws of each random control; its numbers are their mean, so that one draw's luck is no result."""
 
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -51,8 +51,8 @@ class MapResult:
     name: str
     """A divergence or a control."""
     measures: dict[str, Estimates]
-    """Those of MEASURES: of the values themselves. They see nothing but the order, so that every increasing
-    normalisation has the same."""
+    """Name of MEASURES -> its estimates over the values themselves. Only the values' order matters to them, so
+    every increasing normalisation has the same."""
     shares: dict[str, Estimates]
     """Normalisation -> share of the weights on the cells of the named objects."""
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: an embedded one, a local folder (whole model, LoRA adapter or delta).
+"""Finds a checkpoint: an embedded one, a local folder (whole model, LoRA adapter or delta).
 
 Or a repository of the hub.
 """

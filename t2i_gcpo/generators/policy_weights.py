@@ -1,4 +1,4 @@
-"""Which weights of a model are trained, and what the reference is: full fine-tuning of one submodule, or LoRA on it."""
+"""Decides which weights are trained and what the reference is: full fine-tuning of one submodule, or LoRA on it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class PolicyWeights:
         self.module.requires_grad_(True)
 
     def unwrapped(self) -> nn.Module:
-        """The submodule itself, where `module` is a DDP wrapper around it."""
+        """Return the submodule itself, also where `module` is a DDP wrapper around it."""
         inner = getattr(self.module, "module", None)
         return inner if isinstance(inner, nn.Module) else self.module
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Those of the policy (of its adapters, with LoRA), in a fixed order."""
+        """Return the policy's trained parameters (with LoRA its adapters'), in a fixed order."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def add_lora(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:

@@ -1,4 +1,4 @@
-"""How token weights were made: the options of `Algorithm` that decide them, as a record that the npz keeps."""
+"""Records how token weights were made: the options of `Algorithm` that decide them, as the npz keeps them."""
 
 from __future__ import annotations
 

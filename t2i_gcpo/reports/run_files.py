@@ -1,4 +1,4 @@
-"""Which files of a run folder are its own. A folder may come from somebody else, and a page embeds what it shows.
+"""Tells which files of a run folder are its own. A folder may come from somebody else, and a page embeds what it shows.
 
 A link, an absolute path or `..` could put any file of this machine into a page that is passed on: only regular files
 that lie inside the run once all links are followed are read, and only real PNGs are shown.

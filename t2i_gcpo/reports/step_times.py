@@ -1,4 +1,4 @@
-"""Where the steps of a run spend their time, from the `time/` metrics that each step logs."""
+"""Tells where the steps of a run spend their time, from the `time/` metrics that each step logs."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def print_credit(result: CreditResult) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
-    """As wide as it needs where the output is no terminal (a log, a pipe); in a terminal, cells fold."""
+    """Print a table: in a terminal cells fold, elsewhere (a log, a pipe) it is as wide as it needs to be."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

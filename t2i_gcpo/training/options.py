@@ -21,7 +21,7 @@ _FLOAT32_MAX = 3.4028235e38
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How long a run is and how a rollout is used."""
+    """Says how long a run is and how a rollout is used."""
 
     steps: int = 200
     """Training steps: each samples images, scores them and updates the generator."""
@@ -66,7 +66,7 @@ class LoopOptions:
 
 @dataclass(frozen=True)
 class SamplingConfig(SamplingOptions):
-    """How the rollout's images are sampled."""
+    """Says how the rollout's images are sampled."""
 
     negative_prompt: str | None = None
     """The prompt that GCPO contrasts with; null is the null prompt of classifier-free guidance, which costs no extra
@@ -130,7 +130,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """Where the metrics go besides metrics.jsonl, which is always written."""
+    """Says where the metrics go besides metrics.jsonl, which is always written."""
 
     tensorboard: bool = True
     """Write event files into the run folder."""

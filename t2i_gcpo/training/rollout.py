@@ -93,7 +93,7 @@ def diversity(rollout: Rollout) -> float:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a training step works on."""
+    """Holds what a training step works on."""
 
     scored: ScoredRollout | None
     """None where dynamic sampling found no group with reward spread."""

@@ -25,7 +25,7 @@ from t2i_gcpo.utils.clock import Clock
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What callbacks see of a finished step. `metrics` may be added to; it is logged after them."""
+    """Holds what callbacks see of a finished step. `metrics` may be added to; it is logged after them."""
 
     step: int
     """Steps done, this one included."""
@@ -44,7 +44,7 @@ class Outcome:
     images: int
     """Images that were sampled, discarded ones included."""
     images_scored: int
-    """Those of them that have a score."""
+    """Images among them that have a score."""
     scored: ScoredRollout | None = None
     targets: TokenAdvantages | None = None
 

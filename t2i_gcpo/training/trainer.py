@@ -144,7 +144,7 @@ class Trainer:
         self.step_number = 0
         self.images_sampled = 0
         self.images_scored = 0
-        """Those of them that have a score."""
+        """Sampled images that have a score."""
         self.interrupted_by: str | None = None
         """What ended the last `train` before its time, "Ctrl-C" or "SIGTERM", or None."""
         self._save_requested = False

@@ -60,7 +60,7 @@ class Scalar:
     """Holds one value of a YAML file."""
 
     text: str
-    """As it was written, without quotes."""
+    """The text as it was written, without quotes."""
     quoted: bool = False
 
     @property

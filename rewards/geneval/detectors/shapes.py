@@ -236,7 +236,7 @@ def _length(polygon: list[tuple[float, float]]) -> float:
 class _Match:
     class_name: str
     side: float
-    """Of the outline laid over the blob, pixels."""
+    """Side of the outline laid over the blob, in pixels."""
     likeness: float
     """1 - ease * (1 - IoU) with the best class."""
     lead: float

@@ -64,7 +64,7 @@ def held_out(options: WatchConfig) -> dict[str, Reward]:
 
 
 def sampling(options: SamplingConfig, *, guidance: float | None = None) -> Sampling:
-    """How images are drawn; `guidance` replaces that of the options where it is given."""
+    """Return how images are drawn; `guidance` replaces that of the options where it is given."""
     return Sampling.of(options, **({} if guidance is None else {"guidance": guidance}))
 
 

@@ -162,7 +162,7 @@ def type_name(hint: Any) -> str:
 
 
 def allowed(options: Any, name: str) -> str:
-    """What a number must be, in the words of the ValueError that the dataclass raises for one that is too small or too large."""
+    """Return what a number must be, in the words of the ValueError for one that is too small or too large."""
     default, hint = vars(options)[name], get_type_hints(type(options))[name]
     if not {int, float} & {hint, *get_args(hint)}:
         return ""
@@ -195,7 +195,7 @@ def _rewards() -> Iterator[str]:
 
 
 def parsers(command: str) -> dict[str, argparse.ArgumentParser]:
-    """What follows `t2i-gcpo` -> its parser; several for a command that has commands of its own, none for `train`."""
+    """Return the words after `t2i-gcpo` -> their parser; several for a command with subcommands, none for `train`."""
     if command == "train":
         return {}
     module = importlib.import_module(COMMANDS[command][0].split(":")[0])

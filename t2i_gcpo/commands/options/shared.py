@@ -98,7 +98,7 @@ def sampling(args: argparse.Namespace, **choices: Any) -> Sampling:
 
 
 def add_reward_option(parser: argparse.ArgumentParser) -> None:
-    """For the help: `take_reward` takes the scorer off the arguments before they are parsed."""
+    """Name the scorer's options in the help; `take_reward` takes them off the arguments before they are parsed."""
     parser.add_argument(
         "--reward",
         metavar="NAME",

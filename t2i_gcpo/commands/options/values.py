@@ -95,7 +95,7 @@ def _from_scalar(scalar: Scalar, kinds: Sequence[Any]) -> Any:
 
 
 def _from_yaml(scalar: Scalar) -> Any:
-    """What YAML makes of a text, which may be a list or mapping on one line; the text itself where it is no YAML."""
+    """Return what YAML makes of a text (a list or mapping on one line, too), or the text itself where it is no YAML."""
     if scalar.quoted:
         return scalar.text
     try:

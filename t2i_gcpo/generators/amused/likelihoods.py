@@ -1,4 +1,4 @@
-"""Which probability of an image an update of a masked generator trains, as rows of choices, and the passes of each.
+"""Decides which probability of an image an update of a masked generator trains, as rows of choices, and their passes.
 
 A forward pass of a masked generator has a state (some tokens visible, the others masked) and gives the log-probs of all
 masked tokens. A likelihood says which states are scored, and which tokens in them. The option that names it is

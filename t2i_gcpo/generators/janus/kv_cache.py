@@ -32,7 +32,7 @@ class GrowingCache:
         """[1] int64: the column that the next `update` writes; in place, as compiled code holds this tensor."""
         options: Any = {"dtype": dtype, "device": device}
         self.keys = [torch.zeros(rows, heads, width, columns, **options).mT for _ in range(layers)]
-        """By layer [R, K, C, D], contiguous over C."""
+        """One tensor [R, K, C, D] a layer, contiguous over C."""
         self.values = [torch.zeros(rows, heads, columns, width, **options) for _ in range(layers)]
         self.bias = torch.zeros(rows, 1, 1, columns, dtype=dtype, device=device)
         """[R, 1, 1, C], added to the attention scores: 0 on the columns to look at, the lowest number elsewhere."""

@@ -32,7 +32,7 @@ from t2i_gcpo.pretrain.optimisation import Optimisation
 
 @dataclass(frozen=True)
 class MaskedSettings:
-    """How the transformer and the text encoder are trained; the defaults made the embedded checkpoint."""
+    """Says how the transformer and the text encoder are trained; the defaults made the embedded checkpoint."""
 
     steps: int = 4500
     batch: int = 64

@@ -25,10 +25,10 @@ class ClipShape:
     features: int = 64
     """D, of both towers' last layers."""
     blocks: tuple[int, ...] = (1, 1, 1, 1)
-    """Of the four stages of the ResNet (CLIP's own variant, with attention pooling)."""
+    """Blocks in each of the ResNet's four stages (CLIP's own variant, with attention pooling)."""
     width: int = 16
     head_width: int = 32
-    """Of the attention pooling."""
+    """Width of a head of the attention pooling."""
     text_layers: int = 3
     text_width: int = 96
     text_heads: int = 3

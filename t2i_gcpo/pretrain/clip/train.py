@@ -33,7 +33,7 @@ STATISTICS_BATCHES = 20
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How clip-mini is trained; the defaults made the embedded checkpoint."""
+    """Says how clip-mini is trained; the defaults made the embedded checkpoint."""
 
     steps: int = 1000
     families: int = 24

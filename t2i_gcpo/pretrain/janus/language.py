@@ -47,7 +47,7 @@ DROPPED = "<pad>"
 
 @dataclass(frozen=True)
 class LanguageSettings:
-    """How the language model is trained; the defaults made the embedded checkpoint."""
+    """Says how the language model is trained; the defaults made the embedded checkpoint."""
 
     steps: int = 2600
     batch: int = 48

@@ -25,7 +25,7 @@ class LanguageModelShape:
 
 @dataclass(frozen=True)
 class VQSettings:
-    """How the VQ model is trained; the defaults made the embedded checkpoint."""
+    """Says how the VQ model is trained; the defaults made the embedded checkpoint."""
 
     codebook: int = 1152
     embed_dim: int = 16
@@ -40,9 +40,9 @@ class VQSettings:
     lr: float = 1e-3
     muon_lr: float = 4e-3
     encoding_weight: float = 0.1
-    """Of the encoder's loss beside the pictures'; they share the codebook's entries and nothing else."""
+    """Weight of the encoder's loss beside the pictures'; they share the codebook's entries and nothing else."""
     temperature: float = 0.05
-    """Of the encoder's softmax over the codebook; the inner products of unit vectors are its logits."""
+    """Temperature of the encoder's softmax over the codebook; its logits are inner products of unit vectors."""
     seed: int = 0
 
     @property
