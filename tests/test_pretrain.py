@@ -12,6 +12,7 @@ import torch
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.data.shapes.prompts import split
 from t2i_gcpo.data.shapes.scene import sample_scene
+from t2i_gcpo.pretrain.janus.codes import patch_codes
 from t2i_gcpo.pretrain.janus.language import (
     PROMPT_LENGTH,
     LanguageSettings,
@@ -21,7 +22,7 @@ from t2i_gcpo.pretrain.janus.language import (
     with_words_dropped,
 )
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape, VQSettings, save_processor
-from t2i_gcpo.pretrain.janus.vq import VQTrainer, patch_codes
+from t2i_gcpo.pretrain.janus.vq import VQTrainer
 from t2i_gcpo.pretrain.stages import Stage, save_state
 
 VQ = VQSettings(codebook=16, kmeans_scenes=4, batch=1, full_batch=1, crop=16, crop_steps=2, full_steps=1)

@@ -24,8 +24,8 @@ from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.pretrain.amused import card as masked_card
 from t2i_gcpo.pretrain.amused.model import EMBEDDING_STD, MaskedModelShape, build_amused, start_from_patches
 from t2i_gcpo.pretrain.amused.train import MaskedSettings, MaskedTrainer, Scenes, draw_masks
+from t2i_gcpo.pretrain.janus.codes import patch_codes
 from t2i_gcpo.pretrain.janus.model import VQSettings
-from t2i_gcpo.pretrain.janus.vq import patch_codes
 from t2i_gcpo.pretrain.stages import Stage, save_state
 
 SHAPE = MaskedModelShape(

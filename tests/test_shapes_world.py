@@ -12,8 +12,8 @@ from rewards.geneval import judge
 from rewards.geneval.vocabulary import BACKGROUND, CLASSES, COLORS
 from t2i_gcpo.data.shapes import prompts as world
 from t2i_gcpo.data.shapes.scene import IMAGE_SIZE, Difficulty, Scene, SceneObject, random_scene, sample_scene
+from t2i_gcpo.pretrain.janus.codes import directions, kmeans, nearest, patch_codes, patches, pictures
 from t2i_gcpo.pretrain.janus.model import VQSettings
-from t2i_gcpo.pretrain.janus.vq import directions, kmeans, nearest, patch_codes, patches, pictures
 from t2i_gcpo.pretrain.verdicts import agreement, draw_cases
 from t2i_gcpo.records import Prompt
 

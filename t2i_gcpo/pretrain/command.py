@@ -9,6 +9,10 @@ import importlib
 #: Name -> (function, one line of help).
 CHECKPOINTS: dict[str, tuple[str, str]] = {
     "janus": ("t2i_gcpo.pretrain.janus.command:main", "janus-mini, the autoregressive generator (the default)"),
+    "textured": (
+        "t2i_gcpo.pretrain.janus.textured_command:main",
+        "janus-textured, the autoregressive generator of textured scenes",
+    ),
     "amused": ("t2i_gcpo.pretrain.amused.command:main", "amused-mini, the masked generator, on janus-mini's VQ model"),
     "clip": ("t2i_gcpo.pretrain.clip.command:main", "clip-mini, the scorer of pictures and captions"),
     "text": ("t2i_gcpo.pretrain.text.command:main", "text-mini, the language model of the arithmetic task"),

@@ -31,8 +31,13 @@ def load_state(trainer: Any, path: Path) -> None:
 
     ValueError for a file that is damaged, holds anything else, or is of another trainer.
     """
+    read_state(path, trainer.load_state_dict)
+
+
+def read_state(path: Path, use: Callable[[Any], Any] = lambda state: state) -> Any:
+    """Return what `use` makes of the state in `path`; ValueError for a file that is damaged or that `use` refuses."""
     try:
-        trainer.load_state_dict(torch.load(path, weights_only=True))
+        return use(torch.load(path, weights_only=True))
     except FileNotFoundError:
         raise
     except Exception as error:  # torch's, pickle's and zipfile's own, and what a wrong shape of the state leads to

@@ -14,7 +14,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from rewards.geneval.reward import GenEvalReward
 from t2i_gcpo.commands.options.number_types import finite, positive, seed
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.data.shapes.prompts import TASKS, split
-from t2i_gcpo.data.shapes.scene import Scene, sample_scene
+from t2i_gcpo.data.shapes.scene import Difficulty, Scene, Style, sample_scene
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports.tables import print_note, print_table
 from t2i_gcpo.utils.destination import check_file
@@ -44,18 +44,18 @@ class Case:
     passes: bool
 
 
-def draw_cases(count: int, seed: int) -> list[Case]:
+def draw_cases(count: int, seed: int, style: Style = "plain") -> list[Case]:
     """Draw `count` cases over the six tasks and the three splits in equal parts, half of them violations."""
-    rng = random.Random(seed)
+    rng, difficulty = random.Random(seed), Difficulty.of_style(style)
     by_task = {task: [p for name in ("train", "val", "test") for p in split(name) if p.task == task] for task in TASKS}
     cases = []
     for k in range(count):
         task = TASKS[k % len(TASKS)]
         prompt = rng.choice(by_task[task])
         passes = k // len(TASKS) % 2 == 0
-        scene = sample_scene(prompt.metadata, rng)
+        scene = sample_scene(prompt.metadata, rng, difficulty)
         while not passes:
-            scene = sample_scene(rng.choice(by_task[task]).metadata, rng)
+            scene = sample_scene(rng.choice(by_task[task]).metadata, rng, difficulty)
             if not judge([thing.detection() for thing in scene.objects], prompt.metadata).correct:
                 break
         cases.append(Case(prompt, scene, passes))
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         from t2i_gcpo.generators.janus.adapter import Janus
 
         transform = through_vq(Janus.load(options.checkpoint))
-    cases = draw_cases(options.scenes, options.seed)
+    cases = draw_cases(options.scenes, options.seed, options.style)
     results = {"rendered": agreement(cases)}
     bounds = {"rendered": options.rendered_bound, "decoded": options.decoded_bound}
     if transform is not None:
@@ -123,13 +123,15 @@ def main(argv: list[str] | None = None) -> int:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(
-            options.out, json.dumps({"scenes": len(cases), "seed": options.seed, **results}, indent=2) + "\n"
+            options.out,
+            json.dumps({"scenes": len(cases), "seed": options.seed, "style": options.style, **results}, indent=2)
+            + "\n",
         )
     kinds = [(kind, part) for kind in results for part in ("true", "false", "all")]
     print_table(
         ["task", *(f"{kind}: {part}" for kind, part in kinds)],
         [[task, *(f"{results[kind][task][part]:.3f}" for kind, part in kinds)] for task in TASKS],
-        title=f"right verdicts on {len(cases)} scenes, seed {options.seed}",
+        title=f"right verdicts on {len(cases)} {options.style} scenes, seed {options.seed}",
     )
     low = [
         f"{task} ({kind}) {results[kind][task]['all']:.3f} < {bounds[kind]}"
@@ -146,6 +148,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo verdicts", description=__doc__)
     parser.add_argument("--scenes", type=positive, default=2000, help="scenes in all (default: %(default)s)")
     parser.add_argument("--checkpoint", default="janus-mini", help='whose VQ model; "none" checks rendered scenes only')
+    parser.add_argument(
+        "--style", choices=get_args(Style), default="plain", help="of the scenes (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--rendered-bound", type=finite, default=0.99, help="least share of right verdicts on rendered scenes"

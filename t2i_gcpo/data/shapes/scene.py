@@ -1,7 +1,8 @@
 """Place the objects of ShapeScenes' scenes, and render them with smooth edges.
 
-A scene is 1 to 4 objects (plus clutter, if asked for) on a plain background. Corners and sizes lie on a lattice of a
-few pixels, so that a small VQ codebook can tell the patches apart.
+A scene is 1 to 4 objects (plus clutter, if asked for). In the plain style they stand on a plain background, and corners
+and sizes lie on a lattice of a few pixels, so that a small VQ codebook can tell the patches apart. In the textured
+style the backdrop has a pattern, and objects are shaded, a little turned, and of any place and size.
 """
 
 from __future__ import annotations
@@ -9,14 +10,27 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from rewards.geneval import Detection, judge
 from rewards.geneval.vocabulary import BACKGROUND, CLASSES, COLORS, coverage
+from t2i_gcpo.data.shapes.textured import (
+    SIDES,
+    TURN,
+    TURNED_MARGIN,
+    Backdrop,
+    Shading,
+    draw_backdrop,
+    draw_shading,
+    paint_backdrop,
+    paint_object,
+    turned_box,
+)
 
 IMAGE_SIZE = 96
+Style = Literal["plain", "textured"]
 
 
 @dataclass(frozen=True)
@@ -27,35 +41,59 @@ class Difficulty:
     """How many of the shape classes may appear."""
     max_objects: int = 4
     """The largest count that counting prompts ask for, 2 to 4."""
-    sizes: tuple[int, ...] = (24, 32)
-    """Side lengths of an object's box, pixels."""
+    sizes: tuple[float, ...] = (24, 32)
+    """Side lengths of an object's box, pixels; with the lattice 0, any length from the least to the largest."""
     lattice: int = 8
-    """Corners lie on multiples of this many pixels."""
+    """Corners lie on multiples of this many pixels; 0: anywhere."""
     gap: int = 4
     """Least distance between two boxes, pixels."""
     clutter: int = 0
     """Up to this many objects that the prompt does not mention."""
+    style: Style = "plain"
+    """How scenes are painted; `of_style` has the difficulty that fits a style."""
+
+    @classmethod
+    def of_style(cls, style: Style) -> Difficulty:
+        """Return the default difficulty of a style: `Difficulty()` for the plain one."""
+        if style not in get_args(Style):
+            raise ValueError(f"ShapeScenes has no style {style!r}; allowed: {', '.join(get_args(Style))}")
+        return cls() if style == "plain" else cls(sizes=SIDES, lattice=0, style=style)
 
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= len(CLASSES):
             raise ValueError(f"classes is {self.classes}; ShapeScenes has 2 to {len(CLASSES)}")
         if not 2 <= self.max_objects <= 4:
             raise ValueError(f"max_objects is {self.max_objects}; it must be 2, 3 or 4")
+        if (self.lattice == 0) != (self.style == "textured"):
+            raise ValueError(
+                f"lattice is {self.lattice} and the style {self.style}; the plain style needs a lattice of 1 or more "
+                "pixels, the textured one has none (0)"
+            )
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """Is a shape with its colour; `left`, `top` and `size` are in pixels."""
+    """Is a shape with its colour; `left`, `top` and `size` are in pixels, of its box before it is turned."""
 
     class_name: str
     color: str
-    left: int
-    top: int
-    size: int
+    left: float
+    top: float
+    size: float
+    angle: float = 0.0
+    """How far it is turned around its middle, degrees; 0 in the plain style."""
+    shading: Shading | None = None
+    """How light falls on it; None in the plain style."""
 
     def detection(self) -> Detection:
         """Return what a perfect detector says about it (boxes are left, top, right, bottom)."""
-        box = (float(self.left), float(self.top), float(self.left + self.size), float(self.top + self.size))
+        left, top, right, bottom = turned_box(self.class_name, self.angle) if self.angle else (0.0, 0.0, 1.0, 1.0)
+        box = (
+            self.left + self.size * left,
+            self.top + self.size * top,
+            self.left + self.size * right,
+            self.top + self.size * bottom,
+        )
         return Detection(self.class_name, 1.0, box, color=self.color)
 
 
@@ -63,16 +101,30 @@ class SceneObject:
 class Scene:
     objects: tuple[SceneObject, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
+    backdrop: Backdrop | None = None
+    """What is behind the objects in the textured style; None: the scene is painted in the plain one."""
 
     def render(self) -> np.ndarray:
         """Return the picture, `[IMAGE_SIZE, IMAGE_SIZE, 3]` uint8."""
+        canvas = self._plain() if self.backdrop is None else self._textured(self.backdrop)
+        return np.rint(canvas).astype(np.uint8)
+
+    def _plain(self) -> np.ndarray:
         canvas = np.empty((IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.float32)
         canvas[:] = BACKGROUND
         for thing in self.objects:
-            alpha = coverage(thing.class_name, thing.size)[..., None]
-            window = canvas[thing.top : thing.top + thing.size, thing.left : thing.left + thing.size]
+            left, top, size = int(thing.left), int(thing.top), int(thing.size)
+            alpha = coverage(thing.class_name, size)[..., None]
+            window = canvas[top : top + size, left : left + size]
             window += alpha * (np.asarray(COLORS[thing.color], dtype=np.float32) - window)
-        return np.rint(canvas).astype(np.uint8)
+        return canvas
+
+    def _textured(self, backdrop: Backdrop) -> np.ndarray:
+        canvas = paint_backdrop(backdrop, IMAGE_SIZE)
+        for thing in self.objects:
+            corner, light = (thing.left, thing.top), thing.shading or Shading(0.0, 0.0)
+            paint_object(canvas, thing.class_name, thing.color, corner, thing.size, thing.angle, light)
+        return canvas.clip(0, 255)
 
 
 def wanted_objects(metadata: dict[str, Any], rng: random.Random, difficulty: Difficulty) -> list[tuple[str, str]]:
@@ -88,22 +140,46 @@ def wanted_objects(metadata: dict[str, Any], rng: random.Random, difficulty: Dif
     return wanted
 
 
-def _place(
-    size: int, taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty
-) -> tuple[int, int] | None:
-    steps = (IMAGE_SIZE - size) // difficulty.lattice
-    gap = difficulty.gap
+#: A place for an object: left, top, size, angle and shading, in the order of `SceneObject`.
+_Place = tuple[float, float, float, float, Shading | None]
+
+
+def _is_apart(left: float, top: float, size: float, taken: Sequence[SceneObject], gap: float) -> bool:
+    return all(
+        left + size + gap <= other.left
+        or other.left + other.size + gap <= left
+        or top + size + gap <= other.top
+        or other.top + other.size + gap <= top
+        for other in taken
+    )
+
+
+def _place(taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty) -> _Place | None:
+    """Draw a size, and a place that keeps its distance from the others; None where 60 tries find none."""
+    if difficulty.style == "textured":
+        return _place_anywhere(taken, rng, difficulty)
+    size = rng.choice(difficulty.sizes)
+    steps = int(IMAGE_SIZE - size) // difficulty.lattice
     for _ in range(60):
         left, top = (rng.randint(0, steps) * difficulty.lattice for _ in range(2))
-        if all(
-            left + size + gap <= other.left
-            or other.left + other.size + gap <= left
-            or top + size + gap <= other.top
-            or other.top + other.size + gap <= top
-            for other in taken
-        ):
-            return left, top
+        if _is_apart(left, top, size, taken, difficulty.gap):
+            return left, top, size, 0.0, None
     return None
+
+
+def _place_anywhere(taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty) -> _Place | None:
+    """Draw what `_place` draws, off the lattice, with a turn and a shading; the turned object stays inside."""
+    size = rng.uniform(min(difficulty.sizes), max(difficulty.sizes))
+    margin = size * TURNED_MARGIN
+    for _ in range(60):
+        left, top = (rng.uniform(margin, IMAGE_SIZE - size - margin) for _ in range(2))
+        if _is_apart(left, top, size, taken, difficulty.gap + 2 * size * TURNED_MARGIN):
+            return left, top, size, rng.uniform(-TURN, TURN), draw_shading(rng)
+    return None
+
+
+def _backdrop(rng: random.Random, difficulty: Difficulty) -> Backdrop | None:
+    return draw_backdrop(rng) if difficulty.style == "textured" else None
 
 
 def random_scene(rng: random.Random, difficulty: Difficulty | None = None) -> Scene:
@@ -111,12 +187,11 @@ def random_scene(rng: random.Random, difficulty: Difficulty | None = None) -> Sc
     difficulty = difficulty or Difficulty()
     placed: list[SceneObject] = []
     for _ in range(rng.randint(1, 4)):
-        size = rng.choice(difficulty.sizes)
-        corner = _place(size, placed, rng, difficulty)
-        if corner is not None:
+        place = _place(placed, rng, difficulty)
+        if place is not None:
             class_name = rng.choice(CLASSES[: difficulty.classes])
-            placed.append(SceneObject(class_name, rng.choice(list(COLORS)), *corner, size))
-    return Scene(tuple(placed))
+            placed.append(SceneObject(class_name, rng.choice(list(COLORS)), *place))
+    return Scene(tuple(placed), backdrop=_backdrop(rng, difficulty))
 
 
 def sample_scene(metadata: dict[str, Any], rng: random.Random, difficulty: Difficulty | None = None) -> Scene:
@@ -129,13 +204,12 @@ def sample_scene(metadata: dict[str, Any], rng: random.Random, difficulty: Diffi
     for _ in range(1000):
         placed: list[SceneObject] = []
         for class_name, color in wanted_objects(metadata, rng, difficulty):
-            size = rng.choice(difficulty.sizes)
-            corner = _place(size, placed, rng, difficulty)
-            if corner is None:
+            place = _place(placed, rng, difficulty)
+            if place is None:
                 break
-            placed.append(SceneObject(class_name, color, *corner, size))
+            placed.append(SceneObject(class_name, color, *place))
         else:
             if judge([thing.detection() for thing in placed], metadata).correct:
                 rng.shuffle(placed)
-                return Scene(tuple(placed), metadata)
+                return Scene(tuple(placed), metadata, _backdrop(rng, difficulty))
     raise RuntimeError(f"no scene fits {metadata.get('prompt')!r} with {difficulty}")

@@ -17,8 +17,8 @@ from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.pretrain.amused import card as masked_card
 from t2i_gcpo.pretrain.amused.model import MaskedModelShape, build_amused, start_from_patches
 from t2i_gcpo.pretrain.amused.train import MaskedSettings, MaskedTrainer
+from t2i_gcpo.pretrain.janus.codes import patch_codes
 from t2i_gcpo.pretrain.janus.model import VQSettings
-from t2i_gcpo.pretrain.janus.vq import patch_codes
 from t2i_gcpo.pretrain.stages import Stage, add_work_options
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.device import pick_device

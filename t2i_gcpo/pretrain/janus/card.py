@@ -1,7 +1,4 @@
-"""Write the model card of `janus-mini`: curves of its training, an unpicked sample grid, and its scores.
-
-And its scores, from files and from the model.
-"""
+"""Write the model card of an embedded Janus: curves of its training, an unpicked sample grid, and its scores."""
 
 from __future__ import annotations
 
@@ -10,31 +7,35 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from rewards.geneval.reward import GenEvalReward
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.data.shapes.prompts import TASKS, split
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate
 from t2i_gcpo.generators import load
-from t2i_gcpo.pretrain.janus.model import VQSettings
+from t2i_gcpo.pretrain.janus.recipes import Recipe
 from t2i_gcpo.pretrain.janus.vq import encoder_agreement
-from t2i_gcpo.records import Sampling
+from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.utils.pictures import sample_grid
 
 #: Guidance of the card's samples and score; that of the quickstart.
 GUIDANCE = 2.0
 SEED = 0
 AGREEMENT_SCENES = 300
+ENTROPY_IMAGES = 120
 
 CARD = """---
 license: apache-2.0
 library_name: transformers
 pipeline_tag: text-to-image
 ---
-# janus-mini
+# {name}
 
 A `JanusForConditionalGeneration` of {parameters:.1f} million parameters ({language:.1f} in the language model, {vq:.1f} in the VQ model) for
-ShapeScenes, the embedded world of t2i_gcpo: 96 × 96 pixels, {grid} × {grid} tokens, a codebook of {codebook}. It was trained from nothing
-by `t2i-gcpo pretrain` on two CPU cores; `training/` has the settings, the logs and the curves. The vision tower (image understanding)
+ShapeScenes in the {style} style, the embedded world of t2i_gcpo: 96 × 96 pixels, {grid} × {grid} tokens, a codebook of {codebook}. It was trained from nothing
+by `{command}` on two CPU cores; `training/` has the settings, the logs and the curves. The vision tower (image understanding)
 is as it was initialised: nothing here uses it. A code stands for an 8 × 8 patch (k-means of patches); on {agreement_scenes} new scenes the VQ model's encoder
 finds that code for {agreement:.2%} of the tokens. The language model knows the words of `t2i-gcpo prompts shapes:vocabulary`, and no others.
 
@@ -48,8 +49,12 @@ GenEval's verdict on `shapes:test` (combinations that were never trained on), gu
 {table}
 
 ```bash
-t2i-gcpo eval --checkpoint janus-mini --prompts shapes:test --limit {n} --guidance {guidance} --seed {seed} --out out/base
+t2i-gcpo eval --checkpoint {name} --prompts shapes:test --limit {n} --guidance {guidance} --seed {seed} --out out/base
 ```
+
+On training prompts (`--prompts shapes:train`, the same options, n = {train_n}) the score is {train:.3f} ({train_low:.3f} to {train_high:.3f}).
+The raw conditional distribution (guidance 1, temperature 1) has {entropy:.2f} nats of entropy a token on average, over the tokens of {entropy_images} images for prompts of `shapes:test`
+drawn with guidance {guidance}.
 
 ## Samples
 
@@ -62,12 +67,12 @@ The first four prompts of each task in `shapes:test`, two images each, seed {see
 ![curves](training/curves.png)
 
 ```bash
-t2i-gcpo pretrain --out runs/pretrain --seed {seed}
+{command} --seed {seed}
 ```
 """
 
 
-def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
+def write(folder: Path, work: Path, recipe: Recipe, codes: Tensor, *, images: int = 600) -> EvalResult:
     """Write `README.md` and `training/` into the checkpoint `folder`, from the logs in `work`; returns the score."""
     training = folder / "training"
     training.mkdir(parents=True, exist_ok=True)
@@ -78,11 +83,20 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
     generator: Any = load(str(folder))
     sampling = Sampling(guidance=GUIDANCE)
     draw_samples(generator, training / "samples.png", sampling)
-    result = score(generator, training / "eval.json", "janus-mini", sampling, images=images)
+    result = score(generator, training / "eval.json", recipe.name, sampling, images=images)
+    trained = score(generator, training / "eval_train.json", recipe.name, sampling, images=images, part="train")
     model = generator.model
-    vq_settings = VQSettings(**json.loads((training / "vq_settings.json").read_text()))
 
     text = CARD.format(
+        name=recipe.name,
+        style=recipe.vq.style,
+        command=recipe.command,
+        train=trained.overall,
+        train_low=trained.ci95[0],
+        train_high=trained.ci95[1],
+        train_n=trained.n,
+        entropy=mean_entropy(generator, sampling, ENTROPY_IMAGES),
+        entropy_images=ENTROPY_IMAGES,
         parameters=millions(model),
         language=millions(model.model.language_model),
         vq=millions(model.model.vqmodel),
@@ -92,7 +106,7 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
         seed=SEED,
         n=result.n,
         table=table(result),
-        agreement=encoder_agreement(model.model.vqmodel, vq_settings, AGREEMENT_SCENES),
+        agreement=encoder_agreement(model.model.vqmodel, recipe.vq, AGREEMENT_SCENES, codes),
         agreement_scenes=AGREEMENT_SCENES,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -120,17 +134,29 @@ def draw_samples(generator: Any, file: Path, sampling: Sampling) -> None:
     grid.save(file)
 
 
-def score(generator: Any, file: Path, name: str, sampling: Sampling, *, images: int) -> EvalResult:
-    """Score `images` prompts of shapes:test by GenEval's verdict, and write the result to the JSON `file`."""
+@torch.no_grad()
+def mean_entropy(generator: Any, sampling: Sampling, images: int) -> float:
+    """Measure the mean entropy of the raw conditional distribution, nats a token, on images for shapes:test."""
+    prompts = limit(split("test"), images, repeat=True)
+    rollouts = [generator.sample(part, sampling, first_prompt_index=k) for k, part in _parts(prompts, 30)]
+    return float(torch.cat([rollout.stats["entropy"] for rollout in rollouts]).mean())
+
+
+def _parts(prompts: list[Prompt], size: int) -> list[tuple[int, list[Prompt]]]:
+    return [(start, prompts[start : start + size]) for start in range(0, len(prompts), size)]
+
+
+def score(generator: Any, file: Path, name: str, sampling: Sampling, *, images: int, part: str = "test") -> EvalResult:
+    """Score `images` prompts of a split by GenEval's verdict, and write the result to the JSON `file`."""
     result = evaluate(
         generator,
-        limit(split("test"), images, repeat=True),
+        limit(split(part), images, repeat=True),
         GenEvalReward(),
         sampling=sampling,
         seed=SEED,
         progress=True,
         checkpoint=name,
-        source="shapes:test",
+        source=f"shapes:{part}",
         reward_name="geneval",
     )
     result.save(file)
@@ -163,7 +189,7 @@ def draw_curves(work: Path) -> Any:
     right.plot([row["step"] for row in language], [row["loss"] for row in language], label="training")
     checked = [row for row in language if "validation_loss" in row]
     right.plot([r["step"] for r in checked], [r["validation_loss"] for r in checked], "o-", label="validation prompts")
-    right.set(title="language model", xlabel="step", ylabel="nats a token", ylim=(0, 4))
+    right.set(title="language model", xlabel="step", ylabel="nats a token", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()

@@ -1,48 +1,67 @@
 """`t2i-gcpo pretrain janus`: train `janus-mini` from nothing, its VQ model first and its language model then.
 
-The work folder holds, for each stage, `state.pt` (written atomically, so that the same command goes on where it was
-stopped) and `log.jsonl`; at the end it holds `janus-mini/` in hub layout.
+The work folder holds what each code stands for (`codes.pt`) and, for each stage, `state.pt` (written atomically, so
+that the same command goes on where it was stopped) and `log.jsonl`; at the end it holds the checkpoint in hub layout.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rewards.models.torchvision_mend import mend
-from t2i_gcpo.pretrain.janus.model import LanguageModelShape, save_processor
-from t2i_gcpo.pretrain.stages import Stage, add_work_options
+from t2i_gcpo.pretrain.janus.model import VQSettings, save_processor
+from t2i_gcpo.pretrain.stages import Stage, add_work_options, read_state, save_state
 from t2i_gcpo.utils.destination import check_folder
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def pretrain_vq(work: Path, seed: int, language_width: int) -> Any:
+    from t2i_gcpo.pretrain.janus.recipes import Recipe
+
+
+def saved_codes(work: Path, settings: VQSettings) -> Tensor:
+    """Return what each code stands for, from the work folder if it is there already, for the same settings."""
+    from t2i_gcpo.pretrain.janus.codes import patch_codes
+
+    file = work / "codes.pt"
+    if file.exists():
+        saved = read_state(file)
+        if saved["settings"] == asdict(settings):
+            codes: Tensor = saved["codes"]
+            return codes
+    codes = patch_codes(settings)
+    work.mkdir(parents=True, exist_ok=True)
+    save_state({"settings": asdict(settings), "codes": codes}, file)
+    return codes
+
+
+def pretrain_vq(work: Path, recipe: Recipe, codes: Tensor) -> Any:
     """Return the trained VQ model, from the work folder if it is there already."""
-    from t2i_gcpo.pretrain.janus.model import VQSettings
     from t2i_gcpo.pretrain.janus.vq import VQTrainer, train_vq
 
-    settings = VQSettings(seed=seed)
-    trainer = VQTrainer(settings, language_width)
-    stage = Stage(work / "vq", "VQ model", settings.steps, settings)
+    trainer = VQTrainer(recipe.vq, recipe.shape.width, codes)
+    stage = Stage(work / "vq", "VQ model", recipe.vq.steps, recipe.vq)
     stage.resume(trainer)
     return train_vq(trainer, stage.on_step(trainer, every=10))
 
 
-def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape, vq_settings: Any) -> Any:
+def pretrain_language(work: Path, recipe: Recipe, codes: Tensor, vq: Any) -> Any:
     """Return the trained `JanusForConditionalGeneration`, from the work folder if it is there already."""
     from transformers import AutoTokenizer
 
-    from t2i_gcpo.pretrain.janus.language import LanguageSettings, LanguageTrainer, build_janus
-    from t2i_gcpo.pretrain.janus.vq import patch_codes
+    from t2i_gcpo.pretrain.janus.language import LanguageTrainer, build_janus
 
-    settings = LanguageSettings(seed=seed)
+    settings = recipe.language
     processor = work / "processor"
     save_processor(processor)
     tokenizer = AutoTokenizer.from_pretrained(processor, local_files_only=True, trust_remote_code=False)
-    model = build_janus(vq_settings, shape, seed, vq)
-    trainer = LanguageTrainer(settings, model, tokenizer, patch_codes(vq_settings))
+    model = build_janus(recipe.vq, recipe.shape, settings.seed, vq)
+    trainer = LanguageTrainer(settings, model, tokenizer, codes)
     stage = Stage(work / "language", "language model", settings.steps, settings)
     stage.resume(trainer)
     report = stage.on_step(trainer, every=20)
@@ -55,23 +74,27 @@ def pretrain_language(work: Path, seed: int, vq: Any, shape: LanguageModelShape,
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train both stages, or go on with them, and write the checkpoint."""
-    options = parser().parse_args(argv)
+    """Train both stages of `janus-mini`, or go on with them, and write the checkpoint."""
+    return train(parser().parse_args(argv), "janus-mini")
+
+
+def train(options: argparse.Namespace, name: str) -> int:
+    """Train both stages of a checkpoint, or go on with them, and write it; the command's exit status."""
     check_folder(options.out)
     if options.threads:
         torch.set_num_threads(options.threads)
     mend()  # transformers imports torchvision
-    from t2i_gcpo.pretrain.janus.model import VQSettings
+    from t2i_gcpo.pretrain.janus import card
+    from t2i_gcpo.pretrain.janus.recipes import RECIPES
 
-    shape = LanguageModelShape()
-    vq = pretrain_vq(options.out, options.seed, shape.width)
-    model = pretrain_language(options.out, options.seed, vq, shape, VQSettings(seed=options.seed))
-    folder = options.out / "janus-mini"
+    recipe = RECIPES[name].seeded(options.seed)
+    codes = saved_codes(options.out, recipe.vq)
+    vq = pretrain_vq(options.out, recipe, codes)
+    model = pretrain_language(options.out, recipe, codes, vq)
+    folder = options.out / recipe.name
     model.save_pretrained(folder)
     save_processor(folder)
-    from t2i_gcpo.pretrain.janus import card
-
-    result = card.write(folder, options.out)
+    result = card.write(folder, options.out, recipe, codes)
     low, high = result.ci95
     print(f"shapes:test {result.overall:.3f} ({low:.3f} to {high:.3f}, n = {result.n})")
     print(f"wrote {folder}; use it with --checkpoint {folder}")

@@ -1,4 +1,4 @@
-"""Train `janus-mini`'s language model to predict the next image token after a prompt.
+"""Train an embedded Janus' language model to predict the next image token after a prompt.
 
 The prompt is dropped from a share of the rows in the way that guidance drops it when sampling (every token but the
 first and the last becomes padding that is still attended to), so that one model holds both distributions. From a share
@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.geneval.vocabulary import CLASSES, PLURALS
 from t2i_gcpo.data.shapes.prompts import TASKS, split
-from t2i_gcpo.data.shapes.scene import sample_scene
+from t2i_gcpo.data.shapes.scene import Difficulty, Style, sample_scene
 from t2i_gcpo.generators.compilation import can_compile
+from t2i_gcpo.pretrain.janus.codes import as_pixels, nearest, patches, principal_components
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape
-from t2i_gcpo.pretrain.janus.vq import nearest, patches
 from t2i_gcpo.pretrain.optimisation import Optimisation
 from t2i_gcpo.records import Prompt
 
@@ -47,7 +46,7 @@ DROPPED = "<pad>"
 
 @dataclass(frozen=True)
 class LanguageSettings:
-    """Says how the language model is trained; the defaults made the embedded checkpoint."""
+    """Says how the language model is trained; the defaults made `janus-mini`."""
 
     steps: int = 2600
     batch: int = 48
@@ -62,6 +61,9 @@ class LanguageSettings:
     bfloat16: bool = True
     compile: bool = True
     seed: int = 0
+    style: Style = "plain"
+    codes_as_features: bool = False
+    """Whether codes are embedded, and predicted, by what their patches look like at the start of the training."""
 
 
 def draw_prompts(rng: random.Random, count: int, name: str = "train") -> list[Prompt]:
@@ -113,16 +115,21 @@ def encode_prompts(texts: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def encode_scenes(prompts: list[Prompt], codes: Tensor, rng: random.Random, chunk: int = 100) -> Tensor:
+def encode_scenes(
+    prompts: list[Prompt], codes: Tensor, rng: random.Random, chunk: int = 100, *, style: Style = "plain"
+) -> Tensor:
     """Draw a scene for each prompt and name its patches by `codes` [V, 192]: `[B, T]` int16.
 
     The VQ model's encoder is trained to find the same names; this is faster, and right where the encoder errs.
     """
-    tokens = []
+    tokens, difficulty = [], Difficulty.of_style(style)
     for start in range(0, len(prompts), chunk):
-        pictures = np.stack([sample_scene(p.metadata, rng).render() for p in prompts[start : start + chunk]])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-        distinct, owner = torch.unique(patches(pixels), dim=0, return_inverse=True)
+        pictures = [sample_scene(p.metadata, rng, difficulty).render() for p in prompts[start : start + chunk]]
+        points = patches(as_pixels(pictures))
+        # Most patches of a plain scene are alike; unlike ones are not worth the sort.
+        distinct, owner = (
+            torch.unique(points, dim=0, return_inverse=True) if style == "plain" else (points, slice(None))
+        )
         tokens.append(nearest(distinct, codes)[owner].view(len(pictures), -1).to(torch.int16))
     return torch.cat(tokens)
 
@@ -138,10 +145,12 @@ class Drawing(Protocol):
     def short_prompts(self) -> float: ...
 
 
-def draw_pairs(rng: random.Random, codes: Tensor, settings: Drawing) -> tuple[list[str], Tensor]:
+def draw_pairs(
+    rng: random.Random, codes: Tensor, settings: Drawing, *, style: Style = "plain"
+) -> tuple[list[str], Tensor]:
     """Draw texts of training prompts, words dropped and shortened, and the tokens [B, T] int64 of a scene for each."""
     prompts = [with_words_dropped(prompt, settings.dropped_words, rng) for prompt in draw_prompts(rng, settings.batch)]
-    tokens = encode_scenes(prompts, codes, rng)
+    tokens = encode_scenes(prompts, codes, rng, style=style)
     short = [rng.random() < settings.short_prompts for _ in prompts]
     texts = [p.text.removeprefix("a photo of ") if cut else p.text for p, cut in zip(prompts, short, strict=True)]
     return texts, tokens.long()
@@ -161,6 +170,8 @@ class LanguageTrainer:
                 "generation_head": inner.generation_head,
             }
         ).train()
+        if settings.codes_as_features:
+            show_codes(inner, codes, settings.seed)
         self.optimisation = Optimisation(
             self.modules,
             settings,
@@ -168,7 +179,7 @@ class LanguageTrainer:
         )
         self.rng = random.Random(settings.seed)
         held_out = draw_prompts(self.rng, VALIDATION_SCENES, "val")
-        self.validation = [p.text for p in held_out], encode_scenes(held_out, codes, self.rng)
+        self.validation = [p.text for p in held_out], encode_scenes(held_out, codes, self.rng, style=settings.style)
         compiled = settings.compile and can_compile(torch.device("cpu"))
         self.losses = torch.compile(self._losses, dynamic=False) if compiled else self._losses
 
@@ -195,7 +206,7 @@ class LanguageTrainer:
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        texts, tokens = draw_pairs(self.rng, self.codes, self.settings)
+        texts, tokens = draw_pairs(self.rng, self.codes, self.settings, style=self.settings.style)
         ids, mask = encode_prompts(texts, self.tokenizer)
         dropped = torch.tensor([self.rng.random() < self.settings.dropped_prompts for _ in texts])
         inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
@@ -233,6 +244,20 @@ class LanguageTrainer:
         self.optimisation.load_state_dict(state)
         version, internal, gauss = state["rng"]
         self.rng.setstate((version, tuple(internal), gauss))
+
+
+@torch.no_grad()
+def show_codes(inner: Any, codes: Tensor, seed: int) -> None:
+    """Start the embeddings and the head of codes [V, 192] from what their patches look like.
+
+    A large codebook has many codes that look alike. With independent random vectors each would have to be learnt by
+    itself; here codes that look alike have embeddings and logits that are alike from the first step.
+    """
+    embedding, head = inner.generation_embeddings.weight, inner.generation_head.vision_head.weight
+    embedding.copy_(principal_components(codes, embedding.shape[1]))
+    features = principal_components(codes, min(head.shape[1], codes.shape[1]) // 2)
+    mixing = torch.randn(features.shape[1], head.shape[1], generator=torch.Generator().manual_seed(seed))
+    head.copy_(features @ mixing / (features.shape[1] * head.shape[1]) ** 0.5)
 
 
 def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | None) -> Any:

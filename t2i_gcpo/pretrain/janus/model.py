@@ -1,4 +1,4 @@
-"""The shape of `janus-mini`: configs and processor of a small `JanusForConditionalGeneration`, in hub layout."""
+"""Give the embedded Janus models their shape: configs and processor of Janus, in hub layout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t2i_gcpo.data.shapes.prompts import vocabulary
-from t2i_gcpo.data.shapes.scene import IMAGE_SIZE
+from t2i_gcpo.data.shapes.scene import IMAGE_SIZE, Style
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>", "<image_placeholder>", "<begin_of_image>", "<end_of_image>")
 GRID = IMAGE_SIZE // 8
@@ -15,7 +15,7 @@ GRID = IMAGE_SIZE // 8
 
 @dataclass(frozen=True)
 class LanguageModelShape:
-    """The Llama inside `janus-mini`."""
+    """The Llama inside; the defaults are those of `janus-mini`."""
 
     width: int = 128
     layers: int = 4
@@ -25,7 +25,7 @@ class LanguageModelShape:
 
 @dataclass(frozen=True)
 class VQSettings:
-    """Says how the VQ model is trained; the defaults made the embedded checkpoint."""
+    """Says how the VQ model is trained; the defaults made `janus-mini`."""
 
     codebook: int = 1152
     embed_dim: int = 16
@@ -44,6 +44,9 @@ class VQSettings:
     temperature: float = 0.05
     """Temperature of the encoder's softmax over the codebook; its logits are inner products of unit vectors."""
     seed: int = 0
+    style: Style = "plain"
+    background_codes: int = 0
+    """Codes for patches without any part of an object, apart from the others; 0: all patches share all codes."""
 
     @property
     def steps(self) -> int:

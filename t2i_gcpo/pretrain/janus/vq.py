@@ -1,4 +1,4 @@
-"""Train `janus-mini`'s tokenizer, a `JanusVQVAE`: pixels to a grid of codes and back.
+"""Train the tokenizer of an embedded Janus, a `JanusVQVAE`: pixels to a grid of codes and back.
 
 `JanusVQVAE`'s encoder sees the whole picture (group normalisation and attention), and a plain autoencoder would let it
 write the scene's content into the codes of empty patches: hard to learn for a language model, and credit on the grid
@@ -14,17 +14,14 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from t2i_gcpo.data.shapes.scene import IMAGE_SIZE, random_scene
+from t2i_gcpo.data.shapes.scene import IMAGE_SIZE, Difficulty
+from t2i_gcpo.pretrain.janus.codes import PATCH, directions, nearest, patch_codes, patches, pictures
 from t2i_gcpo.pretrain.janus.model import VQSettings
-
-#: Pixels a token covers on each side.
-PATCH = 8
 
 
 def build_vq(settings: VQSettings, language_width: int) -> nn.Module:
@@ -36,79 +33,19 @@ def build_vq(settings: VQSettings, language_width: int) -> nn.Module:
     return JanusVQVAE(vq_config(settings, language_width)).to(memory_format=torch.channels_last)
 
 
-def pictures(rng: random.Random, count: int, size: int) -> Tensor:
-    """Draw random scenes or crops of them, `[B, 3, S, S]` in [-1, 1]; a crop starts on the grid and holds an object."""
-    batch: list[np.ndarray] = []
-    while len(batch) < count:
-        scene = random_scene(rng)
-        picture = scene.render()
-        if size < IMAGE_SIZE:
-            thing = rng.choice(scene.objects)
-            centre_x, centre_y = thing.left + thing.size // 2, thing.top + thing.size // 2
-            limit = (IMAGE_SIZE - size) // PATCH
-            left, top = (
-                min(max((centre - rng.randint(0, size)) // PATCH, 0), limit) * PATCH for centre in (centre_x, centre_y)
-            )
-            picture = picture[top : top + size, left : left + size]
-        batch.append(picture)
-    pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
-    return (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
-def patches(pixels: Tensor) -> Tensor:
-    """Cut pictures `[B, 3, S, S]` into patches `[B * S/8 * S/8, 192]`, in the order of the tokens."""
-    return rearrange(pixels, "b c (h y) (w x) -> (b h w) (c y x)", y=PATCH, x=PATCH)
-
-
-def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Return the index of the centre [K, D] nearest to each point [N, D]."""
-    return (centres.square().sum(1) - 2 * points @ centres.T).argmin(1)
-
-
-def kmeans(points: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
-    """Find `count` centres [K, D] of distinct points [N, D].
-
-    With no more points than centres, each is one, and the last repeats.
-    """
-    order = torch.randperm(len(points), generator=generator)
-    centres = points[order[torch.arange(count).clamp(max=len(points) - 1)]].clone()
-    for _ in range(rounds if len(points) > count else 0):
-        owner = nearest(points, centres)
-        sizes = torch.bincount(owner, minlength=count)
-        sums = torch.zeros_like(centres).index_add_(0, owner, points)
-        used = sizes > 0
-        centres[used] = sums[used] / sizes[used, None]
-    return centres
-
-
-def directions(centres: Tensor, dim: int) -> Tensor:
-    """Return unit vectors [K, dim] to start the codebook with: the centres' principal components, of variance 1."""
-    centred = centres - centres.mean(0)
-    left, _, _ = torch.linalg.svd(centred, full_matrices=False)
-    return F.normalize(left[:, :dim] * len(centres) ** 0.5, dim=1)
-
-
-def patch_codes(settings: VQSettings) -> Tensor:
-    """Return what each code stands for: centres [K, 192] of the distinct patches of many scenes, in [-1, 1]."""
-    rng = random.Random(settings.seed + 1)
-    found = torch.empty(0, 3 * PATCH * PATCH)
-    for start in range(0, settings.kmeans_scenes, 500):
-        count = min(500, settings.kmeans_scenes - start)
-        found = torch.unique(torch.cat([found, patches(pictures(rng, count, IMAGE_SIZE))]), dim=0)
-    return kmeans(found, settings.codebook, 30, torch.Generator().manual_seed(settings.seed))
-
-
 class VQTrainer:
     """The training state and one step of it; `state_dict` holds everything that a resumed run needs."""
 
-    def __init__(self, settings: VQSettings, language_width: int) -> None:
+    def __init__(self, settings: VQSettings, language_width: int, codes: Tensor | None = None) -> None:
+        """Take what each code stands for, [K, 192]; None computes it."""
         self.settings = settings
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             self.model: Any = build_vq(settings, language_width)
         self.model.train()
         self.rng = random.Random(settings.seed)
-        self.centres = patch_codes(settings)
+        self.centres = patch_codes(settings) if codes is None else codes
+        self.difficulty = Difficulty.of_style(settings.style)
         entries = directions(self.centres, settings.embed_dim)
         self.model.quantize.embedding.weight.data.copy_(entries)
         # Muon needs a third of AdamW's steps here. It takes matrices: a kernel is one, [out, in * height * width].
@@ -149,7 +86,7 @@ class VQTrainer:
         settings, model = self.settings, self.model
         whole = self.step_number >= settings.crop_steps
         count, size = (settings.full_batch, IMAGE_SIZE) if whole else (settings.batch, settings.crop)
-        pixels = pictures(self.rng, count, size)
+        pixels = pictures(self.rng, count, size, self.difficulty)
         index = nearest(patches(pixels), self.centres)
         entries = F.normalize(model.quantize.embedding.weight, dim=1)
         drawn = rearrange(entries[index], "(b h w) d -> b d h w", b=count, h=size // PATCH)
@@ -206,11 +143,12 @@ def train_vq(trainer: VQTrainer, on_step: Callable[[int, dict[str, float]], None
 
 
 @torch.no_grad()
-def encoder_agreement(model: Any, settings: VQSettings, scenes: int = 300) -> float:
+def encoder_agreement(model: Any, settings: VQSettings, scenes: int = 300, codes: Tensor | None = None) -> float:
     """Measure the share of new scenes' tokens in which the encoder gives the code that the patch stands for."""
-    codes, rng, right = patch_codes(settings), random.Random(settings.seed + 2), 0
+    codes = patch_codes(settings) if codes is None else codes
+    rng, difficulty, right = random.Random(settings.seed + 2), Difficulty.of_style(settings.style), 0
     for start in range(0, scenes, 50):
-        pixels = pictures(rng, min(50, scenes - start), IMAGE_SIZE)
+        pixels = pictures(rng, min(50, scenes - start), IMAGE_SIZE, difficulty)
         tokens = model.encode(pixels).image_tokens.flatten()
         right += int((tokens == nearest(patches(pixels), codes)).sum())
     return right / (scenes * (IMAGE_SIZE // PATCH) ** 2)
