@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prompts": ("t2i_gcpo.commands.prompts:main", "write the embedded prompts or their vocabulary to a file"),
     "pretrain": (
         "t2i_gcpo.pretrain.command:main",
-        "train an embedded checkpoint from scratch: janus, amused, clip or text",
+        "train an embedded checkpoint from scratch: janus, textured, amused, clip or text",
     ),
     "verdicts": ("t2i_gcpo.pretrain.verdicts:main", "check the embedded scorer on rendered and on decoded scenes"),
     "doctor": ("t2i_gcpo.commands.doctor:main", "check the installation"),

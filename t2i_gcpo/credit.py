@@ -35,10 +35,12 @@ def divergence(logprob_positive: Tensor, logprob_negative: Tensor, kind: Diverge
     """Return how far the two prompts part at each sampled token, at least 0: [B, T], [B, T] -> [B, T] fp32, nats.
 
     With `d = clamp(logprob_negative - logprob_positive, ±20)`: `kl` is `min(expm1(d) - d, 10)`, the estimator k3 of
-    KL(positive || negative); expm1, as `exp(d) - d - 1` in fp32 is rounding noise for |d| below about 3e-4. `js` is
-    the two-term estimate of the Jensen-Shannon divergence from one token, `min((log(p/m) + q/p log(q/m)) / 2, 10)`
-    with `q/p = exp(d)` and m the mean of p and q: unbiased for tokens drawn from p, and never negative. `abs` is
-    |logprob_negative - logprob_positive|, `information_gain` is `clamp(logprob_positive - logprob_negative, min=0)`.
+    KL(positive || negative) for tokens drawn from the positive distribution, without guidance; expm1, as
+    `exp(d) - d - 1` in fp32 is rounding noise for |d| below about 3e-4. `js` is the two-term estimate of the
+    Jensen-Shannon divergence from one token, `min((log(p/m) + q/p log(q/m)) / 2, 10)` with `q/p = exp(d)` and m the
+    mean of p and q: unbiased for tokens drawn from p, and never negative. `abs` is
+    |logprob_negative - logprob_positive|, `information_gain` is `clamp(logprob_positive - logprob_negative, min=0)`,
+    0 for tokens that the prompt makes less likely (which under `rank` share the lowest ranks, and so get some credit).
     ValueError: an unknown kind, shapes that differ.
     """
     if logprob_positive.shape != logprob_negative.shape:

@@ -318,4 +318,4 @@ def test_pretrain_finds_the_checkpoint(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert all(f"  {name} " in shown for name in pretrain_command.CHECKPOINTS)
     assert cli.main(["pretrain", "klip"]) == 2
     error = capsys.readouterr().err
-    assert "no embedded checkpoint 'klip'; did you mean clip? Checkpoints: janus, amused, clip" in error
+    assert "no embedded checkpoint 'klip'; did you mean clip? Checkpoints: janus, textured, amused, clip" in error

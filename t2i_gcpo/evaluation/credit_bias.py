@@ -1,0 +1,141 @@
+"""Enumerate worlds of two and three tokens, to see what a rule of credit does to the expected gradient.
+
+The reward is 1 where the first token is the right one, and 0 otherwise; the others have no influence on it, so their
+true gradient is 0. Groups have two images. All groups are listed with their probability and go through the code that
+training uses, so the sums are the exact expectations, up to rounding.
+
+`python -m t2i_gcpo.evaluation.credit_bias` prints the table of docs/method.md.
+
+V tokens in the codebook, T tokens an image, N = V^(2 T) groups of two images, rows n * 2 + g.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from t2i_gcpo.algorithms import TABLE, Algorithm, token_advantages
+from t2i_gcpo.generators.tokens.logprobs import entropy
+from t2i_gcpo.generators.tokens.sampling import exact_kl, js
+from t2i_gcpo.records import Prompt, Rollout, Sampling
+
+#: Draws over which the rules that draw at random are averaged.
+REPEATS = 400
+
+
+@dataclass(frozen=True)
+class World:
+    """Holds the probabilities of each token."""
+
+    positive: tuple[Tensor, ...]
+    """[V] for each of T tokens: under the prompt, whatever was drawn before."""
+    negative: tuple[Tensor, ...]
+    """[V, ..., V] for each: under the negative prompt, by the tokens drawn before and then by the token itself."""
+
+
+_HALF = torch.tensor([0.5, 0.3, 0.2])
+_DECISIVE, _IDLE = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.4, 0.4, 0.2])
+
+#: The first token decides the reward, the second has no influence.
+TWO_TOKENS = World((_HALF, _HALF), (_DECISIVE, _IDLE.expand(3, 3)))
+#: A third token has none either; the negative prompt contradicts it where the first two tokens are equal.
+THREE_TOKENS = World(
+    (_HALF, _HALF, _HALF),
+    (_DECISIVE, _IDLE.expand(3, 3), torch.where(torch.eye(3, dtype=torch.bool)[..., None], _DECISIVE, _HALF)),
+)
+
+
+def enumerated_rollout(world: World = TWO_TOKENS) -> tuple[Rollout, Tensor, Tensor]:
+    """List every group: the rollout of N groups, its rewards [2 N], and the groups' probabilities [N] fp64."""
+    length, vocabulary = len(world.positive), len(world.positive[0])
+    tokens = torch.tensor(list(itertools.product(range(vocabulary), repeat=2 * length))).view(-1, length)
+    positive = torch.stack([table.expand(len(tokens), -1) for table in world.positive], dim=1).log()  # [2 N, T, V]
+    before = [tuple(tokens[:, k] for k in range(t)) for t in range(length)]
+    negative = torch.stack(
+        [table[index] if index else table.expand(len(tokens), -1)
+         for table, index in zip(world.negative, before, strict=True)], dim=1,
+    ).log()  # fmt: skip
+    drawn = [logits.gather(-1, tokens[..., None]).squeeze(-1) for logits in (positive, negative)]
+    rollout = Rollout(
+        tokens=tokens,
+        logprob_positive=drawn[0],
+        logprob_negative=drawn[1],
+        logprob_behaviour=drawn[0],
+        commit_step=torch.arange(length).expand_as(tokens),
+        prompts=tuple(Prompt("enumerated") for _ in range(len(tokens) // 2)),
+        grid=(1, length),
+        sampling=Sampling(guidance=1.0, group_size=2),
+        stats={"entropy": entropy(positive), "exact_kl": exact_kl(positive, negative), "js": js(positive, negative)},
+    )
+    probability = drawn[0].double().sum(dim=1).exp().view(-1, 2).prod(dim=1)
+    return rollout, (tokens[:, 0] == 0).float(), probability
+
+
+def expected_gradient(
+    algorithm: Algorithm, world: World = TWO_TOKENS, *, repeats: int = REPEATS, seed: int = 0
+) -> Tensor:
+    """Return the expected gradient with respect to each token's logits, [T, V] fp64.
+
+    The gradient is that of `sum_t A[g, t] log p(x[g, t])`, the mean over the two images, as in the first update of a
+    rollout, where every ratio is 1. It is exact, but for rules that draw at random: those are a mean of `repeats`
+    draws for each group.
+    """
+    rollout, rewards, probability = enumerated_rollout(world)
+    algorithm = replace(algorithm, group_size=2, dynamic_sampling=False)
+    generator = torch.Generator().manual_seed(seed)
+    random = algorithm.credit in ("random", "shuffled")
+    advantages = torch.stack([
+        token_advantages(algorithm, rollout, rewards, generator=generator).advantages.double()
+        for _ in range(repeats if random else 1)
+    ]).mean(dim=0)  # fmt: skip
+    chance = torch.stack(world.positive).double()
+    score = torch.nn.functional.one_hot(rollout.tokens, chance.shape[1]) - chance  # d log p(x) / d logits, [2 N, T, V]
+    weights = probability.repeat_interleave(2)[:, None, None] / 2
+    return (weights * advantages[:, :, None] * score).sum(dim=0)
+
+
+def bias(gradient: Tensor) -> float:
+    """Return the second token's expected gradient as a share of the first's: 0 where the rule is unbiased for it."""
+    return float(gradient[1].norm() / gradient[0].norm())
+
+
+#: The rules of docs/method.md's table.
+RULES: dict[str, Algorithm] = {
+    "grpo": TABLE["grpo"],
+    "gcpo": TABLE["gcpo"],
+    "gcpo, none": replace(TABLE["gcpo"], normalization="none"),
+    "gcpo, abs, none": replace(TABLE["gcpo"], divergence="abs", normalization="none"),
+    "gcpo, js, none": replace(TABLE["gcpo"], divergence="js", normalization="none"),
+    "gcpo, information_gain": replace(TABLE["gcpo"], divergence="information_gain"),
+    "gcpo, information_gain, none": replace(TABLE["gcpo"], divergence="information_gain", normalization="none"),
+    "gcpo, exact_kl": replace(TABLE["gcpo"], divergence="exact_kl"),
+    "gcpo, exact_kl, none": replace(TABLE["gcpo"], divergence="exact_kl", normalization="none"),
+    "gcpo, js_full, none": replace(TABLE["gcpo"], divergence="js_full", normalization="none"),
+    "gcpo_entropy": TABLE["gcpo_entropy"],
+}
+
+
+def table(rules: Mapping[str, Algorithm] = RULES) -> str:
+    """Return a Markdown table: each rule's expected gradient, and the bias in both worlds."""
+    lines = [
+        "| rule | first token, which decides | second token, without influence | bias | bias, three tokens |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rule in rules.items():
+        two, three = (expected_gradient(rule, world) for world in (TWO_TOKENS, THREE_TOKENS))
+        cells = f"{_numbers(two[0])} | {_numbers(two[1])} | {bias(two):.1%} | {bias(three):.1%}"
+        lines.append(f"| `{name}` | {cells} |")
+    return "\n".join(lines)
+
+
+def _numbers(values: Tensor) -> str:
+    return ", ".join(f"{value:+.3f}".replace("-0.000", "+0.000") for value in values.tolist())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")
