@@ -23,7 +23,7 @@ from t2i_gcpo.data.prompts import limit, read
 from t2i_gcpo.evaluation.evaluate import evaluate, paired_difference, pick
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.reports import tables
-from t2i_gcpo.reports.curves import COLORS
+from t2i_gcpo.reports.palette import COLORS
 from t2i_gcpo.study import results as study_results
 from t2i_gcpo.training.tracker import Tracker
 from t2i_gcpo.utils import pictures
@@ -33,7 +33,6 @@ plt.rcParams.update({"figure.dpi": 110, "axes.spines.top": False, "axes.spines.r
 ROOT = Path(t2i_gcpo.__file__).parents[1]
 RESULTS = ROOT / "docs/results"
 ALGORITHMS = ("grpo", "dapo", "gcpo")
-COLOR = dict(zip(ALGORITHMS, COLORS, strict=False))
 
 # %% [markdown]
 # ## Where the rows differ
@@ -78,7 +77,7 @@ show("shapes", shapes)
 groups = shapes["groups"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=[1, 3], layout="constrained")
 for k, row in enumerate(groups):
-    found, color = row["difference"], COLOR[row["group"]]
+    found, color = row["difference"], COLORS[row["group"]]
     low, high = found["ci95"]
     left.errorbar(k, found["overall"], [[found["overall"] - low], [high - found["overall"]]], fmt="s", color=color)
     seeds = [t["difference"]["overall"] for t in shapes["trials"] if t["group"] == row["group"]]
@@ -135,8 +134,8 @@ for k, name in enumerate(ALGORITHMS):
     means = np.array([row["difference"]["overall"] for row in mine])
     errors = np.abs(np.array([row["difference"]["ci95"] for row in mine]).T - means)
     at = [settings.index(row["group"].split("-", 1)[1]) + 0.18 * (k - 1) for row in mine]
-    left.errorbar(at, means, errors, fmt="s", color=COLOR[name], label=name)
-    right.errorbar([row["kl"] for row in mine], means, errors, fmt="s", color=COLOR[name])
+    left.errorbar(at, means, errors, fmt="s", color=COLORS[name], label=name)
+    right.errorbar([row["kl"] for row in mine], means, errors, fmt="s", color=COLORS[name])
 left.set_xticks(range(len(settings)), settings, rotation=25, ha="right")
 left.set(ylabel="after less before", title="one seed each, 95 % intervals over prompts alone")
 right.set(xscale="log", xlabel="KL to the reference, nats a token", title="what the gain cost")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from t2i_gcpo.reports.curves import COLORS, PANELS, series
+from t2i_gcpo.reports.curves import PANELS, series
+from t2i_gcpo.reports.palette import OTHER, styles
 from t2i_gcpo.reports.run import Run
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ HEIGHT = 220
 """Of the axes, in pixels."""
 POINT = 20
 """Area of a point, in square pixels."""
-#: An algorithm has one colour in all plots.
-_OF = {"grpo": COLORS[0], "gcpo": COLORS[1], "dapo": COLORS[2]}
+LINE = 2
+"""Width of a line, in pixels."""
 
 
 def frame(runs: Mapping[str, Run], metric: str) -> pandas.DataFrame:
@@ -39,13 +40,6 @@ def metrics(runs: Iterable[Run]) -> list[str]:
     return [*first, *sorted(name for name in logged if name not in first)]
 
 
-def colors(labels: Iterable[str]) -> dict[str, str]:
-    labels = list(labels)
-    if len(set(labels) & set(_OF)) == len(labels):
-        return {label: _OF[label] for label in labels}
-    return {label: COLORS[k % len(COLORS)] for k, label in enumerate(labels)}
-
-
 def line_plot() -> gr.Plot:
     """Make an empty plot for `lines`."""
     return gr.Plot(show_label=False, min_width=280, buttons=[])
@@ -54,22 +48,32 @@ def line_plot() -> gr.Plot:
 def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:
     """Draw the plot of one metric over the runs, anew each time.
 
-    Gradio's own line plot keeps the categories that it began with.
+    Gradio's own line plot keeps the categories that it began with. Where nothing was logged yet, the plot says so: of a
+    legend without entries Vega makes a picture 2^25 pixels high.
     """
     import altair
 
-    chosen = colors(runs)
-    color = altair.Color("run:N", title=None, scale=altair.Scale(domain=list(chosen), range=list(chosen.values())))
+    data, title = frame(runs, metric), PANELS.get(metric, metric)
+    size = {"width": "container", "height": HEIGHT, "usermeta": {"embedOptions": {"renderer": "svg", "actions": False}}}
+    if data.empty:
+        words = "no steps yet" if runs else "no runs yet"
+        return altair.Chart(title=title).mark_text(text=words, color=OTHER).properties(**size)
+    chosen = dict(zip(runs, styles([run.algorithm for run in runs.values()]), strict=True))
+    color = altair.Scale(domain=list(chosen), range=[style.color for style in chosen.values()])
+    dash = altair.Scale(
+        domain=list(chosen), range=[[LINE * part for part in style.dash] or [1, 0] for style in chosen.values()]
+    )
     free = altair.Scale(zero=False)
     whole = altair.Axis(grid=False, ticks=False, labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")
     return (
-        altair.Chart(frame(runs, metric), title=PANELS.get(metric, metric))
-        .mark_line(point={"size": POINT})
+        altair.Chart(data, title=title)
+        .mark_line(point={"size": POINT}, strokeWidth=LINE)
         .encode(
             x=altair.X("step:Q", scale=free, axis=whole),
             y=altair.Y("value:Q", title=None, scale=free),
-            color=color.legend(orient="bottom"),
+            color=altair.Color("run:N", title=None, scale=color).legend(orient="bottom"),
+            strokeDash=altair.StrokeDash("run:N", title=None, scale=dash).legend(orient="bottom"),
             tooltip=["run:N", "step:Q", altair.Tooltip("value:Q", format=".4g")],
         )
-        .properties(width="container", height=HEIGHT, usermeta={"embedOptions": {"renderer": "svg", "actions": False}})
+        .properties(**size)
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from t2i_gcpo.reports.palette import Style, styles
 from t2i_gcpo.reports.run import Run
 
 if TYPE_CHECKING:
@@ -31,14 +32,12 @@ PANELS: dict[str, str] = {
 }
 #: Measured now and then and without training noise: shown as they are, with a mark at each.
 EXACT = {"validation/overall"}
-#: Okabe and Ito's colours, told apart by colour-blind readers, too.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999933")
 SMOOTHING = 0.05
 """Width of the moving average as a share of a run's steps."""
 
 
 def draw(groups: Mapping[str, Sequence[Run]], *, x: str = "step") -> Figure:
-    """One panel a metric that any run has; a colour a group, thin lines its runs, a thick one their mean.
+    """One panel a metric that any run has; a style a group, thin lines its runs, a thick one their mean.
 
     x: "step", or "images_sampled" for runs whose steps cost differently. One run: thin as logged, thick smoothed.
     """
@@ -53,8 +52,8 @@ def draw(groups: Mapping[str, Sequence[Run]], *, x: str = "step") -> Figure:
     figure = Figure(figsize=(3.7 * columns, 2.7 * rows + (0.5 if len(groups) > 1 else 0)), layout="constrained")
     for k, name in enumerate(panels):
         axes = figure.add_subplot(rows, columns, k + 1)
-        for color, (label, members) in zip(_colors(len(groups)), groups.items(), strict=True):
-            _lines(axes, name, members, color, label, x)
+        for style, (label, members) in zip(_styles(groups), groups.items(), strict=True):
+            _lines(axes, name, members, style, label, x)
         axes.set_title(titles[name], fontsize=10)
         axes.set_xlabel("images sampled" if x == "images_sampled" else x, fontsize=8)
         axes.tick_params(labelsize=8)
@@ -105,7 +104,7 @@ def svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _lines(axes: Axes, name: str, members: Sequence[Run], color: str, label: str, x: str) -> None:
+def _lines(axes: Axes, name: str, members: Sequence[Run], style: Style, label: str, x: str) -> None:
     exact = name in EXACT
     curves = []
     for run in members:
@@ -115,7 +114,7 @@ def _lines(axes: Axes, name: str, members: Sequence[Run], color: str, label: str
         smoothed = np.asarray(values) if exact else smooth(values, max(1, math.ceil(SMOOTHING * len(values))))
         curves.append((steps, _positions(run, steps, x), smoothed))
         faint = values if len(members) == 1 else smoothed
-        axes.plot(curves[-1][1], faint, color=color, alpha=0.3, linewidth=0.8)
+        axes.plot(curves[-1][1], faint, color=style.color, alpha=0.3, linewidth=0.8)
     if not curves:
         return
     # The mean of several seeds, at the steps that all of them have.
@@ -123,7 +122,10 @@ def _lines(axes: Axes, name: str, members: Sequence[Run], color: str, label: str
     mean_x, mean_y = (
         [np.mean([dict(zip(c[0], c[k], strict=True))[step] for c in curves]) for step in common] for k in (1, 2)
     )
-    axes.plot(mean_x, mean_y, color=color, linewidth=1.8, label=label, marker="o" if exact else None, markersize=3.5)
+    axes.plot(
+        mean_x, mean_y, color=style.color, linestyle=(0, style.dash) if style.dash else "solid", linewidth=1.8,
+        label=label, marker="o" if exact else None, markersize=3.5,
+    )  # fmt: skip
 
 
 def _positions(run: Run, steps: Sequence[int], x: str) -> list[float]:
@@ -133,5 +135,5 @@ def _positions(run: Run, steps: Sequence[int], x: str) -> list[float]:
     return [known.get(step, math.nan) for step in steps]
 
 
-def _colors(count: int) -> list[str]:
-    return [COLORS[k % len(COLORS)] for k in range(count)]
+def _styles(groups: Mapping[str, Sequence[Run]]) -> list[Style]:
+    return styles([members[0].algorithm if members else "" for members in groups.values()])
