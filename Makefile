@@ -4,7 +4,7 @@ SOURCES := t2i_gcpo rewards
 # A process a core, each with one thread (tests/conftest.py) and some 3 GB of memory; a file's tests stay together.
 WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart notebooks test test-slow test-browser lint format docs clean
+.PHONY: help install quickstart notebooks test test-slow test-browser lint format figures docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ lint: install ## style and types
 format: install ## rewrite in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+figures: install ## draw the figures of docs/ anew, but for the curves, which t2i-gcpo study draws
+	PATH="$(CURDIR)/$(BIN):$$PATH" docs/figures.sh
 
 docs: install ## build the documentation: site/index.html
 	$(BIN)/python -m t2i_gcpo.commands.options.reference docs/configuration.md

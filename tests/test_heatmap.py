@@ -23,7 +23,8 @@ from t2i_gcpo.commands import heatmap as heatmap_command
 from t2i_gcpo.heatmap import Heatmap
 from t2i_gcpo.heatmap.html import page, payload
 from t2i_gcpo.heatmap.kinds import KINDS
-from t2i_gcpo.heatmap.paint import colormap, paint, render, scale_end, scale_words
+from t2i_gcpo.heatmap.paint import overlay_colors, paint, render
+from t2i_gcpo.heatmap.scale import Scale, fit, percentile_end, words
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
 
 GREY = np.full((3, 8, 8), 128, dtype=np.uint8)
@@ -52,10 +53,10 @@ def test_positive_is_red_negative_is_blue_and_zero_shows_the_picture() -> None:
     assert red[0] > red[2] + 50 and blue[2] > blue[0] + 50
     assert (drawn[4:] == 128).all()
     np.testing.assert_array_equal(
-        red, np.rint(0.15 * 128 + 0.85 * colormap(True)[255])
+        red, np.rint(0.15 * 128 + 0.85 * overlay_colors(True)[255])
     )  # worked out: opacity 0.85 at the end
     half = paint(GREY, np.full((1, 1), 1.0), signed=True, end=2.0)[0, 0]
-    np.testing.assert_array_equal(half, np.rint((1 - 0.425) * 128 + 0.425 * colormap(True)[191]))
+    np.testing.assert_array_equal(half, np.rint((1 - 0.425) * 128 + 0.425 * overlay_colors(True)[191]))
     assert (paint(GREY, cells * 10, signed=True, end=2.0)[0, 0] == red).all()  # clipped
 
 
@@ -64,7 +65,7 @@ def test_a_cell_is_a_token_and_rows_are_rows() -> None:
     drawn = paint(GREY, cells, signed=False, end=7.0)
     for row in range(8):
         for column in range(8):
-            expected = np.rint(0.35 * 128 + 0.65 * colormap(False)[round(cells[row // 4, column // 2] / 7 * 255)])
+            expected = np.rint(0.2 * 128 + 0.8 * overlay_colors(False)[round(cells[row // 4, column // 2] / 7 * 255)])
             np.testing.assert_array_equal(drawn[row, column], expected)
 
 
@@ -79,16 +80,19 @@ def test_the_picture_below_loses_its_colour() -> None:
 
 def test_the_scale_is_the_98th_percentile_over_all_panels() -> None:
     values = np.concatenate([np.linspace(-1, 1, 99), [100.0]])
-    assert scale_end(values) == pytest.approx(float(np.percentile(np.abs(values), 98))) and scale_end(values) < 2
-    assert scale_end(np.zeros(5)) == 1.0 and scale_end(np.array([np.nan, 3.0])) == 3.0
-    assert scale_end(np.concatenate([np.zeros(999), [5.0]])) == 5.0
+    assert percentile_end(values) == pytest.approx(float(np.percentile(np.abs(values), 98)))
+    assert percentile_end(values) < 2
+    assert percentile_end(np.zeros(5)) == 1.0 and percentile_end(np.array([np.nan, 3.0])) == 3.0
+    assert percentile_end(np.concatenate([np.zeros(999), [5.0]])) == 5.0
     # What lies beyond the end is clipped, so that the largest is named.
-    assert "(the largest is 100)" in scale_words(values, KINDS["kl"]) and "opacity" in scale_words(
-        values, KINDS["advantage"]
-    )
-    assert scale_words(-values, KINDS["kl"], given=True) == "one scale for all panels"
-    assert scale_words(values, KINDS["order"]).endswith("to the largest value")
-    assert scale_words(np.array([0.0, np.nan]), KINDS["kl"]) == "all values are 0"
+    values[-1] = 3.0
+    assert fit(values, KINDS["kl"]) == Scale(percentile_end(values))
+    assert "98th percentile of |value| (the largest is 3)" in words(values, KINDS["kl"])
+    assert "opacity" in words(values, KINDS["advantage"])
+    given = words(-values, KINDS["kl"], given=Scale(9.0))
+    assert given == "one scale for all panels (the largest value of these is 3)"
+    assert words(values, KINDS["order"]).endswith("to the largest value")
+    assert words(np.array([0.0, np.nan]), KINDS["kl"]) == "all values are 0"
 
     # The same values look paler beside a panel with larger ones, unless the scale is given.
     images, small = np.full((2, 3, 8, 8), 128, dtype=np.uint8), np.ones((2, 4), dtype=np.float32)
@@ -142,7 +146,8 @@ def test_without_scores_the_weights_are_drawn(tmp_path: Path) -> None:
     result, advantages = scored()
     bare = replace(result, scores=torch.full((6,), torch.nan))
     loaded = Heatmap.load(heatmap.save(tmp_path, "x", bare, weights=advantages.weights)[1])
-    assert next(iter(loaded.maps())) == "weight" and loaded.advantages is None and loaded.notes() == [""] * 6
+    assert next(iter(loaded.maps())) == "weight" and loaded.advantages is None
+    assert loaded.notes() == ["0 % of credit below the floor"] * 5 + [""]
     with pytest.raises(ValueError, match="nothing to draw"):
         heatmap.save(tmp_path, "y", bare)
 

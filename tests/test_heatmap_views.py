@@ -17,7 +17,7 @@ from t2i_gcpo import credit, heatmap
 from t2i_gcpo.algorithms import resolve, token_advantages
 from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe
 from t2i_gcpo.heatmap.html import payload
-from t2i_gcpo.heatmap.paint import colormap, paint
+from t2i_gcpo.heatmap.paint import overlay_colors, paint
 
 
 def drawn(**changes: object) -> Heatmap:
@@ -65,7 +65,7 @@ def test_grpo_is_flat_on_the_same_scale() -> None:
     picture = np.asarray(heatmap.overlay(flat, "advantage", 0, end=end))
     share = float(np.clip(one.sequence_advantages[0] / end, -1, 1))  # type: ignore[index]
     code = one.tokens[0, 0] * 8  # the fake generator's grey
-    expected = (1 - 0.85 * abs(share)) * code + 0.85 * abs(share) * colormap(True)[round((share + 1) * 127.5)]
+    expected = (1 - 0.85 * abs(share)) * code + 0.85 * abs(share) * overlay_colors(True)[round((share + 1) * 127.5)]
     np.testing.assert_allclose(picture[0, 0], expected, atol=0.51)
 
 
@@ -122,7 +122,8 @@ def test_a_cell_has_the_numbers_of_its_token() -> None:
     assert found["kl"] == pytest.approx(np.exp(negative - positive) - (negative - positive) - 1, rel=1e-4)
     assert found["kl_reference"] == pytest.approx(np.exp(-0.5) + 0.5 - 1, rel=1e-5)
     assert found["weight"] == one.weights[2, 7] and found["advantage"] == one.advantages[2, 7]  # type: ignore[index]
-    assert all(type(value) in (int, float) for value in found.values())
+    assert all(type(value) in (int, float) for name, value in found.items() if name != "below_floor")
+    assert found["below_floor"] is False and found["rank"] == 1 + (one.weights[2] > one.weights[2, 7]).sum()
     broken = replace(one, logprob_negative=np.full_like(one.logprob_positive, -np.inf))
     assert heatmap.cell(broken, 0, 0, 0)["logprob_negative"] is None
     for place in ((4, 0), (0, 4), (-1, 0)):

@@ -17,7 +17,7 @@ from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling
 from t2i_gcpo.data.shapes.grammar import find_prompt
 from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator
-from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe, load, over_steps, reweigh, without
+from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe, load, noise, over_steps, reweigh, without
 from t2i_gcpo.heatmap.animation import over_images, over_order, write_gif
 from t2i_gcpo.heatmap.files import write
 from t2i_gcpo.records import Prompt, ScoredRollout
@@ -53,9 +53,13 @@ def main(argv: list[str]) -> int:
     if args.gif:
         frames = over_order(heatmap, names[0]) if args.run is None else over_images(heatmap, names[0])
         paths.append(write_gif(frames, args.out / "heatmap.gif"))
+    if args.map is None and heatmap.advantages is not None and not heatmap.advantages.any():
+        print(f"every value of the map advantage is 0: the images of each group scored alike; {names[0]} is drawn")
     for name in empty:
         why = "the images of each group scored alike; " if name == "advantage" else ""
         print(f"every value of the map {name} is 0: {why}look at another, such as --map weight contrast")
+    if words := noise.words(heatmap):
+        print(words)
     for path in paths:
         print(f"wrote {path}")
     return 0

@@ -95,7 +95,7 @@ def verdict_table(image_scores: ImageScores) -> str:
 
 def scale_bar(low: str, high: str, *, signed: bool, words: str) -> str:
     """Return the colour bar of a map with its ends, and a line of words below."""
-    colors = paint.colormap(signed)[np.linspace(0, 255, 17).astype(int)]
+    colors = paint.bar(signed)[np.linspace(0, 255, 17).astype(int)]
     stops = ", ".join(f"rgb({r},{g},{b})" for r, g, b in colors.tolist())
     bar = f"<i style='background: linear-gradient(to right, {stops})'></i>"
     return f"<div class='t2i-bar'><span>{low}</span>{bar}<span>{high}</span></div>{faint(words)}"

@@ -29,7 +29,7 @@ def over_order(heatmap: Heatmap, kind: str | None = None, *, columns: int = 2) -
     """
     name, values = heatmap.map(kind)
     commit_step = heatmap.order()
-    end, last = heatmap.end(name), int(commit_step.max())
+    end, last = heatmap.scale(name), int(commit_step.max())
     steps = np.unique(np.rint(np.linspace(0, last, min(MOST_FRAMES, last + 1))).astype(int))
     frames: list[Image.Image] = []
     for step in steps:
@@ -48,7 +48,9 @@ def over_order(heatmap: Heatmap, kind: str | None = None, *, columns: int = 2) -
                 title=heatmap.title(name),
                 captions=heatmap.prompts.tolist(),
                 notes=[", ".join(filter(None, (f"step {step} of {last}", note))) for note in heatmap.notes()],
+                head=heatmap.head(name),
                 end=end,
+                noise=heatmap.hatched(name),
                 columns=columns,
             )
         )
@@ -58,7 +60,7 @@ def over_order(heatmap: Heatmap, kind: str | None = None, *, columns: int = 2) -
 def over_images(heatmap: Heatmap, kind: str | None = None) -> list[Image.Image]:
     """Draw one frame an image, all on one scale; of `over_steps`, this is the training."""
     name, _ = heatmap.map(kind)
-    end = heatmap.end(name)
+    end = heatmap.scale(name)
     return [heatmap.rows([b]).draw(name, end=end) for b in range(len(heatmap))]
 
 

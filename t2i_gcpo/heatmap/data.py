@@ -18,8 +18,10 @@ from torch import Tensor
 
 from t2i_gcpo import credit, losses
 from t2i_gcpo.algorithms import STATS, Algorithm, TokenAdvantages
-from t2i_gcpo.heatmap import kinds, npz, paint
+from t2i_gcpo.heatmap import kinds, noise, npz, paint
+from t2i_gcpo.heatmap import scale as scales
 from t2i_gcpo.heatmap.recipe import Recipe
+from t2i_gcpo.heatmap.scale import Scale
 from t2i_gcpo.records import ScoredRollout
 from t2i_gcpo.utils.files import write_atomically
 
@@ -144,9 +146,15 @@ class Heatmap:
         return maps
 
     def map(self, kind: str | None = None) -> tuple[str, np.ndarray]:
-        """Return a map's name and values [B, T]; None is the first of `maps`. ValueError: there is no such map."""
+        """Return a map's name and values [B, T]; None is the first of `maps` that is not blank.
+
+        ValueError: there is no such map.
+        """
         maps = self.maps()
-        name = next(iter(maps)) if kind is None else kind
+        if kind is None:
+            name = next((name for name, values in maps.items() if values.any()), next(iter(maps)))
+        else:
+            name = kind
         kinds.find(name, maps)
         return name, maps[name]
 
@@ -164,6 +172,8 @@ class Heatmap:
         title = kinds.find(kind).title
         if kind == "weight" and self.recipe is None and not np.allclose(self.weights.mean(axis=1), 1, atol=0.01):
             title = "token weight, as given"
+        if kind == "weight" and self.advantages is not None and not self.advantages.any():
+            title += "; every advantage is 0"
         weighs = kind in ("advantage", "weight")
         if weighs and self.recipe is not None:
             title += f" ({self.recipe.words()})"
@@ -175,13 +185,18 @@ class Heatmap:
             title += f"; negative prompt: “{against.pop()}”" if len(against) == 1 else "; own negative prompts"
         return title
 
+    def scale(self, kind: str) -> Scale:
+        """Return the colour scale of a map that fits all images."""
+        return scales.fit(self.map(kind)[1], kinds.find(kind))
+
     def end(self, kind: str) -> float:
         """Return where the colour scale of a map ends, over all images."""
-        return paint.scale_end(self.map(kind)[1], kinds.find(kind))
+        return self.scale(kind).end
 
     def notes(self, *, labels: bool = True) -> list[str]:
         """Return what stands below each panel: its label, score and advantage, as far as there are any."""
         notes = []
+        shares = noise.share(self) if labels else None  # a strip's panels are too narrow for it
         for b, score in enumerate(self.scores):
             parts = [str(self.labels[b])] if labels and self.labels is not None else []
             if not np.isnan(score):
@@ -190,14 +205,27 @@ class Heatmap:
                 parts.append("failed")
             if self.sequence_advantages is not None:
                 parts.append(f"A = {self.sequence_advantages[b]:+.2f}")
+            if shares is not None and np.isfinite(shares[b]):
+                parts.append(f"{100 * shares[b]:.0f} % of credit below the floor")
             notes.append(", ".join(parts))
         return notes
 
-    def draw(self, kind: str | None = None, *, columns: int | None = None, end: float | None = None) -> Image.Image:
-        """Draw the panel of all images, each and itself under one map (None: the first of `maps`), on one scale.
+    def hatched(self, kind: str) -> np.ndarray | None:
+        """Return which cells of a map are hatched, [B, T] bool: those of credit on tokens below the floor."""
+        return noise.below_floor(self) if kinds.find(kind).credit else None
+
+    def head(self, kind: str) -> list[str]:
+        """Return the lines below a picture's scale: what is hatched, and how much of the credit it is."""
+        words = noise.words(self)
+        return [f"hatched: {words}" if kinds.find(kind).credit else words] if words else []
+
+    def draw(
+        self, kind: str | None = None, *, columns: int | None = None, end: float | Scale | None = None
+    ) -> Image.Image:
+        """Draw the panel of all images, each and itself under one map (None: the first that `map` gives), on one scale.
 
         columns: images side by side (None: 2; of labelled images, which are drawn as strips, 8 at most). end: of the
-        scale (None: `end`).
+        scale, or the scale (None: `scale`).
         """
         name, values = self.map(kind)
         strip = self.labels is not None
@@ -212,7 +240,9 @@ class Heatmap:
             title=title,
             captions=self.prompts.tolist() if self.labels is None else self.labels.tolist(),
             notes=self.notes(labels=not strip),
+            head=self.head(name),
             end=end,
+            noise=self.hatched(name),
             columns=columns or (-(-len(self) // -(-len(self) // STRIP)) if strip else 2),
             stacked=strip,
         )

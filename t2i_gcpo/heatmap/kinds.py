@@ -13,6 +13,10 @@ class Kind(NamedTuple):
     """Red above 0 and blue below, opacity by size; else from dark to bright."""
     whole: bool = False
     """The colours span all values; else they end at a percentile of them."""
+    least: float = 0.0
+    """The colours end at this many times the mean of |value| at least."""
+    credit: bool = False
+    """Shows how much credit a token got; cells whose contrast is below the noise floor are hatched."""
 
 
 CONTRAST = "log p(token | prompt) and log p(token | negative prompt)"
@@ -20,8 +24,9 @@ CONTRAST = "log p(token | prompt) and log p(token | negative prompt)"
 #: Name -> map, in the order in which they are offered. Those from "kl" to "js_full" are the divergences of the
 #: algorithms.
 KINDS: dict[str, Kind] = {
-    "advantage": Kind("token advantage A[b,t] = A_b · w[b,t]", signed=True),
-    "weight": Kind("token weight w[b,t], mean 1 over an image"),
+    "advantage": Kind("token advantage A[b,t] = A_b · w[b,t]", signed=True, least=1.0, credit=True),
+    # At twice the mean, GRPO's w = 1 lies in the middle of the colours and never at their bright end.
+    "weight": Kind("token weight w[b,t], mean 1 over an image", least=2.0, credit=True),
     "contrast": Kind("contrast log p(token | prompt) − log p(token | negative prompt), nats", signed=True),
     "kl": Kind(f"raw contrast, kl: estimate of the KL divergence from {CONTRAST}, nats"),
     "abs": Kind(f"raw contrast, abs: distance of {CONTRAST}, nats"),

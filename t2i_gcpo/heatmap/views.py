@@ -17,7 +17,9 @@ from t2i_gcpo.algorithms import token_weights
 from t2i_gcpo.heatmap import paint
 from t2i_gcpo.heatmap.data import Heatmap
 from t2i_gcpo.heatmap.kinds import KINDS
+from t2i_gcpo.heatmap.noise import below_floor, ranks
 from t2i_gcpo.heatmap.recipe import Recipe
+from t2i_gcpo.heatmap.scale import Scale
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 from t2i_gcpo.utils.json_files import finite_or_none
 from t2i_gcpo.utils.pictures import enlargement
@@ -53,15 +55,16 @@ def overlay(
     kind: str | None = None,
     index: int = 0,
     *,
-    end: float | None = None,
+    end: float | Scale | None = None,
     opacity: float | None = None,
     up_to: int | None = None,
     width: int | None = None,
 ) -> Image.Image:
     """Draw image `index` under one map (None: the first of `maps`), enlarged to about `width` pixels.
 
-    end: of the colour scale (None: the one that all images of the heatmap share); pass another's `end` to compare on
-    one scale. opacity: in [0, 1]. up_to: cells of later sampling steps stay bare. ValueError: no such map or image.
+    end: of the colour scale, or the scale (None: the one that all images of the heatmap share); pass another's `scale`
+    to compare on one. opacity: in [0, 1]. up_to: cells of later sampling steps stay bare. ValueError: no such map or
+    image.
     """
     name, values = heatmap.map(kind)
     _check_index(heatmap, index)
@@ -71,12 +74,14 @@ def overlay(
     if up_to is not None:
         cells = np.where(heatmap.order()[index] <= up_to, cells, np.nan)
     factor = enlargement(heatmap.images.shape[-1], width)
+    noise = heatmap.hatched(name)
     painted = paint.paint(
         paint.enlarged(heatmap.images[index], factor),
         rearrange(cells, "(h w) -> h w", h=heatmap.grid[0]),
         signed=KINDS[name].signed,
-        end=heatmap.end(name) if end is None else end,
+        end=heatmap.scale(name) if end is None else end,
         opacity=opacity,
+        noise=None if noise is None else rearrange(noise[index], "(h w) -> h w", h=heatmap.grid[0]),
     )
     return Image.fromarray(painted)
 
@@ -84,8 +89,9 @@ def overlay(
 def cell(heatmap: Heatmap, index: int, row: int, column: int) -> dict[str, Any]:
     """Return the numbers of one token of image `index`: place, token, log-probs, and value in every map.
 
-    Plain ints and floats; None for what is not finite. The names of the maps are those of KINDS. ValueError: outside
-    the grid.
+    `rank` is its place by weight, 1 has the most; `below_floor` says whether its contrast is below the noise floor,
+    where the credit is by contrast. Plain ints, floats and a bool; None for what is not finite. The names of the maps
+    are those of KINDS. ValueError: outside the grid.
     """
     _check_index(heatmap, index)
     rows, columns = heatmap.grid
@@ -99,6 +105,10 @@ def cell(heatmap: Heatmap, index: int, row: int, column: int) -> dict[str, Any]:
         "row": row,
         "column": column,
     }
+    found["rank"] = int(ranks(heatmap.weights)[index, t])
+    noise = below_floor(heatmap)
+    if noise is not None:
+        found["below_floor"] = bool(noise[index, t])
     if heatmap.tokens is not None:
         found["token"] = int(heatmap.tokens[index, t])
     if heatmap.commit_step is not None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from t2i_gcpo.heatmap.paint import colormap, scale_end
+from t2i_gcpo.heatmap.paint import colormap
+from t2i_gcpo.heatmap.scale import percentile_end
 from t2i_gcpo.utils.pictures import FAINT, GAP, MARGIN, font, wrap
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def draw(heatmaps: Sequence[TextHeatmap], *, title: str) -> Image.Image:
         np.array(item.weights[kind]) * (item.advantage if signed and item.advantage is not None else 1.0)
         for item in heatmaps
     ]
-    end = scale_end(np.concatenate(values))
+    end = percentile_end(np.concatenate(values))
     what = "token advantage A · w" if signed else "token weight w"
     canvas = Image.new("RGB", (WIDTH, 40 + sum(_height(item) for item in heatmaps)), "white")
     pen = ImageDraw.Draw(canvas)
