@@ -6,23 +6,46 @@ tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from t2i_gcpo import credit
 from t2i_gcpo.algorithms import STATS
-
-if TYPE_CHECKING:
-    from t2i_gcpo.heatmap.data import Heatmap
+from t2i_gcpo.heatmap.recipe import Recipe
 
 
-def floor(heatmap: Heatmap) -> float:
+class Credited(Protocol):
+    """Has weights, and what they were made from, as a `Heatmap` has."""
+
+    @property
+    def weights(self) -> np.ndarray: ...
+
+    @property
+    def grid(self) -> tuple[int, int]: ...
+
+    @property
+    def logprob_positive(self) -> np.ndarray | None: ...
+
+    @property
+    def logprob_negative(self) -> np.ndarray | None: ...
+
+    @property
+    def stats(self) -> dict[str, np.ndarray]: ...
+
+    @property
+    def recipe(self) -> Recipe | None: ...
+
+    def map(self, kind: str | None = None) -> tuple[str, np.ndarray]:
+        """Return a map's name and values [B, T]."""
+
+
+def floor(heatmap: Credited) -> float:
     """Return the contrast in nats below which a token's difference is taken for rounding: that of the recipe."""
     return credit.DEFAULT_FLOOR if heatmap.recipe is None else heatmap.recipe.floor
 
 
-def below_floor(heatmap: Heatmap) -> np.ndarray | None:
+def below_floor(heatmap: Credited) -> np.ndarray | None:
     """Return which tokens have a contrast below the floor, [B, T] bool; None where credit is not by contrast.
 
     The floor of a full-codebook divergence is that of a difference of this size.
@@ -39,7 +62,7 @@ def below_floor(heatmap: Heatmap) -> np.ndarray | None:
     return np.abs(heatmap.logprob_positive - heatmap.logprob_negative) < floor(heatmap)
 
 
-def share(heatmap: Heatmap) -> np.ndarray | None:
+def share(heatmap: Credited) -> np.ndarray | None:
     """Return the share of each image's credit on tokens below the floor, [B]; NaN where it has no credit."""
     noise = below_floor(heatmap)
     if noise is None:
@@ -49,7 +72,7 @@ def share(heatmap: Heatmap) -> np.ndarray | None:
         return np.asarray(np.where(noise, heatmap.weights, 0.0).sum(axis=1, dtype=np.float64) / total)
 
 
-def words(heatmap: Heatmap) -> str:
+def words(heatmap: Credited) -> str:
     """Say the share of the credit on tokens below the floor: of all images, and from image to image; "" if unknown."""
     shares = share(heatmap)
     if shares is None or not np.isfinite(shares).any():
@@ -70,7 +93,7 @@ def ranks(weights: np.ndarray) -> np.ndarray:
     return np.stack(above) + 1
 
 
-def describe(heatmap: Heatmap, kind: str, b: int, *, cells: int = 3) -> str:
+def describe(heatmap: Credited, kind: str, b: int, *, cells: int = 3) -> str:
     """Say in numbers what image `b` shows under a map, for who cannot see it."""
     values = heatmap.map(kind)[1][b]
     known = np.where(np.isfinite(values), values, 0.0)
