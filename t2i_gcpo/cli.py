@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "serve a scorer over HTTP, for training runs that score elsewhere",
     ),
     "heatmap": ("t2i_gcpo.commands.heatmap:main", "draw the credit of each token over an image"),
+    "credit-alignment": (
+        "t2i_gcpo.commands.credit_alignment:main",
+        "measure which rule of credit points a batch's gradient best along the true one",
+    ),
     "export": ("t2i_gcpo.commands.export:main", "save what training changed as a small delta to its base checkpoint"),
     "compare": ("t2i_gcpo.commands.compare:main", "curves, a table and a report of several runs"),
     "text": (

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from t2i_gcpo.algorithms import TABLE, Algorithm, token_advantages
@@ -76,16 +77,15 @@ def enumerated_rollout(world: World = TWO_TOKENS) -> tuple[Rollout, Tensor, Tens
     return rollout, (tokens[:, 0] == 0).float(), probability
 
 
-def expected_gradient(
+def group_gradients(
     algorithm: Algorithm, world: World = TWO_TOKENS, *, repeats: int = REPEATS, seed: int = 0
 ) -> Tensor:
-    """Return the expected gradient with respect to each token's logits, [T, V] fp64.
+    """Return the gradient of every group with respect to each token's logits, [N, T, V] fp64.
 
     The gradient is that of `sum_t A[g, t] log p(x[g, t])`, the mean over the two images, as in the first update of a
-    rollout, where every ratio is 1. It is exact, but for rules that draw at random: those are a mean of `repeats`
-    draws for each group.
+    rollout, where every ratio is 1. For rules that draw at random it is a mean of `repeats` draws.
     """
-    rollout, rewards, probability = enumerated_rollout(world)
+    rollout, rewards, _ = enumerated_rollout(world)
     algorithm = replace(algorithm, group_size=2, dynamic_sampling=False)
     generator = torch.Generator().manual_seed(seed)
     random = algorithm.credit in ("random", "shuffled")
@@ -95,8 +95,15 @@ def expected_gradient(
     ]).mean(dim=0)  # fmt: skip
     chance = torch.stack(world.positive).double()
     score = torch.nn.functional.one_hot(rollout.tokens, chance.shape[1]) - chance  # d log p(x) / d logits, [2 N, T, V]
-    weights = probability.repeat_interleave(2)[:, None, None] / 2
-    return (weights * advantages[:, :, None] * score).sum(dim=0)
+    return rearrange(advantages[:, :, None] * score, "(n g) t v -> n g t v", g=2).mean(dim=1)
+
+
+def expected_gradient(
+    algorithm: Algorithm, world: World = TWO_TOKENS, *, repeats: int = REPEATS, seed: int = 0
+) -> Tensor:
+    """Return the expected gradient with respect to each token's logits, [T, V] fp64: exact, as no group is left out."""
+    gradients = group_gradients(algorithm, world, repeats=repeats, seed=seed)
+    return torch.einsum("n,ntv->tv", enumerated_rollout(world)[2], gradients)
 
 
 def bias(gradient: Tensor) -> float:
