@@ -2,5 +2,6 @@
 
 from rewards.base import Reward, RewardOutput
 from rewards.registry import available, load
+from rewards.weighted_sum import composite
 
-__all__ = ["Reward", "RewardOutput", "available", "load"]
+__all__ = ["Reward", "RewardOutput", "available", "composite", "load"]

@@ -13,7 +13,7 @@ from rewards.base import Reward
 REWARDS: dict[str, str] = {
     "aesthetic": "rewards.scorers.aesthetic:AestheticReward",
     "clip": "rewards.scorers.clip:ClipReward",
-    "composite": "rewards.composite:load_composite",
+    "composite": "rewards.weighted_sum:load_composite",
     "geneval": "rewards.geneval.reward:GenEvalReward",
     "git_vqa": "rewards.scorers.git_vqa:GitVqaReward",
     "grounding_dino": "rewards.scorers.grounding_dino:GroundingDinoReward",

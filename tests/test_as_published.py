@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from helpers import tiny
-from rewards import composite, registry
+from rewards import registry, weighted_sum
 from rewards.base import RewardOutput
 from rewards.function import as_reward
 from t2i_gcpo.commands.options.arguments import dump, load, parse
@@ -85,7 +85,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         return stand_in
 
     monkeypatch.setattr(registry, "find", find)
-    monkeypatch.setattr(composite, "find", find)
+    monkeypatch.setattr(weighted_sum, "find", find)
     return calls
 
 

@@ -17,9 +17,9 @@ from helpers.rogue import rogue
 from helpers.served import Scorer, serve
 from helpers.training import generator, same, trainer, weights
 from rewards.base import AsyncReward, RewardOutput
-from rewards.composite import Composite
 from rewards.remote import server_pool
 from rewards.remote.client import RemoteReward
+from rewards.weighted_sum import Composite
 from t2i_gcpo.evaluation.evaluate import evaluate
 from t2i_gcpo.records import Prompt, Rollout, Sampling, ScoredRollout
 from t2i_gcpo.training.rollout import score

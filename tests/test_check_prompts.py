@@ -14,9 +14,9 @@ import torch
 
 import rewards
 from rewards.base import PromptError, Reward, RewardOutput, check_each
-from rewards.composite import Composite
 from rewards.function import FunctionReward, as_reward
 from rewards.identity import fingerprint, without_secrets
+from rewards.weighted_sum import Composite
 from t2i_gcpo import cli
 from t2i_gcpo.data.prompts import read
 from t2i_gcpo.evaluation.scorable import check_scorable

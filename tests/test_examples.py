@@ -30,6 +30,9 @@ EXAMPLES = {
     "heatmap.save": "t2i_gcpo.heatmap.files:save",
     "heatmap.draw": "t2i_gcpo.heatmap.drawing:draw",
     "prompts.read": "t2i_gcpo.data.prompts:read",
+    "prompts.row": "t2i_gcpo.data.prompts:row",
+    "images": "t2i_gcpo.generators.base:ImageGenerator.images",
+    "rewards.composite": "rewards:composite",
 }
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from rewards.base import PromptError, RewardOutput
-from rewards.composite import Composite
 from rewards.function import FunctionReward, as_reward
+from rewards.weighted_sum import Composite
 
 IMAGES = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from t2i_gcpo.data.shapes.grammar import parts, understand
+from t2i_gcpo import prompts
+from t2i_gcpo.data.shapes.grammar import not_understood, parts, understand
 from t2i_gcpo.data.shapes.prompts import SPLITS, split
 
 
@@ -55,3 +56,37 @@ def test_parts_of_a_prompt() -> None:
         "two birds": "a cat left of a dog",
     }
     assert parts("a photo of a circle") == {}
+
+
+def test_a_text_becomes_a_row() -> None:
+    for name in SPLITS:
+        for prompt in split(name):
+            assert prompts.row(prompt.text) == prompt
+    assert prompts.row("Two rings.").metadata["include"] == [{"class": "ring", "count": 2}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a photo of a rad circle", r"the word 'rad' in 'a rad circle' is not known \(did you mean 'red'"),
+        ("a red circle and a blue starr", r"the word 'starr' in 'a blue starr' is not known \(did you mean 'star'"),
+        ("a zebra", "the word 'zebra' in 'a zebra' is not known.*Known are the classes circle"),
+        ("a circle near a star", "the word 'near' in 'a circle near a star' is not known"),
+        ("five circles", "the word 'five' in 'five circles' is not known"),
+        ("a circle and", "an object is missing"),
+        ("a photo of", "an object is missing"),
+        ("red circle", "'red circle' is not put as expected: \"a circle\""),
+        ("a circle and two stars", "'two stars' stands beside another object"),
+        ("a circle and a star and a ring", "it has 3 objects; at most two are covered"),
+    ],
+)
+def test_a_text_that_is_no_row_says_which_part(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prompts.row(text)
+    assert not_understood(text) and understand(text) is None
+
+
+def test_an_empty_text_and_a_good_one() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        prompts.row("  ")
+    assert not_understood("a red circle above a star") == ""

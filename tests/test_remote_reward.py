@@ -18,11 +18,11 @@ from torch import Tensor
 from helpers.rogue import ABOUT, SCORER, content, head, rogue, say, scores
 from helpers.served import Scorer, kill, pictures, serve
 from rewards.base import PromptError, Reward, RewardOutput
-from rewards.composite import Composite
 from rewards.remote import server_pool
 from rewards.remote.client import RemoteReward
 from rewards.remote.exchange import clean
 from rewards.remote.server import RewardServer
+from rewards.weighted_sum import Composite
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from rewards import composite, registry
+from rewards import registry, weighted_sum
 from rewards.base import Reward, RewardOutput
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.arguments import load
@@ -42,7 +42,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         return stand_in
 
     monkeypatch.setattr(registry, "find", find)
-    monkeypatch.setattr(composite, "find", find)
+    monkeypatch.setattr(weighted_sum, "find", find)
     return calls
 
 
@@ -64,7 +64,7 @@ def test_an_option_that_no_scorer_has_is_found_out(built: Any, tmp_path: Path) -
 
 def test_the_mixture_of_t2i_r1(built: Any) -> None:
     mixture = build.reward(load(CONFIGS / "janus_pro_7b_t2i_r1.yaml").reward)
-    assert isinstance(mixture, composite.Composite)
+    assert isinstance(mixture, weighted_sum.Composite)
     assert mixture.weights == {"hps": 1.0, "git_vqa": 1.0, "grounding_dino": 1.0}
     assert [name for name, _ in built] == ["hps", "git_vqa", "grounding_dino"]
     assert built[0][1] == {"version": "v2.1", "device": "cuda", "dtype": "bfloat16"}

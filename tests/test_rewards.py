@@ -20,11 +20,11 @@ import rewards
 from helpers.messages import names
 from rewards import RewardOutput
 from rewards.base import check
-from rewards.composite import Composite
 from rewards.function import FunctionReward
 from rewards.geneval import Detection
 from rewards.geneval.reward import GenEvalReward
 from rewards.registry import REWARDS, find
+from rewards.weighted_sum import Composite
 from t2i_gcpo.data.shapes.scene import Scene, SceneObject
 
 NAN = float("nan")

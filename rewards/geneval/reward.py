@@ -121,7 +121,8 @@ class GenEvalReward(Reward):
         if not asked:
             raise ValueError(
                 f"the geneval reward has no metadata for the prompt {prompt!r}; it needs a GenEval row with 'tag' and "
-                "'include' (take prompts from shapes:train or a GenEval .jsonl file)"
+                "'include' (take prompts from shapes:train or a GenEval .jsonl file, or make one of a text by "
+                "t2i_gcpo.prompts.row(text))"
             )
         known = self.detector.classes
         for clause in asked:

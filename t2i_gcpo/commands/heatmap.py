@@ -14,7 +14,7 @@ from t2i_gcpo.algorithms import ALL_STATS, TABLE, resolve, token_advantages, tok
 from t2i_gcpo.commands.options.number_types import count, finite, positive
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
-from t2i_gcpo.data.shapes.grammar import find_prompt
+from t2i_gcpo.data.shapes.grammar import find_prompt, not_understood
 from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe, load, noise, over_steps, reweigh, without
@@ -147,7 +147,7 @@ def _reward(args: argparse.Namespace, prompt: Prompt) -> tuple[str | None, str]:
         return (
             None,
             "the prompt is none of the embedded ones, so the geneval reward cannot score it (name another with "
-            "--reward)",
+            f"--reward): {not_understood(prompt.text)}",
         )
     return args.reward or "geneval", ""
 

@@ -1,4 +1,4 @@
-"""Read prompts by name: a prompt file, or a split of ShapeScenes; `limit` takes some of them."""
+"""Read prompts by name: a prompt file, or a split of ShapeScenes; `limit` takes some, `row` reads one's own text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 from t2i_gcpo.data.prompt_files import SUFFIXES, read_file
 from t2i_gcpo.data.selection import by_task, limit
+from t2i_gcpo.data.shapes.grammar import row
 from t2i_gcpo.records import Prompt
 
-__all__ = ["SHAPES", "by_task", "limit", "read"]
+__all__ = ["SHAPES", "by_task", "limit", "read", "row"]
 
 SHAPES = "shapes:"
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar, overload
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.checkpoints import Checkpoint
-from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.records import Prompt, Rollout, Sampling, SamplingOptions
 
 Distribution = Literal["conditional", "guided", "guided_detached"]
 DISTRIBUTIONS: tuple[str, ...] = ("conditional", "guided", "guided_detached")
@@ -47,8 +48,8 @@ class TrainingScores(NamedTuple):
 class ImageGenerator(Protocol):
     """A model that draws a grid of codebook tokens for a prompt, and can score the tokens again.
 
-    Derive from it to have the defaults of what is optional: `masked`, `base`, `has_lora`, `prepare`, `training_scores`,
-    `merge_lora`.
+    Derive from it to have the defaults of what is optional: `masked`, `base`, `has_lora`, `prepare`, `images`,
+    `training_scores`, `merge_lora`.
     """
 
     kind: str
@@ -96,6 +97,31 @@ class ImageGenerator(Protocol):
         Each image's noise depends on (seed, `first_prompt_index` + p, g) only. With `rng`, one 63-bit draw from it
         replaces `sampling.seed` and is recorded in the rollout's sampling.
         """
+
+    @torch.no_grad()
+    def images(
+        self,
+        prompts: str | Prompt | Sequence[Prompt | str],
+        n: int = 8,
+        *,
+        seed: int = 0,
+        sampling: SamplingOptions = Sampling(),  # noqa: B008 (frozen)
+        negative_prompts: Negative = None,
+    ) -> list[Image.Image]:
+        """Draw n pictures of one prompt, or n of each of several one prompt after the other.
+
+        >>> [picture.size for picture in generator.images("a photo of a red circle", n=2, seed=0)]
+        [(96, 96), (96, 96)]
+
+        sampling: guidance, temperature and the like; its group size, seed and statistics are replaced. ValueError:
+        words that the generator does not know, or n below 1.
+        """
+        given = [prompts] if isinstance(prompts, (str, Prompt)) else prompts
+        self.check_prompts(as_prompts(given))
+        drawn = Sampling.of(sampling, group_size=n, seed=seed, contrast=False, stats=())
+        rollout = self.sample(given, drawn, negative_prompts=negative_prompts)
+        pixels = self.decode(rollout.tokens).cpu()
+        return [Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()) for image in pixels]
 
     @abstractmethod
     def token_logprobs(

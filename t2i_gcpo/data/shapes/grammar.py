@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from rewards.geneval.vocabulary import CLASSES, COLORS, NUMBERS, PLURALS, RELATIONS
@@ -27,9 +29,63 @@ def understand(text: str) -> Prompt | None:
     held out: "a C", "a red C", "two Cs", "a C and a red D", "a C left of a D". The tag is that of the closest of
     GenEval's six tasks.
     """
-    words = " ".join(text.lower().split()).removesuffix(".").removeprefix(_FRAME)
+    words = _words(text)
     metadata = _metadata(words)
     return None if metadata is None else Prompt(_FRAME + words, {**metadata, "prompt": _FRAME + words})
+
+
+def row(text: str) -> Prompt:
+    """Turn a text into a prompt with the row of GenEval's metadata that its images are judged by.
+
+    >>> row("a red circle left of a star").metadata["include"]
+    [{'class': 'star', 'count': 1}, {'class': 'circle', 'count': 1, 'color': 'red', 'position': ['left of', 0]}]
+
+    As in `understand`. ValueError says which part of the text is not understood, with the nearest words that are known.
+    """
+    prompt = understand(check_text(text, "the text"))
+    if prompt is None:
+        raise ValueError(f"{text!r} is no prompt that GenEval's rules cover: {not_understood(text)}")
+    return prompt
+
+
+def not_understood(text: str) -> str:
+    """Say which part of a text the rules do not cover and what they do; "" where they cover all of it."""
+    words = _words(text)
+    if _metadata(words) is not None:
+        return ""
+    pieces, known = [piece.strip() for piece in _LINKS.split(f" {words} ")], _known_words()
+    if not all(pieces):
+        return f'an object is missing; write it as "a circle" or "a red circle". {_covered()}'
+    for piece in pieces:
+        if _SINGLE.fullmatch(piece) or (len(pieces) == 1 and _COUNTED.fullmatch(piece)):
+            continue
+        for word in piece.split():
+            if word not in known:
+                near = difflib.get_close_matches(word, known, n=3)
+                hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+                return f"the word {word!r} in {piece!r} is not known{hint}. {_covered()}"
+        if _COUNTED.fullmatch(piece):
+            return f"{piece!r} stands beside another object, and several of a kind are asked for alone"
+        return f'{piece!r} is not put as expected: "a circle", "a red circle", or alone "two circles"'
+    return f"it has {len(pieces)} objects; at most two are covered, joined by 'and' or one relation"
+
+
+def _words(text: str) -> str:
+    return " ".join(text.lower().split()).removesuffix(".").removeprefix(_FRAME).removeprefix(_FRAME.strip())
+
+
+def _known_words() -> list[str]:
+    """Return all single words of the vocabulary."""
+    sources: Iterable[Iterable[str]] = (COLORS, CLASSES, _SINGULAR, _COUNT, ("a", "an", "and"), RELATIONS)
+    return list(dict.fromkeys(word for source in sources for text in source for word in text.split()))
+
+
+def _covered() -> str:
+    """Return the whole vocabulary in a sentence."""
+    return (
+        f"Known are the classes {', '.join(CLASSES)}; the colours {', '.join(COLORS)}; "
+        f"the numbers {', '.join(_COUNT)}; and between two objects: and, {', '.join(RELATIONS)}"
+    )
 
 
 def _metadata(words: str) -> dict[str, Any] | None:

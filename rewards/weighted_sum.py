@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rewards.base import AsyncReward, FailurePolicy, PromptError, Reward, RewardOutput, check, check_policy
 from rewards.function import as_reward
 from rewards.identity import Identity
-from rewards.registry import find, load
+from rewards.registry import available, find, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,6 +114,61 @@ class PendingSum:
     def result(self) -> RewardOutput:
         """Wait for all of them. Raises what the first of them raised."""
         return self.finish()
+
+
+def composite(weighted: Mapping[Any, float], *, failure: FailurePolicy = "raise") -> Composite:
+    """Make one reward of several and their weights: names, rewards, or functions of one's own.
+
+    >>> import torch, rewards
+    >>> def redness(images, prompts, metadata):  # [B, 3, H, W] uint8 -> B numbers
+    ...     return images[:, 0].float().mean(dim=(1, 2)) / 255
+    >>> mixture = rewards.composite({"geneval": 0.7, redness: 0.3})
+    >>> ring = {"tag": "single_object", "include": [{"class": "ring", "count": 1}]}
+    >>> output = mixture(torch.full((1, 3, 96, 96), 255, dtype=torch.uint8), ["a photo of a ring"], [ring])
+    >>> output.scores, output.parts["geneval"], output.parts["redness"]
+    (tensor([0.3000]), tensor([0.]), tensor([1.]))
+
+    weighted: what `load` knows by name, what it returns, or a function `(images, prompts, metadata) -> B numbers` ->
+        its weight. The log calls a function by its name, and a second of the same name NAME_2.
+    failure: as in `Composite`. ValueError, in a sentence: something that cannot score, a weight that is no number, or
+    at the call scores of another shape than one number an image.
+    """
+    if not isinstance(weighted, Mapping):
+        raise ValueError(
+            f"composite wants rewards with their weights, such as {{'clip': 0.7, my_function: 0.3}}; it was given "
+            f"{type(weighted).__name__}"
+        )
+    built: dict[str, Reward] = {}
+    weights: dict[str, float] = {}
+    for scorer, weight in weighted.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ValueError(f"the weight of {_label(scorer)!r} is {weight!r}; it must be a number")
+        if not isinstance(scorer, str) and not callable(scorer):
+            raise ValueError(
+                f"{scorer!r} is {type(scorer).__name__}, which cannot score; give a name ({', '.join(available())}), "
+                "what rewards.load returns, or a function (images, prompts, metadata) -> numbers"
+            )
+        label = _unused(_label(scorer), built)
+        built[label] = load(scorer) if isinstance(scorer, str) else as_reward(scorer, name=label, failure=failure)
+        weights[label] = float(weight)
+    return Composite(built, weights, failure=failure)
+
+
+def _label(scorer: Any) -> str:
+    """Return what the log calls a scorer: its own name, else that of its class."""
+    if isinstance(scorer, str):
+        return scorer
+    name = getattr(scorer, "name", "") or getattr(scorer, "__name__", "")  # anybody's function or object
+    return name if isinstance(name, str) and name else type(scorer).__name__
+
+
+def _unused(label: str, taken: Mapping[str, Reward]) -> str:
+    """Return the label, with a number where there is one like it."""
+    number = 2
+    new = label
+    while new in taken:
+        new, number = f"{label}_{number}", number + 1
+    return new
 
 
 def load_composite(rewards: Mapping[str, Mapping[str, Any] | None], *, failure: FailurePolicy = "raise") -> Composite:
