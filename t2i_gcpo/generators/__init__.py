@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from t2i_gcpo.generators import random_models
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.checkpoints import locate
 from t2i_gcpo.utils.device import pick_device
@@ -38,18 +39,30 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = torch.float32,
     revision: str | None = None,
+    layers: int = 0,
+    width: int = 0,
     **options: Any,
 ) -> ImageGenerator:
     """Load the generator in an embedded checkpoint ("janus-mini"), a local folder, or a repository of the hub.
+
+    Or make one of a published shape with random weights ("random:janus-pro-1b"); see `random_models`.
 
     >>> generator = load("janus-mini")
     >>> generator.grid
     (12, 12)
 
     A folder may hold a whole model, or a LoRA adapter or a delta (then its base is loaded as well). `dtype` is a torch
-    dtype or its name ("float32", "bfloat16"). `options` go to the adapter's class (e.g. `max_batch`, `compile`).
-    ValueError: no checkpoint under that name, no adapter for its model type, or an option that is not for that.
+    dtype or its name ("float32", "bfloat16"). `layers` and `width` cut a model with random weights. `options` go to the
+    adapter's class (e.g. `max_batch`, `compile`). ValueError: no checkpoint under that name, no adapter for its model
+    type, or an option that is not for that.
     """
+    if str(name_or_path).startswith(random_models.PREFIX):
+        name_or_path = random_models.parse(name_or_path, layers=layers, width=width).name
+    elif layers or width:
+        raise ValueError(
+            f"generator.layers and generator.width cut a model with random weights, and {name_or_path} has trained "
+            "ones; leave them out, or write e.g. random:janus-pro-1b"
+        )
     checkpoint = locate(str(name_or_path), revision=revision)
     target = ADAPTERS.get(checkpoint.model_type)
     if target is None:

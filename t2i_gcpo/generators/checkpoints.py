@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rewards.models import weights
-from t2i_gcpo.generators import deltas
+from t2i_gcpo.generators import deltas, random_models
 from t2i_gcpo.generators.integrity import check_json, check_manifest, read_object
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -39,6 +39,8 @@ class Checkpoint:
     """The folder of a LoRA adapter to put on the model."""
     delta: Path | None = None
     """The folder of a delta (`deltas.py`) to add to the model's policy."""
+    random: random_models.RandomModel | None = None
+    """A model whose weights are random; it has no folder (its `folder` does not exist)."""
 
 
 def tuned() -> dict[str, Path]:
@@ -48,7 +50,7 @@ def tuned() -> dict[str, Path]:
 
 
 def locate(name: str, *, revision: str | None = None) -> Checkpoint:
-    """Find `name`: embedded names first, then local folders, then the hub.
+    """Find `name`: random models and embedded names first, then local folders, then the hub.
 
     ValueError says what was looked for and where, or which file of it is damaged.
     """
@@ -57,6 +59,9 @@ def locate(name: str, *, revision: str | None = None) -> Checkpoint:
 
 def _locate(name: str, revision: str | None, above: tuple[Path, ...]) -> Checkpoint:
     """Find `name`, the base of the last of the folders `above`, each of which is the base of the one before it."""
+    if name.startswith(random_models.PREFIX):
+        random = random_models.parse(name)
+        return Checkpoint(name=random.name, folder=ASSETS / "none", model_type=random.kind, random=random)
     if name in EMBEDDED and not (ASSETS / name).is_dir():
         raise ValueError(
             f"the embedded checkpoint {name!r} is not in {ASSETS}: the installation is incomplete; install t2i-gcpo "

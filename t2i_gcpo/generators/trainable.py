@@ -21,6 +21,7 @@ from t2i_gcpo.generators.checkpoints import Checkpoint, locate
 from t2i_gcpo.generators.compilation import Compilation
 from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
 from t2i_gcpo.generators.policy_weights import PolicyWeights
+from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.branches import SampledRows
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
@@ -30,8 +31,8 @@ Self = TypeVar("Self", bound="TrainableGenerator")
 class TrainableGenerator(ImageGenerator):
     """Train one submodule of a model, the policy, and keep the rest frozen. A base class of adapters.
 
-    A subclass reads and writes its own model (`from_folder`, `save_model`), samples rows, scores tokens and decodes
-    them (`decode_rows`).
+    A subclass makes, reads and writes its own model (`from_random`, `from_folder`, `save_model`), samples rows, scores
+    tokens and decodes them (`decode_rows`).
     """
 
     lora_targets: ClassVar[tuple[str, ...]]
@@ -85,7 +86,10 @@ class TrainableGenerator(ImageGenerator):
         cls: type[Self], checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, **options: Any
     ) -> Self:
         """Load the whole model of a checkpoint, then its delta or its LoRA adapter. `options` go to `__init__`."""
-        generator = cls.from_folder(checkpoint.folder, device=device, dtype=dtype, base=checkpoint, **options)
+        if checkpoint.random is None:
+            generator = cls.from_folder(checkpoint.folder, device=device, dtype=dtype, base=checkpoint, **options)
+        else:
+            generator = cls.from_random(checkpoint.random, device=device, dtype=dtype, base=checkpoint, **options)
         if checkpoint.delta is not None:
             deltas.apply(generator.policy, checkpoint.delta, checkpoint.folder)
         if checkpoint.adapter is not None:
@@ -96,6 +100,18 @@ class TrainableGenerator(ImageGenerator):
     @abstractmethod
     def from_folder(cls: type[Self], folder: Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Self:
         """Load the whole model in a folder. `options` go to `__init__`."""
+
+    @classmethod
+    def from_random(
+        cls: type[Self], random: RandomModel, *, device: torch.device, dtype: torch.dtype, **options: Any
+    ) -> Self:
+        """Make a model of a published shape with random weights. `options` go to `__init__`.
+
+        ValueError where the adapter makes none.
+        """
+        raise ValueError(
+            f"{cls.__name__} makes no models with random weights, so {random.name} cannot be loaded with it"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a folder that `generators.load` accepts: the whole model, or a LoRA adapter that names its base.

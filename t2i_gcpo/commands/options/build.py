@@ -37,6 +37,8 @@ def generator(options: GeneratorConfig, *, seed: int) -> ImageGenerator:
         device=pick_device(options.device),
         dtype=options.dtype,
         revision=options.revision,
+        layers=options.layers,
+        width=options.width,
         max_batch=options.max_batch,
         compile=COMPILE[options.compile],
         gradient_checkpointing=options.gradient_checkpointing,

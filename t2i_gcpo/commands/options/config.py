@@ -36,10 +36,15 @@ class GeneratorConfig:
     """The image generator and which of its parameters are trained."""
 
     checkpoint: str = "janus-mini"
-    """An embedded checkpoint (janus-mini), a folder (a run's checkpoints/step_N included), or a name on the Hugging
-    Face hub."""
+    """An embedded checkpoint (janus-mini), a folder (a run's checkpoints/step_N included), a name on the Hugging Face
+    hub, or a published shape with random weights (random:janus-pro-1b), for dry runs."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    layers: int = 0
+    """Random weights: layers of the model, to try a run on a small machine; 0 is as published."""
+    width: int = 0
+    """Random weights: hidden width of the model, a multiple of 32, with its other parts made small; 0 is as
+    published."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights and the forward pass; log-probs are fp32 in any case."""
     decode_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -72,7 +77,7 @@ class GeneratorConfig:
 
     def __post_init__(self) -> None:
         declared(self, "generator.")
-        at_least(0, "generator.", lora_rank=self.lora_rank)
+        at_least(0, "generator.", layers=self.layers, width=self.width, lora_rank=self.lora_rank)
         above_zero("generator.", lora_alpha=self.lora_alpha)
         at_least(1, "generator.", max_batch=self.max_batch)
         at_least(0, "generator.", masked_passes=self.masked_passes)

@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from t2i_gcpo.generators.amused import random_model
 from t2i_gcpo.generators.amused.likelihoods import passes, resolve
 from t2i_gcpo.generators.amused.parts import AmusedParts, TextEncoder
 from t2i_gcpo.generators.amused.sampler import StepSampler
@@ -34,6 +35,7 @@ from t2i_gcpo.generators.base import (
 from t2i_gcpo.generators.checkpoints import Checkpoint
 from t2i_gcpo.generators.compilation import batches
 from t2i_gcpo.generators.decoding import DecodeDtype
+from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.branches import SampledRows
 from t2i_gcpo.generators.trainable import TrainableGenerator
 from t2i_gcpo.records import Prompt, Rollout, Sampling
@@ -124,6 +126,11 @@ class Amused(TrainableGenerator):
     def from_folder(cls, folder: Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Amused:
         """Load the whole model in a folder of diffusers' layout. `options` go to `__init__`."""
         return cls(AmusedParts.load(folder, dtype).to(device), **options)
+
+    @classmethod
+    def from_random(cls, random: RandomModel, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Amused:
+        """Make a model of a published shape with random weights. `options` go to `__init__`."""
+        return cls(random_model.build(random, device=device, dtype=dtype), **options)
 
     def save_model(self, folder: Path) -> None:
         """Write all parts in diffusers' layout."""

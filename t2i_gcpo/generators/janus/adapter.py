@@ -28,11 +28,13 @@ from t2i_gcpo.generators.base import (
 from t2i_gcpo.generators.checkpoints import Checkpoint
 from t2i_gcpo.generators.decoding import DecodeDtype
 from t2i_gcpo.generators.integrity import load_model, load_part
+from t2i_gcpo.generators.janus import random_model
 from t2i_gcpo.generators.janus.batching import RowSampler
 from t2i_gcpo.generators.janus.prompts import PromptEncoder
 from t2i_gcpo.generators.janus.sampler import StepSampler
 from t2i_gcpo.generators.janus.scorer import RowScorer
 from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
+from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.generators.trainable import TrainableGenerator
 from t2i_gcpo.records import Prompt, Rollout, Sampling
@@ -106,6 +108,11 @@ class Janus(TrainableGenerator):
         model = load_model(JanusForConditionalGeneration, folder, dtype=dtype)
         processor = load_part(JanusProcessor, folder)
         return cls(model.to(device), processor, **options)
+
+    @classmethod
+    def from_random(cls, random: RandomModel, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Janus:
+        """Make a model of a published shape with random weights. `options` go to `__init__`."""
+        return cls(*random_model.build(random, device=device, dtype=dtype), **options)
 
     def save_model(self, folder: Path) -> None:
         """Write model and processor in the hub's layout."""
