@@ -29,6 +29,7 @@ EXTRAS = {
         "mypy>=1.13",
         "types-PyYAML",
         "playwright>=1.40",
+        "markdown-it-py>=3.0",
         *DOCS,
         *REWARDS,
         *NOTEBOOKS,

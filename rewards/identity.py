@@ -12,7 +12,11 @@ from typing import Any, TypedDict
 
 #: Names of options that are no one else's business, the one list: `token`, `api_key`, `my_password`, and not
 #: `max_tokens` or `token_file`.
-SECRET = re.compile(r"^(?:.*[_-])?(?:token|secret|password|credentials?|(?:api|access)[_-]?key)$", re.IGNORECASE)
+SECRET = re.compile(
+    r"^(?:.*[_-])?(?:token|secret|pass(?:word|wd|phrase)|credentials?|auth(?:orization)?|bearer|cookie"
+    r"|(?:api|access|private|secret)[_-]?key)$",
+    re.IGNORECASE,
+)
 
 #: Options that change where and how fast a scorer works, and not what it scores.
 RUNNING = frozenset(

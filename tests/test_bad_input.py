@@ -6,7 +6,6 @@ One clear message, a status that says so, no traceback, and nothing lost.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -280,7 +279,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     assert model(run) == model(tmp_path / "whole")
 
 
-def test_a_training_that_diverges_stops_with_a_whole_checkpoint(
+def test_a_training_that_diverges_stops_and_saves_no_such_weights(
     workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -298,17 +297,27 @@ def test_a_training_that_diverges_stops_with_a_whole_checkpoint(
     )
     last = read_metrics(run)[-1]
     assert last["updates/skipped"] == 1 and last["loss"] is None
-    newest = checkpoint.newest(run)
-    assert (
-        newest is not None
-        and checkpoint.step_of(newest) == last["step"] == json.loads((newest / "manifest.json").read_text())["step"]
-    )
+    assert "Its weights were not saved (the log-probs of the updated weights are not finite)" in shown.out
+    assert checkpoint.newest(run) is None
 
 
-def test_a_folder_that_cannot_be_written_shows_before_any_work(refused: Refused, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    message = refused("--generator.checkpoint", "nowhere", out=tmp_path / "file" / "run")
-    assert "--output-dir: nothing can be written to the folder" in message and "is a file, not a folder" in message
+@pytest.mark.parametrize("part", ["", "checkpoints", "samples", "heatmaps", "watch", "tensorboard"])
+def test_a_folder_that_cannot_be_written_shows_before_any_work(refused: Refused, tmp_path: Path, part: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / (part or "file")).write_text("")
+    message = refused("--generator.checkpoint", "nowhere", out=tmp_path / "run" / ("" if part else "file/run"))
+    if part == "checkpoints":
+        assert "holds a run already (checkpoints)" in message
+    else:
+        assert "--output-dir: nothing can be written to the folder" in message
+        assert "is a file, not a folder" in message
+
+
+@pytest.mark.parametrize("name", ["report.html", "eval_after.json"])
+def test_a_folder_in_the_place_of_a_result_shows_before_any_work(refused: Refused, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    message = refused("--generator.checkpoint", "nowhere", out=tmp_path / "run")
+    assert f"{name} is a folder, and a file of this name is to be written there" in message
 
 
 def test_a_board_that_is_not_installed_shows_before_any_work(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,11 @@ def refusal(row: Any, reward: Reward | None = None) -> str:
         ({"include": [STAR], "exclude": [{"class": "ring", "color": "red"}]}, "exclude[0] has the key 'color'"),
         ({"include": [{"class": "ring", "count": -1}]}, "'count' of include[0] is -1"),
         ({"include": [{"class": "ring", "count": 0}]}, "'count' of include[0] is 0"),
+        ({"include": [{"class": "ring", "count": 17}]}, "is 17; it must be a whole number from 1 to 16"),
+        (
+            {"include": [STAR], "exclude": [{"class": "ring", "count": 10**30}]},
+            "it must be a whole number from 1 to 16",
+        ),
         ({"include": [{"class": "ring", "count": 0.5}]}, "'count' of include[0] is 0.5"),
         ({"include": [{"class": "ring", "count": 1e400}]}, "'count' of include[0] is inf"),
         ({"include": [{"class": "ring", "count": True}]}, "'count' of include[0] is True"),

@@ -17,7 +17,7 @@ from helpers.fake_generator import FakeGenerator, options, token_score
 from rewards import RewardOutput
 from rewards.geneval import Detection
 from rewards.geneval.detectors.shapes import ShapesDetector
-from t2i_gcpo import credit, generators
+from t2i_gcpo import cli, credit, generators
 from t2i_gcpo.algorithms import ALL_STATS
 from t2i_gcpo.commands import evaluate as evaluate_command
 from t2i_gcpo.data.shapes.prompts import split
@@ -251,3 +251,19 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "information_gain" in shown and "credit.json" in shown
     assert evaluate_command.main([*arguments[:-1], str(tmp_path / "plain")]) == 0
     assert not (tmp_path / "plain" / "credit.json").exists()
+
+
+def test_prompts_that_name_no_objects_are_refused_before_any_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    good = '{"prompt": "a red circle", "include": [{"class": "circle", "color": "red"}]}'
+    options = ["--checkpoint", "nowhere", "--prompts", str(file), "--reward", "clip", "--out", str(tmp_path / "out")]
+    for bad, message in (
+        ('{"prompt": "a cat"}', "the prompt 'a cat' does not say which objects it names"),
+        ('{"prompt": "a cat", "include": [{"class": "cat", "count": 0}]}', "the 'count' of include[0] is 0"),
+    ):
+        file.write_text(f"{good}\n{good}\n{bad}\n")
+        assert cli.main(["eval", *options, "--credit"]) == 2
+        assert f"{file}, line 3: {message}" in capsys.readouterr().err
+    assert cli.main(["eval", *options]) == 2 and "no checkpoint 'nowhere'" in capsys.readouterr().err

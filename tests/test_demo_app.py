@@ -227,7 +227,7 @@ def test_beyond_this_machine_a_password_is_asked_for(tmp_path: Path) -> None:
 def test_a_proxy_is_not_asked_for_the_demo_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody listens at the proxy's port: a request through it would fail."""
     port = free_port("127.0.0.1", 19970)
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "Http_Proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "")
@@ -237,6 +237,7 @@ def test_a_proxy_is_not_asked_for_the_demo_itself(monkeypatch: pytest.MonkeyPatc
     try:
         assert httpx.Client(trust_env=False).get(url).status_code == 200
         assert os.environ["http_proxy"] == "http://127.0.0.1:9"  # a hub may still need it
+        assert os.environ["no_proxy"] == "" and os.environ.get("Http_Proxy") == "http://127.0.0.1:9"  # noqa: SIM112
     finally:
         blocks.close(verbose=False)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from t2i_gcpo import cli
 from t2i_gcpo.utils.destination import check_file, check_folder
 
 
@@ -46,3 +47,41 @@ def test_what_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(ValueError, match=r"kept\.json is there already and may not be written to"):
         check_folder(tmp_path, "kept.json")
+
+
+#: Commands that work for long, with an input that would be found missing next, and their option for the output.
+COMMANDS: dict[str, str] = {
+    "sample --checkpoint nowhere --prompt x": "--out",
+    "eval --checkpoint nowhere --prompts nowhere.txt": "--out",
+    "eval --benchmark geneval --checkpoint nowhere --prompts nowhere.txt": "--out",
+    "score --reward nothing --images nowhere": "--out",
+    "heatmap --checkpoint nowhere --prompt x": "--out",
+    "compare --runs nowhere": "--out",
+    "export --checkpoint nowhere --against nowhere": "--out",
+    "verdicts": "--out",
+    "bench credit": "--out",
+    "pretrain janus": "--out",
+    "pretrain amused": "--out",
+    "pretrain clip": "--out",
+    "pretrain text": "--out",
+    "text eval --model nowhere": "--out",
+    "text heatmap --model nowhere --prompt x": "--out",
+    "text credit --model nowhere": "--out",
+    "text study --config nowhere.yaml": "--out",
+    "text train --model nowhere --use-cpu": "--output-dir",
+    "train --generator.checkpoint nowhere": "--output-dir",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tries_its_output_before_its_input(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command.startswith("text train"):
+        pytest.importorskip("trl", reason="TRL is not installed (pip install 't2i-gcpo[text]')")
+    (tmp_path / "file").write_text("")
+    assert cli.main([*command.split(), COMMANDS[command], str(tmp_path / "file" / "result.json")]) == 2
+    shown = capsys.readouterr().err
+    assert f"{COMMANDS[command]}: nothing can be written to the folder" in shown
+    assert "is a file, not a folder" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

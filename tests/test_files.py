@@ -113,6 +113,33 @@ def test_other_errors_are_no_full_disk():
         raise ZeroDivisionError
 
 
+def test_the_old_file_is_never_written_into(tmp_path):
+    """Whoever has it open, or a second name for it, keeps what it held: the name alone changes hands."""
+    path, other = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_text("old")
+    os.link(path, other)
+    with path.open() as reader:
+        write_atomically(path, "new")
+        assert reader.read() == other.read_text() == "old" and path.read_text() == "new"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL])
+def test_a_folder_that_cannot_be_opened_is_not_synced(tmp_path, monkeypatch, number):
+    real = os.open
+
+    def closed(path, *rest, **options):
+        if os.path.isdir(path):
+            raise OSError(number, os.strerror(number))
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(files.os, "open", closed)
+    write_atomically(tmp_path / "a.txt", "a")
+    assert (tmp_path / "a.txt").read_text() == "a"
+    monkeypatch.setattr(files.os.path, "isdir", lambda path: True)
+    with pytest.raises(OSError):
+        files.sync(tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
 def test_a_file_system_that_cannot_sync_folders_is_used_as_it_is(tmp_path, monkeypatch, number):
     fsync = os.fsync

@@ -126,3 +126,25 @@ def test_an_object_that_is_called_brings_its_weights_and_its_check() -> None:
     assert reward.weights == {"a": 0.5} and reward(IMAGES, ["a", "b", "c"], [{}] * 3).scores.isnan().sum() == 1
     with pytest.raises(PromptError, match="never"):
         reward.check_prompts(["a"], [{}])
+
+
+def _swapped(values: np.ndarray) -> np.ndarray:
+    return values.astype(values.dtype.newbyteorder())
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    values.flags.writeable = False
+    return values
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("view", [lambda a: a[::-1][::-1][::-1], lambda a: a[:], _swapped, _read_only])
+def test_views_that_torch_takes_no_memory_of(kind: type, view: Any, recwarn: pytest.WarningsRecorder) -> None:
+    """NumPy's negative strides, the other byte order, and memory that may not be written to."""
+    values = view(np.array([3, 1, 2], dtype=kind))
+    given = values.astype(float).tolist()
+    scores = as_reward(lambda *_: values)(torch.zeros(3, 3, 4, 4, dtype=torch.uint8), ["", "", ""], [{}] * 3).scores
+    assert scores.tolist() == given and not recwarn
+    if values.flags.writeable:
+        values[0] = 7
+        assert scores.tolist() == given, "a copy"

@@ -6,8 +6,10 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -173,3 +175,50 @@ def test_helpers_by_hand() -> None:
     for bad in (torch.tensor([[0, 4]]), torch.tensor([[-1, 0]]), torch.tensor([0, 1]), torch.tensor([[0.0, 1.0]])):
         with pytest.raises(ValueError, match="tokens"):
             check_tokens(bad, (1, 2), 4)
+
+
+def _first_call(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> threading.Event:
+    """Let a function tell when it is called, and do nothing else."""
+    called = threading.Event()
+
+    def tell(*args: Any, **kwargs: Any) -> Any:
+        called.set()
+        raise ValueError("called")
+
+    monkeypatch.setattr(module, name, tell)
+    return called
+
+
+@pytest.mark.parametrize("what", ["generator", "language model", "scorer", "part of a scorer", "open_clip"])
+def test_models_are_loaded_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Two lazy imports of transformers at once fail, as in the demo's first seconds: each loader waits for the lock,
+    and calls what it calls first when it has it.
+    """
+    from rewards.models import loading, open_clip_model, transformers_model
+    from t2i_gcpo.text import models
+
+    module, name, load = {
+        "generator": (generators.importlib, "import_module", lambda: generators.load("janus-mini")),
+        "language model": (models, "mend", lambda: models.load("text-mini")),
+        "scorer": (
+            transformers_model,
+            "check_dtype",
+            lambda: transformers_model.load_model("a", "b", "c", device="cpu", dtype="float32"),
+        ),
+        "part of a scorer": (
+            transformers_model, "require", lambda: transformers_model.load_part("a", "b", Path("c"), "d"),
+        ),
+        "open_clip": (open_clip_model, "check_dtype", lambda: open_clip_model.load_open_clip("clip")),
+    }[what]  # fmt: skip
+    called = _first_call(monkeypatch, module, name)
+
+    def run() -> None:
+        with pytest.raises(ValueError, match="called"):
+            load()
+
+    thread = threading.Thread(target=run)
+    with loading.LOADING:
+        thread.start()
+        assert not called.wait(0.1)
+    assert called.wait(30)
+    thread.join()

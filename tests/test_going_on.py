@@ -20,7 +20,7 @@ from helpers.training import generator, redness, trainer, weights
 from rewards.base import Reward, RewardOutput
 from t2i_gcpo import cli
 from t2i_gcpo.training import checkpoint
-from t2i_gcpo.training.options import CheckpointPlan
+from t2i_gcpo.training.options import CheckpointPlan, Schedule
 from t2i_gcpo.training.resume import expects_checkpoint
 from t2i_gcpo.training.tracker import read_metrics
 from t2i_gcpo.utils import lock
@@ -188,6 +188,21 @@ def test_a_run_without_any_score_warns_and_fails(
     assert cli.main(["train", "--output-dir", str(tmp_path / "run"), "--resume"]) == 1, "there is still nothing learnt"
 
 
+def test_steps_in_a_row_without_any_score_end_the_run(tmp_path: Path) -> None:
+    calls = iter(range(99))
+
+    def failing(images: Tensor, *_: Any) -> RewardOutput:
+        return RewardOutput(redness(images, [], []) if next(calls) == 0 else torch.full((len(images),), torch.nan))
+
+    run = trainer(tmp_path, reward=failing, steps=9, max_nonfinite=2)
+    with (
+        pytest.warns(UserWarning, match="no image of step 2 has a score"),
+        pytest.raises(FloatingPointError, match="no image of the last 2 steps has a score"),
+    ):
+        run.train()
+    assert run.step_number == 3 and len(read_metrics(tmp_path)) == 3
+
+
 def test_a_folder_of_another_run_is_not_gone_on_from(
     workplace: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,13 +285,14 @@ def test_weights_that_are_not_finite_after_an_update_end_the_run_each_time(
             run.train()
         assert "were not saved" in capsys.readouterr().out
         assert steps(tmp_path) == ["step_000002"], "the last finite one is kept, and nothing after it"
+        assert len(read_metrics(tmp_path)) == 2, "the step itself fails, whether or not a checkpoint is due"
 
 
 def test_a_save_on_request_and_its_pruning_go_no_further_than_finite_weights(tmp_path: Path) -> None:
     def poison(run: Any, record: Any) -> None:
         if record.step == 3:
             with torch.no_grad():
-                run.generator.trainable_parameters()[0].fill_(torch.nan)
+                run.generator.trainable_parameters()[0][-1, -1] = torch.nan  # no prompt has this word
 
     run = trainer(tmp_path, steps=5, callbacks=[poison], checkpoint=CheckpointPlan(every=1, keep=1))
     with pytest.raises(FloatingPointError, match="not finite"):
@@ -286,6 +302,23 @@ def test_a_save_on_request_and_its_pruning_go_no_further_than_finite_weights(tmp
         run.save()
     rest = trainer(tmp_path, steps=3)
     assert rest.resume() == 2 and all(bool(value.isfinite().all()) for value in weights(rest.generator))  # type: ignore[arg-type]
+
+
+def test_weights_whose_log_probs_are_not_finite_are_not_saved_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An enormous learning rate leaves weights that are finite, and losses that are not: every update is skipped."""
+    trainer(tmp_path, steps=2, checkpoint=CheckpointPlan(every=1, keep=1)).train()
+    for _ in range(3):
+        run = trainer(tmp_path, steps=5, checkpoint=CheckpointPlan(every=1, keep=1))
+        assert run.resume() == 2
+        run.updater.optim = Schedule(lr=1e30, warmup_steps=0)
+        with pytest.raises(
+            FloatingPointError, match="the log-probs of the updated weights are not finite; start a new"
+        ):
+            run.train()
+        assert run.updater.weights.finite() and "were not saved" in capsys.readouterr().out
+        assert steps(tmp_path) == ["step_000002"]
 
 
 def test_checkpoints_of_non_finite_weights_are_passed_over(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor
+from t2i_gcpo.training.optim import NonFiniteGuard, adamw, clip_gradients, lr_factor
 from t2i_gcpo.training.options import OptimConfig
+from t2i_gcpo.utils.finite import all_finite
 
 
 def test_decay_acts_on_trainable_matrices_only() -> None:
@@ -66,3 +67,15 @@ def test_guard_counts_in_a_row() -> None:
     assert guard.total == 4
     with pytest.raises(FloatingPointError, match="3 updates in a row"):
         guard.ok(good, bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(dtype: torch.dtype) -> None:
+    assert all_finite() and all_finite(torch.zeros(0, dtype=dtype), torch.zeros((), dtype=dtype))
+    for size in (1, 2, 33, 1000):
+        for place in {0, size // 2, size - 1}:
+            for bad in (math.nan, math.inf, -math.inf):
+                values = torch.linspace(-1, 1, size).to(dtype)
+                assert all_finite(values, values.reshape(1, -1).T)
+                values[place] = bad
+                assert not all_finite(torch.zeros(3), values)

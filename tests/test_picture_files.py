@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +106,23 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90)
     with pytest.raises(ValueError, match=r"large\.png cannot be read as a picture"):
         read_picture(tmp_path / "large.png")
+
+
+def test_grey_of_32_bits_is_refused(tmp_path: Path) -> None:
+    """Nothing in such a file says which value is white: 255, 65535 or 1."""
+    for name, values in (("small", np.full((4, 4), 200)), ("large", np.full((4, 4), 60_000))):
+        Image.fromarray(values.astype(np.int32)).save(tmp_path / f"{name}.tiff")
+        with pytest.raises(ValueError, match=f"{name}.tiff cannot be read as a picture: its mode is I; save it as PNG"):
+            read_picture(tmp_path / f"{name}.tiff")
+
+
+def test_a_transparent_value_of_16_bit_grey_is_laid_on_white(tmp_path: Path) -> None:
+    grey = np.array([[0, 257, 65535], [514, 0, 257]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    data = (tmp_path / "grey.png").read_bytes()
+    chunk = b"tRNS" + struct.pack(">H", 257)
+    at = data.index(b"IDAT") - 4
+    clear = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "grey.png").write_bytes(data[:at] + clear + data[at:])
+    pixels, notes = read_picture(tmp_path / "grey.png")
+    assert pixels[..., 0].tolist() == [[0, 255, 255], [2, 0, 255]] and notes == (TRANSPARENT,)

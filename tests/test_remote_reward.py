@@ -17,7 +17,7 @@ from torch import Tensor
 
 from helpers.rogue import ABOUT, SCORER, content, head, rogue, say, scores
 from helpers.served import Scorer, kill, pictures, serve
-from rewards.base import PromptError, Reward, RewardOutput
+from rewards.base import AsyncReward, PromptError, Reward, RewardOutput
 from rewards.remote import server_pool
 from rewards.remote.client import RemoteReward
 from rewards.remote.exchange import clean
@@ -112,6 +112,36 @@ def test_a_composite_s_other_rewards_work_while_the_server_does() -> None:
         there = score(scorer, images).scores
         assert torch.equal(output.scores, 1 + 2 * there) and torch.equal(output.parts["there"], there)
         assert output.parts.keys() == {"here", "there", "there/brightness"}
+
+
+@pytest.mark.parametrize("names", [("here", "there"), ("there", "here")])
+def test_the_wait_for_a_server_comes_last_in_whatever_order(names: tuple[str, str]) -> None:
+    calls: list[str] = []
+
+    class Here(Reward):
+        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+            calls.append("here")
+            return RewardOutput(torch.ones(len(images)))
+
+    class Waiting:
+        def result(self) -> RewardOutput:
+            calls.append("waited")
+            return RewardOutput(torch.zeros(1))
+
+    class There(AsyncReward):
+        submit_batch = 4
+
+        def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+            raise AssertionError("it is asked by submit")
+
+        def submit(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Waiting:
+            calls.append("sent")
+            return Waiting()
+
+    rewards: dict[str, Reward] = {"here": Here(), "there": There()}
+    both = Composite({name: rewards[name] for name in names})
+    assert both(pictures(1), [""], [{}]).scores.tolist() == [1.0]
+    assert calls == ["sent", "here", "waited"]
 
 
 def test_a_composite_of_rewards_here_gains_nothing_by_submitting() -> None:
@@ -247,14 +277,55 @@ def cut(after: int, announced: bool = True) -> Any:
     return lambda connection: connection.sendall(start + body[:after])
 
 
+def cut_head(after: int) -> Any:
+    """Only some bytes of an answer's head come; http.client takes what there is for the whole head."""
+    return lambda connection: connection.sendall(head(b"{}")[:after])
+
+
 @pytest.mark.parametrize(
-    "answer", [cut(0), cut(5), cut(30), cut(5, announced=False)], ids=["none", "5", "30", "no length"]
+    "answer",
+    [
+        *(cut(0), cut(5), cut(30)),
+        *(cut(after, announced=False) for after in (0, 5, json.dumps(scores(1)).index("}") + 1)),
+        *(cut_head(after) for after in (17, 30, len(head(b"{}")) - 1)),
+    ],
+    ids=[
+        "0",
+        "5",
+        "30",
+        "no length, 0",
+        "no length, 5",
+        "no length, a brace",
+        "head, 17",
+        "head, 30",
+        "head, all but 1",
+    ],
 )
 def test_a_cut_answer_is_asked_for_again_elsewhere(answer: Any) -> None:
     with rogue(answer) as bad, rogue(say(scores(1))) as good:
         reward = RemoteReward(url=[bad.url, good.url], retries=0)
         assert score(reward, pictures(1)).scores.tolist() == [0]
         with pytest.raises(ConnectionError, match="the answer ends in its middle"):
+            score(RemoteReward(url=bad.url, retries=0), pictures(1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n{",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}",
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"SSH-2.0-OpenSSH\r\n",
+        b"",
+    ],
+)
+def test_what_http_client_cannot_read_is_a_server_that_is_away(data: bytes) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(data)
+
+    with rogue(answer) as bad, rogue(say(scores(1))) as good:
+        assert score(RemoteReward(url=[bad.url, good.url], retries=0), pictures(1)).scores.tolist() == [0]
+        with pytest.raises(ConnectionError, match="no reward server answered"):
             score(RemoteReward(url=bad.url, retries=0), pictures(1))
 
 
@@ -469,6 +540,8 @@ def test_prompts_are_checked_by_the_server_with_their_places(monkeypatch: pytest
         ({"parallel": 0}, "parallel 0"),
         ({"compress": 10}, "compress 10"),
         ({"url": []}, "needs a url"),
+        ({"url": 7}, "the reward servers' urls are [7]; each must be a text"),
+        ({"url": ["http://a", None]}, "each must be a text"),
         ({"url": "127.0.0.1:8765"}, "write http://host:port"),
         ({"url": "http://"}, "write http://host:port"),
         ({"url": "http://127.0.0.1:99999"}, "99999"),

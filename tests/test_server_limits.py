@@ -175,6 +175,27 @@ def test_whole_requests_are_never_ended_for_others(monkeypatch: pytest.MonkeyPat
         assert answer(one)[0] == answer(two)[0] == 200
 
 
+def test_a_get_is_whole_when_its_head_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 1)
+    monkeypatch.setattr(budgets, "GRACE", 0.0)
+    asked, go_on = threading.Event(), threading.Event()
+    real = server.RewardServer.metadata
+
+    def slow(self: Any) -> dict[str, Any]:
+        asked.set()
+        assert go_on.wait(10)
+        return real(self)
+
+    monkeypatch.setattr(server.RewardServer, "metadata", slow)
+    with serve(Scorer()) as to, connect(to) as one:
+        one.sendall(b"GET /metadata HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert asked.wait(10)
+        with connect(to) as another:
+            assert answer(another)[0] == 503
+        go_on.set()
+        assert answer(one)[0] == 200
+
+
 # -- web pages ---------------------------------------------------------------------------------------------------------
 
 

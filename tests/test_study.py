@@ -675,6 +675,27 @@ def test_a_trial_is_started_by_the_module_that_ends_with_the_study(tmp_path: Pat
     assert line[:4] == [sys.executable, "-m", "t2i_gcpo.study.trial", "train"] and line[-1] == "--resume"
 
 
+def test_secrets_are_in_no_shown_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study's logs are passed on; a trial needs the token none the less."""
+    parts = "rewards: {a: {name: remote, url: 'http://a', token: s3cret}, b: {name: clip, api_key: s3cret}}"
+    one, two = "{name: remote, url: 'http://a', token: s3cret}", f"{{name: composite, {parts}}}"
+    arms = f"one: {{reward: {one}}}\n  two: {{reward: {two}}}"
+    file = write(tmp_path, f"seeds: [0]\narms:\n  {arms}\n")
+    trials = read(file, tmp_path / "out").trials
+    monkeypatch.setattr(study.subprocess, "Popen", lambda *_, **__: None)
+    for trial in trials:
+        assert "s3cret" in " ".join(study.command(trial, resume=False)), "the trial is told"
+        study._start(trial, 1, resume=False)
+        shown = trial.log.read_text()
+        assert "s3cret" not in shown and "(hidden)" in shown
+        assert "http://a" in shown and trial.settings.output_dir in shown
+    monkeypatch.undo()
+    assert study.main([str(file), "--dry-run", "--out", str(tmp_path / "other")]) == 0
+    assert "s3cret" not in capsys.readouterr().out
+
+
 def test_sigusr1_lets_the_running_trials_save(
     tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from helpers.text_models import TOKENIZER, Dataset, GCPOTrainer, GRPOConfig, digits, options, tiny_model, trainer
+from t2i_gcpo import cli
 from t2i_gcpo.text.config import GCPOConfig
+from t2i_gcpo.text.data import read_rows
 from t2i_gcpo.text.trl_version import require_trl
 
 
@@ -151,3 +153,27 @@ def test_a_missing_trl_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", missing)
     with pytest.raises(ImportError, match=r"pip install 't2i-gcpo\[text\]'"):
         require_trl()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"question": "3+4="}', "row 2: it has no answer"),
+        ('{"question": "3+4=", "answer": null}', "row 2: it has no answer"),
+        ('{"question": "3+4=", "answer": ""}', "row 2: it has no answer"),
+        ('{"answer": "7"}', "row 2: it has no question"),
+    ],
+)
+def test_a_row_without_its_question_or_answer_is_refused(tmp_path: Path, row: str, message: str) -> None:
+    """An absent answer would be compared with as the text "None"."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f'{{"question": "1+2=", "answer": "3"}}\n{row}\n')
+    with pytest.raises(ValueError, match=message):
+        read_rows(str(file))
+    file.write_text('{"question": "1+2=", "answer": 0}\n')
+    assert read_rows(str(file))[0]["answer"] == "0"
+
+
+def test_a_heatmap_of_no_question_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["text", "heatmap", "--prompt", " ", "--out", str(tmp_path / "out")]) == 2
+    assert "--prompt is empty" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_trials_run_arm_by_arm_then_seed_by_seed_and_a_stopped_study_goes_on(
     trained: list[str] = []
     stop_after = 5
 
-    def train(run: Any, config: Any, as_yaml: str) -> None:
+    def train(run: Any, config: Any, as_yaml: str) -> tuple[None, None]:
         folder = Path(config.output_dir)
         trained.append(str(folder.relative_to(tmp_path)))
         assert config.seed == run.eval_seed and not run.eval_before
@@ -139,6 +139,7 @@ def test_trials_run_arm_by_arm_then_seed_by_seed_and_a_stopped_study_goes_on(
         if len(trained) == stop_after:
             raise KeyboardInterrupt
         (folder / runs.AFTER).write_text(json.dumps(evaluation([config.learning_rate * 1e3] * 6)))
+        return None, None
 
     monkeypatch.setattr(runs, "train", train)
     monkeypatch.setattr(study, "_evaluate_start", lambda *_: None)

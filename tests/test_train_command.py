@@ -6,6 +6,7 @@ What a run writes, and that it can be resumed.
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,51 @@ def test_sample_writes_images_that_depend_on_their_seed_only(workplace: Path, tm
     assert records["a"]["sampling"]["guidance"] == 2.0 and records["a"]["images"][2]["file"] == "000_02.png"
     assert Image.open(tmp_path / "a" / "000_00.png").size == (8, 8) and (tmp_path / "a" / "grid.png").is_file()
     assert cli.main(["sample", "--checkpoint", "x", "--out", str(tmp_path)]) == 2
+
+
+SIGNALS = """
+import os, signal
+
+def redness(images, prompts, metadata):
+    if len(set(prompts)) == 12:  # an evaluation of the test prompts
+        os.environ["EVALUATIONS"] = str(int(os.environ["EVALUATIONS"]) + 1)
+        if os.environ["EVALUATIONS"] == os.environ["SIGTERM_AT"]:
+            signal.raise_signal(signal.SIGTERM)
+    return images[:, 0].float().mean(dim=(1, 2)) / 255
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "where"), [("1", "before the first step"), ("2", "after step 2 of 2, whose checkpoint is saved")]
+)
+def test_a_sigterm_during_an_evaluation_says_how_to_go_on(
+    workplace: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at: str,
+    where: str,
+) -> None:
+    """Schedulers send it at any time; outside of a step there is nothing to save first."""
+    previous = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "signals.py").write_text(SIGNALS)
+    monkeypatch.setenv("EVALUATIONS", "0")
+    monkeypatch.setenv("SIGTERM_AT", at)
+    folder = tmp_path / "a run"
+    more = (
+        "--steps",
+        "2",
+        "--pictures.every",
+        "0",
+        "--evaluate.every",
+        "0",
+        f"--reward.name={tmp_path}/signals.py:redness",
+    )
+    assert cli.main(arguments(workplace, folder, *more)) == 143
+    assert signal.getsignal(signal.SIGTERM) == previous
+    shown = capsys.readouterr()
+    assert f"SIGTERM: ended {where}; go on with: t2i-gcpo train --output-dir '{folder}' --resume" in shown.out
+    assert "Traceback" not in shown.err and not (folder / "eval_after.json").exists()
+    assert cli.main(["train", "--output-dir", str(folder), "--resume"]) == 0
+    assert [row["step"] for row in read_metrics(folder)] == [1, 2]
+    assert EvalResult.load(folder / "eval_after.json").n == EvalResult.load(folder / "eval_before.json").n == 12

@@ -193,6 +193,8 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
     ("text", "message"),
     [
         (LAUGHS, f"more than {MAX_VALUES} values"),
+        ("reward: {threshold: " + "1" * 5000 + "}", "a whole number of 5000 digits; at most 400 are read"),
+        ("steps: -" + "1" * 500, "a whole number of 501 digits"),
         ("a: &a [*a]", "an alias stands inside of what it stands for"),
         ("steps: 3\nsteps: 4", "'steps' is there twice"),
         ("optim: {lr: 1, lr: 2}", "'lr' is there twice"),
@@ -279,6 +281,10 @@ def test_what_counts_as_secret() -> None:
         and not is_secret("max_tokens")
         and not is_secret("token_file")
     )
+    for name in ("apikey", "private_key", "passwd", "Authorization", "hf-token", "client_secret", "db_credentials"):
+        assert is_secret(f"reward.{name}"), name
+    for name in ("tokens", "author", "key", "passes", "tokenizer", "secret_name"):
+        assert not is_secret(f"reward.{name}"), name
     assert without_secrets({"a": [{"token": 1, "b": 2}], "password": 3}) == {"a": [{"b": 2}]}
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from rewards.geneval.vocabulary import RELATIONS
 
+#: Objects of a class that are looked for in a picture, the most confident first; a larger count is never reached.
+MAX_OBJECTS = 16
 #: What an object of a row may say; anything else, such as a misspelt "colour", would be left out of the judgement.
 INCLUDE_KEYS, EXCLUDE_KEYS = ("class", "count", "color", "position"), ("class", "count")
 
@@ -60,8 +62,11 @@ def _check_object(clause: Mapping[str, Any], where: str, keys: Sequence[str]) ->
     name, count = clause.get("class"), clause.get("count")
     if not isinstance(name, str) or not name:
         raise ValueError(f"the 'class' of {where} is {_short(name)}; it must be the name of a class")
-    if count is not None and not _is_whole(count, least=1):
-        raise ValueError(f"the 'count' of {where} is {_short(count)}; it must be a whole number of at least 1")
+    if count is not None and not (_is_whole(count, least=1) and count <= MAX_OBJECTS):
+        raise ValueError(
+            f"the 'count' of {where} is {_short(count)}; it must be a whole number from 1 to {MAX_OBJECTS}, the most "
+            "objects of a class that are looked for"
+        )
 
 
 def _check_position(clause: Mapping[str, Any], index: int) -> None:

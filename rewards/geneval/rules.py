@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from rewards.geneval.rows import check_row, count_of
+from rewards.geneval.rows import MAX_OBJECTS, check_row, count_of
 
 #: Detections at or below these scores do not count; the stricter one holds for every class of a counting prompt.
 SCORE_THRESHOLD = 0.3
 COUNTING_SCORE_THRESHOLD = 0.9
-#: Objects kept per class, the most confident first.
-MAX_OBJECTS = 16
 #: This share of the two objects' extents is taken off the distance of their centres before the direction is judged.
 POSITION_MARGIN = 0.1
 #: A relation holds where more than this share of the distance is left along its axis.

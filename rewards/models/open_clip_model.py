@@ -16,6 +16,7 @@ from torch import Tensor
 from rewards.models import weights
 from rewards.models.batches import require
 from rewards.models.device import check_dtype, place, short
+from rewards.models.loading import one_at_a_time
 from rewards.models.open_clip_encoder import OpenClipEncoder, UnfitText
 from rewards.models.preprocess import Preprocess
 from rewards.models.remote_code import check_text_model, reason
@@ -46,6 +47,7 @@ class _Source:
     """What differs from open_clip's default preprocessing; a folder's config is read by open_clip."""
 
 
+@one_at_a_time
 def load_open_clip(
     name: str,
     *,

@@ -12,6 +12,7 @@ import torch
 from rewards.models import weights
 from rewards.models.batches import require
 from rewards.models.device import check_dtype, place, short
+from rewards.models.loading import one_at_a_time
 from rewards.models.preprocess import Preprocess
 from rewards.models.remote_code import check_kernels, reason
 from rewards.models.torchvision_mend import mend
@@ -26,6 +27,7 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 
+@one_at_a_time
 def load_model(
     name: str, architecture: str, checkpoint: str, *, revision: str | None = None, device: str, dtype: str
 ) -> tuple[Any, Path]:
@@ -124,6 +126,7 @@ def _side(size: int | dict[str, int]) -> int:
     return int(sides[0])
 
 
+@one_at_a_time
 def load_part(loader: str, what: str, folder: Path, name: str) -> Any:
     """Load what transformers' class `loader` reads from a folder. ValueError where it cannot."""
     try:

@@ -74,7 +74,7 @@ class RemoteReward(AsyncReward):
                 f"batch_size is {batch_size}, parallel {parallel}, compress {compress}; at least 1, at least 1, 0 to "
                 f"9 are allowed"
             )
-        urls = [url] if isinstance(url, str) else list(url)
+        urls: list[Any] = list(url) if isinstance(url, (list, tuple)) else [url]
         if token is None and token_file is not None:
             token = Path(token_file).expanduser().read_text(encoding="utf-8").strip()
         token = os.environ.get(TOKEN_VARIABLE) or None if token is None else str(token)

@@ -133,8 +133,18 @@ def _read(response: http.client.HTTPResponse) -> tuple[bytes, bool]:
     data = b"".join(parts)
     if announced.isascii() and announced.isdigit() and len(announced) < 20:
         return data, len(data) >= min(int(announced), MOST + 1)
-    # No length to compare with: a JSON object that begins and does not end was cut.
-    return data, not data.lstrip().startswith(b"{") or data.rstrip().endswith(b"}")
+    if response.chunked:  # http.client has seen its end
+        return data, True
+    # No length to compare with, as where the head was cut: an object that does not end, or nothing at all.
+    return data, _is_json(data) if data.strip()[:1] in (b"", b"{") else True
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _answer(server: Server, status: int, data: bytes) -> dict[str, Any]:

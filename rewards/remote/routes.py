@@ -162,11 +162,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _check_host(self) -> None:
         """Refuse other names of this machine, where no token keeps strangers out: a web page may have made one up."""
-        hosts = self.headers.get_all("Host", [])
-        if self.server.owner.token is None and not all(map(is_local_host_header, hosts)):
+        strange = [host for host in self.headers.get_all("Host", []) if not is_local_host_header(host)]
+        if self.server.owner.token is None and strange:
             raise Refusal(
                 HTTPStatus.MISDIRECTED_REQUEST,
-                f"the Host is {hosts[0][:80]!r}, and a server without a token answers to localhost, 127.0.0.1 and "
+                f"the Host is {strange[0][:80]!r}, and a server without a token answers to localhost, 127.0.0.1 and "
                 f"[::1] only; use "
                 "one of them, or give the server a token",
             )

@@ -34,6 +34,8 @@ class Servers:
         retries: int,
         recognize: Callable[[str, dict[str, Any]], None],
     ) -> None:
+        if not all(isinstance(url, str) for url in urls):
+            raise ValueError(f"the reward servers' urls are {urls!r}; each must be a text, http://host:port")
         if not urls:
             raise ValueError("the remote reward needs a url: http://host:port, or a list of them")
         check_numbers(timeout, retries)

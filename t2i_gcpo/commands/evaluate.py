@@ -15,7 +15,7 @@ from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.evaluation.benchmarks.table import BENCHMARKS
-from t2i_gcpo.evaluation.credit_location import CreditObserver, CreditResult
+from t2i_gcpo.evaluation.credit_location import CreditObserver, CreditResult, check_named
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, pick
 from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator
@@ -34,10 +34,12 @@ def main(argv: list[str]) -> int:
     if benchmark.asked(argv):
         return benchmark.main(argv)
     args = parser().parse_args(argv)
-    check_folder(args.out, EVALUATION, CREDIT, *AGAINST.values(), "samples.png")
+    check_folder(args.out, EVALUATION, CREDIT, *AGAINST.values(), "samples.png", "against.png")
     prompts = limit(prompt_files.read(args.prompts), args.limit, repeat=True)
     reward = rewards.load(args.reward)
     check_scorable(prompts, reward)
+    if args.credit:
+        check_named(prompts)
     drawn = sampling(args, stats=ALL_STATS) if args.credit else sampling(args)
     names = list(dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]))
     generator = _checked(args, names, prompts)
@@ -133,12 +135,11 @@ def _pictures(ours: EvalResult, other: EvalResult | None, out: Path, count: int)
     scores = [ours.rows[k].score for k in shown]
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "samples.png"]
-    pictures.sample_grid(ours.kept_images()[shown], captions, columns=6, scores=scores, title=ours.checkpoint).save(
-        paths[0]
-    )
+    grid = pictures.sample_grid(ours.kept_images()[shown], captions, columns=6, scores=scores, title=ours.checkpoint)
+    pictures.write_png(paths[0], grid)
     if other is not None:
         paths.append(out / "against.png")
-        pictures.before_after(
+        both = pictures.before_after(
             other.kept_images()[shown],
             ours.kept_images()[shown],
             captions,
@@ -147,5 +148,6 @@ def _pictures(ours: EvalResult, other: EvalResult | None, out: Path, count: int)
             labels=("A", "B"),
             pairs=3,
             title=f"A: {other.checkpoint}   B: {ours.checkpoint}",
-        ).save(paths[1])
+        )
+        pictures.write_png(paths[1], both)
     return paths

@@ -23,6 +23,7 @@ from t2i_gcpo.heatmap.files import write
 from t2i_gcpo.records import Prompt, ScoredRollout
 from t2i_gcpo.utils.checks import at_least
 from t2i_gcpo.utils.destination import check_folder
+from t2i_gcpo.utils.pictures import write_png
 
 
 def main(argv: list[str]) -> int:
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     paths = write(heatmap, args.out, "heatmap", kind=names[0], columns=args.columns)
     for name in names[1:]:
         paths.append(args.out / f"{name}.png")
-        heatmap.draw(name, columns=args.columns).save(paths[-1])
+        write_png(paths[-1], heatmap.draw(name, columns=args.columns))
     if args.gif:
         frames = over_order(heatmap, names[0]) if args.run is None else over_images(heatmap, names[0])
         paths.append(write_gif(frames, args.out / "heatmap.gif"))

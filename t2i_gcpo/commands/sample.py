@@ -14,7 +14,7 @@ from t2i_gcpo.data.prompts import limit, read
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.files import write_atomically
-from t2i_gcpo.utils.pictures import sample_grid, to_picture
+from t2i_gcpo.utils.pictures import sample_grid, to_picture, write_png
 
 #: Names of the files beside the images.
 GRID, SAMPLES = "grid.png", "samples.json"
@@ -23,11 +23,13 @@ GRID, SAMPLES = "grid.png", "samples.json"
 def main(argv: list[str]) -> int:
     """Sample images and write OUT/000_00.png (prompt, image), OUT/grid.png and OUT/samples.json."""
     args = parser().parse_args(argv)
-    check_folder(args.out, GRID, SAMPLES)
+    check_folder(args.out)
     if args.prompt:
         prompts = [Prompt(check_text(text, "--prompt")) for text in args.prompt]
     else:
         prompts = limit(read(args.prompts), args.limit)
+    names = [f"{p:03d}_{g:02d}.png" for p in range(len(prompts)) for g in range(args.num)]
+    check_folder(args.out, GRID, SAMPLES, *names)
     drawn = sampling(args, group_size=args.num, contrast=False, stats=())
     generator = load_generator(args)
     generator.check_prompts(prompts)
@@ -37,11 +39,11 @@ def main(argv: list[str]) -> int:
     rows = []
     for b, image in enumerate(images):
         p, g = divmod(b, args.num)
-        path = args.out / f"{p:03d}_{g:02d}.png"
-        to_picture(image, scale=1).save(path)
+        path = args.out / names[b]
+        write_png(path, to_picture(image, scale=1))
         rows.append({"file": path.name, "prompt": prompts[p].text, "image": g, "tokens": rollout.tokens[b].tolist()})
     captions = [prompts[b // args.num].text for b in range(len(images))]
-    sample_grid(images, captions, columns=max(4, min(args.num, 8))).save(args.out / GRID)
+    write_png(args.out / GRID, sample_grid(images, captions, columns=max(4, min(args.num, 8))))
     shown = {name: value for name, value in asdict(drawn).items() if name not in ("contrast", "stats")}
     record = {"checkpoint": args.checkpoint, "sampling": shown, "images": rows}
     write_atomically(args.out / SAMPLES, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

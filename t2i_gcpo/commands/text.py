@@ -12,6 +12,7 @@ from t2i_gcpo.commands.options.number_types import count, finite, positive, seed
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.text.trl_version import require_trl
 from t2i_gcpo.utils.destination import check_folder
+from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated
 
 USAGE = """usage: t2i-gcpo text train|eval|heatmap|credit|study [OPTIONS]
 
@@ -60,8 +61,17 @@ def train(argv: list[str]) -> int:
     if print_config:
         print(as_yaml, end="")
         return 0
-    trainer = runs.train(run, config, as_yaml)
+    check_folder(
+        Path(str(config.output_dir)), runs.CONFIG, runs.METRICS, runs.BEFORE, runs.AFTER, option="--output-dir"
+    )
+    trainer, interrupted_by = runs.train(run, config, as_yaml)
     folder = Path(str(config.output_dir))
+    if interrupted_by is not None:
+        print(
+            f"{interrupted_by}: stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, whose "
+            "checkpoint is saved; go on with the same command and --resume"
+        )
+        return STATUS[interrupted_by]
     if trainer.accelerator.is_main_process:
         if (folder / runs.AFTER).is_file():
             _print_before_after(folder)
@@ -172,6 +182,8 @@ def heatmap(argv: list[str]) -> int:
     from t2i_gcpo.text.rewards_by_name import load_reward
     from t2i_gcpo.utils.device import pick_device
 
+    if not args.prompt.strip():
+        raise ValueError("--prompt is empty; give the question whose completions are drawn")
     if args.temperature < 0:
         raise ValueError(f"--temperature is {args.temperature}; it must be at least 0")
     import torch
@@ -266,7 +278,11 @@ def run_study(argv: list[str]) -> int:
     from t2i_gcpo.text import study, study_results
 
     spec = study.Spec.read(args.config)
-    study.run(spec, args.out)
+    try:
+        study.run(spec, args.out)
+    except Terminated:
+        print(f"{TERMINATE}: stopped; the same command goes on with the study")
+        return STATUS[TERMINATE]
     results = study_results.write(spec, args.out)
     print(study_results.table(results))
     for name in (study_results.RESULTS, study_results.TABLE, study_results.CURVES):

@@ -23,14 +23,16 @@ from t2i_gcpo.training import tracker as tracking
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
 from t2i_gcpo.training.resume import expects_checkpoint
-from t2i_gcpo.training.trainer import IN_USE, Trainer
+from t2i_gcpo.training.trainer import IN_USE, Trainer, resume_command
 from t2i_gcpo.utils.destination import check_folder
-from t2i_gcpo.utils.interrupt import STATUS, on_save_request
+from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated, ended_by_sigterm, on_save_request
 from t2i_gcpo.utils.lock import locked
-from t2i_gcpo.utils.pictures import before_after
+from t2i_gcpo.utils.pictures import before_after, write_png
 
 #: Columns of the tables of scores, the trained model's first.
 SIDES = ("after", "before")
+#: What a run folder holds besides files.
+FOLDERS = (checkpoint.FOLDER, "samples", "heatmaps", "watch", "tensorboard")
 #: Images in samples/before_after.png.
 SHOWN = 24
 
@@ -67,7 +69,13 @@ def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
         if resume:
             lost = "" if trainer.step_number else ": it was ended before its first checkpoint, and begins again"
             print(f"resumed {folder} at step {trainer.step_number}{lost}")
-        return _run(config, trainer, test, before)
+        try:
+            with ended_by_sigterm():  # the training itself finishes its step and saves
+                _run(config, trainer, test, before)
+        except Terminated:
+            trainer.interrupted_by = TERMINATE
+            print(f"{TERMINATE}: ended {_where(trainer)}; go on with: {resume_command(folder)}")
+        return trainer
 
 
 def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Trainer, list[Prompt], EvalResult | None]:
@@ -81,7 +89,9 @@ def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Traine
         checkpoint.check_resumable(to_mapping(old), to_mapping(config))
         _announce_code(config, folder / tracking.CONFIG)
         rows = tracking.read_metrics(folder)
-    check_folder(folder, tracking.CONFIG, tracking.METRICS, option="--output-dir")
+    check_folder(folder, tracking.CONFIG, tracking.METRICS, BEFORE, AFTER, report.NAME, option="--output-dir")
+    for part in FOLDERS:
+        check_folder(folder / part, option="--output-dir")
     tracking.check_boards(config.logging)
     # All that may fail for a wrong option comes before the folder is written to.
     training, validation, test = (
@@ -106,7 +116,7 @@ def _known_before(folder: Path) -> EvalResult | None:
         raise ValueError(f"{error}; remove it to go on without the scores before training") from error
 
 
-def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: EvalResult | None) -> Trainer:
+def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: EvalResult | None) -> None:
     """Evaluate, train, evaluate again and report. `before`: the scores before training, where they are known."""
     folder = Path(config.output_dir)
     if config.evaluate.before and trainer.step_number == 0:
@@ -139,7 +149,13 @@ def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: Eval
                 paired = before.under(name) if same and before is not None and name in before.held_out else None
                 print_evaluation(after.under(name), paired, names=SIDES)
     print(f"wrote {report.write(folder)}; the last checkpoint is {last}")
-    return trainer
+
+
+def _where(trainer: Trainer) -> str:
+    """Return where a run is that is not in a step, as a part of a sentence."""
+    if trainer.step_number == 0:
+        return "before the first step"
+    return f"after step {trainer.step_number} of {trainer.steps}, whose checkpoint is saved"
 
 
 def _announce_code(config: TrainConfig, file: Path) -> None:
@@ -192,11 +208,12 @@ def _before_after(before: EvalResult, after: EvalResult, path: Path) -> None:
         return
     rows = pick(after, SHOWN)
     path.parent.mkdir(parents=True, exist_ok=True)
-    before_after(
+    picture = before_after(
         before.images[rows],
         after.images[rows],
         [after.rows[k].text for k in rows],
         scores_before=[before.rows[k].score for k in rows],
         scores_after=[after.rows[k].score for k in rows],
         title="Test prompts before and after training, same noise",
-    ).save(path)
+    )
+    write_png(path, picture)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 TRIES = 20
 #: Where a password may stand, other than in a file.
 PASSWORD_VARIABLE = "T2I_GCPO_DEMO_PASSWORD"
-#: Variables that send a program's requests to another machine.
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+#: How the names of the variables end that send a program's requests to another machine, in any case of letters.
+_PROXY = "_proxy"
 
 
 def launch(blocks: gradio.Blocks, *, host: str, port: int, password: str | None = None, sessions: int = 100) -> str:
@@ -85,11 +85,13 @@ def read_password(file: Path | None) -> str | None:
 
 @contextmanager
 def without_proxies() -> Iterator[None]:
-    """Keep the requests of this process from going through a proxy, inside."""
-    taken = {name: os.environ.pop(name) for name in _PROXIES if name in os.environ}
+    """Keep the requests of this process from going through a proxy, inside: one of the environment or the system's."""
+    taken = {name: os.environ.pop(name) for name in [*os.environ] if name.lower().endswith(_PROXY)}
+    os.environ["no_proxy"] = "*"  # where this is set, the system is not asked
     try:
         yield
     finally:
+        del os.environ["no_proxy"]
         os.environ.update(taken)
 
 

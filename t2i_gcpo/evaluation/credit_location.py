@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rewards.geneval.detectors import Detector
+from rewards.geneval.rows import check_row
 from rewards.geneval.rules import SCORE_THRESHOLD, Detection
 from t2i_gcpo import credit
 from t2i_gcpo.algorithms import ALL_STATS, STATS, resolve, token_weights
@@ -175,11 +176,21 @@ class CreditObserver:
         )
 
 
+def check_named(prompts: Sequence[Prompt]) -> None:
+    """Raise ValueError for the first prompt that does not say which objects it names, with its file and line."""
+    for prompt in prompts:
+        try:
+            named([], prompt)
+        except ValueError as error:
+            raise ValueError(f"{prompt.source}: {error}" if prompt.source else str(error)) from error
+
+
 def named(detections: Sequence[Detection], prompt: Prompt) -> list[Detection]:
     """Return the detections of classes that the prompt asks for, in the colour where it asks for one.
 
-    ValueError: it says nothing about objects, or a detection has no mask.
+    ValueError: it says nothing about objects or not as a GenEval row does, or a detection has no mask.
     """
+    check_row(prompt.metadata)
     clauses: Sequence[Mapping[str, Any]] = prompt.metadata.get("include") or ()
     if not clauses:
         raise ValueError(

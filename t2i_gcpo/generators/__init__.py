@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import threading
 from typing import Any
 
 import torch
 
+from rewards.models.loading import LOADING
 from t2i_gcpo.generators import random_models
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.checkpoints import locate
@@ -26,11 +26,6 @@ MASKED_OPTIONS: tuple[str, ...] = ("masked_policy", "masked_passes", "fold_passe
 ADVICE: dict[str, str] = {
     "multi_modality": "Janus in its authors' own layout; load the conversion, e.g. deepseek-community/Janus-Pro-1B",
 }
-
-
-#: Held while a generator is loaded: a lazy import of transformers or diffusers fails where another thread is at the
-#: same one.
-_LOADING = threading.RLock()
 
 
 def load(
@@ -71,7 +66,7 @@ def load(
             f"there are adapters for {', '.join(sorted(ADAPTERS))}"
             + (f" (this is {ADVICE[checkpoint.model_type]})" if checkpoint.model_type in ADVICE else "")
         )
-    with _LOADING:
+    with LOADING:
         module, name = target.split(":")
         adapter: Any = getattr(importlib.import_module(module), name)
         foreign = [option for option in MASKED_OPTIONS if option in options]

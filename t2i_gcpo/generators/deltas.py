@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from t2i_gcpo.generators.integrity import tensor_sizes
 from t2i_gcpo.utils.files import describe, write_atomically
+from t2i_gcpo.utils.finite import all_finite
 from t2i_gcpo.utils.json_files import check_shape, read_json
 
 WEIGHTS, ABOUT = "delta.safetensors", "delta.json"
@@ -123,7 +124,7 @@ def apply(module: nn.Module, folder: Path, base_folder: Path) -> None:
         raise ValueError(f"the delta in {folder} is damaged: {WEIGHTS} is not the file that {ABOUT} describes")
     tensor_sizes(path)
     delta = load_file(path)
-    broken = [name for name, change in delta.items() if not bool(change.isfinite().all())]
+    broken = [name for name, change in delta.items() if not all_finite(change)]
     if broken:
         raise ValueError(f"the delta in {folder} is damaged: {broken[0]} is not finite")
     add(module, delta)

@@ -16,11 +16,14 @@ from torch import nn
 from rewards.models.device import short
 from rewards.models.remote_code import check_kernels, reason
 from t2i_gcpo.utils import manifest
+from t2i_gcpo.utils.finite import all_finite
 
 #: Name of a step's folder in a run.
 STEP = re.compile(r"step_[0-9]+")
 #: The trainer's state in such a folder, which a generator does without.
 TRAINER_STATE = "trainer.pt"
+#: What a fast tokenizer reads.
+TOKENIZER = "tokenizer.json"
 #: The JSON files that transformers, diffusers and tokenizers read; each holds an object.
 JSON_FILES = (
     "config.json",
@@ -28,7 +31,7 @@ JSON_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -143,7 +146,7 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
 def check_finite(module: nn.Module, what: str) -> None:
     """Check that no weight is NaN or infinite: images would still be drawn, from nothing. ValueError names one."""
     for name, parameter in module.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        if not all_finite(parameter.detach()):
             raise ValueError(f"{what} is damaged: its weight {name} is not finite; take another checkpoint")
 
 
@@ -172,5 +175,24 @@ def load_part(kind: Any, folder: Path) -> Any:
 
     ValueError, naming it, where it cannot.
     """
-    with reading(folder):
-        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        with reading(folder):
+            return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ValueError:
+        check_tokenizer(folder / TOKENIZER)
+        raise
+
+
+def check_tokenizer(path: Path) -> None:
+    """Check that a tokenizer.json, where there is one, is a tokenizer: what transformers says of it helps nobody.
+
+    ValueError, naming it, for one that is not.
+    """
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        return
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers has no error of its own
+        raise ValueError(f"{path} is damaged: it holds no tokenizer ({short(error)})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from einops import repeat
@@ -11,6 +12,7 @@ from PIL import Image
 
 from t2i_gcpo.heatmap import kinds, paint
 from t2i_gcpo.heatmap.data import Heatmap
+from t2i_gcpo.utils.files import write_atomically
 
 MOST_PIXELS = 2**30
 """Of all frames of an animation together; 3 GB."""
@@ -85,8 +87,8 @@ def write_gif(frames: Sequence[Image.Image], path: str | Path, *, seconds: float
     durations = [each] * (len(pages) - 1) + [each + round(1000 * hold)]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pages[0].save(path, save_all=True, append_images=pages[1:], duration=durations, loop=0, optimize=False)
-    return path
+    options: dict[str, Any] = {"save_all": True, "append_images": pages[1:], "duration": durations, "loop": 0}
+    return write_atomically(path, lambda file: pages[0].save(file, "GIF", optimize=False, **options))
 
 
 def _veiled(images: np.ndarray, there: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -17,6 +17,7 @@ from t2i_gcpo.heatmap.data import Heatmap
 from t2i_gcpo.heatmap.html import page
 from t2i_gcpo.records import ScoredRollout
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.pictures import write_png
 
 
 def load(path: str | Path) -> Heatmap:
@@ -56,7 +57,7 @@ def write(
     picture = heatmap.draw(kind, columns=columns)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{ending}" for ending in ("png", "npz", "html")]
-    write_atomically(paths[0], lambda file: picture.save(file, "PNG"))
+    write_png(paths[0], picture)
     heatmap.save(paths[1])
     write_atomically(paths[2], page(heatmap, title=name, first=kind))
     return paths

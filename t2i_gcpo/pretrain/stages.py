@@ -18,7 +18,8 @@ from rewards.models.device import short
 from t2i_gcpo.commands.options import number_types
 from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.commands.options.paths import home_path
-from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.files import disk_errors, write_atomically
+from t2i_gcpo.utils.json_files import read_json_lines
 
 
 def save_state(state: Any, path: Path) -> None:
@@ -54,7 +55,7 @@ class Stage:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.every_seconds, self.total = folder, every_seconds, total
         self.log_path, self.state_path = folder / "log.jsonl", folder / "state.pt"
-        (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        write_atomically(folder / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
         self.bar = tqdm(total=total, desc=title, mininterval=5.0)
         self.saved = self.started = time.monotonic()
 
@@ -64,10 +65,9 @@ class Stage:
             self.log_path.unlink(missing_ok=True)
             return
         load_state(trainer, self.state_path)
-        kept = [
-            line for line in self.log_path.read_text().splitlines() if json.loads(line)["step"] <= trainer.step_number
-        ]
-        self.log_path.write_text("".join(f"{line}\n" for line in kept))
+        rows = read_json_lines(self.log_path, {"step": int}) if self.log_path.is_file() else []
+        kept = [row for row in rows if row["step"] <= trainer.step_number]
+        write_atomically(self.log_path, "".join(f"{json.dumps(row)}\n" for row in kept))
         self.bar.update(trainer.step_number)
 
     def on_step(self, trainer: Any, every: int) -> Callable[[int, Mapping[str, float | Tensor]], None]:
@@ -81,7 +81,7 @@ class Stage:
             if step % every == 0 or step == self.total:
                 found = {name: float(value) for name, value in metrics.items()}
                 row = {"step": step, "seconds": round(time.monotonic() - self.started, 1), **found}
-                with self.log_path.open("a") as log:
+                with disk_errors(self.log_path), self.log_path.open("a") as log:
                     log.write(json.dumps(row) + "\n")
                 self.bar.set_postfix({name: f"{value:.4g}" for name, value in found.items()})
             if step == self.total or time.monotonic() - self.saved > self.every_seconds:

@@ -55,6 +55,7 @@ from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.device import pick_device
 from t2i_gcpo.utils.interrupt import on_interrupt, on_save_request
 from t2i_gcpo.utils.lock import holder, locked
+from t2i_gcpo.utils.secret_options import masked
 
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 2.0
@@ -120,13 +121,16 @@ def parser() -> argparse.ArgumentParser:
 
 def command(trial: Trial, *, resume: bool) -> list[str]:
     """Return the training of a trial, as a process that ends with the study."""
-    return [word.replace("t2i_gcpo.cli", "t2i_gcpo.study.trial") for word in shown_command(trial, resume=resume)]
+    return [sys.executable, "-m", "t2i_gcpo.study.trial", "train", *trial.arguments, *_more(resume)]
 
 
 def shown_command(trial: Trial, *, resume: bool) -> list[str]:
-    """Return the training of a trial as a user may run it."""
-    more = ["--resume"] if resume else []
-    return [sys.executable, "-m", "t2i_gcpo.cli", "train", *trial.arguments, *more]
+    """Return the training of a trial as a user may run it, and as a log may have it: secret options are hidden."""
+    return [sys.executable, "-m", "t2i_gcpo.cli", "train", *map(masked, trial.arguments), *_more(resume)]
+
+
+def _more(resume: bool) -> list[str]:
+    return ["--resume"] if resume else []
 
 
 @dataclass

@@ -21,6 +21,7 @@ from t2i_gcpo import credit
 from t2i_gcpo.evaluation.intervals import Estimates, estimate
 from t2i_gcpo.text.evaluate import generate_ids
 from t2i_gcpo.text.heatmap import TextHeatmap, describe
+from t2i_gcpo.utils.files import write_atomically
 
 #: Rows of the table that are no divergence: the share of the tokens, and the controls.
 TOKENS, ENTROPY, RANDOM = "share of tokens", "entropy", "random"
@@ -59,8 +60,7 @@ class CreditLocation:
         """Write the shares, their intervals and what was measured as JSON."""
         rows = {name: {"share": e.overall, "ci95": list(e.ci95), "n": e.n} for name, e in self.by_rule.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**self.about, "rules": rows}, indent=1) + "\n", encoding="utf-8")
-        return path
+        return write_atomically(path, json.dumps({**self.about, "rules": rows}, indent=1) + "\n")
 
 
 def measure(

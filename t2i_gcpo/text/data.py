@@ -40,7 +40,7 @@ def read_rows(source: str, *, limit: int = 0, seed: int = 0, system: str | None 
         data = _load(source)
         question = _question_column(data.column_names, source)
         count = min(limit or len(data), len(data))
-        rows = [_row(data[k], question) for k in range(count)]
+        rows = [_row(data[k], question, f"{source}, row {k + 1}") for k in range(count)]
     if not rows:
         raise ValueError(f"the data {source} has no rows; it needs at least one question")
     return [{**row, "prompt": _with_system(row["prompt"], system)} for row in rows]
@@ -79,8 +79,12 @@ def _question_column(columns: list[str], source: str) -> str:
     return found[0]
 
 
-def _row(row: dict[str, Any], question: str) -> dict[str, Any]:
+def _row(row: dict[str, Any], question: str, where: str) -> dict[str, Any]:
+    """Read a row of a file. ValueError, beginning with `where`: it lacks its question or its answer."""
     prompt = row[question]
+    for name in (question, ANSWER_COLUMN):
+        if row[name] is None or row[name] in ("", []):
+            raise ValueError(f"{where}: it has no {name}; leave the row out, or give it one")
     chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": str(prompt)}]
     answer = str(row[ANSWER_COLUMN])
     answer = answer.rpartition(GSM8K_MARK)[2].strip() if GSM8K_MARK in answer else answer

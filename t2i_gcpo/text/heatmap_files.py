@@ -9,11 +9,12 @@ from t2i_gcpo.text.heatmap import Recipe, TextHeatmap
 from t2i_gcpo.text.heatmap_page import page
 from t2i_gcpo.text.heatmap_picture import draw
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.pictures import write_png
 
 
 def save(heatmaps: Sequence[TextHeatmap], folder: Path, *, name: str, title: str, recipe: Recipe) -> list[Path]:
     """Write `name`.html and `name`.png, and return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / f"{name}.html", page(heatmaps, title=title, recipe=recipe.words()))
-    draw(heatmaps, title=title).save(folder / f"{name}.png")
+    write_png(folder / f"{name}.png", draw(heatmaps, title=title))
     return [folder / f"{name}.html", folder / f"{name}.png"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rewards.models.loading import one_at_a_time
 from rewards.models.torchvision_mend import mend
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -37,6 +38,7 @@ def locate(name: str) -> str:
     return str(path.absolute())
 
 
+@one_at_a_time
 def load(name: str, *, device: Any = "cpu", dtype: Any = None) -> tuple[Any, Any]:
     """The model in evaluation mode and its tokenizer (padding on the left).
 

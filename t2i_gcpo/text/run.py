@@ -10,22 +10,28 @@ from t2i_gcpo.text.config import GCPOConfig  # before all else: it explains TRL'
 
 # isort: split
 
+import contextlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
+from t2i_gcpo.text.checkpoints import newest_checkpoint, step_of
 from t2i_gcpo.text.data import read_rows
 from t2i_gcpo.text.evaluate import TextEvalResult, evaluate
 from t2i_gcpo.text.models import load
 from t2i_gcpo.text.options import TextRun
 from t2i_gcpo.text.rewards_by_name import load_reward
 from t2i_gcpo.text.trainer import GCPOTrainer
-from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.files import disk_errors, write_atomically
+from t2i_gcpo.utils.interrupt import on_interrupt, on_save_request
+from t2i_gcpo.utils.json_files import read_json_lines
+from t2i_gcpo.utils.lock import locked
 
+#: What to do where another process trains in the same folder.
+IN_USE = "wait for its end or stop it, or name another folder (--output-dir)"
 #: Tokens of an evaluated completion where the training has no limit.
 DEFAULT_LENGTH = 1024
 SAMPLED = "completions_sampled"
@@ -40,8 +46,8 @@ class MetricsFile(TrainerCallback):
 
     def __init__(self, path: Path, start_step: int, trainer: GCPOTrainer) -> None:
         self.path, self.trainer = path, trainer
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        rows = [row for row in map(json.loads, lines) if row["step"] <= start_step]
+        known = read_json_lines(path, {"step": int}) if path.is_file() else []
+        rows = [row for row in known if row["step"] <= start_step]
         self.sampled_before = max((int(row.get(SAMPLED, 0)) for row in rows), default=0)
         write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
@@ -50,7 +56,7 @@ class MetricsFile(TrainerCallback):
             return
         row = {"step": state.global_step, **{name: _plain(value) for name, value in logs.items()}}
         row[SAMPLED] = self.sampled_before + self.trainer.completions_sampled
-        with self.path.open("a", encoding="utf-8") as file:
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -65,6 +71,28 @@ class Budget(TrainerCallback):
             control.should_training_stop = True
 
 
+class Signals(TrainerCallback):
+    """Ends the training with a checkpoint where Ctrl-C or a SIGTERM asks for it, and saves one where a SIGUSR1 does."""
+
+    def __init__(self) -> None:
+        self.by: str | None = None
+        self._save = False
+
+    def stop(self, by: str) -> None:
+        """Save after the present step, and end."""
+        self.by = self.by or by
+
+    def save(self) -> None:
+        """Save after the present step, and go on."""
+        self._save = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.by is not None or self._save:
+            control.should_save, self._save = True, False
+        if self.by is not None:
+            control.should_training_stop = True
+
+
 def _plain(value: Any) -> Any:
     """A number, or null for what is none."""
     if isinstance(value, str):
@@ -75,39 +103,62 @@ def _plain(value: Any) -> Any:
     return value if value is None or math.isfinite(value) else None
 
 
-def train(run: TextRun, config: GCPOConfig, as_yaml: str = "") -> GCPOTrainer:
-    """Train one model. as_yaml: what config.yaml will hold.
+def train(run: TextRun, config: GCPOConfig, as_yaml: str = "") -> tuple[GCPOTrainer, str | None]:
+    """Train one model. Returns the trainer, and what ended it before its time: "Ctrl-C", "SIGTERM" or None.
 
-    ValueError for what cannot be trained, and where the folder holds another run or, with `resume`, no checkpoint.
+    as_yaml: what config.yaml will hold. ValueError for what cannot be trained, and where the folder is in use, holds
+    another run or, with `resume`, no whole checkpoint.
     """
     folder = Path(str(config.output_dir))
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    checkpoint = newest_checkpoint(folder) if run.resume else None
     if run.resume and checkpoint is None:
         raise ValueError(
             f"{folder} holds no checkpoint to resume from; save some with save_strategy and save_steps, or leave "
             "resume out"
         )
+    _check_unused(run, folder)
+    trainer = build(run, config)
+    questions = _questions(run)
+    with contextlib.ExitStack() as stack:
+        if trainer.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder, remedy=IN_USE))
+            _check_unused(run, folder)
+            write_atomically(folder / CONFIG, as_yaml)
+            start = 0 if checkpoint is None else step_of(checkpoint)
+            trainer.add_callback(MetricsFile(folder / METRICS, start, trainer))
+        return trainer, _run(trainer, run, folder, checkpoint, questions)
+
+
+def _check_unused(run: TextRun, folder: Path) -> None:
     if not run.resume and (folder / METRICS).exists():
         raise ValueError(
             f"{folder} holds a run already; go on with it (--resume), or name another folder (--output-dir)"
         )
-    trainer = build(run, config)
-    questions = _questions(run)
+
+
+def _run(
+    trainer: GCPOTrainer, run: TextRun, folder: Path, checkpoint: Path | None, questions: list[dict[str, Any]]
+) -> str | None:
+    """Evaluate, train and evaluate again. Returns what ended the training before its time, or None."""
     main = trainer.accelerator.is_main_process
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CONFIG, as_yaml)
-        start = int(str(checkpoint).rpartition("-")[2]) if run.resume else 0
-        trainer.add_callback(MetricsFile(folder / METRICS, start, trainer))
     if run.max_completions:
         trainer.add_callback(Budget(run.max_completions, trainer))
     if questions and main and run.eval_before and not run.resume:
         _judge_policy(trainer, questions, run, name=run.model).save(folder / BEFORE)
-    trainer.train(resume_from_checkpoint=checkpoint if run.resume else None)
+    signals = Signals()
+    with contextlib.ExitStack() as stack:
+        if trainer.accelerator.num_processes == 1:  # several would have to agree on the step
+            trainer.add_callback(signals)
+            stack.enter_context(on_interrupt(signals.stop))
+            stack.enter_context(on_save_request(signals.save))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if signals.by is not None:
+        return signals.by
     trainer.save_model(str(folder / MODEL))
     if questions and main:
         _judge_policy(trainer, questions, run, name=str(folder / MODEL)).save(folder / AFTER)
-    return trainer
+    return None
 
 
 def build(run: TextRun, config: GCPOConfig) -> GCPOTrainer:

@@ -24,6 +24,7 @@ from t2i_gcpo.text import run as runs
 from t2i_gcpo.text.options import parse
 from t2i_gcpo.utils import yaml_files
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.interrupt import TERMINATE, Terminated
 from t2i_gcpo.utils.json_files import read_json
 from t2i_gcpo.utils.lock import locked
 
@@ -139,7 +140,7 @@ def trial_options(spec: Spec, arm: str, rate: float, seed: int) -> dict[str, Any
 def _train(folder: Path, options: Mapping[str, Any]) -> None:
     """Train and evaluate, unless the folder holds the finished trial. ValueError: it holds one with other options."""
     file = folder / OPTIONS
-    if (folder / runs.AFTER).is_file():
+    if _is_whole(folder / runs.AFTER):
         theirs = yaml_files.load(file)
         changed = sorted(name for name in {*theirs, *options} if theirs.get(name) != options.get(name))
         if changed:
@@ -152,14 +153,25 @@ def _train(folder: Path, options: Mapping[str, Any]) -> None:
         stale.unlink()
     write_atomically(file, yaml_files.dump(dict(options)))
     tqdm.write(f"training {folder}")
-    runs.train(*parse(["--config", str(file), "--output-dir", str(folder)]))
+    interrupted_by = runs.train(*parse(["--config", str(file), "--output-dir", str(folder)]))[1]
     gc.collect()  # a trainer refers to itself, and its optimiser's memory would stay
+    if interrupted_by is not None:  # it is the study that was asked to end
+        raise Terminated if interrupted_by == TERMINATE else KeyboardInterrupt
+
+
+def _is_whole(evaluation: Path) -> bool:
+    """Tell whether a run has been evaluated; a damaged evaluation is made again."""
+    try:
+        read_json(evaluation, {"overall": float, "completions": list})
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def _evaluate_start(spec: Spec, seed: int, out: Path) -> None:
     """Evaluate the model that all arms start from, with the noise of the trials of this seed."""
     path = start_file(out, seed)
-    if path.is_file():
+    if _is_whole(path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {**spec.base, "seed": seed, "eval_seed": seed, "eval_data": spec.test_data, "output_dir": str(out)}

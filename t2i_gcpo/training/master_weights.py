@@ -11,7 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from t2i_gcpo.training.optim import all_finite
+from t2i_gcpo.utils.finite import all_finite
+
+#: What to do where an update left weights of no use.
+AFTER_DIVERGENCE = (
+    "start a new run with a lower learning rate (--optim.lr) or a longer warm-up (--optim.warmup-steps), or train in "
+    "float32 (--generator.dtype)"
+)
 
 
 class MasterWeights(nn.Module):
@@ -52,11 +58,7 @@ class MasterWeights(nn.Module):
     def check_finite(self) -> None:
         """Raise FloatingPointError, with what to do, where a value is not finite: such weights are of no use."""
         if not self.finite():
-            raise FloatingPointError(
-                "the weights are not finite after an update; start a new run with a lower learning rate "
-                "(--optim.lr) or a "
-                "longer warm-up (--optim.warmup-steps), or train in float32 (--generator.dtype)"
-            )
+            raise FloatingPointError(f"the weights are not finite after an update; {AFTER_DIVERGENCE}")
 
     def values(self) -> list[Tensor]:
         """The masters' values, in the order of the parameters."""

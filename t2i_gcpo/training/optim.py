@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i_gcpo.training.options import OptimConfig
+from t2i_gcpo.utils.finite import all_finite
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda progress, floor: 1.0,
@@ -59,11 +60,6 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     if torch.isfinite(norm):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm.float()
-
-
-def all_finite(*values: Tensor) -> bool:
-    """Return whether every element of every tensor is finite."""
-    return all(bool(torch.isfinite(value).all()) for value in values)
 
 
 class NonFiniteGuard:

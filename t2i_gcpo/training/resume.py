@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from rewards.identity import Identity, describe, without_secrets
 from t2i_gcpo.training import checkpoint
-from t2i_gcpo.training.optim import all_finite
 from t2i_gcpo.training.options import CheckpointPlan
+from t2i_gcpo.utils.finite import all_finite
 
 #: Groups of a run's options that the trainer gets as objects: what is compared of them is what the options say.
 BUILT = ("generator", "reward", "prompts")

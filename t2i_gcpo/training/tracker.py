@@ -24,6 +24,7 @@ from t2i_gcpo.utils.files import disk_errors, write_atomically
 from t2i_gcpo.utils.json_files import check_shape, finite_or_none, read_json_lines
 from t2i_gcpo.utils.markup import cell
 from t2i_gcpo.utils.nested import flatten
+from t2i_gcpo.utils.pictures import write_png
 
 CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 #: The largest whole number that is taken for a step or a count.
@@ -131,7 +132,7 @@ class Tracker:
         """Write RUN/`folder`/step_N_`name`.png, and show it on the boards."""
         path = self.run_dir / folder / f"step_{step:06d}_{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: image.save(file, "PNG"))
+        write_png(path, image)
         if self._events is not None:
             import numpy as np
 

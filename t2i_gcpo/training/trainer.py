@@ -187,7 +187,8 @@ class Trainer:
         Ctrl-C and SIGTERM finish the step, save and return; a second Ctrl-C interrupts at once. SIGUSR1 saves.
 
         An error (of the reward, of a callback, a loss that stays non-finite) ends the run with a saved checkpoint.
-        FloatingPointError where the weights are not finite, which are not saved, or where no image got a score.
+        FloatingPointError where the weights, or the log-probs that they give, are not finite, which are not saved, or
+        where no image got a score.
         ValueError where another process trains in the folder.
         """
         rounds = self.iterate()
@@ -316,11 +317,6 @@ class Trainer:
     def _rescue(self, error: Exception, before: dict[str, Any], tracker: Tracker) -> None:
         """Save what was trained before an error ends the run."""
         stopped = f"stopped by an error after step {self.step_number} of {self.steps}."
-        if not self.updater.weights.finite():
-            tracker.say(
-                f"{stopped} Its weights are not finite and were not saved; the checkpoints before it are as they were"
-            )
-            return
         if isinstance(error, FloatingPointError):
             self.updater.guard.in_a_row = 0  # the resumed run draws other images, and may try as often
         elif self.step_number == 0:
@@ -330,14 +326,17 @@ class Trainer:
         try:
             if self._saved_step != self.step_number or isinstance(error, FloatingPointError):
                 self.save()
+        except FloatingPointError as useless:
+            what = str(useless).partition(";")[0]
+            tracker.say(f"{stopped} Its weights were not saved ({what}); the checkpoints before it are as they were")
         except Exception as second:  # it must not hide the first error
-            tracker.say(f"{stopped} {second}")
+            if str(second) != str(error):
+                tracker.say(f"{stopped} {second}")
         else:
             tracker.say(f"{stopped} {self._how_to_go_on()}")
 
     def _how_to_go_on(self) -> str:
-        command = shlex.join(["t2i-gcpo", "train", "--output-dir", str(self.output_dir), "--resume"])
-        return f"The checkpoint is saved; go on with: {command}"
+        return f"The checkpoint is saved; go on with: {resume_command(self.output_dir)}"
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -378,9 +377,9 @@ class Trainer:
     def save(self) -> Path:
         """Write the checkpoint of the present step: a folder that `--checkpoint` takes, and that `resume` goes on from.
 
-        FloatingPointError, with nothing written, where the weights are not finite.
+        FloatingPointError, with nothing written, where the weights, or the log-probs that they give, are not finite.
         """
-        self.updater.weights.check_finite()
+        self.updater.check_usable()
         path = checkpoints.save(
             self.output_dir, self.step_number, state=self.state_dict(), save_model=self.generator.save
         )
@@ -417,6 +416,11 @@ class Trainer:
 
 
 Callback = Callable[[Trainer, StepRecord], None]
+
+
+def resume_command(run_dir: str | Path) -> str:
+    """Return the command that goes on with a run, quoted for a shell."""
+    return shlex.join(["t2i-gcpo", "train", "--output-dir", str(run_dir), "--resume"])
 
 
 def _training_sampling(options: SamplingOptions) -> SamplingConfig:

@@ -14,10 +14,11 @@ from torch import Tensor
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, loss, loss_denominator
 from t2i_gcpo.generators.base import ImageGenerator, TrainingScores
 from t2i_gcpo.records import Rollout
-from t2i_gcpo.training.master_weights import MasterWeights
-from t2i_gcpo.training.optim import NonFiniteGuard, adamw, all_finite, clip_gradients, lr_factor
+from t2i_gcpo.training.master_weights import AFTER_DIVERGENCE, MasterWeights
+from t2i_gcpo.training.optim import NonFiniteGuard, adamw, clip_gradients, lr_factor
 from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.utils.clock import Clock
+from t2i_gcpo.utils.finite import all_finite
 
 #: Mean |re-scored - recorded log-prob|, nats, up to which the recorded ones serve as old log-probs. fp32 re-scores to
 #: 1e-5; bf16 does not come near it.
@@ -37,6 +38,7 @@ class Updater:
         """Rollouts that the weights were updated from: where the learning rate is on its course."""
         self.incomplete = False
         """Whether an error stopped `update` between two optimiser steps of one rollout."""
+        self._probe: Rollout | None = None  # the first rows of the last update's rollout
 
     @property
     def learning_rate(self) -> float:
@@ -52,6 +54,7 @@ class Updater:
         self, rollout: Rollout, targets: TokenAdvantages, clock: Clock, rng: torch.Generator
     ) -> dict[str, float]:
         """Take all optimiser steps of one rollout and return their mean metrics. FloatingPointError from the guard."""
+        self._probe = rollout.rows(torch.arange(min(self.loop.micro_batch, rollout.batch)))
         with clock.phase("forward"):
             reference = self._reference(rollout)
             old, drift = self._old(rollout)
@@ -127,6 +130,20 @@ class Updater:
         if old is None and scale is None:
             metrics["logprob_drift"] = (fresh - self._recorded(rows)).abs().mean()
         return metrics
+
+    @torch.no_grad()
+    def check_usable(self) -> None:
+        """Raise FloatingPointError, with what to do, where the weights are of no use: such weights are not saved.
+
+        They must be finite, and so must the log-probs be that they give the first rows of the last rollout: weights of
+        1e30 are finite and give nothing but NaN.
+        """
+        self.weights.check_finite()
+        if self._probe is None:
+            return
+        scores = self.generator.training_scores(self._probe, distribution=self.loop.distribution)
+        if not all_finite(scores.logprob):
+            raise FloatingPointError(f"the log-probs of the updated weights are not finite; {AFTER_DIVERGENCE}")
 
     # -- log-probs -----------------------------------------------------------------------------------------------------
 

@@ -46,6 +46,24 @@ def on_save_request(request: Callable[[], object]) -> Iterator[None]:
         yield
 
 
+class Terminated(BaseException):
+    """Says that a SIGTERM ended what is no step of a training and can be done again."""
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Inside, a SIGTERM raises `Terminated`, so that the caller can say how to go on, where it would else kill.
+
+    Nothing changes where it is ignored or cannot arrive.
+    """
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    with _handling(signal.SIGTERM, end):
+        yield
+
+
 @contextmanager
 def _handling(number: signal.Signals, handler: Callable[..., object]) -> Iterator[Any]:
     """Inside, `handler` gets a signal. Yields what handled it before, and handles it again after."""

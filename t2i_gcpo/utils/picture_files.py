@@ -12,7 +12,7 @@ GROUND = (255, 255, 255)
 #: Notes on what a file held besides what is read.
 FRAMES = "several frames: the first one is read"
 TRANSPARENT = "transparent pixels: they are laid on white"
-#: Modes of 16 bits a pixel, and PIL's 32-bit mode, in which it opens some PNGs of 16 bits.
+#: Modes of 16 bits a pixel. Of PIL's 32-bit mode nothing says what is white, but for PNG, which has 16 bits at most.
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 #: Modes that PIL turns into RGB as their formats mean it.
 _PLAIN = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -39,11 +39,13 @@ def _read(picture: Image.Image) -> tuple[np.ndarray, tuple[str, ...]]:
         notes.append(FRAMES)
     picture.load()
     upright = ImageOps.exif_transpose(picture)
-    if upright.mode in _SIXTEEN_BITS or upright.mode == "I":
+    if upright.mode in _SIXTEEN_BITS or (upright.mode == "I" and picture.format == "PNG"):
         grey = np.asarray(upright).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("its values are not those of 16 bits")
-        return np.repeat(np.rint(grey / 257).astype(np.uint8)[..., None], 3, axis=-1), tuple(notes)
+        clear = grey == upright.info.get("transparency", -1)  # PNG's way to say that one value is transparent
+        if clear.any():
+            notes.append(TRANSPARENT)
+        grey = np.where(clear, GROUND[0], np.rint(grey / 257)).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1), tuple(notes)
     if upright.mode not in _PLAIN:
         raise ValueError(f"its mode is {upright.mode}; save it as PNG or JPEG with 8 bits a channel")
     if upright.has_transparency_data:

@@ -17,6 +17,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from t2i_gcpo.utils.files import write_atomically
+
 PICTURE_WIDTH = 160
 """Small pictures are enlarged by a whole number to about this many pixels."""
 GAP, MARGIN, BORDER = 10, 16, 4
@@ -152,6 +154,11 @@ def blank(width: int, height: int) -> Image.Image:
             "draw fewer images at once"
         )
     return Image.new("RGB", (width, height), "white")
+
+
+def write_png(path: str | Path, picture: Image.Image) -> Path:
+    """Replace a PNG as a whole, and return its path."""
+    return write_atomically(path, lambda file: picture.save(file, "PNG"))
 
 
 def to_picture(image: Tensor, scale: int | None = None) -> Image.Image:

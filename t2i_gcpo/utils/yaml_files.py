@@ -24,6 +24,8 @@ import yaml
 MAX_VALUES = 20_000
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
+#: Digits of a whole number; torch and NumPy take no more than 19 anyway.
+MAX_DIGITS = 400
 
 _CORE = {
     "null": (r"(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -179,6 +181,8 @@ class _Reader:
                 _check_tag(node, "seq")
                 return [self.read(item) for item in node.value]
             _check_tag(node, "str", "merge", *_CORE)
+            if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+                raise _error(node, f"a whole number of {len(node.value)} digits; at most {MAX_DIGITS} are read")
             return Scalar(node.value, quoted=isinstance(node, yaml.ScalarNode) and node.style is not None)
         finally:
             self.above.pop()

@@ -30,6 +30,7 @@ from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.options import CheckpointConfig, OptimConfig
 from t2i_gcpo.training.tracker import Tracker, prepare_run
 from t2i_gcpo.training.trainer import Trainer
+from t2i_gcpo.utils.files import write_atomically
 
 #: Folder below the context's runs.
 FOLDER = "live"
@@ -112,7 +113,7 @@ def _train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Ite
     folder = _new_folder(context.runs / FOLDER)
     prompt_file = folder / "prompts.jsonl"
     lines = [json.dumps({**prompt.metadata, "prompt": prompt.text}, ensure_ascii=False) for prompt in plan.prompts]
-    prompt_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(prompt_file, "\n".join(lines) + "\n")
     runs = {name: folder / name for name in plan.algorithms}
 
     trainers: dict[str, Trainer] = {}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rewards.models.loading import one_at_a_time
 from t2i_gcpo.text import arithmetic
 from t2i_gcpo.text import heatmap as maps
 from t2i_gcpo.text.evaluate import generate_ids
@@ -25,6 +26,7 @@ HEIGHT = 640
 """Pixels of the frame that the heatmap is shown in."""
 
 
+@one_at_a_time
 @functools.cache
 def model() -> tuple[Any, Any]:
     """The embedded language model and its tokenizer, loaded once."""

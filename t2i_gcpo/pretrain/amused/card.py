@@ -14,6 +14,7 @@ from t2i_gcpo.evaluation.evaluate import EvalResult
 from t2i_gcpo.generators import load
 from t2i_gcpo.pretrain.janus.card import GUIDANCE, SEED, draw_samples, millions, score, table
 from t2i_gcpo.records import Sampling, Unmasking
+from t2i_gcpo.utils.files import write_atomically
 
 #: The card's scores: file -> how it samples. First as the commands do unless told otherwise, then with noise on the
 #: confidence that was chosen on shapes:val.
@@ -112,7 +113,7 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
         device=settings["device"],
         workers=settings["workers"],
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_atomically(folder / "README.md", text)
     return result
 
 

@@ -16,6 +16,7 @@ from t2i_gcpo.pretrain.clip.captions import KINDS
 from t2i_gcpo.pretrain.clip.retrieval import CANDIDATES, Retrieval, measure
 from t2i_gcpo.pretrain.janus.card import millions
 from t2i_gcpo.pretrain.verdicts import through_vq
+from t2i_gcpo.utils.files import write_atomically
 
 SEED = 0
 
@@ -90,7 +91,7 @@ def write(folder: Path, work: Path, *, rounds: int) -> Retrieval:
     decoded = measure(encoder, rounds=rounds, seed=SEED, transform=through_vq(Janus.load("janus-mini")))
     found: dict[str, Any] = {"candidates": CANDIDATES, "rounds": rounds, "seed": SEED}
     found |= {"rendered": rendered.to_json(), "decoded": decoded.to_json()}
-    (training / "retrieval.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_atomically(training / "retrieval.json", json.dumps(found, indent=2) + "\n")
     settings = json.loads((training / "settings.json").read_text(encoding="utf-8"))
     text = CARD.format(
         **sizes(encoder),
@@ -104,7 +105,7 @@ def write(folder: Path, work: Path, *, rounds: int) -> Retrieval:
         seed=settings["seed"],
         steps=settings["steps"],
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_atomically(folder / "README.md", text)
     return rendered
 
 

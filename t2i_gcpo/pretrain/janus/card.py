@@ -18,7 +18,8 @@ from t2i_gcpo.generators import load
 from t2i_gcpo.pretrain.janus.recipes import Recipe
 from t2i_gcpo.pretrain.janus.vq import encoder_agreement
 from t2i_gcpo.records import Prompt, Sampling
-from t2i_gcpo.utils.pictures import sample_grid
+from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.pictures import sample_grid, write_png
 
 #: Guidance of the card's samples and score; that of the quickstart.
 GUIDANCE = 2.0
@@ -109,7 +110,7 @@ def write(folder: Path, work: Path, recipe: Recipe, codes: Tensor, *, images: in
         agreement=encoder_agreement(model.model.vqmodel, recipe.vq, AGREEMENT_SCENES, codes),
         agreement_scenes=AGREEMENT_SCENES,
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_atomically(folder / "README.md", text)
     return result
 
 
@@ -131,7 +132,7 @@ def draw_samples(generator: Any, file: Path, sampling: Sampling) -> None:
         scores=[row.score for row in samples.rows],
         scale=1,
     )
-    grid.save(file)
+    write_png(file, grid)
 
 
 @torch.no_grad()

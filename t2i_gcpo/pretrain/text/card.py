@@ -14,6 +14,7 @@ from t2i_gcpo.text.data import read_rows
 from t2i_gcpo.text.evaluate import TextEvalResult, evaluate, generate
 from t2i_gcpo.text.models import load
 from t2i_gcpo.text.negatives import negative_prompt
+from t2i_gcpo.utils.files import write_atomically
 
 SEED = 0
 QUESTIONS = 600
@@ -105,7 +106,7 @@ def write(folder: Path, work: Path, *, questions: int = QUESTIONS) -> TextEvalRe
         samples=_samples(model, tokenizer, rows[:SHOWN], result),
         train_seed=settings["seed"],
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_atomically(folder / "README.md", text)
     return result
 
 

@@ -14,6 +14,7 @@ import torch
 from t2i_gcpo.pretrain.stages import Stage, add_work_options
 from t2i_gcpo.pretrain.text.model import TextShape, build, save, tokenizer
 from t2i_gcpo.pretrain.text.train import TextSettings, TextTrainer
+from t2i_gcpo.utils.destination import check_folder
 
 
 def pretrain(work: Path, settings: TextSettings, shape: TextShape, *, every: int = 10) -> Path:
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     Exit status 1 where it is too weak or too strong to start from.
     """
     options = parser().parse_args(argv)
+    check_folder(options.out)
     if options.steps < 1:
         raise ValueError(f"--steps is {options.steps}; it must be at least 1")
     if options.threads:
