@@ -41,8 +41,8 @@ def build(context: DemoContext) -> gr.Blocks:
             inspect_tab.tab(context)
         with gr.Tab("Train live"):
             live.tab(context)
-        with gr.Tab("Runs"):
-            runs.tab(context)
+        with gr.Tab("Runs") as runs_tab:
+            runs.tab(context, runs_tab)
         with gr.Tab("Text"):
             text.tab(context)
     return app.queue(default_concurrency_limit=4, max_size=64)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from t2i_gcpo.demo.jobs import Jobs
 from t2i_gcpo.demo.models import Models
 from t2i_gcpo.demo.scoring import Scorer
 
@@ -33,6 +34,8 @@ class DemoContext:
     """Set when the demo is told to end: a live training then saves after its step."""
     training: threading.Lock = field(default_factory=threading.Lock)
     """Held while a live training goes on."""
+    jobs: Jobs = field(default_factory=Jobs)
+    """Which job uses a model now."""
 
 
 def random_prompt(context: DemoContext) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 
+from t2i_gcpo.generators.vocabulary import UnknownWordsError
 from t2i_gcpo.utils.markup import one_line
 
 #: What the library raises for mistakes and for what the machine lacks; everything else is a defect.
@@ -41,5 +42,6 @@ def _as_page_errors() -> Any:
     try:
         yield
     except USER_ERRORS as error:
-        text = escape(one_line(error), quote=False)  # Gradio shows the text of an error as HTML
+        told = error.suggestion() if isinstance(error, UnknownWordsError) else one_line(error)
+        text = escape(told, quote=False)  # Gradio shows the text of an error as HTML
         raise gr.Error(text[:1].upper() + text[1:], print_exception=False) from error

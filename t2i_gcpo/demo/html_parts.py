@@ -17,7 +17,7 @@ THUMBNAIL, LARGE = 192, 384
 """Pixels that a picture is enlarged to, about, by a whole number."""
 
 CSS = """
-.gradio-container { max-width: 1280px !important; }
+.gradio-container { max-width: 1280px !important; margin-left: auto !important; margin-right: auto !important; }
 .t2i-table { border-collapse: collapse; font-size: 13px; margin: 0 !important; border: 0 !important; }
 .t2i-table tr { border: 0 !important; padding: 0 !important; background: none !important; }
 .t2i-table th, .t2i-table td { padding: 2px 10px 2px 0 !important; text-align: left; vertical-align: top; border: 0
@@ -34,8 +34,24 @@ CSS = """
 .t2i-pixels .grid-container, .t2i-panels .grid-container { padding-top: 24px !important; }
 .t2i-pixels .grid-wrap, .t2i-panels .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none
 !important; } .gradio-container .vega-embed { width: 100%; }
-@media (max-width: 640px) { .t2i-pixels .grid-container { grid-template-columns: repeat(2, 1fr) !important; } }
-#t2i-status-compare, #t2i-status-inspect, #t2i-status-live, #t2i-status-runs { min-height: 28px; }
+@media (max-width: 640px) { .t2i-pixels .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+.tab-container button { padding: 0 7px !important; font-size: 13px !important; } }
+.t2i-pixels .thumbnail-item { aspect-ratio: auto !important; height: auto !important; }
+.t2i-pixels .gallery-item, .t2i-pixels .gallery-item img { height: auto !important; }
+.t2i-pixels .caption-label, .t2i-panels .caption-label { position: static !important; display: block; max-width: 100%
+!important; border: 0; border-radius: 0; text-align: center; white-space: normal; opacity: 1 !important; }
+.t2i-pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 540px), 1fr)); gap: 16px; }
+.t2i-pair { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 10px; min-width: 0; }
+.t2i-pair h4 { margin: 0 0 8px; font-weight: 600; overflow-wrap: anywhere; }
+.t2i-sides { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; }
+.t2i-sides figure { margin: 0; min-width: 0; } .t2i-sides figcaption { font-size: 13px; margin-top: 4px; }
+.t2i-sides ul { margin: 2px 0 0; padding-left: 18px; list-style: disc; }
+.t2i-images { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; } .t2i-images img { width: 100%; display: block; }
+@media (max-width: 640px) { .t2i-sides { grid-template-columns: 1fr; } }
+.t2i-counts td { font-size: 20px; } .dark .t2i-good { color: #4ade80; } .dark .t2i-bad { color: #f87171; }
+.dark .t2i-plot { background: var(--neutral-950) !important; }
+#t2i-status-compare, #t2i-status-inspect, #t2i-status-live, #t2i-status-runs, #t2i-status-many, #t2i-status-text {
+min-height: 28px; }
 """
 
 
@@ -79,7 +95,10 @@ def faint(text: str) -> str:
 
 
 def verdict_table(image_scores: ImageScores) -> str:
-    """Return a table with a row for each clause and a column for each image; for other rewards one row of scores."""
+    """Return a table with a row for each clause and a column for each image, and why an image is wrong.
+
+    For other rewards it is one row of scores.
+    """
     if not image_scores.scored:
         return faint(image_scores.why_not)
     count = len(image_scores.scores)
@@ -90,7 +109,8 @@ def verdict_table(image_scores: ImageScores) -> str:
         [clause, *(mark(verdict.clauses[k]) for verdict in image_scores.verdicts)]
         for k, clause in enumerate(image_scores.clauses)
     ]
-    return table(columns, rows)
+    wrong = ((k, reasons) for k, reasons in enumerate(image_scores.reasons, start=1) if reasons)
+    return table(columns, rows) + "".join(faint(f"Image {k}: {'; '.join(reasons)}") for k, reasons in wrong)
 
 
 def scale_bar(low: str, high: str, *, signed: bool, words: str) -> str:

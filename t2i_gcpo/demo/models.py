@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
 from t2i_gcpo import generators
 from t2i_gcpo.generators.base import ImageGenerator
-from t2i_gcpo.generators.checkpoints import locate, tuned
+from t2i_gcpo.generators.checkpoints import Checkpoint, locate, tuned
 
 BASE, MASKED = "base", "masked"
 #: Name of a tuned checkpoint that ships with the package -> its name in the demo.
@@ -55,15 +55,16 @@ class Models:
         keep: int = 5,
         compared: list[str] | None = None,
     ) -> None:
-        """compared: names of those that the tab Compare sets side by side (None: all). ValueError: a checkpoint that is
+        """compared: names of those that the tab Compare begins with (None: all). ValueError: a checkpoint that is
         none."""
         if keep < 1:
             raise ValueError(f"keep is {keep}; it must be at least 1")
         self.checkpoints, self.device, self.dtype, self.keep = dict(checkpoints), device, dtype, keep
         self.compared = list(checkpoints) if compared is None else compared
+        self.located: dict[str, Checkpoint] = {}
         for name, path in checkpoints.items():
             try:
-                locate(path)
+                self.located[name] = locate(path)
             except ValueError as error:
                 raise ValueError(f"the checkpoint {name}: {error}") from error
         self._loaded: OrderedDict[str, ImageGenerator] = OrderedDict()
@@ -72,6 +73,10 @@ class Models:
     @property
     def names(self) -> list[str]:
         return list(self.checkpoints)
+
+    def families(self, names: Iterable[str]) -> list[str]:
+        """Return the kinds of generators of some checkpoints, each once; the same noise needs the same kind."""
+        return list(dict.fromkeys(self.located[name].model_type for name in names))
 
     def get(self, name: str) -> ImageGenerator:
         """Return the shared generator of a checkpoint. ValueError for an unknown name."""

@@ -42,7 +42,7 @@ def metrics(runs: Iterable[Run]) -> list[str]:
 
 def line_plot() -> gr.Plot:
     """Make an empty plot for `lines`."""
-    return gr.Plot(show_label=False, min_width=280, buttons=[])
+    return gr.Plot(show_label=False, min_width=280, buttons=[], elem_classes="t2i-plot")
 
 
 def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:

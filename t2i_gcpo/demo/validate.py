@@ -13,6 +13,8 @@ PROMPT_LENGTH = 200
 """Characters."""
 IMAGES = 8
 """Images of a prompt at once."""
+PROMPTS = 240
+"""Held-out prompts of a run over many."""
 GUIDANCE = 10.0
 STEPS = 60
 """Of a live training."""

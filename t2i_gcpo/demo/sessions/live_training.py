@@ -32,6 +32,8 @@ from t2i_gcpo.training.tracker import Tracker, prepare_run
 from t2i_gcpo.training.trainer import Trainer
 from t2i_gcpo.utils.files import write_atomically
 
+#: Row of the table of algorithms that is trained here -> what the page calls it.
+ALGORITHMS = {"grpo": "GRPO", "gcpo": "GCPO", "gcpo_shuffled": "control: GCPO, shuffled", "dapo": "DAPO"}
 #: Folder below the context's runs.
 FOLDER = "live"
 STOPPED = "stopped in the demo"
@@ -51,14 +53,6 @@ class Plan:
     group_size: int
     lr: float
     seed: int
-
-
-@dataclass
-class Session:
-    """Is one person's training: the only thing that two of their clicks share while one of them runs."""
-
-    running: bool = False
-    stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,13 +129,13 @@ def _train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Ite
                 for callback in trainer.callbacks:
                     if isinstance(callback, Pictures):
                         callback.draw(trainer, 0)
-                yield progress(f"{name.upper()}: pictures before the first step")
+                yield progress(f"{ALGORITHMS.get(name, name)}: pictures before the first step")
             for step in range(1, plan.steps + 1):
                 for name, steps in rounds.items():
                     if stopped():
                         return
                     next(steps)
-                    yield progress(f"step {step} of {plan.steps}: {name.upper()}")
+                    yield progress(f"step {step} of {plan.steps}: {ALGORITHMS.get(name, name)}")
         finally:
             for name, trainer in trainers.items():
                 if trainer.step_number < plan.steps:

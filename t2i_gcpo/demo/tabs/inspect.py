@@ -11,8 +11,9 @@ import gradio as gr
 
 from t2i_gcpo.data.shapes.grammar import parts
 from t2i_gcpo.demo import html_parts, validate
-from t2i_gcpo.demo.context import FIRST_PROMPT, MODEL, PRIVATE, DemoContext, random_prompt
+from t2i_gcpo.demo.context import FIRST_PROMPT, PRIVATE, DemoContext, random_prompt
 from t2i_gcpo.demo.errors import with_user_errors
+from t2i_gcpo.demo.queueing import on_model
 from t2i_gcpo.demo.sessions import inspection
 from t2i_gcpo.demo.sessions.inspection import NORMALIZATIONS, Inspection
 from t2i_gcpo.heatmap.files import write
@@ -79,26 +80,29 @@ def tab(context: DemoContext) -> None:
         generator = context.models.get(validate.one_of(name, "The checkpoint", names))
         generator.check_prompts([asked])  # before the status says that it is sampled
         yield [gr.skip(), f"Sampling “{asked.text}” …", *[gr.skip()] * (len(sampled) - 2)]
-        group = inspection.sample(
-            generator,
-            name,
-            context.scorer,
-            asked,
-            seed=validate.whole(seed, "The seed", 0, validate.SEED),
-            num=count,
-            guidance=validate.number(guidance, "The guidance", 1, validate.GUIDANCE),
-        )
+        with context.jobs.doing("a sampled group"):
+            group = inspection.sample(
+                generator,
+                name,
+                context.scorer,
+                asked,
+                seed=validate.whole(seed, "The seed", 0, validate.SEED),
+                num=count,
+                guidance=validate.number(guidance, "The guidance", 1, validate.GUIDANCE),
+            )
         yield [*show_group(group), *draw(group, group.first_kind)]
 
     def contrasted(group: Inspection | None, negative: str | None, kind: str) -> list[Any]:
         group = needed(group)
-        group = inspection.contrasted(group, context.models.get(group.checkpoint), negative)
-        return [group, *choices(group, kind), *draw(group, kind)]
+        with context.jobs.doing("another contrast"):
+            group = inspection.contrasted(group, context.models.get(group.checkpoint), negative)
+        return [group, status_line(group), *choices(group, kind), *draw(group, kind)]
 
     @with_user_errors
     def on_how(group: Inspection | None, how: str, part: str | None, kind: str) -> list[Any]:
         if how == OWN:  # waits for the text
-            return [gr.skip()] * len(changed)
+            told = gr.skip() if group is None else status_line(group)
+            return [gr.skip(), told, *[gr.skip()] * (len(changed) - 2)]
         return contrasted(group, without(needed(group), part) if how == WITHOUT else None, kind)
 
     @with_user_errors
@@ -106,14 +110,14 @@ def tab(context: DemoContext) -> None:
         return contrasted(group, validate.prompt_text(text, what="The negative prompt"), kind)
 
     sampled = [state, status, gallery, verdict, *rules, contrast, part, own_row, files, *drawn]
-    gr.on(
+    on_model(
+        context,
         [go.click, prompt.submit],
         on_sample,
         [prompt, checkpoint, seed, num, guidance],
         sampled,
-        show_progress_on=status,
+        status=status,
         api_name="inspect",
-        **MODEL,
     )
     quick: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
     gr.on(
@@ -135,10 +139,10 @@ def tab(context: DemoContext) -> None:
         show_progress="hidden",
         **PRIVATE,
     )
-    changed = [state, *rules, *drawn]
-    again: dict[str, Any] = {"outputs": changed, "show_progress_on": status, **MODEL}
-    gr.on([contrast.input, part.input], on_how, [state, contrast, part, kind], **again, **PRIVATE)
-    gr.on([apply.click, negative.submit], on_own, [state, negative, kind], **again, api_name="contrast")
+    changed = [state, status, *rules, *drawn]
+    again: dict[str, Any] = {"outputs": changed, "status": status}
+    on_model(context, [contrast.input, part.input], on_how, [state, contrast, part, kind], **again, **PRIVATE)
+    on_model(context, [apply.click, negative.submit], on_own, [state, negative, kind], **again, api_name="contrast")
     export.click(with_user_errors(on_export), [state, kind], files, show_progress_on=files, api_name="export")
     other.click(lambda: random_prompt(context), None, prompt, show_progress="hidden", **PRIVATE)
 

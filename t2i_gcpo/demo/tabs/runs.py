@@ -23,8 +23,8 @@ FIRST_METRIC = "reward/mean"
 PULSE = 10
 
 
-def tab(context: DemoContext) -> None:
-    """Lay the tab out, inside a `gr.Blocks`."""
+def tab(context: DemoContext, here: gr.Tab) -> None:
+    """Lay the tab out, inside a `gr.Blocks`; runs that are new are known whenever the tab is opened."""
     gr.Markdown(HELP.format(anywhere="" if context.only_runs else ANYWHERE))
     with gr.Row():
         paths = gr.Dropdown(
@@ -85,6 +85,7 @@ def tab(context: DemoContext) -> None:
         show_progress="hidden",
         **PRIVATE,
     ).then(on_look, chosen, everything, show_progress="hidden", **PRIVATE)
+    here.select(lambda: gr.update(choices=choices(context)), None, paths, show_progress="hidden", **PRIVATE)
     metric.input(on_metric, [paths, metric], curve, show_progress="hidden", api_name="curve")
     step.input(
         on_step,

@@ -10,8 +10,9 @@ from typing import Any
 import gradio as gr
 
 from t2i_gcpo.demo import validate as bounds
-from t2i_gcpo.demo.context import MODEL, PRIVATE, DemoContext
+from t2i_gcpo.demo.context import PRIVATE, DemoContext
 from t2i_gcpo.demo.errors import with_user_errors
+from t2i_gcpo.demo.queueing import on_model
 from t2i_gcpo.demo.sessions import text_credit
 
 HELP = (
@@ -49,7 +50,8 @@ def tab(context: DemoContext) -> None:
         count = bounds.whole(samples, "The number of answers", 1, bounds.IMAGES)
         number = bounds.whole(seed, "The seed", 0, bounds.SEED)
         yield [gr.skip(), f"Answering “{asked}” …", gr.skip(), gr.skip()]
-        drawn = text_credit.heatmaps(asked, (answer or "").strip(), negative=negative, samples=count, seed=number)
+        with context.jobs.doing("answers to a question"):
+            drawn = text_credit.heatmaps(asked, (answer or "").strip(), negative=negative, samples=count, seed=number)
         scored = [item.score for item in drawn if item.score is not None]
         line = f"{sum(score == 1 for score in scored)} of {len(scored)} answers are right." if scored else "Not scored."
         yield [(asked, drawn), line, text_credit.frame(drawn, asked), gr.update(visible=False)]
@@ -61,9 +63,9 @@ def tab(context: DemoContext) -> None:
         folder = Path(tempfile.mkdtemp(prefix="t2i_gcpo_text_"))
         return gr.update(value=text_credit.export(found[1], found[0], folder), visible=True)
 
-    gr.on(
-        [go.click, question.submit, answer.submit], on_sample, [question, answer, negative, samples, seed],
-        [state, status, picture, files], show_progress_on=status, api_name="text", **MODEL,
+    on_model(
+        context, [go.click, question.submit, answer.submit], on_sample, [question, answer, negative, samples, seed],
+        [state, status, picture, files], status=status, api_name="text",
     )  # fmt: skip
     other.click(
         lambda: text_credit.another_question(context.shuffle),

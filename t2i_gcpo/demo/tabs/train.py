@@ -9,17 +9,19 @@ import gradio as gr
 
 from t2i_gcpo.data.shapes.prompts import TASKS
 from t2i_gcpo.demo import plots, run_browser, validate
-from t2i_gcpo.demo.context import MODEL, DemoContext
+from t2i_gcpo.demo.context import DemoContext
 from t2i_gcpo.demo.errors import with_user_errors
-from t2i_gcpo.demo.sessions.live_training import Plan, Progress, Session, prompts_of, train
+from t2i_gcpo.demo.queueing import on_model
+from t2i_gcpo.demo.sessions.live_training import ALGORITHMS, Plan, Progress, prompts_of, train
+from t2i_gcpo.demo.sessions.stopping import Session
 
 HELP = (
     "Every algorithm starts from the same checkpoint, with the same prompts and noise, and takes its steps in "
     "turn. A step samples a group of "
-    "images for each prompt, scores them and updates the weights. A handful of steps shows the machinery, not "
-    "which algorithm is better."
+    "images for each prompt, scores them and updates the weights. The control has GCPO's weights, but on other tokens "
+    "of the same image: what GCPO gains over it comes from where the credit lies. A handful of steps shows the "
+    "machinery, not which algorithm is better."
 )
-ALGORITHMS = ["grpo", "gcpo", "dapo"]
 ALL, OWN = "all six tasks", "my own prompts"
 LEARNING_RATES = [3e-5, 1e-4, 3e-4, 1e-3]
 #: Metric of each plot.
@@ -33,7 +35,12 @@ def tab(context: DemoContext) -> None:
     session = gr.State(Session())
     gr.Markdown(HELP)
     with gr.Row():
-        algorithms = gr.CheckboxGroup(ALGORITHMS, value=ALGORITHMS[:2], label="Algorithms", min_width=220)
+        algorithms = gr.CheckboxGroup(
+            [(words, name) for name, words in ALGORITHMS.items()],
+            value=list(ALGORITHMS)[:3],
+            label="Algorithms",
+            min_width=220,
+        )
         prompts = gr.Dropdown([ALL, *TASKS, OWN], value="position", label="Prompts", min_width=160)
         checkpoint = gr.Dropdown(names, value=names[0], label="Start from", min_width=120)
         steps = gr.Slider(1, validate.STEPS, 6, step=1, label="Steps", min_width=140)
@@ -61,7 +68,7 @@ def tab(context: DemoContext) -> None:
         group: float, lr: float, seed: float,
     ) -> Iterator[list[Any]]:  # fmt: skip
         plan = Plan(
-            algorithms=tuple(validate.some_of(algorithms, "The algorithm", ALGORITHMS)),
+            algorithms=tuple(validate.some_of(algorithms, "The algorithm", list(ALGORITHMS))),
             prompts=prompts_of(
                 context,
                 "all" if chosen == ALL else validate.one_of(chosen, "The prompt set", [*TASKS, OWN]),
@@ -79,20 +86,23 @@ def tab(context: DemoContext) -> None:
         session_state.running, session_state.stop = True, False
         progress = None
         try:
-            for progress in train(context, plan, lambda: session_state.stop):
-                yield show(progress, status_line(progress, stopping=session_state.stop))
+            with context.jobs.doing("a live training") as job:
+                for progress in train(context, plan, lambda: session_state.stop):
+                    job.at(progress.now)
+                    yield show(progress, status_line(progress, stopping=session_state.stop))
         finally:
             session_state.running = False
         if progress is not None:
             yield show(progress, ended(progress, stopped=session_state.stop))
 
-    go.click(
+    on_model(
+        context,
+        [go.click],
         on_train,
         [session, algorithms, prompts, own, checkpoint, steps, per_step, group, lr, seed],
         [status, *curves, samples, heatmaps],
-        show_progress_on=status,
+        status=status,
         api_name="train",
-        **MODEL,
     )
     stop.click(with_user_errors(on_stop), session, status, show_progress="hidden", queue=False, api_name="stop")
     prompts.change(
@@ -111,9 +121,7 @@ def _gallery(label: str) -> gr.Gallery:
 
 def on_stop(session_state: Session) -> str:
     """Ask the training to end after the step that it is at."""
-    if not session_state.running:
-        raise ValueError("No training of yours is running.")
-    session_state.stop = True
+    session_state.ask_to_stop("training")
     return "Stopping: the step at hand is finished first …"
 
 
@@ -125,7 +133,7 @@ def show(progress: Progress, text: str) -> list[Any]:
         for kind, row in zip((SAMPLES, HEATMAPS), pictures, strict=True):
             there = run_browser.picture(run, kind, progress.steps)
             if there is not None:
-                row.append((there[1], f"{name.upper()} after step {there[0]}"))
+                row.append((there[1], f"{ALGORITHMS.get(name, name)} after step {there[0]}"))
     return [text, *(plots.lines(runs, metric) for metric in SHOWN), *pictures]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rewards.models.batches import TextCache
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.generators.integrity import load_model, load_part
+from t2i_gcpo.generators.vocabulary import UnknownWordsError, unknown_words
 
 #: Micro-conditions behind the image's width and height: the crop's corner and the aesthetic score (2401.01808, section
 #: 3).
@@ -167,15 +168,7 @@ class TextEncoder:
                 and unknown in ids
                 and unknown not in (tokenizer.eos_token_id, tokenizer.pad_token_id)
             ):
-                spans = tokenizer(text, return_offsets_mapping=True)
-                words = [
-                    text[start:end]
-                    for token, (start, end) in zip(spans["input_ids"], spans["offset_mapping"], strict=True)
-                    if token == unknown
-                ]
-                raise ValueError(
-                    f"the tokenizer does not know {', '.join(map(repr, dict.fromkeys(words)))} (prompt {text!r})"
-                )
+                raise UnknownWordsError(unknown_words(tokenizer, text), text, tokenizer.get_vocab())
 
     @torch.no_grad()
     def _features(self, texts: list[str]) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from t2i_gcpo.generators.vocabulary import UnknownWordsError, unknown_words
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -80,15 +82,8 @@ class PromptEncoder:
         rows = ((ids == unknown) & mask).any(dim=1).nonzero().flatten().tolist()
         if not rows:
             return
-        words: dict[str, None] = {}  # ordered, without repeats
-        for row in rows:
-            spans = self.tokenizer(texts[row], return_offsets_mapping=True)
-            for token, (start, end) in zip(spans["input_ids"], spans["offset_mapping"], strict=True):
-                if token == unknown:
-                    words[texts[row][start:end]] = None
+        words = [word for row in rows for word in unknown_words(self.tokenizer, texts[row])]
         hint = ""
         if type(self.tokenizer.backend_tokenizer.model).__name__ == "WordLevel":
             hint = "; `t2i-gcpo prompts shapes:vocabulary --out FILE` lists the words it knows"
-        raise ValueError(
-            f"the tokenizer does not know {', '.join(repr(word) for word in words)} (prompt {texts[rows[0]]!r}){hint}"
-        )
+        raise UnknownWordsError(words, texts[rows[0]], self.tokenizer.get_vocab(), hint=hint)
