@@ -142,7 +142,7 @@ def objects_words(detections: Sequence[Detection], metadata: Mapping[str, Any]) 
     """Count the objects that the verdict took into account, e.g. "1 white star, 2 yellow circle"."""
     objects = [one for same in kept_objects(detections, metadata.get("tag")).values() for one in same]
     counted = Counter(f"{one.color} {one.class_name}" if one.color else one.class_name for one in objects)
-    return ", ".join(f"{number} {words}" for words, number in counted.items()) or "nothing that the detector knows"
+    return ", ".join(f"{number} {words}" for words, number in counted.items()) or "nothing that the detector finds"
 
 
 def clause_words(metadata: Mapping[str, Any]) -> list[str]:

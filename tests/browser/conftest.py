@@ -57,8 +57,8 @@ def new_page(chromium: Any) -> Iterator[Callable[..., Any]]:
     """
     opened: list[tuple[Watched, Any]] = []
 
-    def open_page(url: str, *, width: int = 1280, height: int = 900) -> Any:
-        context = chromium.new_context(viewport={"width": width, "height": height})
+    def open_page(url: str, *, width: int = 1280, height: int = 900, scheme: str = "light") -> Any:
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         watched = Watched(context.new_page())
         opened.append((watched, context))
         watched.page.goto(url)

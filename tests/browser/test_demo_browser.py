@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,19 +42,42 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a running demo, of two checkpoints; its runs go to a folder of their own."""
+    """The address of a running demo, of two checkpoints; its runs go to a folder of their own.
+
+    Its environment names a proxy, which nothing may be sent to.
+    """
     runs = tmp_path_factory.mktemp("runs")
-    with serving("--checkpoint", "base=janus-mini", "--checkpoint", f"tuned={tuned}", "--runs", str(runs)) as url:
+    options = ("--checkpoint", "base=janus-mini", "--checkpoint", f"tuned={tuned}", "--runs", str(runs))
+    with recording_proxy() as (proxy, asked), serving(*options, env=proxy) as url:
         yield url
+        assert asked == []
 
 
 @contextmanager
-def serving(*options: str) -> Iterator[str]:
+def recording_proxy() -> Iterator[tuple[dict[str, str], list[bytes]]]:
+    """The environment of a program behind a proxy on this machine, and what the proxy was asked for."""
+    asked: list[bytes] = []
+
+    class Proxy(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.rfile.readline())
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        names = ("http_proxy", "https_proxy", "all_proxy")
+        proxies = {name: address for low in names for name in (low, low.upper())}
+        yield {**proxies, "no_proxy": "", "NO_PROXY": ""}, asked
+        server.shutdown()
+
+
+@contextmanager
+def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[str]:
     """`t2i-gcpo demo OPTIONS` as long as the block lasts."""
     command = [sys.executable, "-m", "t2i_gcpo.cli", "demo", "--port", str(free_port("127.0.0.1", 18860)), *options]
     start = time.monotonic()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
     ) as server:
         assert server.stdout is not None
         line = server.stdout.readline()
@@ -95,18 +120,63 @@ def pictures(page: Any) -> list[str]:
     return [picture.get_attribute("src") for picture in panel(page).locator(".t2i-pixels .gallery-item img").all()]
 
 
+def covered(page: Any) -> list[str]:
+    """The captions of the tab's pictures that do not stand below their picture."""
+    return page.evaluate(  # type: ignore[no-any-return]
+        """() => [...document.querySelectorAll('.gallery-item')].filter(item => {
+            const caption = item.querySelector('.caption-label'), image = item.querySelector('img');
+            return item.offsetParent && caption && image
+                && caption.getBoundingClientRect().top < image.getBoundingClientRect().bottom - 1;
+        }).map(item => item.innerText)"""
+    )
+
+
 def test_compare(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
-    page = new_page(demo)
+    page = new_page(demo, width=1440)
     start = time.monotonic()
     page.get_by_role("button", name="Generate").click()
     panel(page).locator(".t2i-pixels .gallery-item img").first.wait_for()
     print(f"first images after {time.monotonic() - start:.1f} s")
     says(page, "compare", "done.")
     assert len(pictures(page)) == 8
-    assert panel(page).get_by_text("star above circle").count() == 2  # a clause's row below each gallery
+    assert panel(page).get_by_text("star above circle", exact=True).count() == 2  # a clause's row below each gallery
+    assert covered(page) == []
+    rows = panel(page).locator("#t2i-origins").get_by_role("row").all_inner_texts()
+    assert [row.split("\t")[0] for row in rows] == ["checkpoint", "base", "tuned"]
+    left, right = (page.evaluate(f"document.querySelector('.gradio-container').getBoundingClientRect().{side}")
+                   for side in ("left", "right"))  # fmt: skip
+    assert abs(left - (1440 - right)) <= 1 and left > 0, "the page is in the middle"
     panel(page).locator(".t2i-pixels .gallery-item").nth(2).click()
     page.get_by_text("base | tuned, image 3 of 4").wait_for()
     page.screenshot(path=shots / "compare.png", full_page=True)
+
+
+def many(page: Any, prompts: int) -> None:
+    """Run two checkpoints over some prompts."""
+    set_slider(page, "Prompts", prompts)
+    page.get_by_role("button", name="Run over the prompts").click()
+    says(page, "many", f"{prompts} of {prompts} prompts done.")
+
+
+def test_many_prompts(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
+    """Paired counts, then the prompts on which the two differ: image and map beside one another, reasons below."""
+    from playwright.sync_api import expect
+
+    page = new_page(demo)
+    many(page, 12)
+    counts = panel(page).locator("#t2i-counts")
+    both, left, right, neither = (int(cell) for cell in counts.get_by_role("cell").all_inner_texts()[:4])
+    assert both + left + right + neither == 12
+    expect(counts).to_contain_text("tuned less base")
+    page.get_by_role("button", name="Show where they differ").click()
+    pairs = panel(page).locator("#t2i-differences .t2i-pair")
+    expect(pairs).to_have_count(left + right)
+    assert left + right, "the noise on its weights makes the tuned one differ"
+    assert pairs.locator("img").count() == 4 * (left + right)
+    expect(pairs.first.locator("figcaption").filter(has_text="✗")).to_contain_text("in the image: ")
+    boxes = [pairs.first.locator(part).first.bounding_box() for part in (".t2i-images", "figcaption")]
+    assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]
+    page.screenshot(path=shots / "many_prompts.png", full_page=True)
 
 
 def test_blind_vote(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
@@ -135,9 +205,10 @@ def test_bad_prompts(demo: str, new_page: Callable[..., Any], shots: Path) -> No
     for text, sentence in (
         ("", "The prompt is empty"),
         ("a photo of a dog", "does not know 'dog'"),
+        ("a photo of a cirle", "(nearest: circle, circles)"),
         ("x" * 201, "at most 200"),
     ):
-        panel(page).get_by_label("Prompt").fill(text)
+        panel(page).get_by_label("Prompt", exact=True).fill(text)
         page.get_by_role("button", name="Generate").click()
         toast(page, sentence)
     ask(page, "a photo of a cat")
@@ -219,16 +290,25 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
     tab(page, "Train live")
     for label, value in (("Steps", 40), ("Prompts a step", 1), ("Images a prompt", 2)):
         set_slider(page, label, value)
+    page.evaluate("""window.tallest = 0; new ResizeObserver(() => {
+        window.tallest = Math.max(window.tallest, document.documentElement.scrollHeight) }).observe(document.body)""")
     page.get_by_role("button", name="Train", exact=True).click()
+    says(page, "live", "loading the checkpoint")
+    waiting = new_page(demo)
+    waiting.get_by_role("button", name="Generate").click()
+    says(waiting, "compare", re.compile("Queued behind a live training, (loading|GRPO|GCPO|control|step)"))
+    waiting.screenshot(path=shots / "queued.png")
     says(page, "live", "step 3 of 40")
-    assert lines_of(page) == [2, 2, 2]  # GRPO and GCPO in each of the three plots
+    assert lines_of(page) == [3, 3, 3]  # GRPO, GCPO and the control in each of the three plots
+    assert 0 < page.evaluate("window.tallest") < 10_000
     page.screenshot(path=shots / "live.png", full_page=True)
-    page.get_by_role("button", name="Stop").click()
+    panel(page).get_by_role("button", name="Stop").click()
     says(page, "live", re.compile(r"Stopped after \d+ of 40 steps"))
     assert len(pictures_of(page)) >= 4
     page.screenshot(path=shots / "live_stopped.png", full_page=True)
-    tab(page, "Runs")
-    page.get_by_role("button", name="Look again").click()
+    assert covered(page) == []
+    says(waiting, "compare", "done.")
+    tab(page, "Runs")  # knows the runs that began after the page was opened
     box = panel(page).get_by_label("Run folders")
     for name in ("grpo", "gcpo"):
         box.click()
@@ -305,13 +385,26 @@ def test_two_people_at_once(demo: str, new_page: Callable[..., Any]) -> None:
     assert panel(one).get_by_text("token 13:").count() and not panel(one).get_by_text("token 65:").count()
 
 
-def test_a_phone(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
-    page = new_page(demo, width=390, height=844)
+TABS = ("Compare", "Inspect", "Train live", "Runs", "Text")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone(demo: str, new_page: Callable[..., Any], shots: Path, scheme: str) -> None:
+    page = new_page(demo, width=400, height=844, scheme=scheme)
+    for name in reversed(TABS):  # each is on the page, not behind a menu, and opens
+        tab(page, name)
+        assert page.get_by_role("tab", name=name).get_attribute("aria-selected") == "true"
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= 400, name
+    many(page, 6)
+    page.get_by_role("button", name="Show where they differ").click()
     page.get_by_role("button", name="Generate").click()
     says(page, "compare", "done.")
     page.get_by_text("base | tuned, image 1 of 4").wait_for()
-    page.screenshot(path=shots / "phone_compare.png", full_page=True)
-    sample(page)
-    click_cell(page, 2, 2)
-    page.screenshot(path=shots / "phone_inspect.png", full_page=True)
-    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    assert covered(page) == []
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
+    page.screenshot(path=shots / f"phone_compare_{scheme}.png", full_page=True)
+    if scheme == "light":
+        sample(page)
+        click_cell(page, 2, 2)
+        page.screenshot(path=shots / "phone_inspect.png", full_page=True)
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
