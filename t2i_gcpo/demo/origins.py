@@ -101,8 +101,7 @@ def _sentences(scores: Mapping[str, tuple[float, Interval]], test: str) -> str:
     alike = overlapping(scores)
     how = (
         f"Decided by 95 % intervals that hold together (Bonferroni, {len(scores)} scores on {test}): scores whose "
-        "intervals overlap are not told apart. Two of them with the same prompts and noise, below, can be told apart by "
-        "less."
+        "intervals overlap are not told apart. A run of two with the same prompts and noise, below, can tell more."
     )
     if not alike:
         return f"Each two of {_listed(list(scores))} are told apart. {how}"
