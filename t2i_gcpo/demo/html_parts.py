@@ -25,7 +25,7 @@ CSS = """
 !important; } .t2i-table th { font-weight: 600; } .t2i-table .n { text-align: right; font-variant-numeric: tabular-nums;
 } .t2i-good { color: #168c42; font-weight: 600; } .t2i-bad { color: #c62f2f; font-weight: 600; }
 .t2i-faint { opacity: 0.75; font-size: 13px; }
-.t2i-scroll { overflow-x: auto; }
+.t2i-scroll { overflow-x: auto; contain: inline-size; }
 .t2i-bar { display: flex; align-items: center; gap: 8px; font-size: 13px; font-variant-numeric: tabular-nums; }
 .t2i-bar i { display: inline-block; width: 180px; height: 12px; border-radius: 2px; }
 .t2i-pixels img { image-rendering: pixelated; }
