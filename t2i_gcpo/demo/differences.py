@@ -48,7 +48,9 @@ def difference_words(run: PairedRun) -> str:
     found = run.difference()
     low, high = found.ci95
     told = f"{run.right.name} less {run.left.name}: {with_interval(found.overall, found.ci95, signed=True)}"
-    if low == low:
+    if not run.differing():
+        told += ", as they differ on none of these prompts"
+    elif low == low:
         apart = low > 0 or high < 0
         told += ", so these prompts tell the two apart" if apart else ", so these prompts do not tell the two apart"
     return f"{told} ({NOTE}; {PAIRED_NOTE if run.same_noise else 'same prompts, but not the same noise'})."

@@ -43,9 +43,8 @@ def tab(context: DemoContext) -> None:
         guidance = gr.Slider(1, validate.GUIDANCE, 2, step=0.5, label="Guidance", min_width=170)
         other = gr.Button("Another prompt", min_width=130)
         go = gr.Button("Generate", variant="primary", min_width=130)
-    with gr.Row(visible=several):
-        chosen = gr.CheckboxGroup(names, value=first, label="Checkpoints", scale=3, min_width=300)
-        blind = gr.Checkbox(False, label="Blind: hide the names until I have voted", min_width=240)
+    chosen = gr.CheckboxGroup(names, value=first, label="Checkpoints", visible=several)
+    blind = gr.Checkbox(False, label="Blind: hide the names until I have voted", visible=several)
     status = gr.Markdown(elem_id="t2i-status-compare")
     columns, galleries, verdicts = [], [], []
     with gr.Row():
@@ -65,7 +64,12 @@ def tab(context: DemoContext) -> None:
             right = gr.Dropdown(first, value=first[-1], label="Right", min_width=140)
             number = gr.Slider(1, validate.IMAGES, 1, step=1, label="Image", min_width=140)
         slider = gr.ImageSlider(
-            label="Left | right", format="png", interactive=False, max_height=400, elem_classes="t2i-pixels"
+            label="Left | right",
+            format="png",
+            interactive=False,
+            max_height=400,
+            elem_id="t2i-slider",
+            elem_classes="t2i-pixels",
         )
 
     @with_user_errors
