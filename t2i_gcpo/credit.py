@@ -10,6 +10,7 @@ import math
 from typing import Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 Divergence = Literal["kl", "abs", "js", "information_gain"]
@@ -139,6 +140,54 @@ def normalize(
     total = weights.sum(dim=-1, keepdim=True)
     flat = (total == 0) | (values.sum(dim=-1, keepdim=True) / count < floor)
     return torch.where(flat, valid.float(), weights * (count / torch.where(flat, 1.0, total)))
+
+
+def by_size(
+    divergence: Tensor,
+    *,
+    cap: float = 0.0,
+    over: Literal["image", "batch"] = "image",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return weights [B, T] fp32 that keep the size of a divergence or score [B, T] that is at least 0.
+
+    >>> by_size(torch.tensor([[0.0, 1.0, 2.0, 9.0]]), cap=2.0)
+    tensor([[0.0000, 0.5714, 1.1429, 2.2857]])
+
+    `x / mean(x)`, the mean over the valid tokens of each image, or with `over="batch"` of all images: then a token's
+    weight does not depend on what else was drawn in its image, but for its share in the batch's mean, and an image
+    has a mean of its own. `cap` (0 is off): values are first cut to `cap` times that mean, so that a few tokens do not
+    take it all. Where all values are 0 the weights are 1. ValueError: a negative cap, or one below 1.
+    """
+    if cap and cap < 1:
+        raise ValueError(f"cap is {cap}; it must be at least 1 (times the mean), or 0 for none")
+    valid = _valid(divergence, mask)
+    values = torch.where(valid, divergence.detach().float(), 0.0)
+
+    def mean(of: Tensor) -> Tensor:
+        if over == "batch":
+            return of.sum() / valid.sum().clamp(min=1)
+        return of.sum(dim=-1, keepdim=True) / valid.sum(dim=-1, keepdim=True).clamp(min=1)
+
+    if cap:
+        values = torch.minimum(values, cap * mean(values))
+    center = mean(values)
+    return torch.where(center == 0, valid.float(), values / torch.where(center == 0, 1.0, center))
+
+
+def of_siblings(weights: Tensor, group_size: int, *, mask: Tensor | None = None) -> Tensor:
+    """Return the weights [B, T] of another image of the same prompt, a control: each row has the next one's.
+
+    Rows are in groups of `group_size`; the last of a group has the first one's. They keep what the prompt says of
+    places, and know nothing of the image that they weigh. ValueError: a group of one image has no sibling.
+    """
+    if group_size < 2 or len(weights) % group_size:
+        raise ValueError(
+            f"{len(weights)} images in groups of {group_size} have no siblings to take weights from; draw whole groups "
+            "of at least 2 images a prompt"
+        )
+    others = rearrange(weights, "(p g) t -> p g t", g=group_size).roll(-1, dims=1)
+    return normalize(rearrange(others, "p g t -> (p g) t"), normalization="none", floor=0.0, mask=mask)
 
 
 def contrast(logprob_positive: Tensor, logprob_negative: Tensor, *, mask: Tensor | None = None) -> Tensor:

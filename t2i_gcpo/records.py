@@ -99,7 +99,7 @@ class Sampling(SamplingOptions):
     """Whether `logprob_negative` is wanted. Free under guidance with the null prompt, else one forward without
     gradient."""
     stats: tuple[str, ...] = ("entropy",)
-    """Which of "entropy", "exact_kl", "js" to take from the logits at sampling time."""
+    """Which of "entropy", "exact_kl", "js", "variance" to take from the logits at sampling time."""
 
     @classmethod
     def of(cls, options: SamplingOptions, **choices: Any) -> Sampling:
@@ -110,9 +110,9 @@ class Sampling(SamplingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, "sampling.", group_size=self.group_size)
-        unknown = set(self.stats) - {"entropy", "exact_kl", "js"}
+        unknown = set(self.stats) - {"entropy", "exact_kl", "js", "variance"}
         if unknown:
-            raise ValueError(f"unknown sampling stats {sorted(unknown)}; allowed: entropy, exact_kl, js")
+            raise ValueError(f"unknown sampling stats {sorted(unknown)}; allowed: entropy, exact_kl, js, variance")
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def make_rollout(**changes: Any) -> Rollout:
         "prompts": (Prompt("a"), Prompt("b")),
         "grid": (ROWS, COLUMNS),
         "sampling": Sampling(group_size=G),
-        "stats": {name: torch.rand(B, T, generator=generator) for name in ("entropy", "exact_kl", "js")},
+        "stats": {name: torch.rand(B, T, generator=generator) for name in ("entropy", "exact_kl", "js", "variance")},
     }
     return Rollout(**(values | changes))
 
@@ -75,8 +75,15 @@ def test_rows_differ_in_what_their_papers_say() -> None:
         "kl_estimator": ("k3", "none"),
     }
     assert differences("dapo", "gcpo_dapo") == {"credit": ("uniform", "contrast"), "kl_weighting": (False, True)}
-    for control in ("entropy", "random", "shuffled"):
+    for control in ("entropy", "random", "shuffled", "sibling"):
         assert differences("gcpo", f"gcpo_{control}") == {"credit": ("contrast", control)}
+    by_size = ("rank", "none")
+    assert differences("gcpo", "gcpo_magnitude") == {
+        "normalization": by_size, "cap": (0.0, 10.0), "token_floor": (0.0, 1e-3)
+    }  # fmt: skip
+    assert differences("gcpo", "gcpo_variance") == {
+        "credit": ("contrast", "variance"), "normalization": by_size, "normalize_over": ("image", "batch")
+    }  # fmt: skip
     gcpo = TABLE["gcpo"]
     assert (gcpo.divergence, gcpo.normalization, gcpo.top, gcpo.mass, gcpo.group_size) == ("kl", "rank", 0.4, 0.8, 8)
     assert all(name == algorithm.name for name, algorithm in TABLE.items())
@@ -95,7 +102,7 @@ def test_resolve() -> None:
     ("override", "match"),
     [
         ({"group_size": 1}, r"group_size is 1; it must be at least 2"),
-        ({"credit": "critical"}, "uniform, contrast, entropy, random, shuffled"),
+        ({"credit": "critical"}, "uniform, contrast, entropy, variance, random, shuffled, sibling"),
         ({"divergence": "stats:js"}, "exact_kl, js_full"),
         ({"reduction": "mean"}, "token, sequence, constant"),
         ({"kl_estimator": "k1"}, "none, k2, k3"),
@@ -106,6 +113,10 @@ def test_resolve() -> None:
         ({"dynamic_sampling_limit": 0}, "dynamic_sampling_limit"),
         ({"normalize_parts": True, "entropy_reward_coef": 0.4}, "normalize_parts"),
         ({"normalize_batch": True}, "set both, or neither"),
+        ({"cap": 0.5, "normalization": "none"}, "cap is 0.5; it must be at least 1, or 0"),
+        ({"token_floor": -1.0}, "token_floor is -1.0"),
+        ({"cap": 5.0}, "normalization is rank; set normalization to none"),
+        ({"normalize_over": "batch"}, "normalization is rank; set normalization to none"),
     ],
 )
 def test_values_that_are_not_allowed(override: dict[str, Any], match: str) -> None:
@@ -136,6 +147,9 @@ def test_every_field_has_a_help_text() -> None:
         ("gcpo_shuffled", {"divergence": "js_full", "entropy_reward_coef": 0.4}, True, ("entropy", "js"), True),
         ("gcpo_entropy", {"divergence": "exact_kl"}, False, ("entropy",), True),
         ("gcpo_random", {}, False, (), True),
+        ("gcpo_variance", {}, False, ("variance",), True),
+        ("gcpo_magnitude", {"divergence": "js_full"}, True, ("js",), True),
+        ("gcpo_sibling", {}, True, (), True),
     ],
 )
 def test_what_a_row_needs(
@@ -167,7 +181,9 @@ def test_weights_of_each_row() -> None:
     assert rollout.logprob_negative is not None
     weights = {name: make_targets(row(name)).weights for name in TABLE}
     for name, value in weights.items():
-        torch.testing.assert_close(value.mean(dim=1), torch.ones(B), msg=name)
+        # The batch's mean is 1 where it is what weights are divided by, else each image's.
+        means = value.mean(dim=1) if TABLE[name].normalize_over == "image" else value.mean().expand(B)
+        torch.testing.assert_close(means, torch.ones(B), msg=name)
     assert torch.equal(weights["grpo"], torch.ones(B, T)) and torch.equal(weights["dapo"], torch.ones(B, T))
     assert torch.equal(weights["gcpo"], credit.token_weights(rollout.logprob_positive, rollout.logprob_negative))
     assert torch.equal(weights["gcpo_entropy"], credit.normalize(rollout.stats["entropy"]))
@@ -232,7 +248,9 @@ def test_a_mask_leaves_tokens_out() -> None:
         targets = token_advantages(row(name), make_rollout(), REWARDS, mask=mask)
         assert torch.equal(targets.mask, mask)
         assert (targets.weights[~mask] == 0).all() and (targets.advantages[~mask] == 0).all()
-        torch.testing.assert_close(targets.weights.sum(dim=1), torch.full((B,), T - 3.0), msg=name)
+        sums = targets.weights.sum(dim=1)
+        sums = sums if TABLE[name].normalize_over == "image" else sums.mean().expand(B)
+        torch.testing.assert_close(sums, torch.full((B,), T - 3.0), msg=name)
 
 
 def test_controls_draw_from_the_generator_they_are_given() -> None:

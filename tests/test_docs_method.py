@@ -122,9 +122,12 @@ def test_the_table_of_algorithms_is_the_code_s() -> None:
 
     def words(row: Algorithm) -> list[str]:
         kl = "none" if row.kl_estimator == "none" else f"{row.kl_estimator}, {row.kl_coef:g}"
+        by_size = f"by size, small ones 0, at most {row.cap:g} means"
         credits = {
             "uniform": "uniform",
-            "contrast": "contrast, KL divergence, ranks",
+            "contrast": f"contrast, KL divergence, {'ranks' if row.normalization == 'rank' else by_size}",
+            "variance": f"variance of the contrast over the codebook, by size over the {row.normalize_over}",
+            "sibling": "GCPO's weights of another image of the prompt (control)",
             "entropy": "token entropy, ranks",
             "random": "random ranks (control)",
             "shuffled": "GCPO's weights, shuffled over the image (control)",

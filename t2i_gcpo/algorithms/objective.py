@@ -50,7 +50,7 @@ def token_weights(
 ) -> Tensor:
     """Return the algorithm's credit: [B, T] fp32 of mean 1 over the valid tokens of each row.
 
-    mask [B, T] bool, true = valid.
+    With `normalize_over` batch the mean is 1 over the valid tokens of all rows. mask [B, T] bool, true = valid.
 
     `generator` is what the controls draw from. ValueError: a log-prob or statistic that the rollout lacks.
     """
@@ -61,13 +61,18 @@ def token_weights(
         rows, tokens = rollout.tokens.shape
         device = rollout.tokens.device
         return credits.random_weights((rows, tokens), top=top, mass=mass, mask=mask, generator=generator, device=device)
-    if algorithm.credit == "entropy":
-        values = _stat(algorithm, rollout, "entropy")
+    if algorithm.credit in ("entropy", "variance"):
+        values = _stat(algorithm, rollout, algorithm.credit)
+        if algorithm.keeps_size:
+            return _by_size(algorithm, values, values.sqrt(), mask)
         return credits.normalize(values, normalization=kind, top=top, mass=mass, floor=0.0, mask=mask)
     if algorithm.divergence in STATS:
         name, curvature = STATS[algorithm.divergence]
         values, floor = _stat(algorithm, rollout, name), algorithm.floor**2 / curvature
-        weights = credits.normalize(values, normalization=kind, top=top, mass=mass, floor=floor, mask=mask)
+        if algorithm.keeps_size:
+            weights = _by_size(algorithm, values, (values * curvature).sqrt(), mask)
+        else:
+            weights = credits.normalize(values, normalization=kind, top=top, mass=mass, floor=floor, mask=mask)
     else:
         if rollout.logprob_negative is None:
             raise ValueError(
@@ -75,17 +80,31 @@ def token_weights(
                 "none; "
                 "sample with contrast on"
             )
-        weights = credits.token_weights(
-            rollout.logprob_positive,
-            rollout.logprob_negative,
-            divergence=cast(credits.Divergence, algorithm.divergence),
-            normalization=kind,
-            top=top,
-            mass=mass,
-            floor=algorithm.floor,
-            mask=mask,
-        )
+        divergence = cast(credits.Divergence, algorithm.divergence)
+        positive, negative = rollout.logprob_positive, rollout.logprob_negative
+        if algorithm.keeps_size:
+            values = credits.divergence(positive, negative, divergence)
+            weights = _by_size(algorithm, values, (negative - positive).abs(), mask)
+        else:
+            weights = credits.token_weights(
+                positive,
+                negative,
+                divergence=divergence,
+                normalization=kind,
+                top=top,
+                mass=mass,
+                floor=algorithm.floor,
+                mask=mask,
+            )
+    if algorithm.credit == "sibling":
+        return credits.of_siblings(weights, rollout.sampling.group_size, mask=mask)
     return credits.shuffled(weights, mask=mask, generator=generator) if algorithm.credit == "shuffled" else weights
+
+
+def _by_size(algorithm: Algorithm, values: Tensor, contrast: Tensor, mask: Tensor | None) -> Tensor:
+    """Weigh by the size of `values` [B, T], 0 where the `contrast` [B, T], nats, is below the token floor."""
+    values = values.masked_fill(contrast < algorithm.token_floor, 0.0)
+    return credits.by_size(values, cap=algorithm.cap, over=algorithm.normalize_over, mask=mask)
 
 
 def token_advantages(

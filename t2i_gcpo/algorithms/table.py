@@ -15,8 +15,14 @@ from t2i_gcpo.utils.checks import declared
 STATS = {"exact_kl": ("exact_kl", 2.0), "js_full": ("js", 8.0)}
 """Full-vocabulary divergence -> its name in `Rollout.stats`, and c where it is d^2 / c for a small contrast d (its
 floor)."""
-ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()))
+ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()), "variance")
 """The statistics of a rollout that any rule of credit may ask for; free where guidance has both branches anyway."""
+
+
+CAP = 10.0
+"""Of `gcpo_magnitude`: no token counts more than ten mean ones. (Chosen here.)"""
+TOKEN_FLOOR = 1e-3
+"""Of `gcpo_magnitude`, nats: the rounding of a log-prob in fp32 is about a thousandth of it. (Chosen here.)"""
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Algorithm:
 
     name: str = "gcpo"
     """Row of the table that the other fields start from: grpo, dr_grpo, dapo, gcpo, gcpo_dapo, gcpo_entropy,
-    gcpo_random, gcpo_shuffled."""
+    gcpo_magnitude, gcpo_variance, gcpo_random, gcpo_shuffled, gcpo_sibling."""
     group_size: int = 8
     """G, images a prompt, compared with one another; at least 2."""
     advantage_scale: Literal["std", "none"] = "std"
@@ -48,14 +54,22 @@ class Algorithm:
     dynamic_sampling_limit: int = 4
     """Rollouts drawn for one update at most, the first included; then the groups with spread that there are must
     do."""
-    credit: Literal["uniform", "contrast", "entropy", "random", "shuffled"] = "contrast"
+    credit: Literal["uniform", "contrast", "entropy", "variance", "random", "shuffled", "sibling"] = "contrast"
     """Which tokens get the credit. contrast: where the prompt matters (GCPO); entropy: where the model is undecided;
-    random, shuffled: controls."""
+    variance: where what the model is undecided about is what the prompt matters for; random, shuffled, sibling:
+    controls."""
     divergence: Literal["kl", "abs", "js", "information_gain", "exact_kl", "js_full"] = "kl"
     """Contrast between the two prompts: the first four from the sampled token's log-probs, exact_kl and js_full over
     the whole codebook."""
     normalization: Literal["rank", "softmax", "minmax", "none"] = "rank"
     """From divergences to weights, within each image."""
+    normalize_over: Literal["image", "batch"] = "image"
+    """Whose mean weighs 1, with normalization none: each image's tokens, or those of the whole batch."""
+    cap: float = 0.0
+    """With normalization none: divergences are cut to this many times the mean, at least 1; 0 is off."""
+    token_floor: float = 0.0
+    """With normalization none: contrast of a token, |log-prob difference| in nats, below which it weighs 0; 0 is
+    off."""
     top: float = credits.DEFAULT_TOP
     """rank: this share of an image's tokens ..."""
     mass: float = credits.DEFAULT_MASS
@@ -87,6 +101,8 @@ class Algorithm:
             "top": (0 < self.top < 1, "in (0, 1)"),
             "mass": (self.top <= self.mass < 1, "below 1, and at least algorithm.top"),
             "floor": (self.floor >= 0, "at least 0"),
+            "cap": (self.cap == 0 or self.cap >= 1, "at least 1, or 0 (off)"),
+            "token_floor": (self.token_floor >= 0, "at least 0 (0 is off)"),
             "clip_low": (0 <= self.clip_low <= 1, "in [0, 1]"),
             "clip_high": (self.clip_high >= 0, "at least 0"),
             "kl_coef": (self.kl_coef >= 0, "at least 0"),
@@ -94,6 +110,11 @@ class Algorithm:
         if self.normalize_parts and self.entropy_reward_coef > 0:
             raise ValueError(
                 "entropy_reward_coef adds to the whole reward, which normalize_parts does not use; set one"
+            )
+        if self.keeps_size and self.normalization != "none":
+            raise ValueError(
+                "normalize_over, cap and token_floor are of weights that keep the size of the contrast, and "
+                f"normalization is {self.normalization}; set normalization to none, or leave them out"
             )
         if self.normalize_batch and not self.normalize_parts:
             raise ValueError(
@@ -105,9 +126,14 @@ class Algorithm:
                 raise ValueError(f"algorithm.{name} is {vars(self)[name]}; it must be {rule}")
 
     @property
+    def keeps_size(self) -> bool:
+        """Return whether an option is set that only weights by the size of the contrast have."""
+        return self.normalize_over == "batch" or self.cap > 0 or self.token_floor > 0
+
+    @property
     def needs_contrast(self) -> bool:
         """Return whether the rollout must have `logprob_negative` (`Sampling.contrast`)."""
-        return self.credit in ("contrast", "shuffled")
+        return self.credit in ("contrast", "shuffled", "sibling")
 
     @property
     def needed_stats(self) -> tuple[str, ...]:
@@ -115,6 +141,8 @@ class Algorithm:
         needed = {STATS[self.divergence][0]} if self.needs_contrast and self.divergence in STATS else set()
         if self.credit == "entropy" or self.entropy_reward_coef > 0:
             needed.add("entropy")
+        if self.credit == "variance":
+            needed.add("variance")
         return tuple(sorted(needed))
 
     @property
@@ -137,8 +165,11 @@ TABLE: dict[str, Algorithm] = {
     "gcpo": _row("gcpo"),
     "gcpo_dapo": _row("gcpo_dapo", **_DAPO),
     "gcpo_entropy": _row("gcpo_entropy", credit="entropy"),
+    "gcpo_magnitude": _row("gcpo_magnitude", normalization="none", cap=CAP, token_floor=TOKEN_FLOOR),
+    "gcpo_variance": _row("gcpo_variance", credit="variance", normalization="none", normalize_over="batch"),
     "gcpo_random": _row("gcpo_random", credit="random"),
     "gcpo_shuffled": _row("gcpo_shuffled", credit="shuffled"),
+    "gcpo_sibling": _row("gcpo_sibling", credit="sibling"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -188,6 +189,10 @@ def draw(result: AlignmentResult) -> Any:
             value, (low, high) = rule.values[metric]["alignment"], rule.intervals[metric]["alignment"]
             axes.plot([low, high], [place, place], color="tab:blue")
             axes.plot([value], [place], "o", color="tab:blue")
+        if not any(math.isfinite(rule.values[metric]["alignment"]) for rule in result.rules):
+            axes.text(
+                0.5, 0.5, "too few images to tell\nany gradient from noise", transform=axes.transAxes, ha="center"
+            )
         axes.axvline(result.rules[0].values[metric]["alignment"], color="grey", linewidth=0.8, linestyle="--")
         axes.set(title="as AdamW sees it" if metric == "adamw" else "plain gradients", xlabel="alignment")
         axes.grid(alpha=0.3, axis="x")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from t2i_gcpo.algorithms import TABLE, Algorithm, token_advantages
 from t2i_gcpo.generators.tokens.logprobs import entropy
-from t2i_gcpo.generators.tokens.sampling import exact_kl, js
+from t2i_gcpo.generators.tokens.sampling import contrast_variance, exact_kl, js
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 #: Draws over which the rules that draw at random are averaged.
@@ -71,7 +71,12 @@ def enumerated_rollout(world: World = TWO_TOKENS) -> tuple[Rollout, Tensor, Tens
         prompts=tuple(Prompt("enumerated") for _ in range(len(tokens) // 2)),
         grid=(1, length),
         sampling=Sampling(guidance=1.0, group_size=2),
-        stats={"entropy": entropy(positive), "exact_kl": exact_kl(positive, negative), "js": js(positive, negative)},
+        stats={
+            "entropy": entropy(positive),
+            "exact_kl": exact_kl(positive, negative),
+            "js": js(positive, negative),
+            "variance": contrast_variance(positive, positive, negative),
+        },
     )
     probability = drawn[0].double().sum(dim=1).exp().view(-1, 2).prod(dim=1)
     return rollout, (tokens[:, 0] == 0).float(), probability
@@ -123,7 +128,13 @@ RULES: dict[str, Algorithm] = {
     "gcpo, exact_kl": replace(TABLE["gcpo"], divergence="exact_kl"),
     "gcpo, exact_kl, none": replace(TABLE["gcpo"], divergence="exact_kl", normalization="none"),
     "gcpo, js_full, none": replace(TABLE["gcpo"], divergence="js_full", normalization="none"),
+    "gcpo, exact_kl, none, over the batch": replace(
+        TABLE["gcpo"], divergence="exact_kl", normalization="none", normalize_over="batch"
+    ),
+    "gcpo_magnitude": TABLE["gcpo_magnitude"],
     "gcpo_entropy": TABLE["gcpo_entropy"],
+    "gcpo_variance": TABLE["gcpo_variance"],
+    "gcpo_sibling": TABLE["gcpo_sibling"],
 }
 
 

@@ -21,7 +21,7 @@ from rewards.geneval.detectors import Detector
 from rewards.geneval.rows import check_row
 from rewards.geneval.rules import SCORE_THRESHOLD, Detection
 from t2i_gcpo import credit
-from t2i_gcpo.algorithms import ALL_STATS, STATS, resolve, token_weights
+from t2i_gcpo.algorithms import STATS, resolve, token_weights
 from t2i_gcpo.evaluation import localisation
 from t2i_gcpo.evaluation.intervals import Estimates, estimate
 from t2i_gcpo.records import Prompt, Rollout
@@ -31,6 +31,7 @@ from t2i_gcpo.utils.json_files import finite_or_none
 ESTIMATED: tuple[credit.Divergence, ...] = get_args(credit.Divergence)
 """Divergences that are estimated from the sampled token's log-probs."""
 DIVERGENCES: tuple[str, ...] = (*ESTIMATED, *STATS)
+NEEDED_STATS = ("entropy", *(stat for stat, _ in STATS.values()))
 NORMALIZATIONS: tuple[credit.Normalization, ...] = get_args(credit.Normalization)
 DRAWS = 20
 """Draws of each random control; its numbers are their mean, so that one draw's luck is no result."""
@@ -218,10 +219,10 @@ def credit_values(rollout: Rollout, *, seed: int = 0) -> dict[str, list[Tensor]]
     shuffled is the divergence kl at other places. ValueError: a log-prob or statistic that the rollout lacks.
     """
     negative = rollout.logprob_negative
-    lacking = [name for name in ALL_STATS if name not in rollout.stats]
+    lacking = [name for name in NEEDED_STATS if name not in rollout.stats]
     if negative is None or lacking:
         raise ValueError(
-            f"the rollout lacks {', '.join(lacking) or 'contrast'}; sample with contrast and the stats {ALL_STATS}"
+            f"the rollout lacks {', '.join(lacking) or 'contrast'}; sample with contrast and the stats {NEEDED_STATS}"
         )
     positive = rollout.logprob_positive
     values = {name: [credit.divergence(positive, negative, name)] for name in ESTIMATED}

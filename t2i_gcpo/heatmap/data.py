@@ -178,7 +178,7 @@ class Heatmap:
         if weighs and self.recipe is not None:
             title += f" ({self.recipe.words()})"
         contrasts = kind in ("contrast", *DIVERGENCES, *STATS) or (
-            weighs and (self.recipe is None or self.recipe.credit in ("contrast", "shuffled"))
+            weighs and (self.recipe is None or self.recipe.credit in ("contrast", "shuffled", "sibling"))
         )
         against = set() if self.negative_prompts is None else set(self.negative_prompts.tolist())
         if contrasts and against:

@@ -19,6 +19,9 @@ class Recipe:
     top: float = Algorithm.top
     mass: float = Algorithm.mass
     floor: float = Algorithm.floor
+    normalize_over: str = Algorithm.normalize_over
+    cap: float = Algorithm.cap
+    token_floor: float = Algorithm.token_floor
 
     @staticmethod
     def of(algorithm: Algorithm) -> Recipe:
@@ -30,6 +33,9 @@ class Recipe:
             algorithm.top,
             algorithm.mass,
             algorithm.floor,
+            algorithm.normalize_over,
+            algorithm.cap,
+            algorithm.token_floor,
         )
 
     def algorithm(self) -> Algorithm:
@@ -40,7 +46,12 @@ class Recipe:
         """Say the choices in words: `contrast kl by rank (top 0.4 carries 0.8)`."""
         if self.credit in ("uniform", "random"):
             return self.credit
-        what = "entropy" if self.credit == "entropy" else f"{self.credit} {self.divergence}"
+        what = self.credit if self.credit in ("entropy", "variance") else f"{self.credit} {self.divergence}"
+        limits = [f"tokens below {self.token_floor:g} nats 0"] if self.token_floor else []
+        limits += [f"at most {self.cap:g} means"] if self.cap else []
+        limits += ["over the batch"] if self.normalize_over == "batch" else []
+        if limits:
+            return f"{what}, by size ({', '.join(limits)})"
         share = f" (top {self.top:g} carries {self.mass:g})" if self.normalization == "rank" else ""
         return f"{what}, normalised by {self.normalization}{share}"
 

@@ -20,6 +20,9 @@ COLORS: dict[str, str] = {
     "gcpo_dapo": "#3399ee",
     "gcpo_entropy": "#ff22dd",
     "gcpo_random": "#9933ff",
+    "gcpo_magnitude": "#2d732d",
+    "gcpo_variance": "#55648c",
+    "gcpo_sibling": "#5a9b23",
 }
 #: Colour of a run whose algorithm is not in the table.
 OTHER = "#777777"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob
-from t2i_gcpo.generators.tokens.sampling import behaviour_logits, draw, exact_kl, js
+from t2i_gcpo.generators.tokens.sampling import behaviour_logits, contrast_variance, draw, exact_kl, js
 from t2i_gcpo.records import Sampling
 
 
@@ -35,7 +35,7 @@ class Branches:
         `negative`: there are negative texts; the null prompt is the contrast where there are none. A negative text runs
         for the divergences alone: its log-probs can be computed afterwards.
         """
-        divergences = bool({"exact_kl", "js"} & set(sampling.stats))
+        divergences = bool({"exact_kl", "js", "variance"} & set(sampling.stats))
         null = 1 if sampling.guidance != 1 or (divergences and not negative) else None
         following = 1 if null is None else 2
         if not negative:
@@ -90,4 +90,6 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branch
         for name, divergence in (("exact_kl", exact_kl), ("js", js)):
             if name in sampling.stats:
                 record[name] = divergence(conditional, contrast)
+        if "variance" in sampling.stats:
+            record["variance"] = contrast_variance(behaviour, conditional, contrast)
     return token, record

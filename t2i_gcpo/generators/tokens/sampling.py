@@ -17,6 +17,8 @@ from torch import Tensor
 
 LARGEST_UNIFORM = 1.0 - 2.0**-24
 """The largest fp32 number below 1. Times any normal fp32 total it rounds to less than that total."""
+MAX_CONTRAST = 5.0
+"""Bound of the contrast of a token, nats, in its variance over the codebook."""
 
 
 def mix(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
@@ -137,6 +139,20 @@ def js(positive: Tensor, negative: Tensor) -> Tensor:
     log_middle = torch.logaddexp(log_p, log_q) - math.log(2.0)
     both = log_p.exp() * (log_p - log_middle) + log_q.exp() * (log_q - log_middle)
     return (0.5 * both.sum(dim=-1)).clamp(min=0.0)
+
+
+def contrast_variance(behaviour: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    """Compute the variance of the clipped contrast over the token to be drawn: three times [*, V] -> [*] fp32, nats^2.
+
+    With `d = clamp(log p_negative - log p_positive, +-5)` of each token of the codebook, it is `E[d^2] - E[d]^2` under
+    `softmax(behaviour)`, the distribution that is sampled. It is 0 where nothing is undecided, and where the prompts
+    agree; it depends on the state alone, and not on the token that is then drawn. (Chosen here; the clip keeps tokens
+    that one branch all but rules out from deciding everything.)
+    """
+    chance = behaviour.float().softmax(dim=-1)
+    d = (negative.float().log_softmax(dim=-1) - positive.float().log_softmax(dim=-1)).clamp(-MAX_CONTRAST, MAX_CONTRAST)
+    mean = (chance * d).sum(dim=-1, keepdim=True)
+    return (chance * (d - mean).square()).sum(dim=-1)
 
 
 def _one_hot(index: Tensor, vocabulary: int) -> Tensor:
