@@ -18,6 +18,7 @@ from torch import Tensor
 from helpers import tiny
 from helpers.training import generator, redness, trainer, weights
 from rewards.base import Reward, RewardOutput
+from rewards.function import as_reward
 from t2i_gcpo import cli
 from t2i_gcpo.training import checkpoint
 from t2i_gcpo.training.options import CheckpointPlan, Schedule
@@ -194,7 +195,7 @@ def test_steps_in_a_row_without_any_score_end_the_run(tmp_path: Path) -> None:
     def failing(images: Tensor, *_: Any) -> RewardOutput:
         return RewardOutput(redness(images, [], []) if next(calls) == 0 else torch.full((len(images),), torch.nan))
 
-    run = trainer(tmp_path, reward=failing, steps=9, max_nonfinite=2)
+    run = trainer(tmp_path, reward=as_reward(failing, failure="mark"), steps=9, max_nonfinite=2)
     with (
         pytest.warns(UserWarning, match="no image of step 2 has a score"),
         pytest.raises(FloatingPointError, match="no image of the last 2 steps has a score"),
