@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -290,6 +291,17 @@ def test_a_pre_training_does_not_run_what_lies_in_its_folder(
     pickled(marker)(tmp_path / "work" / "contrastive" / "state.pt")
     assert cli.main(["pretrain", "clip", "--out", str(tmp_path / "work"), "--steps", "1"]) == 2
     assert "state.pt is no state that this pre-training wrote" in capsys.readouterr().err and not marker.exists()
+
+
+def test_nobody_is_told_to_run_what_a_file_holds(tmp_path: Path) -> None:
+    """torch advises to set weights_only to False."""
+    from rewards.models.device import short
+
+    torch.save({"step": Path}, tmp_path / "state.pt")
+    with pytest.raises(pickle.UnpicklingError, match="weights_only") as caught:
+        torch.load(tmp_path / "state.pt", weights_only=True)
+    told = short(caught.value)
+    assert told == "it is damaged, or holds more than tensors and plain values, and nothing else is loaded"
 
 
 def test_only_plain_lora_adapters_are_loaded(tmp_path: Path) -> None:

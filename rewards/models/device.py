@@ -38,7 +38,16 @@ def place(model: Model, name: str, device: str, dtype: str) -> Model:
         raise ValueError(f"reward {name!r} cannot run on device {device!r}: {short(error)}") from error
 
 
+#: Of a file of torch's that holds objects.
+MORE_THAN_TENSORS = "it is damaged, or holds more than tensors and plain values, and nothing else is loaded"
+
+
 def short(error: Exception) -> str:
-    """Write a library's error in one line, cut where it goes on and on."""
+    """Write a library's error in one line, cut where it goes on and on.
+
+    torch says of a file with other objects how to load it all the same, running what it holds; that is left out.
+    """
+    if "weights_only" in str(error):
+        return MORE_THAN_TENSORS
     text = " ".join(f"{error}".split()) or type(error).__name__
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from rewards.models.device import short
 from t2i_gcpo.training.options import CheckpointConfig
 from t2i_gcpo.utils import manifest
 from t2i_gcpo.utils.files import ASIDE, NO_ROOM, describe, no_room, sync, write_atomically
@@ -105,7 +106,7 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has no error of its own for a file that it cannot read
-        raise ValueError(f"{path} is no whole checkpoint: {STATE} cannot be read ({error})") from error
+        raise ValueError(f"{path} is no whole checkpoint: {STATE} cannot be read ({short(error)})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} is no whole checkpoint: {STATE} holds a {type(state).__name__}, no state of a run")
     return state
