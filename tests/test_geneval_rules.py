@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rewards.geneval import Detection, judge
-from rewards.geneval.rules import relations
+from rewards.geneval.rules import kept_objects, relations
 from rewards.geneval.vocabulary import RELATIONS
 
 BOX = (0.0, 0.0, 10.0, 10.0)
@@ -47,7 +47,6 @@ COUNT_ROWS = [
         [True, False],
     ),
     ("16 of a class are kept", [seen("star")] * 20, row(clause("star", 16)), [True]),
-    ("the 17th is not", [seen("star")] * 20, row(clause("star", 17)), [False]),
     ("16 per class, not in all", [seen("star")] * 16 + [seen("heart")], row(clause("heart")), [True]),
     ("a null count is one", [seen("star")], row(clause("star", None)), [True]),  # type: ignore[arg-type]
 ]
@@ -222,3 +221,10 @@ def test_colors_are_asked_for_unnamed_detections_only() -> None:
 def test_malformed_metadata(metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         judge([seen("star"), seen("heart")], metadata)
+
+
+def test_sixteen_objects_of_a_class_are_kept_and_more_cannot_be_asked_for() -> None:
+    stars = [seen("star")] * 20
+    assert len(kept_objects(stars)["star"]) == 16
+    with pytest.raises(ValueError, match="is 17; it must be a whole number from 1 to 16"):
+        judge(stars, row(clause("star", 17)))
