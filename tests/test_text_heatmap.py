@@ -169,6 +169,8 @@ def test_shares_of_the_credit() -> None:
     found = shares(item, torch.Generator().manual_seed(0))
     assert found is not None and found["kl"] == pytest.approx(2.5 / 4) and found["share of tokens"] == 0.25
     assert found["entropy"] == pytest.approx(float(credit.normalize(torch.tensor([item.entropy]), floor=0.0)[0, 2]) / 4)
+    ranks = credit.normalize(torch.tensor([[0.0, 0.0, 1.0, 0.0]]), floor=0.0)[0]
+    assert found["most that ranks allow"] == pytest.approx(float(ranks.max()) / 4)
     assert (
         shares(TextHeatmap("p", "n", ("a",), (0.0,), (0.0,), {"kl": (1.0,)}, {"kl": (0.0,)}), torch.Generator()) is None
     )
@@ -180,3 +182,4 @@ def test_credit_command(tmp_path: Path) -> None:
     rules = json.loads((tmp_path / "credit.json").read_text())["rules"]
     assert {"share of tokens", "kl", "exact_kl", "entropy", "random"} <= set(rules)
     assert rules["kl"]["share"] > 1.3 * rules["share of tokens"]["share"]
+    assert all(value["share"] <= rules["most that ranks allow"]["share"] + 1e-6 for value in rules.values())

@@ -68,6 +68,16 @@ def test_negative_prompts_that_are_no_others(tmp_path: Path) -> None:
         make(tmp_path, extra={"negative_prompt": lambda prompt: prompt})
 
 
+def test_a_later_prompt_that_equals_its_negative(tmp_path: Path) -> None:
+    chats = [[{"role": "user", "content": text}] for text in ("1+1?", "Nothing.", "2+2?", "3+3?")]
+    run = make(
+        tmp_path, Dataset.from_dict({"prompt": chats}), max_steps=4,
+        extra={"negative_prompt": lambda prompt: [{"role": "user", "content": "Nothing."}]},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"negative prompts equal their prompts .*'Nothing\.'"):
+        run.train()
+
+
 def test_a_function_of_ones_own_makes_the_negative_prompts(tmp_path: Path) -> None:
     seen: list[Any] = []
 
@@ -121,12 +131,22 @@ def test_prompts_beyond_the_context(tmp_path: Path) -> None:
         (lambda completions, **_: [float("nan")] * len(completions), "returned None or NaN for all 8 completions"),
         (lambda completions, **_: [float("inf")] * len(completions), "returned an infinite reward"),
         (lambda completions, **_: [1.0], "returned 1 rewards, but 8 were expected"),
+        (lambda completions, **_: None, "'<lambda>' returned 'None'; it must return a list with one number"),
+        (lambda completions, **_: 0.5, "'<lambda>' returned '0.5'; it must return a list with one number"),
     ],
-    ids=["none", "nan", "infinite", "count"],
+    ids=["none", "nan", "infinite", "count", "nothing", "number"],
 )
 def test_rewards_that_are_none(tmp_path: Path, reward: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(tmp_path, reward=reward).train()
+
+
+def test_an_evaluation_refuses_a_reward_that_returns_nothing() -> None:
+    from t2i_gcpo.text.evaluate import evaluate
+
+    row = {"prompt": [{"role": "user", "content": "1+1?"}], "answer": "2", "task": "t"}
+    with pytest.raises(ValueError, match="'mine' returned 'None'; it must return a list with one number"):
+        evaluate(tiny_model(), TOKENIZER, [row], lambda **_: None, max_new_tokens=2, reward_name="mine")  # type: ignore[arg-type, return-value]
 
 
 def test_a_few_completions_without_reward_are_counted(tmp_path: Path) -> None:
@@ -177,3 +197,17 @@ def test_a_row_without_its_question_or_answer_is_refused(tmp_path: Path, row: st
 def test_a_heatmap_of_no_question_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["text", "heatmap", "--prompt", " ", "--out", str(tmp_path / "out")]) == 2
     assert "--prompt is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["train"], ["study", "--config", "x.yaml", "--out", "out"]], ids=" ".join)
+def test_the_commands_that_train_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: list[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert cli.main(["text", *command]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "TRL, which is not installed: pip install 't2i-gcpo[text]'" in line

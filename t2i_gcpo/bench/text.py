@@ -1,6 +1,6 @@
-"""What a step of `GCPOTrainer` costs over one of TRL's `GRPOTrainer`.
+"""Measure what a step of `GCPOTrainer` costs over one of TRL's `GRPOTrainer`.
 
-Sampling, scoring, loss, backward pass and optimiser, on the same completions.
+A step is sampling, scoring, loss, backward pass and optimiser, on the same completions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Step:
-    """One training step at learning rate 0, so that the policy, and with the seed the completions, stay the same."""
+    """Makes one training step at learning rate 0: the policy, and with the seed the completions, stay the same."""
 
     def __init__(self, trainer: Any, rows: list[dict[str, Any]]) -> None:
         self.trainer, self.rows, self.number = trainer, rows, 0
@@ -68,12 +68,12 @@ class Step:
 
     @property
     def completions(self) -> list[Any]:
-        """What the last call sampled."""
+        """Return the completions that the last call sampled."""
         return list(self.trainer._logs["completion"])
 
 
 def make(options: argparse.Namespace, folder: Path, kind: str) -> Step:
-    """A step of `grpo`, `gcpo` or `exact_kl`."""
+    """Make the step of `grpo`, `gcpo` or `exact_kl`."""
     import datasets
     from trl import GRPOConfig, GRPOTrainer
 
@@ -102,7 +102,7 @@ def make(options: argparse.Namespace, folder: Path, kind: str) -> Step:
 
 
 def check_same_completions(steps: dict[str, Step]) -> None:
-    """RuntimeError where the sides did not sample the same completions: then a ratio of their times means nothing."""
+    """Raise a RuntimeError where the sides sampled other completions: a ratio of their times would mean nothing."""
     texts = {name: step.completions for name, step in steps.items()}
     first = next(iter(texts.values()))
     different = [name for name, found in texts.items() if found != first]
@@ -111,7 +111,7 @@ def check_same_completions(steps: dict[str, Step]) -> None:
 
 
 def check_forwards(forwards: dict[str, int]) -> None:
-    """RuntimeError where GCPO took other than one pass more than GRPO: that pass is what the ratio is about."""
+    """Raise a RuntimeError where GCPO took other than one pass more than GRPO: the ratio is about that pass."""
     if forwards["gcpo"] != forwards["grpo"] + 1:
         raise RuntimeError(
             f"a step of GCPO took {forwards['gcpo']} passes over whole sequences and one of GRPO {forwards['grpo']}; "
@@ -120,7 +120,7 @@ def check_forwards(forwards: dict[str, int]) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> Report:
-    """ValueError: a group of one. RuntimeError: the sides differ."""
+    """Time the steps in turns. ValueError: a group of one. RuntimeError: the sides differ."""
     require_trl()
     if options.group < 2:
         raise ValueError(

@@ -28,7 +28,7 @@ GCPO for chain-of-thought language models, on TRL (pip install 't2i-gcpo[text]')
 
 
 def main(argv: list[str]) -> int:
-    """Run one of the five. ValueError for another name."""
+    """Run one of the five commands. ValueError for another name."""
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each of the five, by its name; that of train without TRL's own options."""
+    """Return the parser of each command by its name; that of train lacks TRL's own options."""
     return {
         "train": train_parser(),
         "eval": eval_parser(),
@@ -234,7 +234,7 @@ def heatmap_parser() -> argparse.ArgumentParser:
 def credit(argv: list[str]) -> int:
     """Measure which share of the credit lies on the digits that decide an arithmetic answer.
 
-    Against entropy and random ranks.
+    Entropy and random ranks stand beside it as controls.
     """
     args = credit_parser().parse_args(argv)
     check_folder(args.out, "credit.json")

@@ -1,7 +1,7 @@
-"""The same credit for chain-of-thought language models, on TRL.
+"""This room gives chain-of-thought language models the same credit, on TRL.
 
-What turns a `GRPOTrainer` into a `GCPOTrainer`, its task, its heatmap and its commands. Anything about images, and any
-copy of TRL's code, belongs elsewhere.
+At home is what turns a `GRPOTrainer` into a `GCPOTrainer`, its task, its heatmap and what its commands do. Anything
+about images, and any copy of TRL's code, belongs elsewhere.
 
 TRL is an optional package (the extra `text`); `GCPOConfig` and `GCPOTrainer` are imported when they are first used.
 """

@@ -1,6 +1,4 @@
-"""The embedded arithmetic task: questions made in code, the reasoning that solves them.
-
-And the reward that checks an answer.
+"""Make the questions of the embedded arithmetic task, the reasoning that solves them, and the reward of an answer.
 
 A question chains two to four numbers with plus and minus, "What is 37+48-19?"; its reasoning takes one step an
 operator, "37+48=85. 85-19=66. The answer is 66." Every step has a checkable result, so a mistake has a place. Nothing
@@ -31,14 +29,14 @@ _ANSWER = re.compile(r"answer is\s*(-?\d+)")
 
 @dataclass(frozen=True)
 class Problem:
-    """One question: numbers and the signs between them."""
+    """Holds one question: numbers and the signs between them."""
 
     numbers: tuple[int, ...]
     signs: tuple[str, ...]
 
     @property
     def expression(self) -> str:
-        """The expression without spaces, such as "37+48-19"."""
+        """Return the expression without spaces, such as "37+48-19"."""
         rest = "".join(f"{sign}{number}" for sign, number in zip(self.signs, self.numbers[1:], strict=True))
         return f"{self.numbers[0]}{rest}"
 
@@ -48,7 +46,7 @@ class Problem:
 
     @property
     def results(self) -> tuple[int, ...]:
-        """The result of each step from left to right; the last is the answer."""
+        """Return the result of each step from left to right; the last is the answer."""
         results, value = [], self.numbers[0]
         for sign, number in zip(self.signs, self.numbers[1:], strict=True):
             value = apply(value, sign, number)
@@ -61,12 +59,12 @@ class Problem:
 
     @property
     def split(self) -> Split:
-        """The split that the question belongs to: fixed by its text, so no question is in two splits."""
+        """Return the question's split, which its text fixes, so that no question is in two splits."""
         residue = zlib.crc32(self.expression.encode()) % 100
         return "val" if residue < HELD_OUT else "test" if residue < 2 * HELD_OUT else "train"
 
     def reasoning(self, results: Sequence[int] | None = None) -> str:
-        """The steps and the answer as text.
+        """Write the steps and the answer as text.
 
         `results`: what each step comes to (None: what is right), each carried on to the next step.
         """
@@ -78,7 +76,7 @@ class Problem:
 
 
 def apply(value: int, sign: str, number: int) -> int:
-    """Compute one step."""
+    """Compute one step of the reasoning."""
     return value + number if sign == "+" else value - number
 
 
@@ -95,7 +93,7 @@ def draw_problem(rng: random.Random, split: Split = "train", operands: int | Non
 
 
 def problems(split: Split, count: int, seed: int = 0) -> list[Problem]:
-    """`count` different questions of a split, the numbers of operands in equal parts; the same for the same seed."""
+    """Draw `count` different questions of a split, in equal parts of 2, 3 and 4 numbers; the same for the same seed."""
     if count < 1:
         raise ValueError(f"count is {count}; it must be at least 1")
     rng = random.Random(f"{split} {seed}")
@@ -107,7 +105,7 @@ def problems(split: Split, count: int, seed: int = 0) -> list[Problem]:
 
 
 def rows(split: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """The questions as rows of a data set.
+    """Return the questions as rows of a data set.
 
     `prompt` (a chat of one message), `answer` (text) and `task` (how many numbers).
     """
@@ -122,19 +120,19 @@ def rows(split: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def read_answer(text: str) -> str | None:
-    """The number after the last "answer is" of a completion, or None where there is none."""
+    """Return the number after the last "answer is" of a completion, or None where there is none."""
     answers = _ANSWER.findall(text)
     return answers[-1] if answers else None
 
 
 def arithmetic_reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
-    """Reward 1 where the completion's answer is the right number, else 0; in the form that TRL calls."""
+    """Return 1 where the completion's answer is the right number, else 0; TRL calls rewards in this form."""
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     return [float(read_answer(text) == right) for text, right in zip(texts, answer, strict=True)]
 
 
 def slipped_results(problem: Problem, rng: random.Random, rate: float) -> list[int]:
-    """Results of which each is off with probability `rate`, in one digit; a slip is carried on to the next step."""
+    """Draw results of which each is off in one digit with probability `rate`; a slip is carried on to the next step."""
     while True:
         results, value = [], problem.numbers[0]
         for sign, number in zip(problem.signs, problem.numbers[1:], strict=True):
@@ -147,7 +145,7 @@ def slipped_results(problem: Problem, rng: random.Random, rate: float) -> list[i
 
 
 def wrong_results(problem: Problem, rng: random.Random, rate: float = 0.7) -> list[int]:
-    """Results with slips of which the last is never the answer."""
+    """Draw results with slips, of which the last is never the answer."""
     while True:
         results = slipped_results(problem, rng, rate)
         if results[-1] != problem.answer:

@@ -1,4 +1,4 @@
-"""The token weights of one batch of TRL's, made when the loss first asks for them, and how TRL's loss is made to ask.
+"""Compute the token weights of one of TRL's batches at the moment when the loss first reads them.
 
 B completions of one process, T completion tokens.
 """
@@ -22,13 +22,13 @@ NEGATIVE_LOGPS, EXACT_KL, WEIGHTS = "negative_per_token_logps", "exact_kl_per_to
 
 
 def own_tokens(batch: dict[str, Any]) -> Tensor:
-    """[B, T], 1 for the tokens that the model itself wrote and that are in the loss."""
+    """Return [B, T], 1 for the tokens that the model itself wrote and that are in the loss."""
     mask = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
 
 class Scorer(Protocol):
-    """What the credit of a batch needs of the trainer."""
+    """Declares what the credit of a batch needs of the trainer."""
 
     args: Any
     model: Any
@@ -37,11 +37,11 @@ class Scorer(Protocol):
     def score(
         self, prompts: PaddedPrompts, batch: dict[str, Any], rows: int | None = None, entropy: bool = False
     ) -> Any:
-        """Log-probs and entropies [B, T] of the batch's completions after other prompts, without gradient."""
+        """Return log-probs and entropies [B, T] of the batch's completions after other prompts, without gradient."""
         ...
 
     def noise(self) -> torch.Generator:
-        """What the controls draw from."""
+        """Return the generator that the controls draw from."""
         ...
 
     def note(self, numbers: dict[str, float]) -> None:
@@ -50,7 +50,7 @@ class Scorer(Protocol):
 
 
 class BatchCredit:
-    """The token weights of one batch, computed when they are first asked for."""
+    """Holds the token weights of one batch, which are computed when they are first read."""
 
     def __init__(self, trainer: Scorer, batch: dict[str, Any], rows: int | None = None) -> None:
         self.trainer, self.batch, self.rows = trainer, batch, rows
@@ -66,13 +66,13 @@ class BatchCredit:
 
     @property
     def weights(self) -> Tensor:
-        """[B, T], of mean 1 over a completion's own tokens."""
+        """Return [B, T], of mean 1 over a completion's own tokens."""
         if self._weights is None:
             self._weights = self._compute()
         return self._weights
 
     def advantages(self) -> Tensor:
-        """[B, T], the completion's advantage times the token's weight."""
+        """Return [B, T], the completion's advantage times the token's weight."""
         return self.batch["advantages"].unsqueeze(1) * self.weights
 
     def score_negative(self) -> None:
@@ -111,7 +111,7 @@ class BatchCredit:
 
 
 class LossInputs(dict[str, Any]):
-    """A batch whose advantages are computed when the loss reads them, which is after the policy's forward pass."""
+    """Is a batch whose advantages are computed when the loss reads them, after the policy's forward pass."""
 
     def __init__(self, batch: dict[str, Any], advantages: Callable[[], Tensor]) -> None:
         super().__init__({key: value for key, value in batch.items() if key != "advantages"})
@@ -122,7 +122,7 @@ class LossInputs(dict[str, Any]):
 
 
 class TokenBeta(float):
-    """The KL's factor beta, which times a KL [B, T] is one factor a token."""
+    """Is the KL's factor beta; its product with a KL [B, T] has one factor a token."""
 
     def __new__(cls, beta: float, factors: Callable[[], Tensor]) -> TokenBeta:
         value = super().__new__(cls, beta)

@@ -1,10 +1,12 @@
-"""What `GCPOTrainer` refuses, with the reason.
+"""Refuse what `GCPOTrainer` cannot work with, and say the reason.
 
-Before the first step where that can be seen, else at the first rollout.
+That comes before the first step where it can be seen, else at the first rollout.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +15,14 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from t2i_gcpo.text.negatives import NegativePrompt, check_different
+from t2i_gcpo.text.rewards_by_name import check_scores
 
 if TYPE_CHECKING:
     from t2i_gcpo.text.config import GCPOConfig
 
 
 def check_arguments(args: Any, train_dataset: Any, options: dict[str, Any]) -> None:
-    """ValueError for arguments that the credit cannot work with, and for data without prompts."""
+    """Raise a ValueError for arguments that the credit cannot work with, and for data without prompts."""
     from t2i_gcpo.text.config import GCPOConfig
 
     if not isinstance(args, GCPOConfig):
@@ -50,7 +53,7 @@ def check_arguments(args: Any, train_dataset: Any, options: dict[str, Any]) -> N
 
 
 def check_columns(dataset: Any, needed: tuple[str, ...] = ("prompt",)) -> None:
-    """ValueError for a data set that is empty or lacks a column."""
+    """Raise a ValueError for a data set that is empty or lacks a column."""
     if dataset is None:
         raise ValueError("there is no train_dataset; pass a data set with a column 'prompt'")
     columns = dataset.column_names
@@ -66,21 +69,21 @@ def check_columns(dataset: Any, needed: tuple[str, ...] = ("prompt",)) -> None:
 
 
 def first_prompt(dataset: Any) -> Any:
-    """The first row's prompt. ValueError where there is no row."""
+    """Return the first row's prompt. ValueError where there is no row."""
     for row in dataset:
         return row["prompt"]
     raise ValueError("the data set is empty; it needs at least one prompt")
 
 
 def check_first_prompt(args: GCPOConfig, dataset: Any, negative: NegativePrompt) -> None:
-    """ValueError where the first prompt's negative is no other prompt."""
+    """Raise a ValueError where the first prompt's negative is the same prompt."""
     if args.needs_contrast:
         prompt = first_prompt(dataset)
         check_different([prompt], [negative(prompt)])
 
 
 def check_model(args: GCPOConfig, model: nn.Module, tokenizer: Any, dataset: Any) -> None:
-    """ValueError for a model or tokenizer that the credit cannot work with."""
+    """Raise a ValueError for a model or tokenizer that the credit cannot work with."""
     if not isinstance(first_prompt(dataset), str) and tokenizer.chat_template is None:
         raise ValueError(
             "the prompts are chats, and the tokenizer has no chat template; set tokenizer.chat_template, or make "
@@ -104,7 +107,7 @@ def check_model(args: GCPOConfig, model: nn.Module, tokenizer: Any, dataset: Any
 
 
 def learned_positions(model: nn.Module) -> str | None:
-    """The name of a table of learned absolute positions, if the model has one."""
+    """Return the name of a table of learned absolute positions, or None where the model has none."""
     config = base_model(model).config.get_text_config().to_dict()
     lengths = {config.get(name) for name in ("max_position_embeddings", "n_positions")} - {None}
     lengths |= {length + 2 for length in lengths}  # OPT and BART have two rows more
@@ -116,7 +119,7 @@ def learned_positions(model: nn.Module) -> str | None:
 
 
 def active_dropout(model: nn.Module) -> str | None:
-    """The name of a dropout with a rate above 0, if the model has one."""
+    """Return the name of a dropout with a rate above 0, or None where the model has none."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
             return name
@@ -125,12 +128,12 @@ def active_dropout(model: nn.Module) -> str | None:
 
 
 def base_model(model: Any) -> Any:
-    """The transformers model, out of a LoRA wrapper where there is one."""
+    """Return the transformers model, out of its LoRA wrapper where there is one."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def check_lengths(model: Any, prompts: Sequence[Sequence[int]], completion: int | None) -> None:
-    """ValueError where a prompt's token ids and the longest completion do not fit in the model's context."""
+    """Raise a ValueError where a prompt and the longest completion do not fit in the model's context."""
     context = base_model(model).config.get_text_config().to_dict().get("max_position_embeddings")
     longest = max(map(len, prompts))
     if context is not None and completion is not None and longest + completion > context:
@@ -141,8 +144,25 @@ def check_lengths(model: Any, prompts: Sequence[Sequence[int]], completion: int 
         )
 
 
+def checked_reward(function: Any) -> Any:
+    """Wrap a reward function so that a result that is no list is refused; anything else than a function stays.
+
+    ValueError, at the call: the function returned None, a single number or a text.
+    """
+    if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        scores = function(*args, **options)
+        check_scores(scores, function.__name__)
+        return scores
+
+    return call
+
+
 def check_rewards(rewards: Tensor, names: list[str]) -> float:
-    """The number of completions that no reward function could score. rewards [B, functions], NaN = not scored.
+    """Count the completions that no reward function could score. rewards [B, functions], NaN = not scored.
 
     ValueError: an infinite reward, or a batch in which nothing was scored.
     """

@@ -1,4 +1,4 @@
-"""`GCPOConfig`: TRL's `GRPOConfig` and the options of the credit."""
+"""Define `GCPOConfig`: TRL's `GRPOConfig` and the options of the credit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKEN_LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "luspo", "ve
 
 @dataclass
 class GCPOConfig(CreditOptions, GRPOConfig):
-    """TRL's options and the credit's; with `credit="uniform"` the trainer is GRPO's.
+    """Holds TRL's options and the credit's; with `credit="uniform"` the trainer is GRPO's.
 
     ValueError for a value that is not allowed.
     """

@@ -1,6 +1,6 @@
-"""Which tokens of an arithmetic reasoning get the credit.
+"""Measure which tokens of an arithmetic reasoning get the credit.
 
-The share on the digits that decide the answer, against their share of the tokens.
+Measured is the share on the digits that decide the answer, against their share of the tokens.
 
 The digits that decide are those of each step's result, right after "=": what follows copies them. Entropy and random
 ranks are the controls: a rule that does not beat them tells nothing about the question.
@@ -25,10 +25,14 @@ from t2i_gcpo.utils.files import write_atomically
 
 #: Rows of the table that are no divergence: the share of the tokens, and the controls.
 TOKENS, ENTROPY, RANDOM = "share of tokens", "entropy", "random"
+#: What ranks would give that put the deciding digits before all other tokens: no rule can have more.
+MOST = "most that ranks allow"
+#: Questions whose completions are sampled at once.
+BATCH = 50
 
 
 def deciding(tokens: Sequence[str]) -> list[bool]:
-    """Which tokens are digits of a step's result: from "=" to the next token that is no digit."""
+    """Flag the digits of each step's result: those from "=" to the next token that is no digit."""
     flags, inside = [], False
     for token in tokens:
         digit = token.strip().isdigit()
@@ -38,20 +42,21 @@ def deciding(tokens: Sequence[str]) -> list[bool]:
 
 
 def shares(item: TextHeatmap, generator: torch.Generator) -> dict[str, float] | None:
-    """Rule -> the share of a completion's credit on the deciding digits; None where it has none."""
+    """Return, by rule, the share of a completion's credit on the deciding digits; None where it has no such digit."""
     flags = torch.tensor(deciding(item.tokens))
     if not flags.any() or item.entropy is None:
         return None
     weights = {kind: torch.tensor(values) for kind, values in item.weights.items()}
     weights[ENTROPY] = credit.normalize(torch.tensor(item.entropy)[None], floor=0.0)[0]
     weights[RANDOM] = credit.random_weights((1, len(flags)), generator=generator)[0]
+    weights[MOST] = credit.normalize(flags.float()[None], floor=0.0)[0]
     weights[TOKENS] = torch.ones(len(flags))
     return {name: float(w[flags].sum() / w.sum()) for name, w in weights.items()}
 
 
 @dataclass(frozen=True)
 class CreditLocation:
-    """Mean shares over completions, with intervals clustered by question."""
+    """Holds mean shares over completions, with intervals clustered by question."""
 
     by_rule: dict[str, Estimates]
     about: dict[str, Any]
@@ -81,14 +86,18 @@ def measure(
     """
     generator = torch.Generator().manual_seed(seed)
     found: list[tuple[int, dict[str, float]]] = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), tqdm(total=len(rows), desc="questions", disable=not progress) as bar:
         torch.manual_seed(seed)
-        for index, row in enumerate(tqdm(rows, desc="questions", disable=not progress)):
-            completions = generate_ids(model, tokenizer, [row["prompt"]] * samples, 1.0, max_new_tokens)
-            for item in describe(model, tokenizer, row["prompt"], completions, negative=negative):
-                measured = shares(item, generator)
-                if measured is not None:
-                    found.append((index, measured))
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            prompts = [row["prompt"] for row in part for _ in range(samples)]
+            completions = generate_ids(model, tokenizer, prompts, 1.0, max_new_tokens)
+            for place, row in enumerate(part):
+                mine = completions[place * samples : (place + 1) * samples]
+                drawn = describe(model, tokenizer, row["prompt"], mine, negative=negative)
+                measured = [values for item in drawn if (values := shares(item, generator)) is not None]
+                found += [(start + place, values) for values in measured]
+                bar.update()
     if not found:
         raise ValueError(
             f"none of {len(rows) * samples} completions has a step of the form a+b=c.; there is nothing to measure"

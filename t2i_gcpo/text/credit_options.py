@@ -1,4 +1,4 @@
-"""The options of the credit on text, without TRL: what `GCPOConfig` has beyond TRL's own options."""
+"""Declare the options of the credit on text, which `GCPOConfig` has beyond TRL's own; this needs no TRL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _help(text: str) -> dict[str, Any]:
 
 @dataclass
 class CreditOptions:
-    """Which tokens of a completion get the credit. ValueError for a value that is not allowed."""
+    """Says which tokens of a completion get the credit. ValueError for a value that is not allowed."""
 
     credit: Credit = field(
         default="contrast",
@@ -93,5 +93,5 @@ class CreditOptions:
 
     @property
     def needs_contrast(self) -> bool:
-        """Whether completions are scored under a negative prompt too."""
+        """Tell whether completions are scored under a negative prompt too."""
         return self.credit in ("contrast", "shuffled")

@@ -1,6 +1,6 @@
-"""Questions for training and evaluation.
+"""Read questions for training and evaluation.
 
-The embedded arithmetic task, or rows with a question and its answer from a file or the hub.
+They come from the embedded arithmetic task, a file or the hub; a row has a question and its answer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DEFAULT_COUNT = 600
 
 
 def read_rows(source: str, *, limit: int = 0, seed: int = 0, system: str | None = None) -> list[dict[str, Any]]:
-    """Rows with `prompt` (a chat), `answer` (text) and `task`.
+    """Read rows with `prompt` (a chat), `answer` (text) and `task`.
 
     source: `arithmetic:train`, `arithmetic:val`, `arithmetic:test`; a file of JSON lines, JSON, CSV or Parquet; or
     `NAME:SPLIT` of the hub (`NAME:CONFIG:SPLIT` where the data set has configurations). limit: rows at most (0: all; of

@@ -1,4 +1,4 @@
-"""DAPO's dynamic sampling (2503.14476) around TRL's rollout.
+"""Put DAPO's dynamic sampling (2503.14476) around TRL's rollout.
 
 Groups whose completions all have the same reward are drawn again from other prompts.
 
@@ -31,13 +31,13 @@ def fill(
     pad: int,
     finished: Callable[[bool], bool],
 ) -> tuple[Rollout, Tensor, int]:
-    """Replace groups without reward spread by groups with one from further rollouts.
+    """Replace groups whose rewards are all equal by groups from further rollouts whose rewards differ.
 
-    The rollout, what is informative now, and rollouts drawn.
+    Returns the rollout, which of its groups are informative now, and how many rollouts were drawn.
 
-    informative [B / G] bool: this process's groups with spread. `draw(attempt)`: a further rollout of other prompts and
-    its informative groups. `limit`: rollouts at most, the first included. `finished(mine)`: whether all processes need
-    no more, so that all draw equally often.
+    informative [B / G] bool: this process's groups whose rewards differ. `draw(attempt)`: a further rollout of other
+    prompts and its informative groups. `limit`: rollouts at most, the first included. `finished(mine)`: whether all
+    processes need no more, so that all draw equally often.
     """
     informative, drawn = informative.clone(), 1
     while drawn < limit and not finished(bool(informative.all())):
@@ -53,7 +53,7 @@ def fill(
 
 
 def take_groups(first: Rollout, second: Rollout, groups: list[int], group_size: int, pad: int) -> Rollout:
-    """The rollout of some groups, numbered through both rollouts; tensors of no rows stay those of the first."""
+    """Take some groups, numbered through both rollouts; tensors without rows stay those of the first."""
     index = torch.tensor(groups)[:, None] * group_size + torch.arange(group_size)
     return {
         name: _stacked(name, value, second[name], pad)[index.flatten().to(value.device)] if value.ndim else value

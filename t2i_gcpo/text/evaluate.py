@@ -1,6 +1,6 @@
 """Score a language model on questions with answers.
 
-The share answered rightly, per task, with 95 % intervals clustered by question.
+The result is the share answered rightly, per task, with 95 % intervals clustered by question.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from t2i_gcpo.evaluation.intervals import Estimates, Interval, estimate
 from t2i_gcpo.text.models import encode
+from t2i_gcpo.text.rewards_by_name import check_scores
 from t2i_gcpo.text.scoring import pad_prompts
 from t2i_gcpo.utils.files import write_atomically
 
@@ -27,7 +28,7 @@ Reward = Callable[..., Sequence[float | None]]
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled completion."""
+    """Holds one sampled completion and its score."""
 
     index: int
     """Row of its question."""
@@ -40,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class TextEvalResult:
-    """N scored completions; those that could not be scored are counted and left out of every mean."""
+    """Holds N scored completions; those that could not be scored are counted and left out of every mean."""
 
     rows: tuple[Answer, ...]
     seed: int
@@ -55,7 +56,7 @@ class TextEvalResult:
 
     @property
     def overall(self) -> float:
-        """Mean over tasks of the tasks' means."""
+        """Return the mean over tasks of the tasks' means."""
         return self.estimates.overall
 
     @property
@@ -67,7 +68,7 @@ class TextEvalResult:
         return len(self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of eval.json; a number that does not exist is null."""
+        """Return the content of eval.json; a number that does not exist is null."""
         e = self.estimates
         return {
             "overall": _number(e.overall),
@@ -133,6 +134,7 @@ def evaluate(
             part = asked[start : start + batch]
             completions = generate(model, tokenizer, [row["prompt"] for _, row in part], temperature, max_new_tokens)
             scores = reward(completions=completions, answer=[row["answer"] for _, row in part])
+            check_scores(scores, reward_name or "reward")
             if len(scores) != len(part):
                 raise ValueError(
                     f"the reward gave {len(scores)} scores for {len(part)} completions; it must give one each"
@@ -145,7 +147,7 @@ def evaluate(
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[Any], temperature: float, max_new_tokens: int) -> list[str]:
-    """One completion of each prompt, as text, drawn from the global random state."""
+    """Draw one completion of each prompt, as text, from the global random state."""
     return tokenizer.batch_decode(
         generate_ids(model, tokenizer, prompts, temperature, max_new_tokens), skip_special_tokens=True
     )
@@ -154,7 +156,7 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[Any], temperature: fl
 def generate_ids(
     model: Any, tokenizer: Any, prompts: Sequence[Any], temperature: float, max_new_tokens: int
 ) -> list[list[int]]:
-    """The token ids of one completion of each prompt, up to and with the token that ends it."""
+    """Draw one completion of each prompt, as token ids up to and with the token that ends it."""
     padded = pad_prompts(encode(tokenizer, list(prompts)), tokenizer.pad_token_id, model.device)
     how: dict[str, Any] = {"do_sample": False}
     if temperature > 0:

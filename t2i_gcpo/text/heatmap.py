@@ -1,4 +1,4 @@
-"""A text heatmap: which tokens of a completion get the credit, under each divergence, with the numbers behind it.
+"""Collect what a text heatmap shows: each token's credit under each divergence, and the numbers behind it.
 
 T tokens of one completion. What is drawn as the weight of the run's own divergence is the very tensor that the loss
 used.
@@ -24,7 +24,7 @@ Numbers = tuple[float, ...]
 
 @dataclass(frozen=True)
 class TextHeatmap:
-    """One completion."""
+    """Holds one completion: its tokens, their weights under each divergence, and what these were made of."""
 
     prompt: str
     negative_prompt: str
@@ -51,7 +51,7 @@ class TextHeatmap:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are made of a divergence; as in `credit.normalize`."""
+    """Says how weights are made of a divergence, as in `credit.normalize`."""
 
     normalization: credit.Normalization = "rank"
     top: float = credit.DEFAULT_TOP
@@ -72,7 +72,7 @@ def of_logprobs(
     own: tuple[str, Tensor] | None = None,
     **about: Any,
 ) -> TextHeatmap:
-    """From the log-probs [T] of one completion's tokens under both prompts, nats.
+    """Make the heatmap of one completion from its tokens' log-probs [T] under both prompts, nats.
 
     exact [T]: the KL over the whole vocabulary, where it is known. own: the divergence and the weights [T] that the
     loss used; shown first. about: the other fields of `TextHeatmap`.
@@ -110,7 +110,7 @@ def describe(
     recipe: Recipe | None = None,
     scores: Sequence[float] | None = None,
 ) -> list[TextHeatmap]:
-    """Heatmaps of some completions (token ids) of one prompt.
+    """Make the heatmaps of some completions (token ids) of one prompt.
 
     With scores, advantages are those of the completions as one group.
 
@@ -153,7 +153,7 @@ def describe(
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """Each token's text as it stands in the completion.
+    """Return each token's text as it stands in the completion.
 
     Bytes that are no character of their own keep the tokenizer's name for them.
     """

@@ -1,4 +1,4 @@
-"""The files of a text heatmap: the HTML page and the PNG."""
+"""Write the files of a text heatmap: the HTML page and the PNG."""
 
 from __future__ import annotations
 

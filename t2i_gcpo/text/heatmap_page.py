@@ -1,6 +1,6 @@
-"""A text heatmap as one HTML page that needs no network.
+"""Make one HTML page of a text heatmap, which needs no network.
 
-Tokens as pills, one signed scale, and the numbers of the token that is looked at.
+Tokens are pills on one signed scale; a bar has the numbers of the token that is looked at.
 
 A token is a button: it is reached with the mouse, a finger, Tab or the arrow keys, and its numbers stand in a bar that
 stays in view.
@@ -23,14 +23,14 @@ DIGITS = 5
 
 
 def page(heatmaps: Sequence[TextHeatmap], *, title: str, recipe: str) -> str:
-    """The whole page as text. recipe: how the weights were made, in words."""
+    """Return the whole page as text. recipe: how the weights were made, in words."""
     text = json.dumps(payload(heatmaps, recipe), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # "</script>" in a prompt must not end the script.
     return _PAGE.replace("__TITLE__", html.escape(title)).replace("__DATA__", text.replace("<", "\\u003c"))
 
 
 def payload(heatmaps: Sequence[TextHeatmap], recipe: str) -> dict[str, Any]:
-    """What the page's script reads: plain values."""
+    """Return what the page's script reads, as plain values."""
     return {
         "recipe": recipe,
         "colors": {"signed": colormap(True).tolist(), "unsigned": colormap(False).tolist()},
@@ -62,21 +62,23 @@ _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>__TITLE__</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 16px 16px 150px; color: #1c1c20; background: #fff; max-width: 1000px; }
+:root { color-scheme: light dark; --ink: #1c1c20; --ground: #fff; --faint: #5c5e66; --line: #d5d5db; }
+@media (prefers-color-scheme: dark) { :root { --ink: #ececf0; --ground: #17181c; --faint: #a3a5af; --line: #494b54; } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 16px 16px 150px; color: var(--ink); background: var(--ground); max-width: 1000px; }
 h1 { font-size: 18px; margin: 0 0 8px; }
-form { display: flex; flex-wrap: wrap; gap: 8px 22px; align-items: center; padding: 8px 0; position: sticky; top: 0; background: #fff; z-index: 1; }
+form { display: flex; flex-wrap: wrap; gap: 8px 22px; align-items: center; padding: 8px 0; position: sticky; top: 0; background: var(--ground); z-index: 1; }
 form label { display: inline-flex; gap: 7px; align-items: center; } select { font: inherit; padding: 3px 6px; }
 #bar { display: flex; gap: 8px; align-items: center; font-variant-numeric: tabular-nums; }
-#bar canvas { width: 160px; height: 14px; border: 1px solid #ccc; }
-.faint { color: #5c5e66; }
+#bar canvas { width: 160px; height: 14px; border: 1px solid var(--line); }
+.faint { color: var(--faint); }
 section { margin: 18px 0; } section h2 { font-size: 15px; margin: 0 0 4px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 12px; margin: 6px 0; }
-dt { color: #5c5e66; } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; }
+dt { color: var(--faint); } dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace; }
 .tokens { display: flex; flex-wrap: wrap; gap: 4px 3px; }
-.tokens button { font: 14px/1.4 ui-monospace, monospace; border: 1px solid #d5d5db; border-radius: 9px; padding: 3px 6px; min-width: 24px; min-height: 32px;
+.tokens button { font: 14px/1.4 ui-monospace, monospace; border: 1px solid var(--line); border-radius: 9px; padding: 3px 6px; min-width: 24px; min-height: 32px;
   color: #1c1c20; background: #fff; white-space: pre; cursor: pointer; }
-.tokens button:focus-visible, .tokens button.on { outline: 3px solid #1c1c20; outline-offset: 1px; }
-#numbers { position: fixed; left: 0; right: 0; bottom: 0; background: #1c1c20; color: #fff; padding: 9px 16px 12px; font: 13px/1.55 ui-monospace, monospace;
+.tokens button:focus-visible, .tokens button.on { outline: 3px solid var(--ink); outline-offset: 1px; }
+#numbers { position: fixed; left: 0; right: 0; bottom: 0; background: #1c1c20; color: #fff; border-top: 1px solid var(--line); padding: 9px 16px 12px; font: 13px/1.55 ui-monospace, monospace;
   display: flex; flex-wrap: wrap; gap: 0 22px; max-height: 40vh; overflow: auto; }
 #numbers span b { font-weight: 400; color: #b9bac4; }
 </style></head><body>

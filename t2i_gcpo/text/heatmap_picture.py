@@ -1,4 +1,4 @@
-"""A text heatmap as a picture: tokens in running text, each on its colour, all completions on one printed scale."""
+"""Draw a text heatmap: tokens in running text, each on its colour, all completions on one printed scale."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ PAD = 4
 
 
 def draw(heatmaps: Sequence[TextHeatmap], *, title: str) -> Image.Image:
-    """The token advantages where all completions have an advantage, else the weights.
+    """Draw the token advantages where all completions have an advantage, else the weights.
 
-    Of the divergence that stands first.
+    They are those of the divergence that stands first.
     """
     signed = all(item.advantage is not None for item in heatmaps)
     kind = next(iter(heatmaps[0].weights))
@@ -49,7 +49,7 @@ def draw(heatmaps: Sequence[TextHeatmap], *, title: str) -> Image.Image:
 def _draw_one(
     pen: ImageDraw.ImageDraw, item: TextHeatmap, values: np.ndarray, *, end: float, signed: bool, y: int
 ) -> int:
-    """One completion below y; the y below it."""
+    """Draw one completion below y, and return the y below it."""
     notes = [item.label] if item.label else []
     notes += [] if item.score is None else [f"score {item.score:.3g}"]
     notes += [] if item.advantage is None else [f"A = {item.advantage:+.2f}"]
@@ -77,7 +77,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _height(item: TextHeatmap) -> int:
-    """Pixels that are enough for one completion."""
+    """Return a number of pixels that is enough for one completion."""
     letters = sum(len(token) + 2 for token in item.tokens)
     return (
         17 * (3 + len(_wrapped(item.prompt)) + len(_wrapped(item.negative_prompt))) + LINE * (2 + letters // 60) + GAP

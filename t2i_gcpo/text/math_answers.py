@@ -1,6 +1,6 @@
-"""The reward for questions of mathematics.
+"""Reward answers to questions of mathematics.
 
-The completion's last answer against the right one, compared as mathematics by `math-verify`.
+`math-verify` compares the completion's last answer with the right one as mathematics.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Any
 
 
 def math_reward(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float | None]:
-    """1 where the completion's answer equals the right one ("1/2" is "0.5"), else 0.
+    """Return 1 where the completion's answer equals the right one ("1/2" is "0.5"), else 0.
 
-    None where the right answer itself cannot be read.
+    It is None where the right answer itself cannot be read.
 
-    In the form that TRL calls. Answers are looked for in \\boxed{...} first, then as the last number or formula.
+    TRL calls rewards in this form. Answers are looked for in \\boxed{...} first, then as the last number or formula.
     ImportError: math-verify is missing.
     """
     try:

@@ -1,6 +1,6 @@
-"""Where a language model is and how it is loaded.
+"""Find and load a language model.
 
-The embedded `text-mini`, a local folder, or a repository of the hub.
+A model is the embedded `text-mini`, a local folder, or a repository of the hub.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ EMBEDDED: dict[str, str] = {"text-mini": "t2i-gcpo pretrain text"}
 
 
 def locate(name: str) -> str:
-    """A folder or hub repository that transformers loads.
+    """Return the folder or hub repository that transformers loads for a name.
 
     ValueError: an embedded name whose files are missing, or a folder without a model.
     """
@@ -40,7 +40,7 @@ def locate(name: str) -> str:
 
 @one_at_a_time
 def load(name: str, *, device: Any = "cpu", dtype: Any = None) -> tuple[Any, Any]:
-    """The model in evaluation mode and its tokenizer (padding on the left).
+    """Load the model in evaluation mode, and its tokenizer, which pads on the left.
 
     A LoRA adapter's folder loads its base as well.
 
@@ -67,7 +67,7 @@ def load(name: str, *, device: Any = "cpu", dtype: Any = None) -> tuple[Any, Any
 
 
 def encode(tokenizer: Any, prompts: list[Any]) -> list[list[int]]:
-    """Token ids of each prompt: a chat under the chat template up to where the assistant begins, a text as it is.
+    """Encode each prompt: a chat under the chat template up to where the assistant begins, a text as it is.
 
     ValueError: a chat, and a tokenizer without a template.
     """

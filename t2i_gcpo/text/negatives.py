@@ -1,4 +1,4 @@
-"""Negative prompts for text: from a data set's prompts to what they are contrasted with.
+"""Make negative prompts, which a data set's prompts are contrasted with.
 
 A prompt is a text or a chat (a list of messages), and its negative is of the same kind. In a chat only the last user
 message changes: the system message and earlier turns stay, so that the contrast is about the question.
@@ -21,7 +21,7 @@ NAMES = ("wrong", "empty")
 
 
 def negative_prompt(name_or_file: str) -> NegativePrompt:
-    """The function from a prompt to its negative.
+    """Return the function from a prompt to its negative.
 
     `wrong`: the same question after an instruction to answer it wrongly; `empty`: no question; anything else is the
     path of a text file in which `{question}` stands for the question. ValueError: neither a name nor a file, or a file
@@ -47,7 +47,7 @@ def negative_prompt(name_or_file: str) -> NegativePrompt:
 
 
 def replace_question(prompt: Any, change: Callable[[str], str]) -> Any:
-    """The prompt with its question changed: the whole of a text, the last user message of a chat.
+    """Change a prompt's question: the whole of a text, the last user message of a chat.
 
     ValueError: a chat without one.
     """
@@ -64,7 +64,7 @@ def replace_question(prompt: Any, change: Callable[[str], str]) -> Any:
 
 
 def check_different(prompts: Sequence[Any], negatives: Sequence[Any]) -> None:
-    """ValueError where negative prompts equal their prompts: without contrast every token would weigh the same."""
+    """Raise a ValueError where negative prompts equal their prompts: every token would weigh the same."""
     same = [prompt for prompt, negative in zip(prompts, negatives, strict=True) if prompt == negative]
     if same:
         raise ValueError(

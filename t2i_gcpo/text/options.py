@@ -1,6 +1,6 @@
-"""The options of `t2i-gcpo text train`.
+"""Declare and read the options of `t2i-gcpo text train`.
 
-Those of the run, and all of `GCPOConfig`'s beside them, from YAML files and the command line.
+They are those of the run and all of `GCPOConfig`'s, from YAML files and the command line.
 
 A YAML's keys become arguments that stand before the user's, so one parser sees both and the command line wins.
 """
@@ -27,7 +27,7 @@ def _help(text: str) -> dict[str, Any]:
 
 @dataclass
 class TextRun:
-    """What a run trains, on what, and how it is judged."""
+    """Says what a run trains, on which data, and how it is evaluated."""
 
     model: str = field(default="text-mini", metadata=_help("text-mini, a folder, or a repository of the hub."))
     data: str = field(
@@ -69,7 +69,7 @@ class TextRun:
 
 
 def parse(argv: Sequence[str]) -> tuple[TextRun, GCPOConfig, str]:
-    """The options of one run, and those that were given as YAML.
+    """Read the options of one run; the third value is those that were given, as YAML.
 
     ValueError: a file that is no mapping of options, or an unknown option, with the nearest one.
     """
@@ -99,7 +99,7 @@ DESCRIPTION = (
 
 
 def check_option(name: str, where: str) -> None:
-    """ValueError for a name that is no option, with the nearest one."""
+    """Raise a ValueError for a name that is no option, with the nearest one."""
     from t2i_gcpo.text.config import GCPOConfig
 
     known = [f.name for kind in (TextRun, GCPOConfig) for f in dataclasses.fields(kind)]
@@ -110,7 +110,7 @@ def check_option(name: str, where: str) -> None:
 
 
 def _files(argv: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files of `--config`, and the other arguments."""
+    """Separate the files of `--config` from the other arguments."""
     files, rest, waiting = [], [], False
     for argument in argv:
         if waiting:
@@ -137,7 +137,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _from_command_line(arguments: Sequence[str]) -> dict[str, Any]:
-    """`--name value`, `--name=value` and the bare `--name` of a switch. ValueError for anything else."""
+    """Read `--name value`, `--name=value` and the bare `--name` of a switch. ValueError for anything else."""
     given: dict[str, Any] = {}
     name = ""
     for argument in arguments:

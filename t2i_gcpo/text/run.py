@@ -1,4 +1,4 @@
-"""A training run of `t2i-gcpo text train`: options -> model, data, reward and trainer; evaluate, train, evaluate again.
+"""Make a training run of `t2i-gcpo text train`: build the trainer from options, evaluate, train, evaluate again.
 
 The output folder holds config.yaml, metrics.jsonl (one JSON object a logged step), heatmaps/, TRL's checkpoint-N
 folders, the finished model in model/, and eval_before.json and eval.json where there is evaluation data.
@@ -94,7 +94,7 @@ class Signals(TrainerCallback):
 
 
 def _plain(value: Any) -> Any:
-    """A number, or null for what is none."""
+    """Return a number, or None for one that is not finite."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -162,7 +162,7 @@ def _run(
 
 
 def build(run: TextRun, config: GCPOConfig) -> GCPOTrainer:
-    """The trainer that the options describe."""
+    """Build the trainer that the options describe."""
     import datasets
 
     rows = read_rows(run.data, limit=run.data_limit, seed=config.seed, system=run.system or None)
@@ -184,18 +184,18 @@ def build(run: TextRun, config: GCPOConfig) -> GCPOTrainer:
 
 
 def evaluate_start(run: TextRun, config: GCPOConfig) -> TextEvalResult:
-    """The evaluation that `train` does before the training, alone."""
+    """Evaluate the model that the run would start from, as `train` does before the training."""
     model, tokenizer = load(run.model)
     return _judge(model, tokenizer, _questions(run), run, config, name=run.model)
 
 
 def _questions(run: TextRun) -> list[dict[str, Any]]:
-    """The evaluation's questions; none where none are wanted."""
+    """Read the evaluation's questions; there are none where no data is named."""
     return read_rows(run.eval_data, limit=run.eval_limit, system=run.system or None) if run.eval_data else []
 
 
 def _judge_policy(trainer: GCPOTrainer, questions: list[dict[str, Any]], run: TextRun, *, name: str) -> TextEvalResult:
-    """The policy as it is, in evaluation mode, on the evaluation's questions."""
+    """Evaluate the policy as it is, in evaluation mode."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     was_training = model.training
     model.eval()

@@ -1,6 +1,6 @@
-"""Completions scored under other prompts.
+"""Score completions under other prompts.
 
-Padded ids, and the KL between two prompts' distributions over the whole vocabulary.
+Here are padded ids, and the KL between two prompts' distributions over the whole vocabulary.
 
 B rows, P prompt tokens (left-padded), T completion tokens (right-padded), V vocabulary, H hidden features.
 """
@@ -23,7 +23,7 @@ AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm
 
 @dataclass(frozen=True)
 class PaddedPrompts:
-    """Prompts of one batch."""
+    """Holds the padded prompts of one batch."""
 
     ids: Tensor
     """[B, P] int64, left-padded."""
@@ -31,7 +31,7 @@ class PaddedPrompts:
     """[B, P] int64, 1 = a token of the prompt."""
 
     def with_completion(self, completion_ids: Tensor, completion_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask of prompt and completion, [B, P + T] each."""
+        """Return ids and attention mask of prompt and completion, [B, P + T] each."""
         return torch.cat([self.ids, completion_ids], dim=1), torch.cat([self.mask, completion_mask], dim=1)
 
 
@@ -46,7 +46,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]], pad: int, device: torch.device
 
 
 def refuse_changed_logits(config: Any) -> None:
-    """ValueError for a model whose logits are changed after its head: `exact_kl` takes them from the head."""
+    """Raise a ValueError for a model that changes its logits after the head, where `exact_kl` takes them."""
     text_config = config.get_text_config()
     changed = {name: value for name in AFTER_HEAD if (value := text_config.to_dict().get(name)) not in (None, 1, 1.0)}
     if changed:
@@ -69,7 +69,7 @@ def exact_kl(
     rows: int | None = None,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """KL(p(. | prompt) || p(. | negative prompt)) at each position of the completions, nats.
+    """Return KL(p(. | prompt) || p(. | negative prompt)) at each position of the completions, nats.
 
     [B, T] fp32, 0 where masked.
 
@@ -91,14 +91,14 @@ def exact_kl(
 
 
 def _hidden(model: Any, prompt: PaddedPrompts, completion_ids: Tensor, completion_mask: Tensor) -> Tensor:
-    """The features [b, T, H] that each token of the completion is predicted from."""
+    """Return the features [b, T, H] that each token of the completion is predicted from."""
     ids, mask = prompt.with_completion(completion_ids, completion_mask)
     backbone = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     return backbone.last_hidden_state[:, -completion_ids.shape[1] - 1 : -1]
 
 
 def _kl_of_hidden(model: Any, positive: Tensor, negative: Tensor, temperature: float, chunk: int) -> Tensor:
-    """KL of each pair of rows [N, H] -> [N] fp32."""
+    """Return the KL of each pair of rows, [N, H] -> [N] fp32."""
     head = model.get_output_embeddings()
     parts = [torch.zeros(0, device=positive.device)]
     for start in range(0, len(positive), chunk):

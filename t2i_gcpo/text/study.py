@@ -1,6 +1,6 @@
-"""Several arms with several seeds at an equal budget.
+"""Train several arms with several seeds at an equal budget.
 
-A learning rate for each arm by the same number of trials, then one run a seed.
+Each arm gets a learning rate by the same number of trials, then one run a seed.
 
 A trial is what `t2i-gcpo text train` does with the options in the trial's run.yaml, evaluation included. Trials run in
 this process one after the other, as starting TRL anew costs as much as several steps. Finished trials are not done
@@ -33,7 +33,7 @@ RATE, OPTIONS = "learning_rate", "run.yaml"
 
 @dataclass(frozen=True)
 class Spec:
-    """A study. ValueError for what is missing or not allowed."""
+    """Holds the plan of a study. ValueError for what is missing or not allowed."""
 
     base: Mapping[str, Any]
     """Options that all runs share."""
@@ -81,7 +81,7 @@ class Spec:
         return Spec(**{**options, **lists})
 
     def to_json(self) -> dict[str, Any]:
-        """The study as plain values."""
+        """Return the study as plain values."""
         return {**dataclasses.asdict(self), "learning_rates": list(self.learning_rates), "seeds": list(self.seeds)}
 
 
@@ -112,27 +112,27 @@ def seed_folder(out: Path, arm: str, seed: int) -> Path:
 
 
 def start_file(out: Path, seed: int) -> Path:
-    """The evaluation of the model before any training, with the noise of the trials of this seed."""
+    """Return the file of the evaluation before any training, with the noise of this seed's trials."""
     return out / "start" / f"seed_{seed}.json"
 
 
 def tuned_rate(spec: Spec, out: Path, arm: str) -> float:
-    """The learning rate whose trial answered most of the tuning questions rightly; of equal ones the lowest."""
+    """Return the learning rate whose trial solved most of the tuning questions; of equal ones the lowest."""
     return max(sorted(spec.learning_rates), key=lambda rate: accuracy(tuning_folder(out, arm, rate)))
 
 
 def accuracy(folder: Path) -> float:
-    """The accuracy of a finished trial."""
+    """Read the accuracy of a finished trial."""
     return float(read_json(folder / runs.AFTER)["overall"])
 
 
 def tuning_options(spec: Spec, arm: str, rate: float) -> dict[str, Any]:
-    """The options of a tuning trial."""
+    """Return the options of a tuning trial."""
     return {**trial_options(spec, arm, rate, spec.tune_seed), **spec.tune, "eval_data": spec.tune_data}
 
 
 def trial_options(spec: Spec, arm: str, rate: float, seed: int) -> dict[str, Any]:
-    """The options of a trial; its evaluation draws with the seed of its training."""
+    """Return the options of a trial; its evaluation draws with the seed of its training."""
     own = {RATE: rate, "seed": seed, "eval_seed": seed, "eval_data": spec.test_data, "eval_before": False}
     return {**spec.base, **spec.arms[arm], **own}
 

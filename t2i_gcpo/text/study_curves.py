@@ -1,4 +1,4 @@
-"""The curves of a study of text: reward over completions sampled, and the held-out accuracy at the end."""
+"""Draw a study of text: reward over completions sampled, and the held-out accuracy at the end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WINDOW = 320
 
 
 def smoothed(curve: Curve, places: np.ndarray, window: float = WINDOW) -> np.ndarray:
-    """The mean reward of the `window` completions before each place, fewer at the start."""
+    """Return the mean reward of the `window` completions before each place, of fewer at the start."""
     ends, rewards = np.asarray(curve[0], dtype=float), np.asarray(curve[1], dtype=float)
     total = np.concatenate([[0.0], np.cumsum(rewards * np.diff(ends, prepend=0.0))])
     at = np.concatenate([[0.0], ends])
@@ -33,7 +33,7 @@ def draw(
     start: float,
     finals: Mapping[str, tuple[float, float, Sequence[float]]],
 ) -> Figure:
-    """A figure of two panels, a colour an arm.
+    """Draw a figure of two panels, a colour an arm.
 
     curves: arm -> one curve a seed; thin lines are seeds, thick ones their mean. start: accuracy before training.
     finals: arm -> completions sampled, accuracy and its interval after training.

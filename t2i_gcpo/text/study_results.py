@@ -1,6 +1,7 @@
-"""The results of a study of text, made from the files of its finished trials.
+"""Make the results of a study of text from the files of its finished trials.
 
-A row an arm, pooled over the seeds that it has finished, and each arm beside the one that the study compares with.
+There is a row an arm, pooled over the seeds that it has finished, and one for each arm beside the one that the study
+compares with.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def write(spec: study.Spec, out: Path) -> dict[str, Any]:
 
 
 def pool(spec: study.Spec, out: Path) -> dict[str, Any]:
-    """The content of results.json."""
+    """Return the content of results.json."""
     others = [arm for arm in spec.arms if arm != spec.against]
     return {
         "note": NOTE,
@@ -60,7 +61,7 @@ def pool(spec: study.Spec, out: Path) -> dict[str, Any]:
 
 
 def finished(spec: study.Spec, out: Path, arm: str) -> list[int]:
-    """The seeds that an arm has finished. ValueError where there is none."""
+    """Return the seeds that an arm has finished. ValueError where there is none."""
     seeds = [seed for seed in spec.seeds if (study.seed_folder(out, arm, seed) / AFTER).is_file()]
     if not seeds:
         raise ValueError(f"{out} holds no finished trial of the arm {arm}; run the study first")
@@ -68,7 +69,7 @@ def finished(spec: study.Spec, out: Path, arm: str) -> list[int]:
 
 
 def arm_row(spec: study.Spec, out: Path, arm: str) -> dict[str, Any]:
-    """One arm over its seeds."""
+    """Pool one arm over its seeds."""
     seeds = finished(spec, out, arm)
     folders = [study.seed_folder(out, arm, seed) for seed in seeds]
     before = [read_json(study.start_file(out, seed)) for seed in seeds]
@@ -92,7 +93,7 @@ def arm_row(spec: study.Spec, out: Path, arm: str) -> dict[str, Any]:
 
 
 def pair_row(spec: study.Spec, out: Path, arm: str) -> dict[str, Any]:
-    """One arm minus the one that the study compares with, over the seeds that both have finished."""
+    """Pool one arm minus the one that the study compares with, over the seeds that both have finished."""
     seeds = [seed for seed in finished(spec, out, arm) if seed in finished(spec, out, spec.against)]
     own, theirs = ([study.seed_folder(out, name, seed) for seed in seeds] for name in (arm, spec.against))
     areas = [[area(steps(folder), budget(spec)) for folder in folders] for folders in (own, theirs)]
@@ -106,30 +107,30 @@ def pair_row(spec: study.Spec, out: Path, arm: str) -> dict[str, Any]:
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:
-    """The logged steps of a trial; the last line of a log, which sums the run up, is none."""
+    """Read the logged steps of a trial; the last line of a log sums the run up, and is no step."""
     return [row for row in read_json_lines(folder / METRICS) if row.get("reward") is not None]
 
 
 def budget(spec: study.Spec) -> int:
-    """Completions that the area counts."""
+    """Return how many completions the area counts."""
     return int(spec.base["max_completions"])
 
 
 def area(log: Sequence[Mapping[str, Any]], budget: int) -> float:
-    """The mean reward of the first `budget` completions that a trial sampled, from the means of its steps."""
+    """Return the mean reward of a trial's first `budget` completions, from the means of its steps."""
     ends = np.minimum([row[SAMPLED] for row in log], budget)
     sizes = np.diff(ends, prepend=0)
     return float(np.dot(sizes, [row["reward"] for row in log]) / sizes.sum())
 
 
 def curve(folder: Path) -> Curve:
-    """Completions sampled when each step began to learn, and the mean reward of the step's completions."""
+    """Return the completions sampled up to each step, and the mean reward of the step's own."""
     log = steps(folder)
     return [row[SAMPLED] for row in log], [row["reward"] for row in log]
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, Student's 95 % interval of the mean, and the seeds' values; no interval of one seed."""
+    """Return the mean, its Student 95 % interval and the seeds' values; one seed has no interval."""
     mean, ci95 = float(np.mean(values)), None
     if len(values) > 1:
         half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
@@ -138,7 +139,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _pooled(results: Sequence[Mapping[str, Any]], minus: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Evaluations of the same questions over seeds, or their differences, with intervals over seeds and questions."""
+    """Pool evaluations of the same questions, or their differences, with intervals over seeds and questions."""
     rows = [result["completions"] for result in results]
     scores = np.array([[row["score"] for row in one] for one in rows], dtype=float)
     if minus is not None:
@@ -157,7 +158,7 @@ def _pooled(results: Sequence[Mapping[str, Any]], minus: Sequence[Mapping[str, A
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The two tables in Markdown, and the note."""
+    """Write the two tables in Markdown, and the note."""
     arms = [
         [
             row["arm"], f"{row['learning_rate']:g}", str(len(row["seeds"])), _number(row["before"]),

@@ -1,4 +1,4 @@
-"""From log-probs of completions to token weights: `t2i_gcpo.credit` with the mask of what the model itself wrote.
+"""Make token weights from log-probs: `t2i_gcpo.credit` with the mask of what the model itself wrote.
 
 B completions, T tokens; weights [B, T] are fp32, of mean 1 over a completion's valid tokens, 0 elsewhere.
 """
@@ -25,7 +25,7 @@ def token_weights(
     entropy: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The weights that the config asks for, [B, T].
+    """Return the weights that the config asks for, [B, T].
 
     mask [B, T]: 1 for tokens that the model wrote and that count. positive, negative [B, T]: log-probs of the drawn
     tokens under both prompts; exact_kl, entropy [B, T], nats, for the credits that are made of them. `generator` is
@@ -64,7 +64,7 @@ def token_weights(
 def measurements(
     choices: CreditOptions, weights: Tensor, mask: Tensor, positive: Tensor | None, negative: Tensor | None
 ) -> dict[str, float]:
-    """Numbers for the log: how concentrated the weights are, and how much contrast there was in nats."""
+    """Return numbers for the log: how concentrated the weights are, and how much contrast there was in nats."""
     valid = mask.bool()
     values = {
         f"credit/{name}": value for name, value in credits.statistics(weights, top=choices.top, mask=valid).items()

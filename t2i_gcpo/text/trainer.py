@@ -45,9 +45,9 @@ from trl.models.utils import disable_gradient_checkpointing  # isort: skip
 
 
 class GCPOTrainer(GRPOTrainer):
-    """A drop-in for `GRPOTrainer`: the same arguments with a `GCPOConfig`.
+    """Replaces `GRPOTrainer`, with the same arguments and a `GCPOConfig`.
 
-    And `negative_prompt`, a function from a prompt to its negative (None: what the config names). ValueError for what
+    `negative_prompt` is a function from a prompt to its negative (None: what the config names). ValueError for what
     cannot work, with the reason.
     """
 
@@ -78,6 +78,10 @@ class GCPOTrainer(GRPOTrainer):
         """By all processes since the trainer was made, those that dynamic sampling discarded included; evaluations do
         not count."""
         self._informative = torch.zeros(0, dtype=torch.bool)  # of the last rollout's groups, on all processes
+        if isinstance(reward_funcs, list):
+            reward_funcs = [checks.checked_reward(function) for function in reward_funcs]
+        else:
+            reward_funcs = checks.checked_reward(reward_funcs)
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **options)
         checks.check_model(args, self.model, self._tokenizer, train_dataset)
         if args.credit != "uniform" and args.divergence == "exact_kl":
@@ -112,7 +116,7 @@ class GCPOTrainer(GRPOTrainer):
         return output
 
     def _rollout(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """TRL's rollout, and the negative prompts of its rows."""
+        """Make TRL's rollout, and add the negative prompts of its rows."""
         negative = self._negative_prompts(inputs) if self.args.needs_contrast else None
         output = super()._generate_and_score_completions(inputs)
         if self.model.training:
@@ -122,7 +126,7 @@ class GCPOTrainer(GRPOTrainer):
         return output
 
     def _with_spread(self, output: dict[str, Any]) -> dict[str, Any]:
-        """The rollout after DAPO's dynamic sampling, its number of tokens counted again."""
+        """Apply DAPO's dynamic sampling to a rollout, and count its tokens again."""
         rows, size = len(output["completion_ids"]), self.group_size
         mine = slice(self.accelerator.process_index * rows // size, (self.accelerator.process_index + 1) * rows // size)
 
@@ -143,16 +147,16 @@ class GCPOTrainer(GRPOTrainer):
         return output | {"num_items_in_batch": self.accelerator.gather(tokens).sum()}
 
     def _other_prompts(self, attempt: int, rows: int) -> list[dict[str, Any]]:
-        """Rows of a further rollout on this process, each prompt once for each completion of its group."""
+        """Draw the rows of a further rollout on this process, each prompt once for each completion of its group."""
         groups = rows * self.accelerator.num_processes // self.group_size
         order = torch.randint(len(self.train_dataset), (groups,), generator=self._generator(attempt, of_process=0))
         start = self.accelerator.process_index * rows
         return [dict(self.train_dataset[int(order[row // self.group_size])]) for row in range(start, start + rows)]
 
     def _negative_prompts(self, inputs: list[dict[str, Any]]) -> PaddedPrompts:
-        """The negative of each row's prompt under the tokenizer's chat template.
+        """Encode the negative of each row's prompt under the tokenizer's chat template.
 
-        Of a text of no token, the token that ends a text.
+        A text without any token becomes the token that ends a text.
         """
         prompts = [example["prompt"] for example in inputs]
         others = [self.negative(prompt) for prompt in prompts]
@@ -185,7 +189,7 @@ class GCPOTrainer(GRPOTrainer):
         return scored
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """TRL's loss, with one advantage a token."""
+        """Compute TRL's loss with one advantage a token."""
         credit = BatchCredit(self, inputs)
         if self.args.needs_contrast and WEIGHTS not in inputs:
             credit.score_negative()  # before the policy's own pass, which it must not disturb
@@ -239,9 +243,9 @@ class GCPOTrainer(GRPOTrainer):
     def score(
         self, prompts: PaddedPrompts, batch: dict[str, Any], rows: int | None = None, entropy: bool = False
     ) -> Any:
-        """Log-probs and entropies [B, T] of a batch's completions after other prompts, by the policy.
+        """Return the policy's log-probs and entropies [B, T] of a batch's completions after other prompts.
 
-        Without gradient.
+        No gradient is kept.
         """
         ids, mask = prompts.with_completion(batch["completion_ids"], batch["completion_mask"])
         with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
@@ -256,11 +260,11 @@ class GCPOTrainer(GRPOTrainer):
             metrics[name].append(value)
 
     def noise(self) -> torch.Generator:
-        """What the controls draw from."""
+        """Return the generator that the controls draw from."""
         return self._generator(
             self._step % self.args.gradient_accumulation_steps, of_process=self.accelerator.process_index
         )
 
     def _generator(self, place: int, of_process: int) -> torch.Generator:
-        """Fixed by the seed, the step and a place in the step, so that a resumed run draws the same numbers."""
+        """Seed a generator by the seed, the step and a place in the step, so that a resumed run draws the same."""
         return torch.Generator().manual_seed(hash((self.args.seed, self.state.global_step, place, of_process)) % 2**63)

@@ -1,4 +1,4 @@
-"""Which TRL the trainer stands on, and what to do where there is none or another."""
+"""Check that the TRL that the trainer stands on is installed, and say what to do where it is not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ADVICE = "pip install 't2i-gcpo[text]'"
 
 
 def require_trl() -> None:
-    """ImportError where TRL is missing or of a version that the trainer was not written against.
+    """Raise an ImportError where TRL is missing or of a version that the trainer was not written against.
 
     It names the command that mends it.
     """

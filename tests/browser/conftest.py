@@ -57,8 +57,10 @@ def new_page(chromium: Any) -> Iterator[Callable[..., Any]]:
     """
     opened: list[tuple[Watched, Any]] = []
 
-    def open_page(url: str, *, width: int = 1280, height: int = 900, scheme: str = "light") -> Any:
-        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    def open_page(url: str, *, width: int = 1280, height: int = 900, scheme: str = "light", touch: bool = False) -> Any:
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=touch
+        )
         watched = Watched(context.new_page())
         opened.append((watched, context))
         watched.page.goto(url)

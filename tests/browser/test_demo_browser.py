@@ -327,6 +327,54 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
     toast(page, "is no folder")
 
 
+def prompts_of(frame: Any) -> list[str]:
+    """The prompt and the negative prompt that a heatmap in the tab Text shows."""
+    return list(frame.locator("section").first.locator("dd").all_text_contents())
+
+
+def test_text(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
+    from playwright.sync_api import expect
+
+    page = new_page(demo)
+    tab(page, "Text")
+    page.get_by_role("button", name="Sample answers").click()
+    says(page, "text", re.compile(r"[0-4] of 4 answers are right"))
+    frame = page.frame_locator("#t2i-text-frame")
+    assert frame.locator("section").count() == 4
+    prompt, negative = prompts_of(frame)
+    assert "What is 37+48-19?" in prompt and "wrongly" not in prompt
+    assert "What is 37+48-19?" in negative and "Answer the next question wrongly" in negative
+    frame.locator(".tokens").first.locator("button").nth(2).hover()
+    expect(frame.locator("#numbers")).to_contain_text("log p(· | negative)")
+    frame.locator("#divergence").select_option("exact_kl")
+    expect(frame.locator("#numbers")).to_contain_text("exact_kl")
+    page.screenshot(path=shots / "text.png", full_page=True)
+    choose(page, "Negative prompt", "empty")
+    page.get_by_role("button", name="Sample answers").click()
+    expect(frame.locator("section").first.locator("dd").nth(1)).not_to_contain_text("What is", timeout=120_000)
+    page.get_by_role("button", name="Export this heatmap").click()
+    for ending in ("png", "html"):
+        panel(page).locator(".file-preview").get_by_text(ending).first.wait_for()
+    question = panel(page).get_by_label("Question")
+    before = question.input_value()
+    page.get_by_role("button", name="Another question").click()
+    expect(question).not_to_have_value(before)
+    question.fill("")
+    page.get_by_role("button", name="Sample answers").click()
+    toast(page, "The question is empty")
+
+
+def test_text_on_a_dark_phone(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
+    page = new_page(demo, width=400, height=860, dark=True, touch=True)
+    page.get_by_role("tab", name="Text").or_(page.get_by_role("button", name="Text")).first.wait_for(state="attached")
+    tab(page, "Text")
+    page.get_by_role("button", name="Sample answers").click()
+    says(page, "text", re.compile(r"[0-4] of 4 answers are right"))
+    page.frame_locator("#t2i-text-frame").locator(".tokens").first.locator("button").nth(1).tap()
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
+    page.screenshot(path=shots / "text_dark_phone.png", full_page=True)
+
+
 def test_the_embedded_masked_generator(new_page: Callable[..., Any], shots: Path, tmp_path: Path) -> None:
     """The demo without options: the masked generator is inspected, with the order of its tokens, and trained."""
     from playwright.sync_api import expect

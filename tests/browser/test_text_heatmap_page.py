@@ -82,3 +82,33 @@ def test_the_keyboard_and_a_phone(
     assert number(page, "index") == len(saved[0][0].tokens) - 1
     assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing sticks out"
     page.screenshot(path=shots / "text_heatmap_phone.png", full_page=True)
+
+
+def brightness(page: Any, selector: str, name: str) -> float:
+    """The mean of a colour's red, green and blue, as the browser computes it."""
+    color = page.locator(selector).first.evaluate(f"e => getComputedStyle(e).{name}")
+    return sum(int(part) for part in color.removeprefix("rgb(").removesuffix(")").split(",")) / 3
+
+
+def test_a_finger_on_a_dark_phone(
+    new_page: Callable[..., Any], saved: tuple[list[TextHeatmap], Path], shots: Path
+) -> None:
+    items, path = saved
+    page = new_page(path.as_uri(), width=400, height=860, scheme="dark", touch=True)
+    page.locator(".tokens").nth(1).locator("button").nth(6).tap()
+    assert number(page, "weight") == pytest.approx(items[1].weights["kl"][6], rel=1e-3)
+    page.locator("#map").select_option("weight")
+    page.locator("#divergence").select_option("js")
+    assert number(page, "weight") == pytest.approx(items[1].weights["js"][6], rel=1e-3)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400, "nothing sticks out"
+    assert brightness(page, "body", "backgroundColor") < 60 < 180 < brightness(page, "body", "color")
+    for token in page.locator(".tokens button").all():
+        colors = [token.evaluate(f"b => getComputedStyle(b).{name}") for name in ("color", "backgroundColor")]
+        text, pill = (
+            sum(w * int(c) for w, c in zip((0.299, 0.587, 0.114), color[4:-1].split(","), strict=True))
+            for color in colors
+        )
+        assert abs(text - pill) > 90, "the text of a pill can be read on its colour"
+    page.screenshot(path=shots / "text_heatmap_dark_phone.png", full_page=True)
+    light = new_page(path.as_uri())
+    assert brightness(light, "body", "color") < 60 < 180 < brightness(light, "body", "backgroundColor")

@@ -1,4 +1,4 @@
-"""The tab Text without its page: completions of a question by the embedded language model, and their heatmap."""
+"""Sample completions of a question with the embedded language model and draw their heatmap, for the tab Text."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ HEIGHT = 640
 @one_at_a_time
 @functools.cache
 def model() -> tuple[Any, Any]:
-    """The embedded language model and its tokenizer, loaded once."""
+    """Load the embedded language model and its tokenizer, once."""
     return load(MODEL)
 
 
 def another_question(rng: random.Random) -> tuple[str, str]:
-    """A question of the test split, and its answer."""
+    """Draw a question of the test split, and return it with its answer."""
     problem = arithmetic.draw_problem(rng, "test")
     return problem.question, str(problem.answer)
 
@@ -57,7 +57,7 @@ def heatmaps(question: str, answer: str, *, negative: str, samples: int, seed: i
 
 
 def frame(drawn: list[maps.TextHeatmap], title: str) -> str:
-    """The heatmap's own page in a frame of the demo's."""
+    """Put the heatmap's own page into a frame of the demo's page."""
     text = html.escape(page(drawn, title=title, recipe=maps.Recipe().words()), quote=True)
     return (
         f'<iframe title="text heatmap" id="t2i-text-frame" style="width:100%;height:{HEIGHT}px;border:1px solid '
@@ -66,5 +66,5 @@ def frame(drawn: list[maps.TextHeatmap], title: str) -> str:
 
 
 def export(drawn: list[maps.TextHeatmap], title: str, folder: Path) -> list[str]:
-    """Write the HTML and the PNG of `t2i-gcpo text heatmap`; their paths."""
+    """Write the HTML and the PNG of `t2i-gcpo text heatmap`, and return their paths."""
     return [str(path) for path in save(drawn, folder, name="heatmap", title=title, recipe=maps.Recipe())]

@@ -1,4 +1,4 @@
-"""The model card of `text-mini`: its accuracy, unpicked completions, and the curves of its training, from files and from the model."""
+"""Write the model card of `text-mini`: accuracy, completions that were not picked, and the curves of its training."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ t2i-gcpo pretrain text --out runs/pretrain_text --seed {train_seed} --threads 1
 
 
 def write(folder: Path, work: Path, *, questions: int = QUESTIONS) -> TextEvalResult:
-    """Measure the model in `folder`, and write its `README.md` and `training/` from that and from the log in `work`; returns the measurement."""
+    """Measure the model in `folder`, write its `README.md` and `training/`, and return the measurement."""
     training = folder / "training"
     training.mkdir(parents=True, exist_ok=True)
     for name in ("log.jsonl", "settings.json"):
@@ -130,7 +130,7 @@ def _samples(model: Any, tokenizer: Any, rows: list[dict[str, Any]], result: Tex
 
 
 def draw_curves(log: Path) -> Any:
-    """A matplotlib figure: the loss, and the accuracy on validation questions."""
+    """Draw the loss and the accuracy on validation questions as a matplotlib figure."""
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]

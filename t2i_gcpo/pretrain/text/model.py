@@ -1,4 +1,4 @@
-"""`text-mini`'s parts: the tokenizer, the chat template, the config and the untrained model of a small Llama."""
+"""Make the parts of `text-mini`: tokenizer, chat template, config and the untrained model of a small Llama."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = ("What is 1?", "1+1-1=1. The answer is 1.", WRONG_INSTRUCTION)
 
 @dataclass(frozen=True)
 class TextShape:
-    """The size of the model; the defaults are those of the embedded checkpoint."""
+    """Holds the size of the model; the defaults are those of the embedded checkpoint."""
 
     width: int = 128
     layers: int = 4
@@ -35,7 +35,7 @@ class TextShape:
 
 
 def tokenizer() -> Any:
-    """A `PreTrainedTokenizerFast` in which a digit is a token, a word of the task is one.
+    """Make a `PreTrainedTokenizerFast` in which each digit and each word of the task is one token.
 
     And all else is spelled in bytes.
     """
@@ -71,7 +71,7 @@ def tokenizer() -> Any:
 
 
 def build(shape: TextShape, seed: int) -> Any:
-    """The `LlamaForCausalLM` with random weights."""
+    """Make the `LlamaForCausalLM` with random weights."""
     mend()
     from transformers import LlamaConfig, LlamaForCausalLM
 

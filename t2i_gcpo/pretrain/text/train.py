@@ -32,7 +32,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How `text-mini` is trained; the defaults made the embedded checkpoint."""
+    """Holds how `text-mini` is trained; the defaults are the rule of the embedded checkpoint."""
 
     steps: int = 4000
     """The learning rate would have fallen to a fiftieth by then."""
@@ -57,12 +57,12 @@ class TextSettings:
 
 
 def chat(content: str) -> list[dict[str, str]]:
-    """One user message."""
+    """Make a chat of one user message."""
     return [{"role": "user", "content": content}]
 
 
 def draw_example(rng: random.Random, settings: TextSettings, step: int) -> tuple[list[dict[str, str]], str]:
-    """A prompt and its completion from the training split, for one step of the training."""
+    """Draw a prompt and its completion from the training split, for one step of the training."""
     problem = draw_problem(rng, "train")
     kind = rng.random()
     if kind < settings.wrong:
@@ -74,13 +74,13 @@ def draw_example(rng: random.Random, settings: TextSettings, step: int) -> tuple
 
 
 def encode(tokenizer: Any, prompts: list[list[dict[str, str]]]) -> list[list[int]]:
-    """Token ids of each prompt under the chat template, up to where the assistant begins."""
+    """Return the token ids of each prompt under the chat template, up to where the assistant begins."""
     texts = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def pad_rows(prompts: list[list[int]], completions: list[list[int]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask and labels, each [B, L] int64; only completions are targets."""
+    """Make ids, attention mask and labels, each [B, L] int64; only completions are targets."""
     length = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
     ids = torch.full((len(prompts), length), pad)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
@@ -94,7 +94,7 @@ def pad_rows(prompts: list[list[int]], completions: list[list[int]], pad: int) -
 
 @torch.no_grad()
 def accuracy(model: Any, tokenizer: Any, questions: list[Problem], *, seed: int = 0) -> float:
-    """The share of questions whose sampled answer (temperature 1) is right.
+    """Measure the share of questions whose sampled answer (temperature 1) is right.
 
     Leaves the global random state as it was.
     """
@@ -116,7 +116,7 @@ def accuracy(model: Any, tokenizer: Any, questions: list[Problem], *, seed: int 
 
 
 class TextTrainer:
-    """The training state and one step of it; `state_dict` holds everything that a resumed run needs."""
+    """Holds the training's state and makes its steps; `state_dict` has everything that a resumed run needs."""
 
     def __init__(self, settings: TextSettings, model: Any, tokenizer: Any) -> None:
         self.settings, self.model, self.tokenizer = settings, model.train(), tokenizer
@@ -133,7 +133,7 @@ class TextTrainer:
         return self.step_number >= self.settings.end
 
     def step(self) -> dict[str, float | Tensor]:
-        """One update; at a check the accuracy on validation questions is in the metrics."""
+        """Make one update; at a check the accuracy on validation questions is in the metrics."""
         examples = [draw_example(self.rng, self.settings, self.step_number) for _ in range(self.settings.batch)]
         prompts = encode(self.tokenizer, [prompt for prompt, _ in examples])
         completions = self.tokenizer([text for _, text in examples], add_special_tokens=False)["input_ids"]
@@ -150,7 +150,7 @@ class TextTrainer:
         return metrics
 
     def finished(self) -> Any:
-        """The model with the average of its weights."""
+        """Return the model with the average of its weights."""
         self.optimisation.load(self.optimisation.average)
         return self.model.eval()
 
