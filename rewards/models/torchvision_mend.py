@@ -16,6 +16,8 @@ import sys
 
 import torch
 
+from rewards.models.loading import one_at_a_time
+
 #: The message of the one error that is mended; every other error is the caller's.
 SYMPTOM = "operator torchvision::nms does not exist"
 
@@ -30,6 +32,7 @@ MISSING_OPERATORS: tuple[str, ...] = (
 _libraries: list[torch.library.Library] = []
 
 
+@one_at_a_time
 def mend() -> bool:
     """Import torchvision, and mend it if it fails with `SYMPTOM`. Call it before anything that imports torchvision.
 
