@@ -365,7 +365,7 @@ def test_text(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
 
 
 def test_text_on_a_dark_phone(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
-    page = new_page(demo, width=400, height=860, dark=True, touch=True)
+    page = new_page(demo, width=400, height=860, scheme="dark", touch=True)
     page.get_by_role("button", name="More tabs").tap()  # a narrow screen has them in a menu
     page.locator(".overflow-menu").get_by_text("Text", exact=True).tap()
     page.get_by_role("button", name="Sample answers").click()
