@@ -76,7 +76,9 @@ def pairs(run: PairedRun, side: int | None) -> str:
         for k in shown
     ]
     some = (
-        f"{len(shown)} of {len(chosen)} prompts are shown." if len(shown) < len(chosen) else f"{len(chosen)} prompts."
+        f"They differ on {len(chosen)}; {len(shown)} are shown."
+        if len(shown) < len(chosen)
+        else f"They differ on {len(chosen)}."
     )
     return f"{html_parts.faint(some)}{legend}<div class='t2i-pairs'>{''.join(cards)}</div>"
 

@@ -48,6 +48,7 @@ CSS = """
 .t2i-sides ul { margin: 2px 0 0; padding-left: 18px; list-style: disc; }
 .t2i-images { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; } .t2i-images img { width: 100%; display: block; }
 @media (max-width: 640px) { .t2i-sides { grid-template-columns: 1fr; } }
+[id^=t2i-status] .pending { opacity: 1 !important; }
 #t2i-slider { padding-top: 34px !important; }
 .t2i-counts td, #t2i-origins td { white-space: nowrap; } .t2i-counts td { font-size: 20px; } .dark .t2i-good { color: #4ade80; } .dark .t2i-bad { color: #f87171; }
 .dark .t2i-plot { background: var(--neutral-950) !important; }

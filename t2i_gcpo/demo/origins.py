@@ -15,6 +15,8 @@ from t2i_gcpo.generators.checkpoints import Checkpoint
 from t2i_gcpo.reports.tables import number, with_interval
 
 COLUMNS = ("checkpoint", "algorithm", "steps", "seed", "images sampled", "score [95 % interval]", "on")
+#: Stands for the algorithm of tuned weights whose folder does not name it.
+UNKNOWN = "not known"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def origins(checkpoints: Mapping[str, Checkpoint]) -> dict[str, Origin]:
             score = _score(about, "test_after") or _validation(about)
             images = about.get("images_sampled")
             found[name] = Origin(
-                str(about.get("algorithm")), about.get("step"), about.get("seed"), images and float(images), score
+                about.get("algorithm") or UNKNOWN, about.get("step"), about.get("seed"), images and float(images), score
             )
         else:
             found[name] = Origin(score=befores.get(checkpoint.name))

@@ -142,7 +142,7 @@ def test_compare(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
     assert panel(page).get_by_text("star above circle", exact=True).count() == 2  # a clause's row below each gallery
     assert covered(page) == []
     rows = panel(page).locator("#t2i-origins").get_by_role("row").all_inner_texts()
-    assert [row.split("\t")[0] for row in rows] == ["checkpoint", "base", "tuned"]
+    assert [row.split("\t")[:2] for row in rows[1:]] == [["base", "not tuned here"], ["tuned", "not known"]]
     left, right = (page.evaluate(f"document.querySelector('.gradio-container').getBoundingClientRect().{side}")
                    for side in ("left", "right"))  # fmt: skip
     assert abs(left - (1440 - right)) <= 1 and left > 0, "the page is in the middle"
@@ -297,6 +297,9 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
     waiting = new_page(demo)
     waiting.get_by_role("button", name="Generate").click()
     says(waiting, "compare", re.compile("Queued behind a live training, (loading|GRPO|GCPO|control|step)"))
+    words = status(waiting, "compare").locator(".prose").first
+    shade = "one => { let o = 1; for (; one; one = one.parentElement) o *= getComputedStyle(one).opacity; return o }"
+    assert words.evaluate(shade) == 1, "the answer is not faded"
     waiting.screenshot(path=shots / "queued.png")
     says(page, "live", "step 3 of 40")
     assert lines_of(page) == [3, 3, 3]  # GRPO, GCPO and the control in each of the three plots
