@@ -16,8 +16,8 @@ from t2i_gcpo.reports import curves
 from t2i_gcpo.reports.palette import COLORS, DASHES, OTHER, styles
 from t2i_gcpo.reports.run import read
 
-#: White pages, and the demo's dark page and blocks (zinc 950 and 900 of Gradio's default theme).
-PAGES = ("#ffffff", "#09090b", "#18181b")
+#: White pages, the demo's dark one, where its plots stand (neutral 950 of Gradio's theme), and zinc 900.
+PAGES = ("#ffffff", "#0f0f11", "#18181b")
 #: How a colour (linear RGB) is seen, after Machado, Oliveira and Fernandes (2009), severity 1.
 EYES = {
     "normal": np.eye(3),

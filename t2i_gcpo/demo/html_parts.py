@@ -52,6 +52,8 @@ CSS = """
 #t2i-slider { padding-top: 34px !important; }
 .t2i-counts td, #t2i-origins td { white-space: nowrap; } .t2i-counts td { font-size: 20px; } .dark .t2i-good { color: #4ade80; } .dark .t2i-bad { color: #f87171; }
 .dark .t2i-plot { background: var(--neutral-950) !important; }
+.t2i-plot svg text { fill: var(--body-text-color) !important; }
+.t2i-plot svg .role-axis line { stroke: color-mix(in srgb, var(--body-text-color) 30%, transparent) !important; }
 #t2i-status-compare, #t2i-status-inspect, #t2i-status-live, #t2i-status-runs, #t2i-status-many, #t2i-status-text {
 min-height: 28px; }
 """

@@ -54,7 +54,13 @@ def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:
     import altair
 
     data, title = frame(runs, metric), PANELS.get(metric, metric)
-    size = {"width": "container", "height": HEIGHT, "usermeta": {"embedOptions": {"renderer": "svg", "actions": False}}}
+    # The page gives the background and the colour of the words, light or dark.
+    size = {
+        "width": "container",
+        "height": HEIGHT,
+        "background": "transparent",
+        "usermeta": {"embedOptions": {"renderer": "svg", "actions": False}},
+    }
     if data.empty:
         words = "no steps yet" if runs else "no runs yet"
         return altair.Chart(title=title).mark_text(text=words, color=OTHER).properties(**size)

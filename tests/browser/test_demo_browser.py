@@ -328,6 +328,15 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
     box.fill("/no/such/run")
     box.press("Enter")
     toast(page, "is no folder")
+    dark = new_page(demo, scheme="dark")
+    tab(dark, "Runs")
+    panel(dark).get_by_label("Run folders").click()
+    dark.get_by_role("option", name=re.compile("gcpo$")).click()
+    says(dark, "runs", "of 40 steps")
+    words = panel(dark).locator("svg.marks text").first
+    light = words.evaluate("one => getComputedStyle(one).fill.match(/\\d+/g).slice(0, 3).every(part => part > 180)")
+    assert light and panel(dark).locator("svg.marks rect[fill='white']").count() == 0
+    dark.screenshot(path=shots / "runs_dark.png")
 
 
 def prompts_of(frame: Any) -> list[str]:
