@@ -87,6 +87,14 @@ def test_figures_and_demo_draw_an_algorithm_alike(tmp_path: Path) -> None:
         assert dict(zip(scale["domain"], scale["range"], strict=True)) == figure
 
 
+def test_a_line_is_seen_below_one_that_runs_over_it(tmp_path: Path) -> None:
+    """As after the first step, which gives all algorithms the same images."""
+    runs = {name: read(run_folders.write(tmp_path / name, before=False, after=False)) for name in "abcde"}
+    for names, widths in (("abc", [6, 4, 2]), ("abcde", [2] * 5)):
+        drawn = plots.lines({name: runs[name] for name in names}, "reward/mean").to_dict()
+        assert drawn["encoding"]["strokeWidth"]["scale"] == {"domain": list(names), "range": widths}
+
+
 def test_a_plot_without_data_has_no_legend(tmp_path: Path) -> None:
     """Vega draws a legend without entries 2^25 pixels high."""
     begun = read(run_folders.write(tmp_path / "begun", steps=0, before=False, after=False))

@@ -21,6 +21,9 @@ POINT = 20
 """Area of a point, in square pixels."""
 LINE = 2
 """Width of a line, in pixels."""
+WIDER = 2
+"""Pixels by which an earlier one of a few lines is wider, so that it is seen below one that runs over it."""
+FEW = 4
 
 
 def frame(runs: Mapping[str, Run], metric: str) -> pandas.DataFrame:
@@ -69,16 +72,19 @@ def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:
     dash = altair.Scale(
         domain=list(chosen), range=[[LINE * part for part in style.dash] or [1, 0] for style in chosen.values()]
     )
+    under = [LINE + WIDER * (len(chosen) - 1 - k) * (len(chosen) <= FEW) for k in range(len(chosen))]
+    width = altair.Scale(domain=list(chosen), range=under)
     free = altair.Scale(zero=False)
     whole = altair.Axis(grid=False, ticks=False, labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")
     return (
         altair.Chart(data, title=title)
-        .mark_line(point={"size": POINT}, strokeWidth=LINE)
+        .mark_line(point={"size": POINT})
         .encode(
             x=altair.X("step:Q", scale=free, axis=whole),
             y=altair.Y("value:Q", title=None, scale=free),
             color=altair.Color("run:N", title=None, scale=color).legend(orient="bottom"),
             strokeDash=altair.StrokeDash("run:N", title=None, scale=dash).legend(orient="bottom"),
+            strokeWidth=altair.StrokeWidth("run:N", scale=width, legend=None),
             tooltip=["run:N", "step:Q", altair.Tooltip("value:Q", format=".4g")],
         )
         .properties(**size)
