@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 #: Name -> the module that has it, imported when the name is first asked for: torch takes seconds to load.
 EXPORTS: dict[str, str] = {
-    "Trainer": "t2i_gcpo.training.trainer",
+    "Trainer": "t2i_gcpo.reports.trainer",
     "StepRecord": "t2i_gcpo.training.trainer",
     "Schedule": "t2i_gcpo.training.options",
     "CheckpointPlan": "t2i_gcpo.training.options",

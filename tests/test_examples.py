@@ -26,6 +26,7 @@ EXAMPLES = {
     "sample": "t2i_gcpo.generators.base:ImageGenerator.sample",
     "rewards.load": "rewards.registry:load",
     "Trainer": "t2i_gcpo.training.trainer:Trainer",
+    "Trainer with a run folder": "t2i_gcpo.reports.trainer:Trainer",
     "evaluate": "t2i_gcpo.evaluation.evaluate:evaluate",
     "heatmap.save": "t2i_gcpo.heatmap.files:save",
     "heatmap.draw": "t2i_gcpo.heatmap.drawing:draw",

@@ -13,6 +13,8 @@ import rewards
 from helpers.fake_generator import FakeGenerator
 from t2i_gcpo import Prompt, Sampling, Trainer, generators, prompts
 from t2i_gcpo.evaluation.evaluate import evaluate
+from t2i_gcpo.reports import run as run_reader
+from t2i_gcpo.training.options import PicturesConfig
 
 RING = {"tag": "single_object", "include": [{"class": "ring", "count": 1}]}
 
@@ -108,3 +110,55 @@ def test_a_prompt_that_geneval_cannot_read_ends_before_the_first_rollout(tmp_pat
     assert generator.batches == [], "nothing was sampled"
     with pytest.raises(ValueError, match=r"t2i_gcpo.prompts.row\(text\)"):
         Trainer(generator, reward, ["a ring"], tmp_path / "run")
+
+
+# -- the run folder ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("gcpo", "grpo"):
+        generator = generators.load("janus-mini", compile=False)
+        given = [prompts.row("a red ring"), prompts.row("a star")]
+        trainer = Trainer(generator, redness, given, folder / name, algorithm=name, steps=2, prompts_per_step=1,
+                          group_size=2, pictures=PicturesConfig(every=2, prompts=1, group=2))  # fmt: skip
+        trainer.train()
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_from_python_is_a_run_folder(runs: Path) -> None:
+    found = run_reader.read(runs / "gcpo")
+    assert found.algorithm == "gcpo" and found.step == 2 and found.config["steps"] == 2
+    assert found.config["reward.name"] == "redness" and found.config["generator.checkpoint"] == "janus-mini"
+    assert found.config["algorithm.group_size"] == 2 and found.config["prompts.train"] == "2 prompts given in Python"
+    assert [path.name for path in found.pictures("samples")] == [f"step_00000{k}_samples.png" for k in (0, 2)]
+    names = ["step_000000", "step_000002", "step_000002_trained"]
+    assert [path.stem for path in found.pictures("heatmaps")] == names
+    text = (runs / "gcpo" / "report.html").read_text()
+    assert "gcpo: gcpo" in text and "Token" in text.title() and "2 of 2 steps" in text
+    groups = run_reader.groups([run_reader.read(runs / name) for name in ("gcpo", "grpo")])
+    assert [label.split(",")[0] for label in groups] == ["gcpo", "grpo"], "compare knows the algorithms"
+
+
+@pytest.mark.slow
+def test_the_run_folder_can_be_left_out(tmp_path: Path) -> None:
+    generator = generators.load("janus-mini", compile=False)
+    options: dict[str, Any] = {"steps": 1, "prompts_per_step": 1, "group_size": 2}
+    trainer = Trainer(generator, redness, ["a photo of a star"], tmp_path, run_folder=False, **options)
+    trainer.train()
+    assert {path.name for path in tmp_path.iterdir() if path.name[0] != "."} == {"metrics.jsonl", "checkpoints"}
+    with pytest.raises(ValueError, match="holds a run already"):
+        Trainer(generator, redness, ["a photo of a star"], tmp_path, **options).train()
+
+
+@pytest.mark.slow
+def test_pictures_change_nothing_of_the_training(runs: Path, tmp_path: Path) -> None:
+    generator = generators.load("janus-mini", compile=False)
+    given = [prompts.row("a red ring"), prompts.row("a star")]
+    Trainer(generator, redness, given, tmp_path / "x", algorithm="gcpo", steps=2, prompts_per_step=1, group_size=2,
+            run_folder=False).train()  # fmt: skip
+    own, other = (run_reader.read(path) for path in (tmp_path / "x", runs / "gcpo"))
+    for name in ("reward/mean", "kl", "entropy"):
+        assert own.series(name) == other.series(name)

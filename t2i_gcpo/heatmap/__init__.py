@@ -11,6 +11,7 @@ never another computation of it; `reweigh` computes the weights anew from the sa
     heatmap.cell(saved, 0, row=3, column=5)          # the numbers of one token
     heatmap.against(saved, generator, "a red circle") # the contrast with another text: the one that runs a model
     heatmap.over_steps("runs/quickstart")            # one prompt and noise over the training
+    heatmap.together({"GCPO": one, "GRPO": other})   # the same images or noise on one scale
     heatmap.draw(image, weights, grid=(24, 24))      # images and weights of anybody's model
 """
 
@@ -20,6 +21,7 @@ from t2i_gcpo.heatmap.drawing import Drawing, draw
 from t2i_gcpo.heatmap.files import load, over_steps, save
 from t2i_gcpo.heatmap.kinds import KINDS
 from t2i_gcpo.heatmap.recipe import Recipe
+from t2i_gcpo.heatmap.side_by_side import together
 from t2i_gcpo.heatmap.views import cell, overlay, reweigh
 
 __all__ = [
@@ -35,5 +37,6 @@ __all__ = [
     "overlay",
     "reweigh",
     "save",
+    "together",
     "without",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i_gcpo.reports import curves
+from t2i_gcpo.reports import curves, side_by_side
 from t2i_gcpo.reports import html_page as pages
 from t2i_gcpo.reports.run import Run
 from t2i_gcpo.reports.tables import (
@@ -96,6 +96,7 @@ def _write(
             "Over images sampled, discarded ones included. Thick: mean of a group; thin: its runs.",
             kind="svg",
         ),
+        *_side_by_side(grouped),
         pages.heading("Runs"),
         *(
             pages.details(f"{label}: {run.path}", _options(run))
@@ -105,6 +106,13 @@ def _write(
     ]
     write_atomically(paths[3], pages.page("Comparison of " + ", ".join(grouped), parts))
     return paths
+
+
+def _side_by_side(grouped: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Show the fixed prompts of the first run of each group, where all have drawn some."""
+    found = side_by_side.heatmaps({label: members[0] for label, members in grouped.items()})
+    pictures = [pages.picture(data, words) for words, data in found]
+    return [pages.heading("Credit of the tokens, side by side"), *pictures] if pictures else []
 
 
 def numbers(run: Run) -> dict[str, Any]:
