@@ -57,7 +57,7 @@ def tab(context: DemoContext) -> None:
         options = [*LETTERS[: len(first)], NO_PREFERENCE]
         choice = gr.Radio(options, label="Which images show the prompt best?", min_width=280, scale=3)
         vote = gr.Button("Vote", variant="primary", min_width=120)
-    count = gr.HTML()
+    count = gr.HTML(elem_id="t2i-votes")
     with gr.Column(visible=several):
         with gr.Row():
             left = gr.Dropdown(first, value=first[0], label="Left", min_width=140)
