@@ -73,7 +73,7 @@ def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:
         domain=list(chosen), range=[[LINE * part for part in style.dash] or [1, 0] for style in chosen.values()]
     )
     under = [LINE + WIDER * (len(chosen) - 1 - k) * (len(chosen) <= FEW) for k in range(len(chosen))]
-    width = altair.Scale(domain=list(chosen), range=under)
+    width = altair.StrokeWidth("run:N", scale=altair.Scale(domain=list(chosen), range=under), legend=None)
     free = altair.Scale(zero=False)
     whole = altair.Axis(grid=False, ticks=False, labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')")
     return (
@@ -84,7 +84,7 @@ def lines(runs: Mapping[str, Run], metric: str) -> altair.Chart:
             y=altair.Y("value:Q", title=None, scale=free),
             color=altair.Color("run:N", title=None, scale=color).legend(orient="bottom"),
             strokeDash=altair.StrokeDash("run:N", title=None, scale=dash).legend(orient="bottom"),
-            strokeWidth=altair.StrokeWidth("run:N", scale=width, legend=None),
+            strokeWidth=width if len(chosen) > 1 else altair.value(LINE),
             tooltip=["run:N", "step:Q", altair.Tooltip("value:Q", format=".4g")],
         )
         .properties(**size)
