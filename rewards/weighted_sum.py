@@ -141,13 +141,13 @@ def composite(weighted: Mapping[Any, float], *, failure: FailurePolicy = "raise"
     built: dict[str, Reward] = {}
     weights: dict[str, float] = {}
     for scorer, weight in weighted.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
-            raise ValueError(f"the weight of {_label(scorer)!r} is {weight!r}; it must be a number")
         if not isinstance(scorer, str) and not callable(scorer):
             raise ValueError(
                 f"{scorer!r} is {type(scorer).__name__}, which cannot score; give a name ({', '.join(available())}), "
                 "what rewards.load returns, or a function (images, prompts, metadata) -> numbers"
             )
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ValueError(f"the weight of {_label(scorer)!r} is {weight!r}; it must be a number")
         label = _unused(_label(scorer), built)
         built[label] = load(scorer) if isinstance(scorer, str) else as_reward(scorer, name=label, failure=failure)
         weights[label] = float(weight)
@@ -155,11 +155,10 @@ def composite(weighted: Mapping[Any, float], *, failure: FailurePolicy = "raise"
 
 
 def _label(scorer: Any) -> str:
-    """Return what the log calls a scorer: its own name, else that of its class."""
+    """Return what the log calls a scorer: the name that it is given by, else its own, else that of its class."""
     if isinstance(scorer, str):
         return scorer
-    name = getattr(scorer, "name", "") or getattr(scorer, "__name__", "")  # anybody's function or object
-    return name if isinstance(name, str) and name else type(scorer).__name__
+    return as_reward(scorer).name or type(scorer).__name__
 
 
 def _unused(label: str, taken: Mapping[str, Reward]) -> str:
