@@ -378,8 +378,7 @@ def test_text(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
 
 def test_text_on_a_dark_phone(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
     page = new_page(demo, width=400, height=860, scheme="dark", touch=True)
-    page.get_by_role("button", name="More tabs").tap()  # a narrow screen has them in a menu
-    page.locator(".overflow-menu").get_by_text("Text", exact=True).tap()
+    tab(page, "Text")
     page.get_by_role("button", name="Sample answers").click()
     says(page, "text", re.compile(r"[0-4] of 4 answers are right"))
     page.frame_locator("#t2i-text-frame").locator(".tokens").first.locator("button").nth(1).tap()
