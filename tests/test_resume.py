@@ -22,6 +22,7 @@ from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.training import checkpoint
 from t2i_gcpo.training.optim import lr_factor
 from t2i_gcpo.training.options import CheckpointPlan, Schedule
+from t2i_gcpo.training.resume import check_same_run
 from t2i_gcpo.training.tracker import read_metrics
 from t2i_gcpo.training.trainer import StepRecord, Trainer
 
@@ -124,6 +125,26 @@ def test_other_options_are_refused(tmp_path: Path) -> None:
     assert "seed: 5 -> 6" in str(caught.value) and "steps" not in str(caught.value).split("Free")[0]
     with pytest.raises(ValueError, match="no whole checkpoint"):
         trainer(tmp_path / "empty").resume()
+
+
+def test_options_newer_than_a_checkpoint_have_their_defaults(tmp_path: Path) -> None:
+    """Code that came after a checkpoint may know more options; the run goes on where these are as if they were not."""
+    groups = {"generator": {"checkpoint": "mine", "layers": 0}, "reward": {"name": "clip"}}
+    run = trainer(tmp_path, config=groups)
+    state = run.state_dict()
+    older = {**state, "options": {**state["options"], "algorithm": dict(state["options"]["algorithm"])}}
+    del older["options"]["algorithm"]["entropy_reward_groups"]
+    older["config"] = {"generator": {"checkpoint": "mine"}, "reward": {"name": "clip"}}
+    check_same_run(older, state, 10)
+
+    changed = {**state["options"]["algorithm"], "entropy_reward_groups": "informative"}
+    with pytest.raises(ValueError, match="entropy_reward_groups: 'all' -> 'informative'"):
+        check_same_run(older, {**state, "options": {**state["options"], "algorithm": changed}}, 10)
+    with pytest.raises(ValueError, match="generator.checkpoint: 'yours' -> 'mine'"):
+        check_same_run({**older, "config": {"generator": {"checkpoint": "yours"}}}, state, 10)
+    given = {"reward": {"name": "clip", "scale": 2.0}}  # a scorer's option is no newer option of the run
+    with pytest.raises(ValueError, match="reward.scale: None -> 2.0"):
+        check_same_run(older, {**state, "config": given}, 10)
 
 
 def test_a_run_killed_before_it_noted_its_best_score_notes_it_later(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rewards.identity import Identity, describe, without_secrets
+from t2i_gcpo.algorithms import Algorithm
+from t2i_gcpo.records import Sampling
 from t2i_gcpo.training import checkpoint
-from t2i_gcpo.training.options import CheckpointPlan
+from t2i_gcpo.training.options import CheckpointPlan, Schedule
 from t2i_gcpo.utils.finite import all_finite
 
 #: Groups of a run's options that the trainer gets as objects: what is compared of them is what the options say.
@@ -69,10 +72,11 @@ def check_same_run(state: Mapping[str, Any], own: Mapping[str, Any], steps: int)
 
     `own`: the run's state as it is now.
     """
-    checkpoint.check_resumable(state["options"], own["options"])
+    checkpoint.check_resumable(_with_newer_options(state["options"]), own["options"])
+    shared = [name for name in state["config"] if name in own["config"]]
     checkpoint.check_resumable(
-        {name: group for name, group in state["config"].items() if name in own["config"]},
-        {name: group for name, group in own["config"].items() if name in state["config"]},
+        {name: state["config"][name] for name in shared},
+        {name: _known(own["config"][name], state["config"][name], name) for name in shared},
     )
     if state["generator"] != own["generator"]:
         raise ValueError(
@@ -91,6 +95,23 @@ def check_same_run(state: Mapping[str, Any], own: Mapping[str, Any], steps: int)
             f"the run has {state['step']} steps already, and steps is {steps}; ask for at least as many (--steps "
             f"{state['step']})"
         )
+
+
+def _with_newer_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a state, with the defaults of those that came into the code after it was written.
+
+    An option's default is what the code did before there was the option.
+    """
+    defaults = {"algorithm": asdict(Algorithm()), "sampling": asdict(Sampling()), "optim": asdict(Schedule())}
+    return {**options, **{name: {**group, **options.get(name, {})} for name, group in defaults.items()}}
+
+
+def _known(group: Mapping[str, Any], before: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the options of a group that a state knows too: groups are written in full, so the others are newer.
+
+    A scorer's options are not: one that is new there was given to the run that goes on.
+    """
+    return {key: value for key, value in group.items() if name == "reward" or key in before}
 
 
 def _described(scorer: Mapping[str, Any]) -> str:
