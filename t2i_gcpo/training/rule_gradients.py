@@ -14,6 +14,7 @@ from torch import Tensor
 from t2i_gcpo.algorithms import Algorithm, loss, loss_denominator, token_advantages
 from t2i_gcpo.generators.base import Distribution, ImageGenerator
 from t2i_gcpo.records import ScoredRollout
+from t2i_gcpo.training.options import LoopOptions
 
 
 def rule_gradients(
@@ -21,8 +22,8 @@ def rule_gradients(
     scored: ScoredRollout,
     rules: Mapping[str, Algorithm],
     *,
-    distribution: Distribution = "guided",
-    micro_batch: int = 16,
+    distribution: Distribution = LoopOptions.distribution,
+    micro_batch: int = LoopOptions.micro_batch,
     rng: torch.Generator | None = None,
 ) -> dict[str, list[Tensor]]:
     """Return, for each rule, the gradient of its policy loss at ratio 1: one tensor a trainable parameter.
