@@ -84,8 +84,10 @@ def serving(*options: str, env: dict[str, str] | None = None) -> Iterator[str]:
         found = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert found, line
         print(f"ready after {time.monotonic() - start:.1f} s")
-        yield found[0]
-        server.terminate()
+        try:
+            yield found[0]
+        finally:  # a test that fails does not wait for the server for ever
+            server.terminate()
 
 
 def tab(page: Any, name: str) -> None:
