@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import rewards
 from t2i_gcpo import generators
 from t2i_gcpo.commands.options.arguments import load
 from t2i_gcpo.commands.options.build import build_trainer
@@ -123,7 +124,11 @@ def test_every_shipped_config_runs_two_steps_on_a_cut_model(
     def brightness(images: torch.Tensor, texts: list[str], metadata: list[dict[str, object]]) -> torch.Tensor:
         return images.float().mean(dim=(1, 2, 3)) / 255
 
-    monkeypatch.setattr(build, "reward", lambda options: brightness)
+    def redness(images: torch.Tensor, texts: list[str], metadata: list[dict[str, object]]) -> torch.Tensor:
+        return images[:, 0].float().mean(dim=(1, 2)) / 255
+
+    stand_in = rewards.composite({brightness: 1.0, redness: 0.5})  # with parts, which some configs normalise
+    monkeypatch.setattr(build, "reward", lambda options: stand_in)
     monkeypatch.setattr(build, "held_out", lambda options: {})
     config = load(path)
     masked = "amused" in config.generator.checkpoint
