@@ -110,7 +110,7 @@ def test_a_part_that_a_batch_lacks_is_nan_there() -> None:
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0.0}, r"top_p is 0.0; it must be in \(0, 1\]"),
         ({"top_p": 1.1}, "top_p is 1.1"),
-        ({"stats": ("variance",)}, "unknown sampling stats"),
+        ({"stats": ("median",)}, "unknown sampling stats"),
     ],
 )
 def test_sampling_out_of_range_is_refused(options: dict[str, Any], message: str) -> None:
