@@ -302,10 +302,20 @@ Markdown(tables.markdown(["advantages of", *(f"correlation with {name}" for name
 # ## Scorers with weights of their own
 #
 # These need weights that are not in the package: they are fetched from the Hugging Face hub on first use, or read from a local path in their option `checkpoint` (`clip` too, for any open_clip model). They are not run here.
-# `remote` asks a server that `t2i-gcpo serve-rewards` runs elsewhere. What each is and which options it has, read from the classes:
+# `remote` asks a server that `t2i-gcpo serve-rewards` runs elsewhere; `vlm_judge` and `unified_reward` ask a vision-language model behind a chat API. What each is and which options it has, read from the classes:
 
 # %%
-elsewhere = ("aesthetic", "git_vqa", "grounding_dino", "hps", "image_reward", "pickscore", "remote")
+elsewhere = (
+    "aesthetic",
+    "git_vqa",
+    "grounding_dino",
+    "hps",
+    "image_reward",
+    "pickscore",
+    "remote",
+    "unified_reward",
+    "vlm_judge",
+)
 lines = [
     [f"`{name}`", inspect.getdoc(find(name)).splitlines()[0], ", ".join(inspect.signature(find(name)).parameters)]
     for name in elsewhere
