@@ -317,7 +317,7 @@ elsewhere = (
     "vlm_judge",
 )
 lines = [
-    [f"`{name}`", inspect.getdoc(find(name)).splitlines()[0], ", ".join(inspect.signature(find(name)).parameters)]
+    [name, inspect.getdoc(find(name)).splitlines()[0], ", ".join(inspect.signature(find(name)).parameters)]
     for name in elsewhere
 ]
 assert {*elsewhere, "clip", "composite", "geneval", "ocr", "palette"} == set(rewards.available()), "none is left out"
