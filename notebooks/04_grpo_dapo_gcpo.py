@@ -19,11 +19,11 @@ import rewards
 import t2i_gcpo
 from t2i_gcpo import Schedule, Trainer, generators
 from t2i_gcpo.algorithms import TABLE
+from t2i_gcpo.algorithms.palette import COLORS
 from t2i_gcpo.data.prompts import limit, read
 from t2i_gcpo.evaluation.evaluate import evaluate, paired_difference, pick
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.reports import tables
-from t2i_gcpo.reports.palette import COLORS
 from t2i_gcpo.study import results as study_results
 from t2i_gcpo.training.tracker import Tracker
 from t2i_gcpo.utils import pictures

@@ -11,9 +11,9 @@ from matplotlib.colors import to_hex
 
 from helpers import run_folders
 from t2i_gcpo.algorithms import TABLE
+from t2i_gcpo.algorithms.palette import COLORS, DASHES, OTHER, styles
 from t2i_gcpo.demo import plots
 from t2i_gcpo.reports import curves
-from t2i_gcpo.reports.palette import COLORS, DASHES, OTHER, styles
 from t2i_gcpo.reports.run import read
 
 #: White pages, the demo's dark one, where its plots stand (neutral 950 of Gradio's theme), and zinc 900.

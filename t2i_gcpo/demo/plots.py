@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
+from t2i_gcpo.algorithms.palette import OTHER, styles
 from t2i_gcpo.reports.curves import PANELS, series
-from t2i_gcpo.reports.palette import OTHER, styles
 from t2i_gcpo.reports.run import Run
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas
 
 HEIGHT = 220
-"""Of the axes, in pixels."""
+"""Height of the axes, in pixels."""
 POINT = 20
 """Area of a point, in square pixels."""
 LINE = 2

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from t2i_gcpo.reports.palette import Style, styles
+from t2i_gcpo.algorithms.palette import Style, styles
 from t2i_gcpo.reports.run import Run
 
 if TYPE_CHECKING:
