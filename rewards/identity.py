@@ -66,14 +66,12 @@ def describe(one: Identity) -> str:
     return f"{one['name']!r} ({options or 'no options'}){weights}"
 
 
-def without_secrets(value: Any) -> Any:
+def hide_secrets(value: Any) -> Any:
     """Return options as plain values for JSON, those with a secret's name hidden."""
     if isinstance(value, Mapping):
-        return {
-            str(key): "(hidden)" if SECRET.search(str(key)) else without_secrets(item) for key, item in value.items()
-        }
+        return {str(key): "(hidden)" if SECRET.search(str(key)) else hide_secrets(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_secrets(item) for item in value]
+        return [hide_secrets(item) for item in value]
     return value if _is_plain(value) else repr(value)
 
 

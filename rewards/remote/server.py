@@ -18,7 +18,7 @@ from typing import Any
 
 from rewards.base import Reward
 from rewards.function import as_reward
-from rewards.identity import Identity, fingerprint, identity, without_secrets
+from rewards.identity import Identity, fingerprint, hide_secrets, identity
 from rewards.remote.batcher import Batcher
 from rewards.remote.budgets import Arrivals, Budget
 from rewards.remote.connections import HttpServer
@@ -79,7 +79,7 @@ class RewardServer:
         self._about = {
             "protocol": PROTOCOL,
             "reward": name,
-            "options": without_secrets(options or {}),
+            "options": hide_secrets(options or {}),
             "weights": self.batcher.weights or None,
             "identity": scorer,
             "batch": batch,

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rewards.base import Reward, RewardOutput, check, join
-from rewards.identity import without_secrets
+from rewards.identity import hide_secrets
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.number_types import positive
 from t2i_gcpo.commands.options.paths import home_path
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     check_scorable([picture.prompt for picture in pictures], reward)
     notes = look_over(pictures)
     scores = score(pictures, reward, name=options.name, batch=args.batch, progress=True)
-    about = {"reward": options.name, "options": without_secrets(options.options)}
+    about = {"reward": options.name, "options": hide_secrets(options.options)}
     where = {"images": str(args.images), "prompts": source, "notes": notes}
     text = json.dumps({**about, **where, **scores.to_json()}, indent=1, ensure_ascii=False) + "\n"
     try:

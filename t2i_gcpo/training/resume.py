@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewards.identity import Identity, describe, without_secrets
+from rewards.identity import Identity, describe, hide_secrets
 from t2i_gcpo.algorithms import Algorithm
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.training import checkpoint
@@ -120,7 +120,7 @@ def _described(scorer: Mapping[str, Any]) -> str:
 
 def built_options(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the groups of a run's options that say what the trainer was built with, without secrets."""
-    return {name: without_secrets(config[name]) for name in BUILT if config and name in config}
+    return {name: hide_secrets(config[name]) for name in BUILT if config and name in config}
 
 
 @torch.no_grad()
