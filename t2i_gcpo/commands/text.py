@@ -10,9 +10,11 @@ from typing import Any, get_args, get_type_hints
 
 from t2i_gcpo.commands.options.number_types import count, finite, positive, seed
 from t2i_gcpo.commands.options.paths import home_path
+from t2i_gcpo.evaluation.intervals import in_words
 from t2i_gcpo.text.trl_version import require_trl
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated
+from t2i_gcpo.utils.json_files import read_json
 
 USAGE = """usage: t2i-gcpo text train|eval|heatmap|credit|study [OPTIONS]
 
@@ -109,18 +111,13 @@ def _type(options: Any, name: str) -> Callable[[str], Any]:
 
 
 def _print_before_after(folder: Path) -> None:
-    import json
-
     from t2i_gcpo.text import run as runs
 
     for name in (runs.BEFORE, runs.AFTER):
         if (folder / name).is_file():
-            result = json.loads((folder / name).read_text(encoding="utf-8"))
-            low, high = result["ci95"]
-            print(
-                f"{result['prompts']}, {result['checkpoint']}: {result['overall']:.3f} ({low:.3f} to {high:.3f}, n "
-                f"= {result['n']})"
-            )
+            result = read_json(folder / name)
+            score = in_words(result["overall"], result["ci95"], result["n"])
+            print(f"{result['prompts']}, {result['checkpoint']}: {score}")
 
 
 def evaluate(argv: list[str]) -> int:
@@ -144,9 +141,8 @@ def evaluate(argv: list[str]) -> int:
     path = result.save(args.out / "eval.json")
     e = result.estimates
     for task in e.by_task:
-        low, high = e.by_task_ci95[task]
-        print(f"{task}: {e.by_task[task]:.3f} ({low:.3f} to {high:.3f}, n = {e.n_by_task[task]})")
-    print(f"overall: {e.overall:.3f} ({e.ci95[0]:.3f} to {e.ci95[1]:.3f}, n = {result.n})")
+        print(f"{task}: {in_words(e.by_task[task], e.by_task_ci95[task], e.n_by_task[task])}")
+    print(f"overall: {in_words(e.overall, e.ci95, result.n)}")
     print(f"wrote {path}")
     return 0
 
@@ -250,7 +246,7 @@ def credit(argv: list[str]) -> int:
         max_new_tokens=args.max_new_tokens, progress=True, about={"checkpoint": args.model, "prompts": args.data},
     )  # fmt: skip
     for name, e in result.by_rule.items():
-        print(f"{name}: {e.overall:.3f} ({e.ci95[0]:.3f} to {e.ci95[1]:.3f}, n = {e.n})")
+        print(f"{name}: {in_words(e.overall, e.ci95, e.n)}")
     print(f"wrote {result.save(args.out / 'credit.json')}")
     return 0
 

@@ -33,6 +33,16 @@ class Estimates:
         return sum(self.n_by_task.values())
 
 
+def in_words(mean: float, interval: Interval, n: int) -> str:
+    """Write a mean with its 95 % interval and number of values, as a command prints it.
+
+    >>> in_words(0.5, (0.41, 0.5904), 120)
+    '0.500 (0.410 to 0.590, n = 120)'
+    """
+    low, high = interval
+    return f"{mean:.3f} ({low:.3f} to {high:.3f}, n = {n})"
+
+
 def estimate(
     values: Sequence[float],
     clusters: Sequence[Hashable],

@@ -18,6 +18,7 @@ from rewards.models.device import short
 from t2i_gcpo.commands.options import number_types
 from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.commands.options.paths import home_path
+from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.files import disk_errors, write_atomically
 from t2i_gcpo.utils.json_files import read_json_lines
 
@@ -70,6 +71,20 @@ class Stage:
         write_atomically(self.log_path, "".join(f"{json.dumps(row)}\n" for row in kept))
         self.bar.update(trainer.step_number)
 
+    def run(self, trainer: Any, *, every: int, validate_every: int = 0) -> Any:
+        """Go on from the state if there is one, take the steps that are left, and return the finished model.
+
+        every: see `on_step`. validate_every: steps between two validation losses; the last step has one, too. 0: none.
+        """
+        self.resume(trainer)
+        report = self.on_step(trainer, every)
+        while trainer.step_number < self.total:
+            metrics = trainer.step()
+            if validate_every and (trainer.step_number % validate_every == 0 or trainer.step_number == self.total):
+                metrics["validation_loss"] = trainer.validation_loss()
+            report(trainer.step_number, metrics)
+        return trainer.finished()
+
     def on_step(self, trainer: Any, every: int) -> Callable[[int, Mapping[str, float | Tensor]], None]:
         """Log every `every` steps, save about once a minute and at the end.
 
@@ -89,6 +104,13 @@ class Stage:
                 self.saved = time.monotonic()
 
         return report
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Check the work folder and set the threads, as `add_work_options` has them, before anything else is done."""
+    check_folder(options.out)
+    if options.threads:
+        torch.set_num_threads(options.threads)
 
 
 def add_work_options(parser: argparse.ArgumentParser, out: str, *, seed: str = "", steps: int | None = None) -> None:

@@ -5,7 +5,6 @@ The curve of its training, an unpicked sample grid, and its scores, from files a
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from t2i_gcpo.generators import load
 from t2i_gcpo.pretrain.janus.card import GUIDANCE, SEED, draw_samples, millions, score, table
 from t2i_gcpo.records import Sampling, Unmasking
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import read_json, read_json_lines
 
 #: The card's scores: file -> how it samples. First as the commands do unless told otherwise, then with noise on the
 #: confidence that was chosen on shapes:val.
@@ -88,7 +88,7 @@ def write(folder: Path, work: Path, *, images: int = 600) -> EvalResult:
         for file, sampling in SCORES.items()
     }
     result, noisier = results.values()
-    settings = json.loads((training / "settings.json").read_text(encoding="utf-8"))
+    settings = read_json(training / "settings.json")
     parts = generator.parts
 
     text = CARD.format(
@@ -127,7 +127,7 @@ def draw_curve(log: Path) -> Any:
     """Draw the loss of training batches, and of masked scenes of prompts never trained on, as a figure."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(log)
     checked = [row for row in rows if "validation_loss" in row]
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()

@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from t2i_gcpo.commands.options.number_types import count, positive
+from t2i_gcpo.evaluation.intervals import in_words
 from t2i_gcpo.generators.amused.parts import AmusedParts
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.pretrain.amused import card as masked_card
@@ -19,8 +18,7 @@ from t2i_gcpo.pretrain.amused.model import MaskedModelShape, build_amused, start
 from t2i_gcpo.pretrain.amused.train import MaskedSettings, MaskedTrainer
 from t2i_gcpo.pretrain.janus.codes import patch_codes
 from t2i_gcpo.pretrain.janus.model import VQSettings
-from t2i_gcpo.pretrain.stages import Stage, add_work_options
-from t2i_gcpo.utils.destination import check_folder
+from t2i_gcpo.pretrain.stages import Stage, add_work_options, prepare
 from t2i_gcpo.utils.device import pick_device
 
 #: Whose VQ model it shares.
@@ -34,22 +32,13 @@ def pretrain(work: Path, settings: MaskedSettings, *, every: int = 20, validate_
     start_from_patches(parts.transformer, codes)
     trainer = MaskedTrainer(settings, parts, codes)
     stage = Stage(work / "masked", "masked transformer", settings.steps, settings)
-    stage.resume(trainer)
-    report = stage.on_step(trainer, every=every)
-    while trainer.step_number < settings.steps:
-        metrics = trainer.step()
-        if trainer.step_number % validate_every == 0 or trainer.step_number == settings.steps:
-            metrics["validation_loss"] = trainer.validation_loss()
-        report(trainer.step_number, metrics)
-    return trainer.finished()
+    return stage.run(trainer, every=every, validate_every=validate_every)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train the masked transformer, or go on with it, and write the checkpoint."""
     options = parser().parse_args(argv)
-    check_folder(options.out)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    prepare(options)
     settings = MaskedSettings(
         seed=options.seed,
         steps=options.steps,
@@ -62,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     parts.save(folder)
     result = masked_card.write(folder, options.out)
-    low, high = result.ci95
-    print(f"shapes:test {result.overall:.3f} ({low:.3f} to {high:.3f}, n = {result.n})")
+    print(f"shapes:test {in_words(result.overall, result.ci95, result.n)}")
     print(f"wrote {folder}; use it with --checkpoint {folder}")
     return 0
 

@@ -17,6 +17,7 @@ from t2i_gcpo.pretrain.clip.retrieval import CANDIDATES, Retrieval, measure
 from t2i_gcpo.pretrain.janus.card import millions
 from t2i_gcpo.pretrain.verdicts import through_vq
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import read_json, read_json_lines
 
 SEED = 0
 
@@ -92,7 +93,7 @@ def write(folder: Path, work: Path, *, rounds: int) -> Retrieval:
     found: dict[str, Any] = {"candidates": CANDIDATES, "rounds": rounds, "seed": SEED}
     found |= {"rendered": rendered.to_json(), "decoded": decoded.to_json()}
     write_atomically(training / "retrieval.json", json.dumps(found, indent=2) + "\n")
-    settings = json.loads((training / "settings.json").read_text(encoding="utf-8"))
+    settings = read_json(training / "settings.json")
     text = CARD.format(
         **sizes(encoder),
         candidates=CANDIDATES,
@@ -135,7 +136,7 @@ def draw_curves(log: Path) -> Any:
     """Draw the loss, and the share of training pictures whose own caption wins, as a figure."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(log)
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -9,28 +9,22 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from t2i_gcpo.commands.options.number_types import finite, positive
+from t2i_gcpo.evaluation.intervals import in_words
 from t2i_gcpo.pretrain.clip import card as clip_card
 from t2i_gcpo.pretrain.clip.model import ClipShape, build, save
 from t2i_gcpo.pretrain.clip.retrieval import CANDIDATES, ROUNDS
 from t2i_gcpo.pretrain.clip.train import ClipSettings, ClipTrainer
-from t2i_gcpo.pretrain.stages import Stage, add_work_options
-from t2i_gcpo.utils.destination import check_folder
+from t2i_gcpo.pretrain.stages import Stage, add_work_options, prepare
 
 
 def pretrain(work: Path, settings: ClipSettings, shape: ClipShape, *, every: int = 10) -> Path:
     """Return the folder of the trained model; training goes on from the work folder if there is something."""
     trainer = ClipTrainer(settings, build(shape, settings.seed))
     stage = Stage(work / "contrastive", "CLIP", settings.steps, settings)
-    stage.resume(trainer)
-    report = stage.on_step(trainer, every=every)
-    while trainer.step_number < settings.steps:
-        metrics = trainer.step()
-        report(trainer.step_number, metrics)
+    model = stage.run(trainer, every=every)
     folder = work / "clip-mini"
-    save(trainer.finished(), shape, folder)
+    save(model, shape, folder)
     return folder
 
 
@@ -40,17 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     Exit status 1 where its retrieval is below the bound.
     """
     options = parser().parse_args(argv)
-    check_folder(options.out)
-    if options.steps < 1 or options.rounds < 1:
-        raise ValueError(f"--steps is {options.steps}, --rounds {options.rounds}; both must be at least 1")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    prepare(options)
     folder = pretrain(options.out, ClipSettings(seed=options.seed, steps=options.steps), ClipShape())
     found = clip_card.write(folder, options.out, rounds=options.rounds)
-    low, high = found.top1.ci95
+    top1 = in_words(found.top1.overall, found.top1.ci95, found.top1.n)
     print(
-        f"text-to-image retrieval among {CANDIDATES} test scenes: top-1 {found.top1.overall:.3f} ({low:.3f} to "
-        f"{high:.3f}, n = {found.top1.n}), "
+        f"text-to-image retrieval among {CANDIDATES} test scenes: top-1 {top1}, "
         f"the mean over tasks; {found.share:.3f} over all captions alike"
     )
     print(f"wrote {folder}; use it with --reward clip --reward.checkpoint {folder}")

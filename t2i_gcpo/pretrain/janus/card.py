@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from t2i_gcpo.pretrain.janus.recipes import Recipe
 from t2i_gcpo.pretrain.janus.vq import encoder_agreement
 from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import read_json_lines
 from t2i_gcpo.utils.pictures import sample_grid, write_png
 
 #: Guidance of the card's samples and score; that of the quickstart.
@@ -179,12 +179,9 @@ def draw_curves(work: Path) -> Any:
     """Draw the VQ model's error and codebook, and the language model's losses, as a figure."""
     from matplotlib.figure import Figure
 
-    def read(stage: str) -> list[dict[str, float]]:
-        return [json.loads(line) for line in (work / stage / "log.jsonl").read_text().splitlines()]
-
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    vq, language = read("vq"), read("language")
+    vq, language = (read_json_lines(work / stage / "log.jsonl") for stage in ("vq", "language"))
     left.semilogy([row["step"] for row in vq], [row["mse"] for row in vq], label="squared error, pixels in [-1, 1]")
     left.set(title="VQ model", xlabel="step")
     right.plot([row["step"] for row in language], [row["loss"] for row in language], label="training")

@@ -11,12 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rewards.models.torchvision_mend import mend
+from t2i_gcpo.evaluation.intervals import in_words
 from t2i_gcpo.pretrain.janus.model import VQSettings, save_processor
-from t2i_gcpo.pretrain.stages import Stage, add_work_options, read_state, save_state
-from t2i_gcpo.utils.destination import check_folder
+from t2i_gcpo.pretrain.stages import Stage, add_work_options, prepare, read_state, save_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,12 +40,11 @@ def saved_codes(work: Path, settings: VQSettings) -> Tensor:
 
 def pretrain_vq(work: Path, recipe: Recipe, codes: Tensor) -> Any:
     """Return the trained VQ model, from the work folder if it is there already."""
-    from t2i_gcpo.pretrain.janus.vq import VQTrainer, train_vq
+    from t2i_gcpo.pretrain.janus.vq import VQTrainer
 
     trainer = VQTrainer(recipe.vq, recipe.shape.width, codes)
     stage = Stage(work / "vq", "VQ model", recipe.vq.steps, recipe.vq)
-    stage.resume(trainer)
-    return train_vq(trainer, stage.on_step(trainer, every=10))
+    return stage.run(trainer, every=10)
 
 
 def pretrain_language(work: Path, recipe: Recipe, codes: Tensor, vq: Any) -> Any:
@@ -63,14 +60,7 @@ def pretrain_language(work: Path, recipe: Recipe, codes: Tensor, vq: Any) -> Any
     model = build_janus(recipe.vq, recipe.shape, settings.seed, vq)
     trainer = LanguageTrainer(settings, model, tokenizer, codes)
     stage = Stage(work / "language", "language model", settings.steps, settings)
-    stage.resume(trainer)
-    report = stage.on_step(trainer, every=20)
-    while trainer.step_number < settings.steps:
-        metrics = trainer.step()
-        if trainer.step_number % 200 == 0 or trainer.step_number == settings.steps:
-            metrics["validation_loss"] = trainer.validation_loss()
-        report(trainer.step_number, metrics)
-    return trainer.finished()
+    return stage.run(trainer, every=20, validate_every=200)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,9 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(options: argparse.Namespace, name: str) -> int:
     """Train both stages of a checkpoint, or go on with them, and write it; the command's exit status."""
-    check_folder(options.out)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    prepare(options)
     mend()  # transformers imports torchvision
     from t2i_gcpo.pretrain.janus import card
     from t2i_gcpo.pretrain.janus.recipes import RECIPES
@@ -95,8 +83,7 @@ def train(options: argparse.Namespace, name: str) -> int:
     model.save_pretrained(folder)
     save_processor(folder)
     result = card.write(folder, options.out, recipe, codes)
-    low, high = result.ci95
-    print(f"shapes:test {result.overall:.3f} ({low:.3f} to {high:.3f}, n = {result.n})")
+    print(f"shapes:test {in_words(result.overall, result.ci95, result.n)}")
     print(f"wrote {folder}; use it with --checkpoint {folder}")
     return 0
 

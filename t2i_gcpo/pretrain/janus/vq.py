@@ -11,7 +11,6 @@ B pictures, S pixels a side, K codebook entries of D numbers, N patches.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -132,14 +131,6 @@ class VQTrainer:
         version, internal, gauss = state["rng"]
         self.rng.setstate((version, tuple(internal), gauss))
         self.step_number = state["step"]
-
-
-def train_vq(trainer: VQTrainer, on_step: Callable[[int, dict[str, float]], None]) -> nn.Module:
-    """Run the steps that are left."""
-    while trainer.step_number < trainer.settings.steps:
-        metrics = trainer.step()
-        on_step(trainer.step_number, metrics)
-    return trainer.finished()
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from t2i_gcpo.text.evaluate import TextEvalResult, evaluate, generate
 from t2i_gcpo.text.models import load
 from t2i_gcpo.text.negatives import negative_prompt
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import read_json, read_json_lines
 
 SEED = 0
 QUESTIONS = 600
@@ -80,7 +80,7 @@ def write(folder: Path, work: Path, *, questions: int = QUESTIONS) -> TextEvalRe
     for name in ("log.jsonl", "settings.json"):
         shutil.copyfile(work / "language" / name, training / name)
     draw_curves(work / "language" / "log.jsonl").savefig(training / "curves.png", dpi=110)
-    settings = json.loads((training / "settings.json").read_text(encoding="utf-8"))
+    settings = read_json(training / "settings.json")
     model, tokenizer = load(str(folder))
     rows = read_rows("arithmetic:test", limit=questions, seed=SEED)
     reward = arithmetic.arithmetic_reward
@@ -133,7 +133,7 @@ def draw_curves(log: Path) -> Any:
     """Draw the loss and the accuracy on validation questions as a matplotlib figure."""
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(log)
     checks = [row for row in rows if "accuracy" in row]
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -9,25 +9,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
-from t2i_gcpo.pretrain.stages import Stage, add_work_options
+from t2i_gcpo.evaluation.intervals import in_words
+from t2i_gcpo.pretrain.stages import Stage, add_work_options, prepare
 from t2i_gcpo.pretrain.text.model import TextShape, build, save, tokenizer
 from t2i_gcpo.pretrain.text.train import TextSettings, TextTrainer
-from t2i_gcpo.utils.destination import check_folder
 
 
 def pretrain(work: Path, settings: TextSettings, shape: TextShape, *, every: int = 10) -> Path:
     """Train, or go on from what the work folder holds, and return the folder of the finished model."""
     trainer = TextTrainer(settings, build(shape, settings.seed), tokenizer())
     stage = Stage(work / "language", "language model", settings.end, settings)
-    stage.resume(trainer)
-    report = stage.on_step(trainer, every=every)
-    while not trainer.done:
-        metrics = trainer.step()
-        report(trainer.step_number, metrics)
+    model = stage.run(trainer, every=every)
     folder = work / "text-mini"
-    save(trainer.finished(), folder)
+    save(model, folder)
     return folder
 
 
@@ -37,18 +31,13 @@ def main(argv: list[str] | None = None) -> int:
     Exit status 1 where it is too weak or too strong to start from.
     """
     options = parser().parse_args(argv)
-    check_folder(options.out)
-    if options.steps < 1:
-        raise ValueError(f"--steps is {options.steps}; it must be at least 1")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    prepare(options)
     settings = TextSettings(seed=options.seed, end=options.steps)
     folder = pretrain(options.out, settings, TextShape())
     from t2i_gcpo.pretrain.text import card
 
     result = card.write(folder, options.out)
-    low, high = result.ci95
-    print(f"arithmetic:test {result.overall:.3f} ({low:.3f} to {high:.3f}, n = {result.n})")
+    print(f"arithmetic:test {in_words(result.overall, result.ci95, result.n)}")
     print(f"wrote {folder}; use it with --model {folder}")
     return int(not 0.2 <= result.overall <= 0.7)
 
