@@ -48,8 +48,11 @@ def test_uniform_weights_are_bitwise_grpo_with_other_options(tmp_path: Path, cha
 class Recorder(GCPOTrainer):
     """Keeps what the loss was given: the batch, its advantages [B, T], and the policy of that moment."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.seen: list[dict[str, Any]] = []
+        super().__init__(*args, **kwargs)
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        self.seen = [] if not hasattr(self, "seen") else self.seen
         copy = tiny_model()
         copy.load_state_dict(model.state_dict())
         self.seen.append({"policy": copy, "batch": inputs})

@@ -38,7 +38,7 @@ def place(model: Model, name: str, device: str, dtype: str) -> Model:
         raise ValueError(f"reward {name!r} cannot run on device {device!r}: {short(error)}") from error
 
 
-#: Of a file of torch's that holds objects.
+#: Says what is wrong with a file of torch's that holds objects.
 MORE_THAN_TENSORS = "it is damaged, or holds more than tensors and plain values, and nothing else is loaded"
 
 

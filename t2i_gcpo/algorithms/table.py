@@ -20,9 +20,9 @@ ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()), "variance")
 
 
 CAP = 10.0
-"""Of `gcpo_magnitude`: no token counts more than ten mean ones. (Chosen here.)"""
+"""The cap of `gcpo_magnitude`: no token counts more than ten mean ones. (Chosen here.)"""
 TOKEN_FLOOR = 1e-3
-"""Of `gcpo_magnitude`, nats: the rounding of a log-prob in fp32 is about a thousandth of it. (Chosen here.)"""
+"""The token floor of `gcpo_magnitude`, nats: fp32 rounds log-probs to about a thousandth of it. (Chosen here.)"""
 
 
 @dataclass(frozen=True)

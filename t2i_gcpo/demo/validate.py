@@ -17,7 +17,7 @@ PROMPTS = 240
 """Held-out prompts of a run over many."""
 GUIDANCE = 10.0
 STEPS = 60
-"""Of a live training."""
+"""Steps of a live training, at most."""
 PROMPTS_A_STEP, GROUP = 8, 16
 LEARNING_RATE = 1e-2
 SEED = 2**31 - 1

@@ -15,11 +15,11 @@ from t2i_gcpo.heatmap.data import Heatmap
 from t2i_gcpo.utils.files import write_atomically
 
 MOST_PIXELS = 2**30
-"""Of all frames of an animation together; 3 GB."""
+"""Pixels of all frames of an animation together; 3 GB."""
 MOST_FRAMES = 48
-"""Of an animation over the order: more tokens than that appear several at a time."""
+"""Frames of an animation over the order: more tokens than that appear several at a time."""
 SECONDS, HOLD = 6.0, 1.5
-"""Of a whole animation; of its last frame besides."""
+"""Duration of a whole animation, and of its last frame besides."""
 NOT_YET = 235
 """The grey of tokens that were not sampled yet."""
 

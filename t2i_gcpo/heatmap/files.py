@@ -64,7 +64,7 @@ def write(
 
 
 FOLDER = "heatmaps"
-"""Of a run."""
+"""Folder of a run's heatmaps."""
 #: Name of a heatmap of a run's own prompts; those that were trained on are called step_N_trained.
 _STEP = re.compile(r"step_[0-9]+")
 

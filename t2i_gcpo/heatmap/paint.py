@@ -21,7 +21,7 @@ PALEST = 0.5
 """The palest colour of a signed overlay, as a share of the colours: its opacity says how small a value is, and a pale
 colour besides would be lost on a grey picture."""
 OPACITY = 0.85
-"""Of a cell at the end of a signed scale; it falls linearly to 0 at 0."""
+"""Opacity of a cell at the end of a signed scale; it falls linearly to 0 at 0."""
 UNSIGNED_OPACITY = 0.8
 SATURATION = 0.25
 """What is left of the picture's own colours below the overlay."""

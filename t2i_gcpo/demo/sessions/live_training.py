@@ -37,7 +37,7 @@ ALGORITHMS = {"grpo": "GRPO", "gcpo": "GCPO", "gcpo_shuffled": "control: GCPO, s
 #: Folder below the context's runs.
 FOLDER = "live"
 STOPPED = "stopped in the demo"
-#: Of the pictures: prompts, and images of each.
+#: Prompts of the pictures, and images of each.
 PICTURED, PICTURED_GROUP = 2, 4
 
 

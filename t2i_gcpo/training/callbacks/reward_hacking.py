@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WARNINGS = "warnings.jsonl"
 #: What a line of it must hold.
 WARNING = {"step": int, "metric": str, "text": str, "picture": (str, None)}
-#: Of the pictures, in the run folder.
+#: Folder of the pictures, in the run folder.
 FOLDER = "watch"
 TRAINED = "reward/mean"
 HELD_OUT = "held_out/"
