@@ -23,7 +23,8 @@ from t2i_gcpo.training import tracker as tracking
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
 from t2i_gcpo.training.resume import expects_checkpoint
-from t2i_gcpo.training.trainer import IN_USE, Trainer, resume_command
+from t2i_gcpo.training.saving import resume_command
+from t2i_gcpo.training.trainer import IN_USE, Trainer
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated, ended_by_sigterm, on_save_request
 from t2i_gcpo.utils.lock import locked

@@ -5,8 +5,6 @@ What one step does is in `step.py`.
 
 from __future__ import annotations
 
-import shlex
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator, as_prompts
 from t2i_gcpo.records import Prompt, Sampling, SamplingOptions
 from t2i_gcpo.training import checkpoint as checkpoints
+from t2i_gcpo.training.ending import Ending
 from t2i_gcpo.training.options import (
     DEFAULT_ALGORITHM,
     CheckpointPlan,
@@ -33,7 +32,9 @@ from t2i_gcpo.training.options import (
     Schedule,
     with_options,
 )
-from t2i_gcpo.training.resume import built_options, check_same_run, fingerprint, state_problem
+from t2i_gcpo.training.progress import Progress
+from t2i_gcpo.training.resume import built_options, fingerprint
+from t2i_gcpo.training.saving import Saving
 from t2i_gcpo.training.step import Step, StepRecord
 from t2i_gcpo.training.tracker import Tracker, check_unused
 from t2i_gcpo.training.updater import Updater
@@ -130,6 +131,11 @@ class Trainer:
         self._scorer = self.reward.identity() if self.reward is reward else None
         self._began_with = fingerprint(self.generator.policy)
         self.updater = Updater(self.generator, self.algorithm, self.loop, self.optim)
+        self.progress = Progress(self.rng, self.prompt_sampler)
+        self._saving = Saving(
+            self.output_dir, self.checkpoint, self.generator, self.updater, self.progress, self._identity
+        )
+        self._ending = Ending()
         self._step = Step(
             self.generator,
             self.reward,
@@ -141,18 +147,22 @@ class Trainer:
             self.loop.prompts_per_step,
             self.rng,
         )
-        self.step_number = 0
-        self.images_sampled = 0
-        self.images_scored = 0
-        """Sampled images that have a score."""
-        self.interrupted_by: str | None = None
-        """What ended the last `train` before its time, "Ctrl-C" or "SIGTERM", or None."""
-        self._save_requested = False
-        self._unscored_steps = 0  # in a row
-        self._stop_reason: str | None = None
-        self._validation: float | None = None  # the present step's score, where there is one
-        self._saved_step: int | None = None
         self._begun = False
+
+    @property
+    def step_number(self) -> int:
+        """Return the number of steps that are done."""
+        return self.progress.step
+
+    @property
+    def images_sampled(self) -> int:
+        """Return the number of images that were sampled, discarded ones included."""
+        return self.progress.images_sampled
+
+    @property
+    def images_scored(self) -> int:
+        """Return the number of sampled images that have a score."""
+        return self.progress.images_scored
 
     @property
     def steps(self) -> int:
@@ -171,13 +181,13 @@ class Trainer:
 
         FloatingPointError after `max_nonfinite` non-finite updates in a row.
         """
-        outcome = self._step()
-        self.step_number += 1
-        self.images_sampled += outcome.images
-        self.images_scored += outcome.images_scored
-        self._unscored_steps = 0 if outcome.images_scored else self._unscored_steps + 1
-        metrics = {**outcome.metrics, "images_sampled": float(self.images_sampled)}
-        return StepRecord(self.step_number, metrics, outcome.scored, outcome.targets)
+        outcome, progress = self._step(), self.progress
+        progress.step += 1
+        progress.images_sampled += outcome.images
+        progress.images_scored += outcome.images_scored
+        self._ending.count_scores(outcome.images_scored)
+        metrics = {**outcome.metrics, "images_sampled": float(progress.images_sampled)}
+        return StepRecord(progress.step, metrics, outcome.scored, outcome.targets)
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -202,7 +212,7 @@ class Trainer:
         After `stop(reason)` the next round saves the present step and ends. A loop that is left in its middle saves
         nothing more.
         """
-        self._stop_reason = self.interrupted_by = None
+        self._ending.begin()
         return self._locked_rounds()
 
     def _locked_rounds(self) -> Iterator[StepRecord]:
@@ -234,68 +244,55 @@ class Trainer:
         (self.output_dir / checkpoints.FOLDER).mkdir(
             exist_ok=True
         )  # a run whose folder of checkpoints is missing has lost them
-        while self.step_number < self.steps and self._stop_reason is None:
-            before = self._position()
+        while self.step_number < self.steps and self.stopped is None:
+            before = self.progress.state()
             try:
                 record = self.step()
                 self._finish(record, tracker)
-                self._check_scores()
+                self._ending.check_scores(self.step_number, self.loop)
             except Exception as error:
-                self._rescue(error, before, tracker)
+                news = self._saving.rescue(error, before)
+                if news is not None:
+                    tracker.say(f"stopped by an error after step {self.step_number} of {self.steps}. {news}")
                 raise
             yield record
         if self.step_number and not self.images_scored:
             raise FloatingPointError("no image of the run has a score, and nothing was learnt; mend the scorer")
-        if self._stop_reason and self._saved_step != self.step_number:
-            self.save()
-        if self._stop_reason:
-            tracker.say(
-                f"stopped after step {self.step_number} of {self.steps}: {self._stop_reason}. {self._how_to_go_on()}"
-            )
+        if self.stopped is not None:
+            if self._saving.saved_step != self.step_number:
+                self.save()
+            how = self._saving.how_to_go_on()
+            tracker.say(f"stopped after step {self.step_number} of {self.steps}: {self.stopped}. {how}")
 
     def _finish(self, record: StepRecord, tracker: Tracker) -> None:
         """Do what follows a step: callbacks, the log, a checkpoint where one is due."""
-        kl = record.metrics.get("kl", 0.0)
-        limit = self.loop.kl_stop
-        if limit is not None and kl > limit:
-            self.stop(f"the KL to the reference is {kl:.4g} nats a token, above kl_stop = {limit:g}")
+        self._ending.check_kl(record.metrics.get("kl", 0.0), self.loop.kl_stop)
         try:
             for callback in self.callbacks:
                 callback(self, record)
         finally:
             tracker.log(record.step, record.metrics)
-        self._validation = record.metrics.get("validation/overall")
-        plan, best, score = self.checkpoint, checkpoints.best(self.output_dir), self._validation
-        is_best = plan.keep_best and score is not None and (best is None or score > best[1])
-        due = bool(plan.every) and record.step % plan.every == 0
-        if due or is_best or record.step == self.steps or self._stop_reason or self._save_requested:
-            self._save_requested = False
-            self.save()
-            self._keep_best()
-            checkpoints.prune(self.output_dir, plan.keep, keep_best=plan.keep_best, step=record.step)
-
-    def _check_scores(self) -> None:
-        """Warn of a step without any score. FloatingPointError after too many of them in a row."""
-        if self._unscored_steps == 1:
-            warnings.warn(f"no image of step {self.step_number} has a score: nothing is learnt from it", stacklevel=2)
-        if self._unscored_steps >= self.loop.max_nonfinite:
-            raise FloatingPointError(
-                f"no image of the last {self._unscored_steps} steps has a score, and nothing was learnt from them; "
-                "mend the scorer"
-            )
-
-    def _keep_best(self) -> None:
-        if self.checkpoint.keep_best and self._validation is not None:
-            checkpoints.record_best(self.output_dir, self.step_number, self._validation)
+        wanted = record.step == self.steps or self.stopped is not None or self._ending.save_requested
+        self._ending.save_requested = False
+        self._saving.after_step(record.metrics.get("validation/overall"), wanted=wanted)
 
     def stop(self, reason: str) -> None:
         """Save and end the run after the present step."""
-        self._stop_reason = self._stop_reason or reason
+        self._ending.stop(reason)
 
     @property
     def stopped(self) -> str | None:
         """Return why the last `train` ended before `steps`, or None."""
-        return self._stop_reason
+        return self._ending.reason
+
+    @property
+    def interrupted_by(self) -> str | None:
+        """Return what ended the last `train` before its time, "Ctrl-C" or "SIGTERM", or None."""
+        return self._ending.interrupted_by
+
+    @interrupted_by.setter
+    def interrupted_by(self, by: str | None) -> None:
+        self._ending.interrupted_by = by
 
     @property
     def interrupted(self) -> bool:
@@ -304,62 +301,18 @@ class Trainer:
 
     def request_save(self) -> None:
         """Save a checkpoint after the present step, and go on."""
-        self._save_requested = True
+        self._ending.save_requested = True
 
     def _interrupt(self, by: str = CTRL_C) -> None:
-        if self.tracker is not None and by == CTRL_C:
-            self.tracker.say("Ctrl-C: the step is finished and saved first; press it again to stop at once")
-        elif self.tracker is not None and self.interrupted_by is None:
-            self.tracker.say(f"{by}: the step is finished and saved first")
-        self.interrupted_by = self.interrupted_by or by
-        self.stop(f"interrupted ({by})")
-
-    def _rescue(self, error: Exception, before: dict[str, Any], tracker: Tracker) -> None:
-        """Save what was trained before an error ends the run."""
-        stopped = f"stopped by an error after step {self.step_number} of {self.steps}."
-        if isinstance(error, FloatingPointError):
-            self.updater.guard.in_a_row = 0  # the resumed run draws other images, and may try as often
-        elif self.step_number == 0:
-            return  # nothing to lose
-        elif self.step_number == before["step"] and not self.updater.incomplete:
-            self._set_position(before)  # nothing was learnt from this step: the resumed run repeats it
-        try:
-            if self._saved_step != self.step_number or isinstance(error, FloatingPointError):
-                self.save()
-        except FloatingPointError as useless:
-            what = str(useless).partition(";")[0]
-            tracker.say(f"{stopped} Its weights were not saved ({what}); the checkpoints before it are as they were")
-        except Exception as second:  # it must not hide the first error
-            if str(second) != str(error):
-                tracker.say(f"{stopped} {second}")
-        else:
-            tracker.say(f"{stopped} {self._how_to_go_on()}")
-
-    def _how_to_go_on(self) -> str:
-        return f"The checkpoint is saved; go on with: {resume_command(self.output_dir)}"
+        news = self._ending.interrupt(by)
+        if news is not None and self.tracker is not None:
+            self.tracker.say(news)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def _position(self) -> dict[str, Any]:
-        """Return where the run is, but for the weights: what a step changes before it updates them."""
-        return {
-            "step": self.step_number,
-            "images_sampled": self.images_sampled,
-            "images_scored": self.images_scored,
-            "rng": self.rng.get_state(),
-            "prompts": self.prompt_sampler.state_dict(),
-        }
-
-    def _set_position(self, state: dict[str, Any]) -> None:
-        self.step_number, self.images_sampled = state["step"], state["images_sampled"]
-        self.images_scored = state["images_scored"]
-        self.rng.set_state(state["rng"])
-        self.prompt_sampler.load_state_dict(state["prompts"])
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the run depends on."""
-        state = {**self._position(), "updater": self.updater.state_dict(), "validation": self._validation}
-        return {**state, **self._identity()}
+        return self._saving.state()
 
     def _identity(self) -> dict[str, Any]:
         """Return what a resumed run must share with the run that it goes on from."""
@@ -379,12 +332,7 @@ class Trainer:
 
         FloatingPointError, with nothing written, where the weights, or the log-probs that they give, are not finite.
         """
-        self.updater.check_usable()
-        path = checkpoints.save(
-            self.output_dir, self.step_number, state=self.state_dict(), save_model=self.generator.save
-        )
-        self._saved_step = self.step_number
-        return path
+        return self._saving.save()
 
     def resume(self, path: str | Path | None = None) -> int:
         """Load a checkpoint (None: the newest whole one) and return its step.
@@ -393,34 +341,12 @@ class Trainer:
         checkpoint, or it is that of a run with other options, another generator or another scorer, or of more steps
         than `steps`.
         """
-        state = self._newest_state() if path is None else checkpoints.load(path)
-        problem = state_problem(state)
-        if problem:
-            raise ValueError(f"{path} cannot be resumed from: {problem}")
-        check_same_run(state, self._identity(), self.steps)
-        self.updater.load_state_dict(state["updater"])
-        self._set_position(state)
-        self._validation, self._begun = state["validation"], True
-        if path is None:
-            self._saved_step = self.step_number
-            self._keep_best()  # the run may have been killed before it noted its best score
+        self._saving.resume(path, self.steps)
+        self._begun = True
         return self.step_number
-
-    def _newest_state(self) -> dict[str, Any]:
-        found = checkpoints.newest_state(self.output_dir, state_problem)
-        if found is None:
-            raise ValueError(
-                f"{self.output_dir} holds no whole checkpoint to resume from; start the run anew in another folder"
-            )
-        return found[1]
 
 
 Callback = Callable[[Trainer, StepRecord], None]
-
-
-def resume_command(run_dir: str | Path) -> str:
-    """Return the command that goes on with a run, quoted for a shell."""
-    return shlex.join(["t2i-gcpo", "train", "--output-dir", str(run_dir), "--resume"])
 
 
 def _training_sampling(options: SamplingOptions) -> SamplingConfig:

@@ -1,0 +1,117 @@
+"""When a run's checkpoints are written, how an error's end saves what was trained, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from t2i_gcpo.generators.base import ImageGenerator
+from t2i_gcpo.training import checkpoint as checkpoints
+from t2i_gcpo.training.options import CheckpointPlan
+from t2i_gcpo.training.progress import Progress
+from t2i_gcpo.training.resume import check_same_run, state_problem
+from t2i_gcpo.training.updater import Updater
+
+
+class Saving:
+    """Saves and restores one run: its progress, its updater and its generator."""
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: CheckpointPlan,
+        generator: ImageGenerator,
+        updater: Updater,
+        progress: Progress,
+        identity: Callable[[], dict[str, Any]],
+    ) -> None:
+        """`identity()` returns what a resumed run must share with the run that it goes on from."""
+        self.folder, self.plan, self.generator = folder, plan, generator
+        self.updater, self.progress, self.identity = updater, progress, identity
+        self.validation: float | None = None
+        """The present step's score on the validation prompts, where there is one."""
+        self.saved_step: int | None = None
+        """Step of the newest checkpoint that this object wrote or read."""
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the rest of the run depends on."""
+        state = {**self.progress.state(), "updater": self.updater.state_dict(), "validation": self.validation}
+        return {**state, **self.identity()}
+
+    def save(self) -> Path:
+        """Write the checkpoint of the present step: a folder that `--checkpoint` takes, and that `resume` goes on from.
+
+        FloatingPointError, with nothing written, where the weights, or the log-probs that they give, are not finite.
+        """
+        self.updater.check_usable()
+        path = checkpoints.save(self.folder, self.progress.step, state=self.state(), save_model=self.generator.save)
+        self.saved_step = self.progress.step
+        return path
+
+    def after_step(self, validation: float | None, *, wanted: bool) -> None:
+        """Save where the plan, a best score or the run (`wanted`) asks for it, and remove what is not kept any more."""
+        self.validation = validation
+        plan, best, step = self.plan, checkpoints.best(self.folder), self.progress.step
+        is_best = plan.keep_best and validation is not None and (best is None or validation > best[1])
+        due = bool(plan.every) and step % plan.every == 0
+        if due or is_best or wanted:
+            self.save()
+            self._keep_best()
+            checkpoints.prune(self.folder, plan.keep, keep_best=plan.keep_best, step=step)
+
+    def _keep_best(self) -> None:
+        if self.plan.keep_best and self.validation is not None:
+            checkpoints.record_best(self.folder, self.progress.step, self.validation)
+
+    def rescue(self, error: Exception, before: dict[str, Any]) -> str | None:
+        """Save what was trained before an error ends the run, and return what to tell the user of it.
+
+        before: the progress as it was when the step began.
+        """
+        if isinstance(error, FloatingPointError):
+            self.updater.guard.in_a_row = 0  # the resumed run draws other images, and may try as often
+        elif self.progress.step == 0:
+            return None  # nothing to lose
+        elif self.progress.step == before["step"] and not self.updater.incomplete:
+            self.progress.set(before)  # nothing was learnt from this step: the resumed run repeats it
+        try:
+            if self.saved_step != self.progress.step or isinstance(error, FloatingPointError):
+                self.save()
+        except FloatingPointError as useless:
+            what = str(useless).partition(";")[0]
+            return f"Its weights were not saved ({what}); the checkpoints before it are as they were"
+        except Exception as second:  # it must not hide the first error
+            return str(second) if str(second) != str(error) else None
+        return self.how_to_go_on()
+
+    def how_to_go_on(self) -> str:
+        return f"The checkpoint is saved; go on with: {resume_command(self.folder)}"
+
+    def resume(self, path: str | Path | None, steps: int) -> None:
+        """Load a checkpoint (None: the newest whole one), into a run of `steps` steps. ValueError as of the trainer."""
+        state = self._newest_state() if path is None else checkpoints.load(path)
+        problem = state_problem(state)
+        if problem:
+            raise ValueError(f"{path} cannot be resumed from: {problem}")
+        check_same_run(state, self.identity(), steps)
+        self.updater.load_state_dict(state["updater"])
+        self.progress.set(state)
+        self.validation = state["validation"]
+        if path is None:
+            self.saved_step = self.progress.step
+            self._keep_best()  # the run may have been killed before it noted its best score
+
+    def _newest_state(self) -> dict[str, Any]:
+        newest = checkpoints.newest_state(self.folder, state_problem)
+        if newest is None:
+            raise ValueError(
+                f"{self.folder} holds no whole checkpoint to resume from; start the run anew in another folder"
+            )
+        return newest[1]
+
+
+def resume_command(run_dir: str | Path) -> str:
+    """Return the command that goes on with a run, quoted for a shell."""
+    return shlex.join(["t2i-gcpo", "train", "--output-dir", str(run_dir), "--resume"])
