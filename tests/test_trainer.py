@@ -47,7 +47,7 @@ def _ctrl_c_interrupts() -> Any:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_algorithm_trains(name: str, tmp_path: Path) -> None:
-    run = trainer(tmp_path, name=name, steps=10, optim=Schedule(lr=2e-3, warmup_steps=2))
+    run = trainer(tmp_path, name=name, steps=10, optim=Schedule(lr=2e-3, warmup_steps=2), kl_every=1)
     before = weights(run.generator)  # type: ignore[arg-type]
     run.train()
     after = weights(run.generator)  # type: ignore[arg-type]

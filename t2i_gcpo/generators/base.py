@@ -49,7 +49,7 @@ class ImageGenerator(Protocol):
     """A model that draws a grid of codebook tokens for a prompt, and can score the tokens again.
 
     Derive from it to have the defaults of what is optional: `masked`, `base`, `has_lora`, `prepare`, `images`,
-    `training_scores`, `merge_lora`.
+    `training_scores`, `merge_lora`, `park_reference`.
     """
 
     kind: str
@@ -183,6 +183,12 @@ class ImageGenerator(Protocol):
         """Keep the policy as it is now for `reference()`.
 
         With LoRA the adapters alone are kept, and new ones add nothing to the base.
+        """
+
+    def park_reference(self) -> None:
+        """Take note that the kept reference is used now and then: it may lie in slower memory until it is.
+
+        By default it stays where it is.
         """
 
     @abstractmethod

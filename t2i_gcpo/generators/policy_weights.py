@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +30,7 @@ class PolicyWeights:
         self.path = path
         self.module: nn.Module = model.get_submodule(path)
         self.peft: Any = None
-        self._reference: nn.Module | None = None
-        self._reference_adapters: list[Tensor] | None = None
+        self._reference: list[Tensor] | None = None  # the trained parameters' values
         model.requires_grad_(False)
         self.module.requires_grad_(True)
 
@@ -99,7 +97,7 @@ class PolicyWeights:
         if self.peft is None:
             raise ValueError("there are no LoRA adapters to merge")
         self.peft.merge_and_unload()
-        self.peft = self._reference_adapters = None
+        self.peft = self._reference = None
         self.module.requires_grad_(True)
 
     def checkpoint_activations(self) -> None:
@@ -111,45 +109,39 @@ class PolicyWeights:
             module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def keep_reference(self) -> None:
-        """Keep the submodule as it is now for `reference()`: a copy, with LoRA of the adapters alone.
+        """Keep the trained parameters as they are now for `reference()`.
 
         Adapters that are new add nothing to the base, which then is the reference, and nothing is copied.
         """
-        if self.peft is None:
-            self._reference = copy.deepcopy(self.unwrapped()).requires_grad_(False).eval()
-        else:
-            changed = any(bool(p.any()) for name, p in self.module.named_parameters() if ".lora_B." in name)
-            self._reference_adapters = [p.detach().clone() for p in self.trainable_parameters()] if changed else None
+        new = self.peft is not None and not any(bool(p.any()) for name, p in self.module.named_parameters()
+                                                if ".lora_B." in name)  # fmt: skip
+        self._reference = None if new else [p.detach().clone() for p in self.trainable_parameters()]
+
+    def park_reference(self) -> None:
+        """Hold what `keep_reference()` kept in the host's memory between uses, for one that is used now and then."""
+        if self._reference is not None:
+            self._reference = [value.cpu() for value in self._reference]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the submodule is the one that `keep_reference()` kept.
+        """Inside, the submodule is the one that `keep_reference()` kept, and has no gradients.
 
         Without that call it is the base without its adapters, with LoRA; else ValueError.
         """
-        if self._reference_adapters is not None:
-            with self._exchanged(self._reference_adapters):
-                yield
-        elif self.peft is not None:
-            with self.peft.disable_adapter():
-                yield
-        else:
-            if self._reference is None:
-                raise ValueError("no reference was kept; call keep_reference() before training, or train with LoRA")
-            trained, self.module = self.module, self._reference
-            try:
-                yield
-            finally:
-                self.module = trained
+        if self._reference is None and self.peft is None:
+            raise ValueError("no reference was kept; call keep_reference() before training, or train with LoRA")
+        kept = self.peft.disable_adapter() if self._reference is None else self._exchanged(self._reference)
+        with torch.no_grad(), kept:
+            yield
 
     @contextmanager
     def _exchanged(self, values: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, the trained parameters have other values."""
+        """Inside, the trained parameters have other values. These come to the parameters' device where they are not."""
         parameters = self.trainable_parameters()
         trained = [parameter.data for parameter in parameters]
         try:
             for parameter, value in zip(parameters, values, strict=True):
-                parameter.data = value
+                parameter.data = value.to(parameter.device)
             yield
         finally:
             for parameter, value in zip(parameters, trained, strict=True):

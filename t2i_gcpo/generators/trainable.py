@@ -168,6 +168,10 @@ class TrainableGenerator(ImageGenerator):
     def keep_reference(self) -> None:
         self.weights.keep_reference()
 
+    def park_reference(self) -> None:
+        """Hold the kept reference in the host's memory between uses."""
+        self.weights.park_reference()
+
     def reference(self) -> AbstractContextManager[None]:
         return self.weights.reference()
 

@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "evaluate",
     "pictures",
     "kl_stop",
+    "kl_every",
     "max_nonfinite",
     "micro_batch",
     "generator.device",

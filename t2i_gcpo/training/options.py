@@ -39,6 +39,9 @@ class LoopOptions:
     update."""
     kl_stop: float | None = None
     """Stop the run when the KL to the reference exceeds this many nats a token; null never does."""
+    kl_every: int = 10
+    """Steps between measurements of the KL to the reference in a run whose loss and `kl_stop` do without it: it takes
+    another forward pass, and a copy of the trained weights; 0 measures none, and keeps no copy."""
     max_nonfinite: int = 3
     """Stop the run after this many updates in a row with a non-finite loss or gradient, each of which is skipped, or
     steps in a row without any score."""
@@ -47,12 +50,20 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         declared(self)
-        at_least(0, seed=self.seed)
+        at_least(0, seed=self.seed, kl_every=self.kl_every)
         at_most(LARGEST_SEED, seed=self.seed)
         at_least(1, steps=self.steps, prompts_per_step=self.prompts_per_step)
         at_least(1, epochs=self.epochs, minibatches=self.minibatches, micro_batch=self.micro_batch)
         at_least(1, max_nonfinite=self.max_nonfinite)
         above_zero(kl_stop=self.kl_stop)
+
+    def kl_always(self, algorithm: Algorithm) -> bool:
+        """Return whether every step needs the log-probs under the reference: for the loss, or for `kl_stop`."""
+        return algorithm.needs_reference or self.kl_stop is not None
+
+    def kl_due(self, algorithm: Algorithm, step: int) -> bool:
+        """Return whether step `step` (1, 2, ...) measures the KL to the reference."""
+        return self.kl_always(algorithm) or (self.kl_every > 0 and step % self.kl_every == 0)
 
     def check_rollout(self, algorithm: Algorithm) -> None:
         """Raise ValueError where the mini-batches do not divide the images of a rollout."""

@@ -125,7 +125,13 @@ class Trainer:
         check_scorable(rows, self.reward)
         self.prompt_sampler = PromptSampler(rows, seed=self.loop.seed, balanced=balanced)
         self.rng = torch.Generator().manual_seed(self.loop.seed)
-        self.generator.keep_reference()
+        always = self.loop.kl_always(self.algorithm) or self.algorithm.entropy_reward_coef > 0
+        self.has_reference = always or self.loop.kl_every > 0 or self.generator.has_lora
+        """Whether `generator.reference()` can be used: a copy of the weights that nothing needs is not made."""
+        if self.has_reference:
+            self.generator.keep_reference()
+        if self.has_reference and not always:
+            self.generator.park_reference()
         self.generator.prepare(rollouts_ahead=self.steps)
         # A plain function has no identity but its name, which says nothing of what it does.
         self._scorer = self.reward.identity() if self.reward is reward else None

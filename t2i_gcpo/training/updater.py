@@ -56,7 +56,8 @@ class Updater:
         """Take all optimiser steps of one rollout and return their mean metrics. FloatingPointError from the guard."""
         self._probe = rollout.rows(torch.arange(min(self.loop.micro_batch, rollout.batch)))
         with clock.phase("forward"):
-            reference = self._reference(rollout)
+            due = self.loop.kl_due(self.algorithm, self.updates + 1)
+            reference = self._reference(rollout) if due else None
             old, drift = self._old(rollout)
         history: list[dict[str, Tensor]] = []
         skipped = 0
@@ -100,12 +101,12 @@ class Updater:
         targets: TokenAdvantages,
         part: Tensor,
         old: Tensor | None,
-        reference: Tensor,
+        reference: Tensor | None,
         denominator: Tensor,
         clock: Clock,
     ) -> dict[str, Tensor]:
         """Run the micro-batch of rows `part` [b] forward and backward, and return its metrics."""
-        part = part.to(reference.device)
+        part = part.to(denominator.device)
         rows, part_targets = rollout.rows(part), targets.rows(part)
         with clock.phase("forward"):
             scores = self.generator.training_scores(rows, distribution=self.loop.distribution)
@@ -115,7 +116,7 @@ class Updater:
                 scores.logprob,
                 fresh if old is None else old[part],
                 part_targets,
-                logprob_reference=reference[part],
+                logprob_reference=None if reference is None else reference[part],
                 token_logprob=scores.own,
                 scale=scale,
                 denominator=denominator,
@@ -126,7 +127,8 @@ class Updater:
                 self.weights.add_gradients()
         counted = part_targets.mask if scale is None else part_targets.mask & (scale > 0)
         metrics = {**output.metrics, "loss": output.loss.detach(), "_tokens": counted.sum()}
-        metrics["kl"] = metrics.pop("kl_k3")
+        if reference is not None:
+            metrics["kl"] = metrics.pop("kl_k3")
         if old is None and scale is None:
             metrics["logprob_drift"] = (fresh - self._recorded(rows)).abs().mean()
         return metrics

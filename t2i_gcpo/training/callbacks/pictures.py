@@ -99,8 +99,13 @@ class Pictures:
 
 
 @torch.no_grad()
-def reference_logprobs(trainer: Trainer, rollout: Rollout) -> Tensor:
-    """Return the raw log-probs of the rollout's tokens in the reference model, under their prompts: [B, T] nats."""
+def reference_logprobs(trainer: Trainer, rollout: Rollout) -> Tensor | None:
+    """Return the raw log-probs of the rollout's tokens in the reference model, under their prompts: [B, T] nats.
+
+    None where the run keeps no reference.
+    """
+    if not trainer.has_reference:
+        return None
     with trainer.generator.reference():
         return in_chunks(
             lambda index: trainer.generator.token_logprobs(rollout.rows(index)),
