@@ -38,6 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "t2i_gcpo.commands.credit_alignment:main",
         "measure which rule of credit points a batch's gradient best along the true one",
     ),
+    "credit-truth": (
+        "t2i_gcpo.commands.credit_truth:main",
+        "measure what each token does to the reward, and compare the rules of credit with it",
+    ),
     "export": ("t2i_gcpo.commands.export:main", "save what training changed as a small delta to its base checkpoint"),
     "compare": ("t2i_gcpo.commands.compare:main", "curves, a table and a report of several runs"),
     "text": (

@@ -181,6 +181,11 @@ class Rollout:
             stats={name: pick(value) for name, value in self.stats.items()},
         )
 
+    def cpu(self) -> Rollout:
+        """Return the rollout with all its tensors on the CPU."""
+        moved: dict[str, Any] = {name: value.cpu() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved, stats={name: value.cpu() for name, value in self.stats.items()})
+
     def groups(self, index: Tensor) -> Rollout:
         """Return some prompts with all their images. `index`: [p] int64, prompts."""
         group = self.sampling.group_size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +241,16 @@ def test_more_gradients_than_the_disk_holds_are_refused_before_anything_is_drawn
     monkeypatch.setattr(command.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     assert cli.main(["credit-alignment", *arguments, "--reward", f"{__name__}:redness", "--out", str(tmp_path)]) == 2
     assert "take 0.0 GB" in capsys.readouterr().err
+
+
+def test_sigterm_leaves_no_gradients(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def terminate(*given: Any, **options: Any) -> None:
+        assert list(tmp_path.iterdir())  # the file of gradients is there
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(command, "rule_gradients", terminate)
+    given = [*arguments, "--reward", f"{__name__}:redness", "--batches", "4", "--out", str(tmp_path)]
+    assert cli.main(["credit-alignment", *given]) == 143
+    assert "ended by SIGTERM" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,10 @@ from tqdm import tqdm
 import rewards
 from rewards.base import Reward
 from t2i_gcpo.advantages import informative_groups
-from t2i_gcpo.algorithms import TABLE, Algorithm, resolve
+from t2i_gcpo.algorithms import TABLE, Algorithm
 from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.commands.options.paths import home_path
+from t2i_gcpo.commands.options.rules import read_rules
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.sampler import PromptSampler
@@ -36,7 +38,7 @@ from t2i_gcpo.reports.tables import number, print_note, print_table, with_interv
 from t2i_gcpo.training.rollout import collect
 from t2i_gcpo.training.rule_gradients import rule_gradients
 from t2i_gcpo.utils.destination import check_folder
-from t2i_gcpo.utils.yaml_files import Scalar
+from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated, ended_by_sigterm
 
 RESULT, PLOT, GRADIENTS = "alignment.json", "alignment.png", "gradients.tmp"
 #: Its expected gradient is the true one: all tokens of an image have the same weight.
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> int:
             f"--batches is {args.batches}; it must be at least {LEAST_BATCHES}, as the intervals are over batches"
         )
     check_folder(args.out, RESULT, PLOT)
-    rules = read_rules(args.rules, args.group_size)
+    rules = read_rules([TRUE_RULE, *args.rules], args.group_size)
     prompts = prompt_files.read(args.prompts)
     reward = rewards.load(args.reward)
     check_scorable(prompts, reward)
@@ -66,29 +68,17 @@ def main(argv: list[str]) -> int:
         generator.add_lora(rank=args.lora_rank, alpha=2.0 * args.lora_rank, seed=args.seed)
     stats = sorted({stat for rule in rules.values() for stat in rule.needed_stats})
     drawn = sampling(args, group_size=args.group_size, stats=tuple(stats))
-    result = run(generator, reward, prompts, drawn, rules, args)
+    try:
+        with ended_by_sigterm():
+            result = run(generator, reward, prompts, drawn, rules, args)
+    except Terminated:
+        print("ended by SIGTERM before the batches were complete; nothing is kept", file=sys.stderr)
+        return STATUS[TERMINATE]
     print(f"wrote {result.save(args.out / RESULT)}")
     show(result)
     draw(result).savefig(args.out / PLOT, dpi=120)
     print(f"wrote {args.out / PLOT}")
     return 0
-
-
-def read_rules(texts: Sequence[str], group_size: int) -> dict[str, Algorithm]:
-    """Return the rules by their text, the true one first. ValueError: an unknown row or option, a repeated rule."""
-    repeated = sorted({text for text in texts if texts.count(text) > 1})
-    if repeated:
-        raise ValueError(f"--rules names {', '.join(repeated)} twice; name each rule once")
-    rules = {}
-    for text in dict.fromkeys([TRUE_RULE, *texts]):
-        name, _, options = text.partition(":")
-        pairs = [pair.partition("=") for pair in options.split(",")] if options else []
-        wrong = [key for key, equals, value in pairs if not (key and equals and value)]
-        if wrong:
-            raise ValueError(f"rule {text!r} is not ROW or ROW:option=value,option=value; look at {wrong[0]!r}")
-        choices = {key.replace("-", "_"): Scalar(value).value for key, _, value in pairs}
-        rules[text] = resolve(name, **{"group_size": group_size, **choices})
-    return rules
 
 
 def run(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -124,7 +124,7 @@ class CreditObserver:
         for objects, prompt in zip(self.detector(images), rollout.row_prompts, strict=True):
             masks = [one.mask for one in named(objects, prompt) if one.mask is not None]
             self._objects.append([localisation.cells(mask, rollout.grid) for mask in masks])
-        self._rollouts.append(_to_cpu(rollout.rows(torch.arange(rollout.batch))))
+        self._rollouts.append(rollout.rows(torch.arange(rollout.batch)).cpu())
 
     def result(self, *, seed: int = 0, **about: Any) -> CreditResult:
         """Measure all images that were watched.
@@ -242,8 +242,3 @@ def weights(name: str, values: Tensor, rollout: Rollout, normalization: credit.N
     if name in DIVERGENCES:
         return token_weights(resolve("gcpo", divergence=name, normalization=normalization), rollout)
     return credit.normalize(values, normalization=normalization, floor=0.0)
-
-
-def _to_cpu(rollout: Rollout) -> Rollout:
-    tensors: dict[str, Any] = {name: value.cpu() for name, value in vars(rollout).items() if isinstance(value, Tensor)}
-    return replace(rollout, **tensors, stats={name: value.cpu() for name, value in rollout.stats.items()})

@@ -141,6 +141,23 @@ class ImageGenerator(Protocol):
     def token_entropy(self, rollout: Rollout) -> Tensor:
         """Compute the entropy [B, T] fp32, nats, of the raw conditional distribution at each token; no gradient."""
 
+    def redraw(self, rollout: Rollout, uniform: Tensor) -> Tensor:
+        """Draw K other tokens at each place, each after the same tokens before it: [B, T, K] int64.
+
+        They come from the distribution that the rollout's own tokens were drawn from. uniform: [B, T, K] in [0, 1).
+        ValueError where the generator cannot.
+        """
+        raise ValueError(f"{type(self).__name__} draws its tokens in no fixed order, so none can be drawn anew alone")
+
+    def sample_on(self, rollout: Rollout, rows: Tensor, places: Tensor, noise: Tensor) -> Tensor:
+        """Draw R images that begin as rows of the rollout do: tokens [R, T] int64.
+
+        Image r has the first `places[r]` tokens of row `rows[r]`, and draws the others with `noise[r]`. rows, places:
+        [R] int64; noise: [R, T] uniform in [0, 1). Rounding may turn a token that was kept and has a probability of
+        about 1e-5 or less into another; what comes out shows it. ValueError where the generator cannot.
+        """
+        raise ValueError(f"{type(self).__name__} draws its tokens in no fixed order, so none can be drawn anew alone")
+
     @abstractmethod
     def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
         """Raise a ValueError for prompts that the generator cannot read, e.g. for words that it does not know."""

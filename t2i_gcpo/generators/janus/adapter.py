@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -188,6 +189,36 @@ class Janus(TrainableGenerator):
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         with self._train_mode():
             return self.scorer.token_entropy(rollout)
+
+    def redraw(self, rollout: Rollout, uniform: Tensor) -> Tensor:
+        check_tokens(rollout.tokens, self.grid, self.codebook_size)
+        return self._redraw(rollout, uniform)[0]
+
+    def _redraw(self, rollout: Rollout, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Call `RowScorer.redraw` for at most `max_batch` rows at a time."""
+        parts = torch.arange(rollout.batch).split(self.max_batch or rollout.batch)
+        with self.eval_mode():
+            drawn = [self.scorer.redraw(rollout.rows(part), uniform[part.to(uniform.device)]) for part in parts]
+        return torch.cat([tokens for tokens, _ in drawn]), torch.cat([own for _, own in drawn])
+
+    @torch.no_grad()
+    def sample_on(self, rollout: Rollout, rows: Tensor, places: Tensor, noise: Tensor) -> Tensor:
+        check_tokens(rollout.tokens, self.grid, self.codebook_size)
+        _, own = self._redraw(rollout, torch.zeros(*rollout.tokens.shape, 0))
+        kept = torch.arange(own.shape[1]) < places.cpu().unsqueeze(-1)
+        mixed = torch.where(kept.to(own.device), own[rows.to(own.device)], noise.to(own.device))
+        texts = [prompt.text for prompt in rollout.row_prompts]
+        with self.eval_mode() as policy:
+            return self.sampler.draw(
+                policy,
+                [texts[row] for row in rows.tolist()],
+                None,
+                replace(rollout.sampling, group_size=1, contrast=False, stats=()),
+                first_prompt_index=0,
+                max_batch=self.max_batch,
+                compile=self.compiles(),
+                noise=mixed,
+            ).tokens
 
     def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
         """Raise a ValueError that names the words of the prompts that the tokenizer does not know, if there are any."""

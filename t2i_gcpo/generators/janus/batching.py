@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from t2i_gcpo.generators.compilation import batches
 from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
@@ -38,14 +38,18 @@ class RowSampler:
         first_prompt_index: int,
         max_batch: int | None,
         compile: bool,
+        noise: Tensor | None = None,
     ) -> SampledRows:
-        """Sample all B rows of P texts, in batches."""
+        """Sample all B rows of P texts, in batches. noise: [B, T] instead of that of the sampling's seed."""
         rows = [(prompt, image) for prompt in range(len(texts)) for image in range(sampling.group_size)]
         parts = []
         for batch in batches(rows, max_batch, compile):
-            part = self._draw_part(
-                policy, texts, negatives, sampling, batch.rows, first_prompt_index, compile=batch.compile
-            )
+            indices = [(first_prompt_index + prompt, image) for prompt, image in batch.rows]
+            if noise is None:
+                drawn = row_noise(sampling.seed, indices, self.steps.length, device=self.encoder.device)
+            else:
+                drawn = noise[[prompt * sampling.group_size + image for prompt, image in batch.rows]]
+            part = self._draw_part(policy, texts, negatives, sampling, batch.rows, drawn, compile=batch.compile)
             parts.append(part.first(batch.asked))
         return SampledRows.cat(parts)
 
@@ -56,7 +60,7 @@ class RowSampler:
         negatives: Sequence[str] | None,
         sampling: Sampling,
         rows: Sequence[Row],
-        first_prompt_index: int,
+        noise: Tensor,
         *,
         compile: bool,
     ) -> SampledRows:
@@ -67,9 +71,6 @@ class RowSampler:
             None if negatives is None else [negatives[p] for p in owners],
             sampling,
             width_multiple=WIDTH_MULTIPLE if compile else 1,
-        )
-        noise = row_noise(
-            sampling.seed, [(first_prompt_index + p, g) for p, g in rows], self.steps.length, device=device
         )
         owner = torch.tensor([owners[prompt] for prompt, _ in rows], device=device)
         return self.steps.draw_rows(policy, encoded, owner, noise, sampling, branches, compile=compile)

@@ -16,6 +16,7 @@ from t2i_gcpo.generators.base import DISTRIBUTIONS, row_texts
 from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.generators.tokens.logprobs import token_entropy, token_logprob
+from t2i_gcpo.generators.tokens.sampling import behaviour_logits, draw, noise_of
 from t2i_gcpo.records import Rollout
 
 
@@ -68,6 +69,36 @@ class RowScorer:
         tokens = rollout.tokens.to(self.encoder.device)
         hidden = self._hidden(self.weights.module, conditional, tokens)
         return token_entropy(hidden, self.model.model.generation_head, chunk=self.head_chunk)
+
+    @torch.no_grad()
+    def redraw(self, rollout: Rollout, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the tokens [B, T, K] that `Janus.redraw` describes, and say which noise [B, T] gives the rollout's own.
+
+        That noise is the middle of all that give the token, so that rounding does not change what it gives.
+        """
+        conditional, null = self._encode_rows(rollout, "positive")
+        tokens, policy = rollout.tokens.to(self.encoder.device), self.weights.module
+        guided = rollout.sampling.guidance != 1
+        branches = [conditional, null] if guided else [conditional]
+        rows = [rearrange(self._hidden(policy, branch, tokens), "b t d -> (b t) d") for branch in branches]
+        asked = rearrange(uniform.to(tokens.device), "b t k -> (b t) k")
+        own = rearrange(tokens, "b t -> (b t)")
+        head, sampling = self.model.model.generation_head, rollout.sampling
+        drawn, middle = [], []
+        for part in torch.arange(len(own), device=own.device).split(self.head_chunk):
+            logits = [head(hidden[part]) for hidden in rows]
+            behaviour = behaviour_logits(
+                logits[0],
+                logits[1] if guided else None,
+                guidance=sampling.guidance,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                keep=own[part],
+            )
+            drawn.append(draw(repeat(behaviour, "n v -> n k v", k=asked.shape[1]), asked[part]))
+            middle.append(noise_of(behaviour, own[part]))
+        return torch.cat(drawn).view(*tokens.shape, -1), torch.cat(middle).view_as(tokens)
 
     def _encode_rows(self, rollout: Rollout, prompt: str | list[str]) -> tuple[Encoded, Encoded]:
         """Encode the conditional rows [B, L] that `prompt` asks for, and their null rows."""

@@ -111,6 +111,18 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     return (cumulative > threshold.unsqueeze(-1)).int().argmax(dim=-1)  # argmax gives the first of equals
 
 
+def noise_of(logits: Tensor, token: Tensor) -> Tensor:
+    """Return noise [*] fp32 for which `draw` gives the token: [*, V], [*] int64 -> [*].
+
+    It is the middle of the interval of all noise that does, which is as long as the token is probable.
+    """
+    probability = logits.float().softmax(dim=-1)
+    cumulative = probability.cumsum(dim=-1)
+    index = token.unsqueeze(-1)
+    end, own = cumulative.gather(-1, index), probability.gather(-1, index)
+    return ((end - own / 2) / cumulative[..., -1:]).squeeze(-1).clamp(0.0, LARGEST_UNIFORM)
+
+
 def row_noise(seed: int, rows: Sequence[tuple[int, int]], length: int, device: torch.device | str = "cpu") -> Tensor:
     """Draw uniform noise [B, length] fp32 in [0, 1), one row for each (prompt index, image index).
 

@@ -1,0 +1,262 @@
+"""Influence of a token on the reward: the estimator, the places that are drawn anew, the file, and the rules' table."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from helpers import tiny
+from helpers.fake_generator import FakeGenerator
+from rewards.base import RewardOutput
+from t2i_gcpo import cli, generators
+from t2i_gcpo.algorithms import ALL_STATS, resolve
+from t2i_gcpo.evaluation import causal_agreement
+from t2i_gcpo.evaluation.causal_agreement import agreement, half_of, rank_correlation
+from t2i_gcpo.evaluation.causal_file import Truth
+from t2i_gcpo.evaluation.causal_influence import Influence, Plan, between_variance, measure
+from t2i_gcpo.generators.tokens.sampling import LARGEST_UNIFORM, draw, noise_of
+from t2i_gcpo.records import Rollout, Sampling
+
+
+def test_the_variance_between_alternatives_by_hand() -> None:
+    # Row means 0.75 and 0.25: their variance is 0.125. Residuals of rewards - row - column + mean (0.5):
+    # columns' means .5, 0, 1, .5 give +.25, -.25, -.25, +.25 and the negatives: 8 x 0.0625 = 0.5, over 3 degrees of
+    # freedom and 4 completions: 0.5 / 3 / 4.
+    rewards = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+    assert between_variance(rewards).item() == pytest.approx(0.125 - 0.5 / 12)
+
+
+def test_noise_that_all_alternatives_share_cancels_and_the_estimate_is_unbiased() -> None:
+    rng = torch.Generator().manual_seed(0)
+    shared = 10 * torch.randn(20_000, 1, 4, generator=rng)
+    expected = 0.5 * torch.randn(20_000, 3, 1, generator=rng)
+    own = torch.randn(20_000, 3, 4, generator=rng)
+    alone = between_variance(shared.expand(-1, 3, -1))
+    assert float(alone.abs().max()) < 1e-4
+    estimates = between_variance(shared + expected + own)
+    assert float(estimates.mean()) == pytest.approx(0.25, abs=5 * float(estimates.std()) / 20_000**0.5)
+    assert float((estimates < 0).float().mean()) > 0.1  # it is an estimate, not clipped at 0
+
+
+def test_the_noise_of_a_token_draws_it() -> None:
+    rng = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(200, 50, generator=rng)
+    tokens = draw(logits, torch.rand(200, generator=rng))
+    noise = noise_of(logits, tokens)
+    assert torch.equal(draw(logits, noise), tokens)
+    assert 0 <= float(noise.min()) and float(noise.max()) <= LARGEST_UNIFORM
+    width = logits.softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    assert torch.equal(draw(logits, (noise - 0.49 * width).clamp(min=0)), tokens)  # the middle of its interval
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.checkpoint(folder)
+    return generators.load(str(folder), compile=False)
+
+
+def rollout_of(generator: Any, **options: Any) -> Rollout:
+    drawn = {"group_size": 2, "stats": ALL_STATS, "seed": 3, **options}
+    return generator.sample(["a red circle", "two blue square"], Sampling(**drawn))
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance": 1.0}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}])
+def test_images_go_on_from_any_place_as_they_began(generator: Any, options: dict[str, Any]) -> None:
+    rollout = rollout_of(generator, **options)
+    rows, places = torch.tensor([3, 0, 3, 1]), torch.tensor([0, 5, 16, 11])
+    noise = torch.rand(4, 16, generator=torch.Generator().manual_seed(2))
+    tokens = generator.sample_on(rollout, rows, places, noise)
+    for drawn, row, place in zip(tokens, rows, places, strict=True):
+        assert torch.equal(drawn[:place], rollout.tokens[row, :place])
+    assert torch.equal(tokens[2], rollout.tokens[3])
+    other = generator.sample_on(rollout, rows, places, noise.flip(0))
+    assert not torch.equal(tokens[1, 5:], other[1, 5:])
+
+
+def test_a_token_that_is_drawn_anew_is_the_next_of_an_image_that_goes_on_from_there(generator: Any) -> None:
+    rollout = rollout_of(generator)
+    uniform = torch.rand(4, 16, 3, generator=torch.Generator().manual_seed(4))
+    others = generator.redraw(rollout, uniform)
+    assert others.shape == (4, 16, 3) and bool((others != rollout.tokens[..., None]).any())
+    for place in (0, 7, 15):
+        noise = uniform[1, :, 2].expand(1, -1)
+        finished = generator.sample_on(rollout, torch.tensor([1]), torch.tensor([place]), noise)
+        assert int(finished[0, place]) == int(others[1, place, 2])
+
+
+class FirstTwo:
+    """Scores 1 where token 2 is even, +10 where token 5 is above 15; the rest has no influence."""
+
+    name = "first_two"
+
+    def __init__(self, generator: Any) -> None:
+        self.seen: list[Tensor] = []
+        self.decode, generator.decode = generator.decode, self.remember
+        self.images = 0
+
+    def remember(self, tokens: Tensor) -> Tensor:
+        self.seen.append(tokens)
+        return self.decode(tokens)
+
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+        tokens = self.seen[-1]
+        self.images += len(images)
+        return RewardOutput((tokens[:, 2] % 2 == 0).float() + 10 * (tokens[:, 5] > 15).float())
+
+
+def test_tokens_that_decide_the_reward_are_found_and_no_others(generator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator, "decode", generator.decode)
+    reward: Any = FirstTwo(generator)
+    rollout = rollout_of(generator, guidance=1.0).groups(torch.tensor([0]))
+    influence = measure(generator, reward, rollout, Plan(0, 16, 4), rng=torch.Generator().manual_seed(5))
+    others = generator.redraw(rollout, torch.rand(2, 16, 2000, generator=torch.Generator().manual_seed(6)))
+    above = (others[:, 5] > 15).float().mean(dim=-1)
+    # After token 5 nothing matters: exactly 0. Token 5 itself: a coin of +10 with the probability of a token above 15.
+    assert torch.equal(influence.value[:, 6:], torch.zeros(2, 10))
+    assert torch.allclose(influence.value[:, 5], 10 * (above * (1 - above)).sqrt(), atol=1.5)
+    assert influence.drawn > 0 and influence.variance.shape == (2, 16)
+
+
+def test_a_token_that_is_decided_costs_nothing(generator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward: Any = FirstTwo(generator)
+    rollout = rollout_of(generator)
+    same = rollout.tokens.unsqueeze(-1).expand(-1, -1, 2)
+    monkeypatch.setattr(generator, "redraw", lambda *_: same)
+    influence = measure(generator, reward, rollout, Plan(0, 2, 4))
+    assert influence.drawn == 0 and reward.images == 0 and torch.equal(influence.variance, torch.zeros(4, 16))
+    monkeypatch.undo()
+    some = measure(generator, reward, rollout, Plan(3, 2, 4), rng=torch.Generator().manual_seed(0))
+    assert some.variance.isfinite().sum(dim=1).tolist() == [3] * 4
+
+
+def test_a_generator_without_a_fixed_order_is_refused() -> None:
+    from t2i_gcpo.generators.base import ImageGenerator
+
+    class Masked(FakeGenerator, ImageGenerator):
+        """Has the protocol's defaults."""
+
+    Masked.__abstractmethods__ = frozenset()
+    generator = Masked()
+    with pytest.raises(ValueError, match="Masked draws its tokens in no fixed order"):
+        measure(generator, FirstTwo(generator), generator.sample(["a red circle"], Sampling()))  # type: ignore[arg-type]
+
+
+def test_half_of_the_influence_and_the_correlation_by_hand() -> None:
+    value = np.array([[0.0, 3.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, np.nan, 4.0]])
+    assert half_of(value).tolist() == [[False, True, False, False], [False] * 4, [False, False, False, True]]
+    assert half_of(np.array([[2.0, 3.0, 2.0, 0.0]])).tolist() == [[True, True, False, False]]
+    everywhere = np.ones((1, 3), dtype=bool)
+    left, right = np.array([[1.0, 2.0, 3.0]]), np.array([[1.0, 9.0, 2.0]])
+    assert rank_correlation(left, right, everywhere)[0] == pytest.approx(0.5)
+    assert rank_correlation(left, np.ones((1, 3)), everywhere)[0] == 0.0
+
+
+def known(generator: Any) -> tuple[Influence, Rollout]:
+    """Influence that is exactly GCPO's own weights, but for one place that was not measured."""
+    rollout = rollout_of(generator)
+    value = torch.from_numpy(causal_agreement.weights(resolve("gcpo", group_size=2), rollout)[0]).float()
+    variance = value.square()
+    variance[:, 3] = torch.nan
+    return Influence(variance, variance.expand(2, -1, -1), 7), rollout
+
+
+def test_a_rule_that_is_the_truth_agrees_wholly_and_others_do_not(generator: Any) -> None:
+    influence, rollout = known(generator)
+    rules = {name: resolve(name, group_size=2) for name in ("grpo", "gcpo", "gcpo_shuffled", "gcpo_sibling")}
+    found = agreement(influence, rollout, rules, checkpoint="tiny")
+    assert found.rules["gcpo"]["rank_correlation"].overall == pytest.approx(1.0)
+    assert found.rules["gcpo"]["auroc"].overall == pytest.approx(1.0)
+    assert found.rules["grpo"]["rank_correlation"].overall == 0 and found.rules["grpo"]["auroc"].overall == 0.5
+    assert found.rules["grpo"]["share"].overall == pytest.approx(found.half_tokens)
+    assert found.rules["gcpo"]["share"].overall > 0.5 > found.rules["gcpo_shuffled"]["share"].overall
+    assert abs(found.rules["gcpo_shuffled"]["rank_correlation"].overall) < 0.3
+    assert found.reliability.overall == pytest.approx(1.0) and (found.images, found.without) == (4, 0)
+    none = Influence(torch.zeros_like(influence.variance), influence.halves)
+    with pytest.raises(ValueError, match="no token of the 4 images has an influence"):
+        agreement(none, rollout, rules)
+
+
+def test_the_file_gives_back_what_was_measured_and_refuses_others(generator: Any, tmp_path: Path) -> None:
+    influence, rollout = known(generator)
+    truth = Truth(rollout, influence, generator.decode(rollout.tokens), torch.ones(4), {"checkpoint": "tiny"})
+    again = Truth.load(truth.save(tmp_path / "truth.safetensors"))
+    assert again.about == truth.about and again.influence.drawn == 7
+    for name in ("tokens", "logprob_positive", "logprob_negative", "logprob_behaviour", "commit_step"):
+        assert torch.equal(vars(again.rollout)[name], vars(rollout)[name])
+    assert torch.equal(again.influence.variance.nan_to_num(-1), influence.variance.nan_to_num(-1))
+    assert torch.equal(again.images, truth.images) and again.rollout.prompts == rollout.prompts
+    assert sorted(again.rollout.stats) == sorted(ALL_STATS)
+    (tmp_path / "other.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="is no measured influence"):
+        Truth.load(tmp_path / "other.safetensors")
+    cut = replace(truth, influence=Influence(influence.variance[:, :5], influence.halves, 0))
+    with pytest.raises(ValueError, match="do not fit"):
+        Truth.load(cut.save(tmp_path / "cut.safetensors"))
+
+
+def brightness(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+    return images[:, 0, :4].float().mean(dim=(1, 2)) / 255
+
+
+def test_the_command_measures_once_and_compares_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.checkpoint(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    given = ["--checkpoint", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts.txt"), "--compile", "off"]
+    more = ["--reward", f"{__name__}:brightness", "--alternatives", "2", "--completions", "4", "--places", "2"]
+    out = tmp_path / "out"
+    assert cli.main(["credit-truth", *given, *more, "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["truth.json", "truth.png", "truth.safetensors"]
+    first = json.loads((out / "truth.json").read_text())
+    assert first["images"] + first["images_without_influence"] == 4 and first["images_finished"] > 0
+    assert {"grpo", "gcpo", "gcpo_sibling"} <= set(first["rules"])
+    assert "gcpo_shuffled" in capsys.readouterr().out
+    measured = ["--measured", str(out / "truth.safetensors"), "--rules", "gcpo", "--out", str(tmp_path / "again")]
+    assert cli.main(["credit-truth", *measured]) == 0
+    again = json.loads((tmp_path / "again/truth.json").read_text())
+    assert again["rules"] == {"gcpo": first["rules"]["gcpo"]}
+    assert not (tmp_path / "again/truth.safetensors").exists()
+
+
+def interrupting(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+    if len(images) == 2:  # the images themselves, before any is finished anew
+        os.kill(os.getpid(), signal.SIGTERM)
+    return images[:, 0, :4].float().mean(dim=(1, 2)) / 255
+
+
+def test_sigterm_ends_after_the_prompt_and_keeps_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.checkpoint(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    given = ["--checkpoint", str(tmp_path / "model"), "--prompts", str(tmp_path / "prompts.txt"), "--compile", "off"]
+    more = ["--reward", f"{__name__}:interrupting", "--alternatives", "2", "--completions", "4", "--places", "2"]
+    assert cli.main(["credit-truth", *given, *more, "--rules", "gcpo", "--out", str(tmp_path / "out")]) == 0
+    assert "SIGTERM: 1 of 2 prompts are measured" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/truth.json").read_text())["prompts_measured"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--completions", "5"], "completions is 5; it must be even"),
+        (["--alternatives", "1"], "alternatives is 1; it must be at least 2"),
+        ([], "give --checkpoint and --prompts to measure, or --measured FILE"),
+        (["--measured", "nowhere.safetensors"], "nowhere.safetensors is no measured influence"),
+        (["--rules", "gcpa"], "unknown algorithm 'gcpa'"),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert cli.main(["credit-truth", *more, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
