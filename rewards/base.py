@@ -27,6 +27,8 @@ class RewardOutput:
     """[B] float, higher is better, NaN = this image could not be scored."""
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Name -> [B] float, for the log; NaN where a part does not apply to an image."""
+    reasons: tuple[tuple[str, ...], ...] = ()
+    """B times why an image does not have the full score, a line a reason; () of a reward that gives no reasons."""
 
 
 class PromptError(ValueError):
@@ -107,7 +109,8 @@ def check_each(
 def join(outputs: Sequence[RewardOutput]) -> RewardOutput:
     """Put the scores of several batches one after the other.
 
-    A part that a batch lacks (that of a task of which it has no image) is NaN there. ValueError for no batches.
+    A part that a batch lacks (that of a task of which it has no image) is NaN there. Reasons are joined where any batch
+    has some. ValueError for no batches.
     """
     import torch
 
@@ -117,7 +120,8 @@ def join(outputs: Sequence[RewardOutput]) -> RewardOutput:
     parts = {
         name: torch.cat([o.parts.get(name, torch.full_like(o.scores, torch.nan)) for o in outputs]) for name in names
     }
-    return RewardOutput(torch.cat([output.scores for output in outputs]), parts)
+    reasons = tuple(lines for output in outputs for lines in output.reasons or ((),) * len(output.scores))
+    return RewardOutput(torch.cat([output.scores for output in outputs]), parts, reasons if any(reasons) else ())
 
 
 def check_policy(failure: str) -> None:
@@ -141,6 +145,11 @@ def check(
                 f"reward {name!r} returned {label} of shape {tuple(values.shape)} for {batch} images "
                 f"({_quoted(prompts)}); it must return one number per image, shape ({batch},)"
             )
+    if output.reasons and len(output.reasons) != batch:
+        raise ValueError(
+            f"reward {name!r} returned reasons for {len(output.reasons)} of {batch} images ({_quoted(prompts)}); it "
+            "must return a tuple of lines for each image, or no reasons"
+        )
     scores = output.scores.detach().float()
     finite = scores.isfinite()
     if not finite.all():

@@ -41,7 +41,7 @@ class FunctionReward(Reward):
         result = self.function(images, prompts, metadata, **self.options)
         given = result if isinstance(result, RewardOutput) else RewardOutput(result)
         parts = {str(part): self._numbers(values) for part, values in given.parts.items()}
-        output = RewardOutput(self._numbers(given.scores), parts)
+        output = RewardOutput(self._numbers(given.scores), parts, given.reasons)
         return check(output, len(images), self.name, prompts, failure=self.failure)
 
     def check_prompts(self, prompts: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:

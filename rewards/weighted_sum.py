@@ -102,7 +102,18 @@ class Composite(AsyncReward):
         total = sums[0]
         for term in sums[1:]:
             total = total + term
-        return RewardOutput(total, parts)
+        reasons = _reasons({name: outputs[name].reasons for name in self.rewards}, len(images))
+        return RewardOutput(total, parts, reasons)
+
+
+def _reasons(named: Mapping[str, tuple[tuple[str, ...], ...]], count: int) -> tuple[tuple[str, ...], ...]:
+    """Return the reasons of all rewards that give some, image by image, each with its reward's name."""
+    given = {name: reasons for name, reasons in named.items() if any(reasons)}
+    if not given:
+        return ()
+    return tuple(
+        tuple(f"{name}: {line}" for name, reasons in given.items() for line in reasons[k]) for k in range(count)
+    )
 
 
 @dataclass(frozen=True)

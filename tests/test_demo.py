@@ -24,6 +24,7 @@ from PIL import Image
 
 import rewards
 from helpers import run_folders, tiny
+from rewards.geneval.words import clause_words
 from t2i_gcpo import credit, demo, heatmap
 from t2i_gcpo.cli import main
 from t2i_gcpo.commands.options.arguments import load
@@ -33,7 +34,7 @@ from t2i_gcpo.demo import html_parts, models, plots, run_browser, validate
 from t2i_gcpo.demo.context import DemoContext
 from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.models import Models
-from t2i_gcpo.demo.scoring import Scorer, clause_words
+from t2i_gcpo.demo.scoring import Scorer
 from t2i_gcpo.demo.server import PASSWORD_VARIABLE, read_password
 from t2i_gcpo.demo.sessions import blind_vote as comparison
 from t2i_gcpo.demo.sessions import inspection

@@ -18,6 +18,7 @@ from torch import Tensor
 from helpers.rogue import ABOUT, SCORER, content, head, rogue, say, scores
 from helpers.served import Scorer, kill, pictures, serve
 from rewards.base import AsyncReward, PromptError, Reward, RewardOutput
+from rewards.geneval.reward import GenEvalReward
 from rewards.remote import server_pool
 from rewards.remote.client import RemoteReward
 from rewards.remote.exchange import clean
@@ -60,6 +61,16 @@ def test_the_scores_are_those_of_the_scorer_itself_in_their_order() -> None:
     assert there.parts.keys() == here.parts.keys()
     for name, values in here.parts.items():
         assert torch.equal(there.parts[name].nan_to_num(-1), values.nan_to_num(-1))
+
+
+def test_reasons_come_back_from_a_server_image_by_image() -> None:
+    images = pictures(5)
+    with serve(GenEvalReward()) as server:
+        reward = RemoteReward(url=server.url, batch_size=2, parallel=2)
+        rows = [{"tag": "counting", "include": [{"class": "star", "count": k + 1}]} for k in range(5)]
+        output = reward(images, prompts_of(images), rows)
+    what = ["star", *(f"{k + 1} × star" for k in range(1, 5))]
+    assert [lines[0] for lines in output.reasons] == [f"{words}: there are 0" for words in what]
 
 
 def test_answers_that_come_in_another_order_are_put_in_the_images_order() -> None:
@@ -372,6 +383,9 @@ def test_an_answer_that_never_comes_is_a_time_out_and_goes_elsewhere() -> None:
         (scores(1, **{"\x1b[2J": [1.0]}), "printable names"),
         (scores(1, **{"x" * 201: [1.0]}), "printable names"),
         (scores(1, **{f"p{k}": [1.0] for k in range(5000)}), "5000 parts"),
+        ({**scores(1), "reasons": [["a"], ["b"]]}, "one list for each of the 1 images"),
+        ({**scores(1), "reasons": [["\x1b[2J"]]}, "printable lines"),
+        ({**scores(1), "reasons": [["a"] * 65]}, "more than 64 reasons"),
         ([], "answered 200 and no JSON"),
         (b"<html>", "answered 200 and no JSON"),
         (b"[" * 100_000, "answered 200 and no JSON"),

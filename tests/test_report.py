@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +19,10 @@ from helpers.fake_generator import FakeGenerator
 from helpers.limits import no_file_above
 from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import resolve, token_advantages
+from t2i_gcpo.evaluation.evaluate import ScoredImage
+from t2i_gcpo.evaluation.intervals import Estimates
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
-from t2i_gcpo.reports import curves
+from t2i_gcpo.reports import changes, curves, verdict
 from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.reports import run_report as report
 from t2i_gcpo.utils import pictures
@@ -43,7 +50,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert "4 of 10 steps, 256 images sampled" in text and "8.0 s" in text
     assert "<td>+0.125 [+0.125, +0.125]</td>" in text  # 4 tokens of 32, for every image
     assert "Best validation score: 0.340 at step 4" in text
-    assert text.count("data:image/png") == 5 and text.count("data:image/svg+xml") == 1
+    assert text.count("data:image/png") == 5 and text.count("data:image/svg+xml") == 2  # light and dark
     links = re.findall(r'href="([^"]+)"', text)
     assert links
     for link in links:
@@ -99,6 +106,79 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     run = run_folders.write(tmp_path / "a<b>&")
     text = report.write(run).read_text()
     assert "<title>gcpo: a&lt;b&gt;&amp;</title>" in text and "<b>&" not in text
+
+
+def test_the_verdict_comes_first_then_what_changed_the_curves_and_the_options(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", verdicts=True, shift=1)
+    text = report.write(run).read_text()
+    body = text.split("</h1>")[1]
+    assert body.lstrip().startswith('<p class="lead">gcpo did not measurably change the score on the test prompts: ')
+    order = [body.index(f"<h2>{name}") for name in ("What changed", "Scores on", "Curves", "Options", "Files")]
+    assert order == sorted(order)
+
+
+def test_the_verdict_has_before_after_interval_n_and_the_tasks(tmp_path: Path) -> None:
+    def says(name: str, **options: Any) -> str:
+        return verdict.sentence(run_folder.read(run_folders.write(tmp_path / name, **options)))
+
+    assert says("better") == (
+        "gcpo raised the score on the test prompts: 0.395 → 0.520, +0.125 [+0.125, +0.125] (95 % interval, n = 8 "
+        "pairs of images); even, odd rose, none fell."
+    )
+    assert says("worse", shift=-1).startswith("gcpo lowered the score on the test prompts: 0.395 → ")
+    assert says("early", after=False) == "There is no verdict: there is no eval_after.json."
+    assert "did not measurably change" in says("same", shift=0)
+
+
+def test_tasks_rise_or_fall_where_their_own_interval_says_so() -> None:
+    def words(**intervals: tuple[float, float]) -> str:
+        return verdict.tasks_in_words(Estimates(0.0, (0.0, 0.0), dict.fromkeys(intervals, 0.0), intervals, {}))
+
+    nan = float("nan")
+    assert words(a=(0.1, 0.2), b=(-0.2, -0.1), c=(0.0, 0.3), d=(nan, nan)) == (
+        "a rose, b fell, 2 of 4 tasks cannot be told from no change"
+    )
+    assert words(a=(-0.2, -0.1), b=(-0.3, -0.1)) == "a, b fell, none rose"
+    assert words(a=(-0.2, 0.1)) == "no task rose or fell by more than its own interval"
+
+
+def test_what_changed_stands_side_by_side_with_its_reasons(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", verdicts=True, shift=1)
+    data = [json.loads((run / f"eval_{when}.json").read_text())["images"] for when in ("before", "after")]
+    rows = list(zip(*data, strict=True))
+    rose, fell = ([pair for pair in rows if pair[1]["score"] - pair[0]["score"] == sign] for sign in (1, -1))
+    assert rose and fell and len(rose) + len(fell) < len(rows)
+    text = "".join(changes.html(run_folder.read(run)))
+    up, down = text.split("✗ → ✓: became right")[1].split("✓ → ✗: became wrong")
+    assert up.startswith(f" ({len(rose)} of 8 images)") and down.startswith(f" ({len(fell)} of 8 images)")
+    for part, pairs, wrong in ((up, rose, 0), (down, fell, 1)):
+        assert re.findall("<h4>(.*?)</h4>", part) == [pair[0]["prompt"] for pair in pairs]
+        assert part.count("data:image/png") == 2 * len(pairs)
+        assert re.findall("<li>(.*?)</li>", part) == [html.escape(pair[wrong]["reasons"][0]) for pair in pairs]
+        for pair in pairs:  # the very picture that was judged
+            for when, row in zip(("before", "after"), pair, strict=True):
+                png = (run / "test_images" / when / f"{row['index']:04d}_0.png").read_bytes()
+                assert base64.b64encode(png).decode() in part
+
+
+def test_scores_without_verdicts_show_the_largest_changes(tmp_path: Path) -> None:
+    text = "".join(changes.html(run_folder.read(run_folders.write(tmp_path / "run"))))
+    assert "Scores that rose most (8 of 8 images)" in text and "Scores that fell most (0 of 8 images)" in text
+    assert "The run kept no test images (evaluate.keep_images)" in text
+    row = ScoredImage(0, 0, "a", "t", 0.0)
+    pairs = [changes.Pair(row, replace(row, index=k, score=score)) for k, score in enumerate((0.1, 0.9, 0.5))]
+    assert [pair.other.index for pair in changes.choose(pairs, strict=False, most=2)] == [1, 2]
+
+
+def test_a_picture_of_changes_is_the_run_s_own(tmp_path: Path) -> None:
+    run = run_folders.write(tmp_path / "run", verdicts=True, shift=1)
+    everything = "".join(changes.html(run_folder.read(run))).count("data:image/png")
+    folder = run / "test_images" / "after"
+    (tmp_path / "private.png").write_bytes(next(iter(folder.iterdir())).read_bytes())
+    for path in folder.iterdir():
+        path.unlink()
+        path.symlink_to(tmp_path / "private.png")
+    assert "".join(changes.html(run_folder.read(run))).count("data:image/png") == everything // 2
 
 
 def test_no_run_is_refused(tmp_path: Path) -> None:

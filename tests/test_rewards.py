@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 import rewards
 from helpers.messages import names
 from rewards import RewardOutput
-from rewards.base import check
+from rewards.base import check, join
 from rewards.function import FunctionReward
 from rewards.geneval import Detection
 from rewards.geneval.reward import GenEvalReward
@@ -287,6 +288,22 @@ def test_geneval_scores(score: str, expected: list[float]) -> None:
     colors = output.parts["task/colors"]
     assert colors[:2].tolist() == [1, 0] and colors[2:].isnan().all()
     check(output, 4, "geneval", ["a photo"] * 4)
+    assert output.reasons[0] == () and output.reasons[2] == (
+        "heart: there are 0",
+        "in the image: 1 blue star, 1 pink ring",
+    )
+
+
+def test_reasons_go_through_sums_functions_and_joins() -> None:
+    output = RewardOutput(torch.tensor([1.0, 0.0]), reasons=((), ("too dark",)))
+    function = FunctionReward(lambda images, prompts, metadata: output, name="light")
+    plain = FunctionReward(lambda images, prompts, metadata: torch.ones(2), name="plain")
+    summed = Composite({"light": function, "plain": plain})(IMAGES[:2], PROMPTS[:2], ROWS[:2])
+    assert summed.reasons == ((), ("light: too dark",))
+    assert join([output, RewardOutput(torch.zeros(1))]).reasons == ((), ("too dark",), ())
+    assert join([RewardOutput(torch.zeros(1))] * 2).reasons == ()
+    with pytest.raises(ValueError, match="'light' returned reasons for 2 of 3 images"):
+        check(replace(output, scores=torch.zeros(3)), 3, "light", PROMPTS)
 
 
 @pytest.mark.parametrize("row", [{}, None, {"tag": "colors"}, {"include": None}, {"include": []}])

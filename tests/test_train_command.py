@@ -82,6 +82,10 @@ def test_a_run_writes_its_folder(whole: Path, workplace: Path) -> None:
     for step in (0, 2, 4):
         assert Image.open(whole / "samples" / f"step_{step:06d}_samples.png").size[0] > 8
     assert (whole / "samples" / "before_after.png").is_file()
+    for when in ("before", "after"):
+        assert [path.name for path in sorted((whole / "test_images" / when).iterdir())] == [
+            f"{k:04d}_0.png" for k in range(12)
+        ]
     heatmaps = {
         f"{name}{ending}" for name in ("step_000004", "step_000004_trained") for ending in (".png", ".npz", ".html")
     }

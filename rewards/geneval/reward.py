@@ -19,6 +19,7 @@ from rewards.geneval.graded import grade
 from rewards.geneval.rows import check_row, clauses
 from rewards.geneval.rules import ColorNamer, Detection, Verdict, color_names, colorless, judge
 from rewards.geneval.vocabulary import COLORS
+from rewards.geneval.words import objects_words, why
 
 if TYPE_CHECKING:
     from rewards.geneval.colors import ClipColors
@@ -44,7 +45,8 @@ class GenEvalReward(Reward):
 
     Parts: `strict` and `clauses`, both scores whichever is asked for, and `graded` where it is asked for; `clause/0`,
     `clause/1`, ..., 1 where the row's clause holds, in the order of `include`, then `exclude` (NaN for images with
-    fewer clauses); and the strict score again per task as `task/<tag>` (NaN for images of other tasks).
+    fewer clauses); and the strict score again per task as `task/<tag>` (NaN for images of other tasks). Reasons: a line
+    for each clause that fails, and what the detector saw.
 
     ValueError: an option that the detector does not have, weights that are missing, an image without GenEval metadata,
     a class that the detector cannot find, a row that cannot be judged.
@@ -100,7 +102,10 @@ class GenEvalReward(Reward):
             detections = _colored(self.clip_colors, images, detections, metadata)
         elif self.colors is not None:
             detections = [_named(objects, row, self.colors) for objects, row in zip(detections, metadata, strict=True)]
-        verdicts = [judge(objects, row, colors=self.colors) for objects, row in zip(detections, metadata, strict=True)]
+        verdicts = [
+            dataclasses.replace(judge(objects, row, colors=self.colors), seen=objects_words(objects, row))
+            for objects, row in zip(detections, metadata, strict=True)
+        ]
         if self.score != "graded":
             return verdicts
         grades = [grade(objects, row) for objects, row in zip(detections, metadata, strict=True)]
@@ -167,7 +172,8 @@ class GenEvalReward(Reward):
         for tag in sorted({tag for tag in tags if tag}):
             mine = torch.tensor([other == tag for other in tags])
             parts[f"task/{tag}"] = strict.masked_fill(~mine, float("nan"))
-        return RewardOutput(parts[self.score], parts)
+        reasons = tuple(why(verdict, row) for verdict, row in zip(verdicts, metadata, strict=True))
+        return RewardOutput(parts[self.score], parts, reasons)
 
 
 def _colored(

@@ -59,6 +59,8 @@ class Verdict:
     """What failed, one line a failure; empty when correct."""
     graded: float | None = None
     """The graded score (`rewards/geneval/graded.py`), where it was asked for."""
+    seen: str = field(default="", compare=False)
+    """The objects that the verdict took into account, counted in words, where the reward says them."""
 
 
 def relations(first: Box, second: Box) -> set[str]:

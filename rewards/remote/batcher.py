@@ -187,4 +187,4 @@ class Batcher:
         parts = {
             name: values for name, values in parts.items() if name in self.weights or not bool(values.isnan().all())
         }
-        return RewardOutput(output.scores[rows], parts)
+        return RewardOutput(output.scores[rows], parts, output.reasons[rows])

@@ -32,6 +32,8 @@ PROTOCOL = 2
 
 #: Parts of an answer at most, and characters of a part's name.
 MOST_PARTS, MOST_NAME = 4096, 200
+#: Reasons of an image at most, and their length.
+MOST_REASONS, MOST_REASON = 64, 500
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def read_check(body: bytes | bytearray, limits: Limits) -> tuple[list[str], list
 def write_answer(output: RewardOutput, scorer: str) -> dict[str, Any]:
     """Return the content of an answer. `scorer`: the fingerprint of the scorer's identity."""
     parts = {name: _numbers(values) for name, values in output.parts.items()}
-    return {"scores": _numbers(output.scores), "parts": parts, "scorer": scorer}
+    answer = {"scores": _numbers(output.scores), "parts": parts, "scorer": scorer}
+    return answer | ({"reasons": output.reasons} if any(output.reasons) else {})
 
 
 def read_answer(data: Any, batch: int) -> RewardOutput:
@@ -163,8 +166,26 @@ def read_answer(data: Any, batch: int) -> RewardOutput:
             f"{MOST_NAME} characters"
         )
     return RewardOutput(
-        _tensor(data.get("scores"), batch, "scores"), {k: _tensor(v, batch, k) for k, v in parts.items()}
+        _tensor(data.get("scores"), batch, "scores"),
+        {k: _tensor(v, batch, k) for k, v in parts.items()},
+        _reasons(data.get("reasons", []), batch),
     )
+
+
+def _reasons(given: Any, batch: int) -> tuple[tuple[str, ...], ...]:
+    """Return the reasons of an answer, () where it has none. ValueError: they are no lines of text for each image."""
+    if given == []:
+        return ()
+    whole = isinstance(given, list) and len(given) == batch and all(isinstance(lines, list) for lines in given)
+    texts = [line for lines in given for line in lines] if whole else [None]
+    if not all(isinstance(line, str) and line.isprintable() and len(line) <= MOST_REASON for line in texts):
+        raise ValueError(
+            f"the answer's reasons are no lists of printable lines of up to {MOST_REASON} characters, one list for "
+            f"each of the {batch} images"
+        )
+    if any(len(lines) > MOST_REASONS for lines in given):
+        raise ValueError(f"the answer has more than {MOST_REASONS} reasons for an image")
+    return tuple(tuple(lines) for lines in given)
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -13,6 +13,7 @@ from t2i_gcpo.commands.options.build import build_trainer
 from t2i_gcpo.commands.options.config import TrainConfig
 from t2i_gcpo.data.formats import read_named
 from t2i_gcpo.data.prompts import limit
+from t2i_gcpo.evaluation import kept_images
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, pick
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports import run_report as report
@@ -33,7 +34,7 @@ from t2i_gcpo.utils.pictures import before_after, write_png
 #: Columns of the tables of scores, the trained model's first.
 SIDES = ("after", "before")
 #: What a run folder holds besides files.
-FOLDERS = (checkpoint.FOLDER, "samples", "heatmaps", "watch", "tensorboard")
+FOLDERS = (checkpoint.FOLDER, "samples", "heatmaps", "watch", "tensorboard", kept_images.BEFORE, kept_images.AFTER)
 #: Images in samples/before_after.png.
 SHOWN = 24
 
@@ -123,6 +124,7 @@ def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: Eval
     if config.evaluate.before and trainer.step_number == 0:
         before = _evaluate(config, trainer, test, name=config.generator.checkpoint)
         before.save(folder / BEFORE)
+        _keep(config, before, folder / kept_images.BEFORE)
 
     with _tracker(config, trainer) as tracker:
         trainer.tracker = tracker
@@ -135,6 +137,7 @@ def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: Eval
     if config.evaluate.after and not trainer.interrupted:
         after = _evaluate(config, trainer, test, name=str(last))
         after.save(folder / AFTER)
+        _keep(config, after, folder / kept_images.AFTER)
         # An evaluation of a run that was resumed with another test set or noise cannot be paired with this one.
         same = (
             before is not None
@@ -143,7 +146,7 @@ def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: Eval
         )
         try:
             if same and before is not None:
-                _before_after(before, after, folder / "samples" / report.BEFORE_AFTER)
+                _before_after(before, after, folder)
         finally:  # the numbers are worth more than the pictures
             print_evaluation(after, before if same else None, names=SIDES)
             for name in after.held_out:
@@ -200,18 +203,26 @@ def _evaluate(config: TrainConfig, trainer: Trainer, prompts: list[Prompt], *, n
     )
 
 
-def _before_after(before: EvalResult, after: EvalResult, path: Path) -> None:
+def _keep(config: TrainConfig, result: EvalResult, folder: Path) -> None:
+    """Write the images of an evaluation, where they are to be kept."""
+    if config.evaluate.keep_images:
+        kept_images.write(result, folder)
+
+
+def _before_after(before: EvalResult, after: EvalResult, folder: Path) -> None:
     """Draw the same prompts and noise before and after training.
 
-    Draws nothing where the run was resumed: the images before are not kept on disk.
+    Draws nothing where the run was resumed without the images before (`evaluate.keep_images`).
     """
-    if before.images is None or after.images is None:
-        return
     rows = pick(after, SHOWN)
+    images = kept_images.read(before, rows, folder / kept_images.BEFORE)
+    if images is None:
+        return
+    path = folder / "samples" / report.BEFORE_AFTER
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = before_after(
-        before.images[rows],
-        after.images[rows],
+        images,
+        after.kept_images()[rows],
         [after.rows[k].text for k in rows],
         scores_before=[before.rows[k].score for k in rows],
         scores_after=[after.rows[k].score for k in rows],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from rewards.base import Reward, check
 from rewards.geneval.reward import GenEvalReward
-from rewards.geneval.rules import Detection, Verdict, kept_objects
+from rewards.geneval.rules import Verdict
+from rewards.geneval.words import clause_words, why
 from t2i_gcpo.data.shapes.grammar import understand
 from t2i_gcpo.records import Prompt
 
@@ -111,49 +111,11 @@ class Scorer:
             return [Judged(score) for score in self._checked(output, texts)]
         verdicts = self.reward.verdicts(images, texts, metadata)
         scores = self._checked(self.reward.output(verdicts, metadata), texts)
-        wrong = [k for k, verdict in enumerate(verdicts) if not verdict.correct]
-        seen = dict(zip(wrong, self.reward.detector(images[wrong]) if wrong else [], strict=True))
         return [
-            Judged(score, verdict, why(verdict, row, seen[k]) if k in seen else ())
-            for k, (score, verdict, row) in enumerate(zip(scores, verdicts, metadata, strict=True))
+            Judged(score, verdict, why(verdict, row))
+            for score, verdict, row in zip(scores, verdicts, metadata, strict=True)
         ]
 
     def _checked(self, output: Any, texts: list[str]) -> list[float]:
         scores: list[float] = check(output, len(texts), self.name, texts, failure="mark").scores.cpu().tolist()
         return scores
-
-
-def why(verdict: Verdict, metadata: Mapping[str, Any], detections: Sequence[Detection]) -> tuple[str, ...]:
-    """Say why an image is wrong: a line for each clause that failed, and last what the detector saw."""
-    failed = [words for words, held in zip(clause_words(metadata), verdict.clauses, strict=True) if not held]
-    lines = [f"{words}: {_instead(line)}" for words, line in zip(failed, verdict.reason.split("\n"), strict=True)]
-    return (*lines, f"in the image: {objects_words(detections, metadata)}")
-
-
-def _instead(reason: str) -> str:
-    """Return what there is in place of what a line of `Verdict.reason` expected."""
-    _, found, instead = reason.partition(", found ")
-    if not found:
-        return reason  # a relation to an object that is not there
-    return f"there are {instead}" if instead.isdigit() else f"it is {instead}"
-
-
-def objects_words(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> str:
-    """Count the objects that the verdict took into account, e.g. "1 white star, 2 yellow circle"."""
-    objects = [one for same in kept_objects(detections, metadata.get("tag")).values() for one in same]
-    counted = Counter(f"{one.color} {one.class_name}" if one.color else one.class_name for one in objects)
-    return ", ".join(f"{number} {words}" for words, number in counted.items()) or "nothing that the detector finds"
-
-
-def clause_words(metadata: Mapping[str, Any]) -> list[str]:
-    """Say in words what each clause of a GenEval row asks for, in the order of `Verdict.clauses`."""
-    include = metadata.get("include") or []
-    words = []
-    for clause in include:
-        count, color = clause.get("count") or 1, clause.get("color")
-        text = f"{count} × " * (count > 1) + f"{color} " * bool(color) + clause["class"]
-        if clause.get("position"):
-            relation, target = clause["position"]
-            text += f" {relation} {include[target]['class']}"
-        words.append(text)
-    return words + [f"at most {(c.get('count') or 1) - 1} × {c['class']}" for c in metadata.get("exclude") or []]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rewards.base import Reward, check, name_of
+from rewards.base import Reward, RewardOutput, check, name_of
 from rewards.function import as_reward
 from t2i_gcpo.data.selection import evenly
 from t2i_gcpo.evaluation.intervals import Estimates, Interval, estimate
@@ -43,6 +43,7 @@ SHAPE = {
     "reward": str,
 }
 MORE_SHAPES = {"unmasking": dict, "held_out": {str: {"scores": [(float, None)]}}}
+REASONS = [str]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class ScoredImage:
     task: str
     score: float
     """NaN where the scorer failed."""
+    reasons: tuple[str, ...] = ()
+    """Why it does not have the full score, where the scorer says so."""
 
     @property
     def failed(self) -> bool:
@@ -119,7 +122,7 @@ class EvalResult:
     def under(self, name: str) -> EvalResult:
         """Return the same images under the scorer `name` of `held_out`."""
         scores = self.held_out[name]
-        rows = tuple(replace(row, score=score) for row, score in zip(self.rows, scores, strict=True))
+        rows = tuple(replace(row, score=score, reasons=()) for row, score in zip(self.rows, scores, strict=True))
         return replace(self, rows=rows, reward=name, held_out={})
 
     def to_json(self) -> dict[str, Any]:
@@ -143,10 +146,7 @@ class EvalResult:
             "top_k": s.top_k,
             "top_p": s.top_p,
             "unmasking": asdict(s.unmasking),
-            "images": [
-                {"index": r.index, "image": r.image, "prompt": r.text, "task": r.task, "score": finite_or_none(r.score)}
-                for r in self.rows
-            ],
+            "images": [_row_json(row) for row in self.rows],
             "held_out": {name: _held_out_json(self.under(name)) for name in self.held_out},
         }
 
@@ -174,8 +174,17 @@ class EvalResult:
         data = read_json(path, SHAPE)
         for key, shape in MORE_SHAPES.items():  # absent from files of older versions
             check_shape(data.get(key, {}), shape, f"{path}: {key}")
+        for k, row in enumerate(data["images"]):
+            check_shape(row.get("reasons", []), REASONS, f"{path}: images: entry {k}: reasons")
         rows = tuple(
-            ScoredImage(r["index"], r["image"], r["prompt"], r["task"], math.nan if r["score"] is None else r["score"])
+            ScoredImage(
+                r["index"],
+                r["image"],
+                r["prompt"],
+                r["task"],
+                math.nan if r["score"] is None else r["score"],
+                tuple(r.get("reasons", ())),
+            )
             for r in data["images"]
         )
         held_out = {
@@ -249,13 +258,14 @@ def evaluate(
             owners = [(index, image) for index in part for image in range(images_per_prompt)]
             texts = [prompts[index].text for index, _ in owners]
             metadata = [prompts[index].metadata for index, _ in owners]
-            scores = _scores(scorer, reward_name or name_of(scorer), images, texts, metadata)
+            scored = _scored(scorer, reward_name or name_of(scorer), images, texts, metadata)
+            scores, reasons = scored.scores.tolist(), scored.reasons or ((),) * len(owners)
             rows += [
-                ScoredImage(index, image, prompts[index].text, prompts[index].task, score)
-                for (index, image), score in zip(owners, scores, strict=True)
+                ScoredImage(index, image, prompts[index].text, prompts[index].task, score, tuple(lines))
+                for (index, image), score, lines in zip(owners, scores, reasons, strict=True)
             ]
             for name, other in others.items():
-                other_scores[name] += _scores(other, name, images, texts, metadata)
+                other_scores[name] += _scored(other, name, images, texts, metadata).scores.tolist()
             if keep_images:
                 images_kept.append(images.cpu())
             bar.update(len(owners))
@@ -271,11 +281,16 @@ def evaluate(
     )
 
 
-def _scores(reward: Reward, name: str, images: Tensor, texts: list[str], metadata: list[dict[str, Any]]) -> list[float]:
-    scores: list[float] = check(
-        reward(images, texts, metadata), len(texts), name, texts, failure="mark"
-    ).scores.tolist()
-    return scores
+def _scored(
+    reward: Reward, name: str, images: Tensor, texts: list[str], metadata: list[dict[str, Any]]
+) -> RewardOutput:
+    return check(reward(images, texts, metadata), len(texts), name, texts, failure="mark")
+
+
+def _row_json(row: ScoredImage) -> dict[str, Any]:
+    """Return an image's entry in eval.json; its reasons where there are any."""
+    known = {"index": row.index, "image": row.image, "prompt": row.text, "task": row.task}
+    return {**known, "score": finite_or_none(row.score)} | ({"reasons": list(row.reasons)} if row.reasons else {})
 
 
 def _held_out_json(result: EvalResult) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from t2i_gcpo.algorithms.palette import Style, styles
+from t2i_gcpo.reports import html_page as pages
 from t2i_gcpo.reports.run import Run
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ PANELS: dict[str, str] = {
 }
 #: Measured now and then and without training noise: shown as they are, with a mark at each.
 EXACT = {"validation/overall"}
+#: matplotlib's black and white -> the ink and the ground of a dark page.
+DARK = {b"#000000": b"#e8e8ec", b"#ffffff": b"#17181c"}
 SMOOTHING = 0.05
 """Width of the moving average as a share of a run's steps."""
 
@@ -71,6 +74,20 @@ def draw(groups: Mapping[str, Sequence[Run]], *, x: str = "step") -> Figure:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a name with dollar signs is a name
     return figure
+
+
+def figure(drawn: Figure, caption: str) -> str:
+    """Return curves as a figure of a page, for light and for dark pages."""
+    light = svg(drawn)
+    return pages.picture(light, caption, kind="svg", dark=darkened(light))
+
+
+def darkened(light: bytes) -> bytes:
+    """Return a figure's SVG with ink and ground exchanged; the colours of its lines stay."""
+    dark = light.replace(b"<svg ", b'<svg fill="%s" ' % DARK[b"#000000"], 1)  # letters have no colour of their own
+    for old, new in DARK.items():
+        dark = dark.replace(old, new)
+    return dark
 
 
 def held_out(runs: Sequence[Run]) -> dict[str, str]:

@@ -1,24 +1,30 @@
-"""Pieces of a self-contained HTML page: no script, no network, pictures as data URIs."""
+"""Pieces of a self-contained HTML page: no network, pictures as data URIs, and one script that enlarges them."""
 
 from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from t2i_gcpo.reports.tables import OVERALL
+from t2i_gcpo.reports.html_style import DIALOG, POLICY, SCRIPT, STYLE
+from t2i_gcpo.reports.tables import OVERALL, number
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c20; background: #fff; max-width: 1180px; margin: 28px auto; padding: 0 20px; }
-h1 { font-size: 24px; margin-bottom: 4px; } h2 { font-size: 18px; margin: 34px 0 8px; border-bottom: 1px solid #ddd; padding-bottom: 4px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .scroll { overflow-x: auto; }
-td, th { padding: 4px 14px 4px 0; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; } tr.total { font-weight: 600; }
-img { max-width: 100%; height: auto; } figure { margin: 14px 0; } figcaption, .faint { color: #5c5e66; }
-pre { background: #f5f5f7; padding: 12px; overflow-x: auto; font-size: 13px; } .warning { background: #fff5e0; padding: 8px 12px; }
-"""
+
+@dataclass(frozen=True)
+class Side:
+    """Is one of several images that stand side by side."""
+
+    label: str
+    image: Path | bytes | None
+    """A PNG; None where there is none."""
+    verdict: bool | None
+    """Right or wrong; None where a score says it."""
+    score: float
+    reasons: Sequence[str] = ()
 
 
 def page(title: str, parts: Sequence[str]) -> str:
@@ -26,7 +32,9 @@ def page(title: str, parts: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n{body}\n"
+        f"{DIALOG}<script>{SCRIPT}</script></body></html>\n"
     )
 
 
@@ -34,8 +42,8 @@ def escape(text: object) -> str:
     return html.escape(str(text))
 
 
-def heading(text: str) -> str:
-    return f"<h2>{escape(text)}</h2>"
+def heading(text: str, level: int = 2) -> str:
+    return f"<h{level}>{escape(text)}</h{level}>"
 
 
 def paragraph(text: str, kind: str = "") -> str:
@@ -51,16 +59,62 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
-def picture(data: bytes | Path, caption: str = "", *, kind: str = "png", link: str = "") -> str:
-    """A figure; `link` is a relative path to open on a click."""
+def picture(
+    data: bytes | Path, caption: str = "", *, kind: str = "png", link: str = "", dark: bytes | None = None
+) -> str:
+    """A figure that a click enlarges.
+
+    link: a relative path that the caption leads to. dark: the same for dark pages. An SVG, which has small text, keeps
+    its width on narrow screens, and scrolls.
+    """
+    other = f'<source media="(prefers-color-scheme: dark)" srcset="{_uri(dark, kind)}">' if dark else ""
+    image = f"<picture>{other}{_image(data, caption, kind)}</picture>" if other else _image(data, caption, kind)
+    more = f' (<a href="{quote(link)}">open</a>)' if link else ""
+    wide = kind == "svg"
+    shown = f'<div class="scroll">{_enlarging(image)}</div>' if wide else _enlarging(image)
+    return f"<figure{' class=wide' * wide}>{shown}<figcaption>{escape(caption)}{more}</figcaption></figure>"
+
+
+def pair(title: str, sides: Sequence[Side]) -> str:
+    """Images of one prompt and noise side by side, each with its verdict or score, and why it is wrong."""
+    return f'<section class="pair"><h4>{escape(title)}</h4><div class="sides">{"".join(_side(title, side) for side in sides)}</div></section>'
+
+
+def pairs(cards: Sequence[str]) -> str:
+    return f'<div class="pairs">{"".join(cards)}</div>'
+
+
+def _side(title: str, side: Side) -> str:
+    if side.verdict is None:
+        mark = words = "failed" if math.isnan(side.score) else f"score {number(side.score)}"
+    else:
+        words = "✓ right" if side.verdict else "✗ wrong"
+        mark = f'<span class="{"good" if side.verdict else "bad"}">{words}</span>'
+    image = "" if side.image is None else _enlarging(_image(side.image, f"{title}, {side.label}: {words}"))
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in side.reasons)
+    return (
+        f"<figure>{image}<figcaption><b>{escape(side.label)}</b> {mark}"
+        f"{f'<ul>{reasons}</ul>' if reasons else ''}</figcaption></figure>"
+    )
+
+
+def _enlarging(image: str) -> str:
+    return f'<button type="button" class="zoom" title="enlarge">{image}</button>'
+
+
+def _image(data: bytes | Path, words: str, kind: str = "png") -> str:
+    return f'<img src="{_uri(data, kind)}" alt="{escape(words)}">'
+
+
+def _uri(data: bytes | Path, kind: str) -> str:
     raw = data.read_bytes() if isinstance(data, Path) else data
-    source = f"data:image/{'svg+xml' if kind == 'svg' else kind};base64,{base64.b64encode(raw).decode()}"
-    image = f'<img src="{source}" alt="{escape(caption)}">'
-    image = f'<a href="{quote(link)}">{image}</a>' if link else image
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"data:image/{'svg+xml' if kind == 'svg' else kind};base64,{base64.b64encode(raw).decode()}"
 
 
 def links(paths: Sequence[Path], root: Path) -> str:

@@ -1,4 +1,4 @@
-"""`report.html` of a run: options, curves, scores before and after, samples and heatmaps.
+"""`report.html` of a run: the verdict, what changed and why, scores, curves, samples, heatmaps and options.
 
 In one file that needs no network.
 """
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2i_gcpo.evaluation.evaluate import EvalResult
-from t2i_gcpo.reports import curves, run_files
+from t2i_gcpo.reports import changes, curves, run_files, verdict
 from t2i_gcpo.reports import html_page as pages
 from t2i_gcpo.reports import step_times as phases
 from t2i_gcpo.reports.run import AFTER, BEFORE, Run, read
@@ -56,15 +56,17 @@ def write(run_dir: str | Path) -> Path:
     """Write RUN/report.html from what the run folder holds so far; returns its path. ValueError where it is no run."""
     run = read(run_dir)
     parts = [
+        pages.paragraph(verdict.sentence(run), "lead"),
         _status(run),
         _missing(run),
         *_warnings(run),
-        *_options(run),
+        *changes.html(run),
         *_evaluation(run),
         *_curves(run),
-        *_phases(run),
         *_samples(run),
         *_heatmaps(run),
+        *_phases(run),
+        *_options(run),
         *_files(run),
     ]
     path = run.path / NAME
@@ -136,7 +138,7 @@ def _curves(run: Run) -> list[str]:
         caption += f" Best validation score: {number(best[1])} at step {best[0]}."
     return [
         pages.heading("Curves"),
-        pages.picture(curves.svg(curves.draw({run.algorithm: [run]})), caption, kind="svg"),
+        curves.figure(curves.draw({run.algorithm: [run]}), caption),
     ]
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from helpers.fake_generator import FakeGenerator, options, token_score
 from rewards import RewardOutput
 from t2i_gcpo.algorithms import resolve
 from t2i_gcpo.commands.options import arguments
 from t2i_gcpo.commands.options.config import TrainConfig
+from t2i_gcpo.evaluation import kept_images
 from t2i_gcpo.evaluation.evaluate import evaluate
 from t2i_gcpo.records import Prompt
 from t2i_gcpo.training.tracker import Tracker, prepare_run
@@ -51,11 +53,13 @@ def write(
     before: bool = True,
     after: bool = True,
     held_out: bool = False,
+    verdicts: bool = False,
     **changes: Any,
 ) -> Path:
     """Write a run whose images gained `shift` tokens, i.e. a score of shift / 32.
 
-    With `held_out`, their score under the scorer "dark" changed by -shift / 8.
+    With `held_out`, their score under the scorer "dark" changed by -shift / 8. With `verdicts` an image is right or
+    wrong by its first token, wrong ones say why, and the images are kept, as a run does.
     """
     config = TrainConfig(algorithm=resolve(algorithm), seed=seed, output_dir=str(path), steps=10, **changes)
     prepare_run(path, arguments.dump(config))
@@ -68,7 +72,19 @@ def write(
     for name, wanted, generator in (("before", before, FakeGenerator()), ("after", after, FakeGenerator(shift=shift))):
         if wanted:
             named = options(checkpoint=name, source="shapes:test", reward_name="geneval", **others)
-            evaluate(
-                generator, PROMPTS, lambda images, prompts, metadata: RewardOutput(token_score(images)), **named
-            ).save(path / f"eval_{name}.json")
+            reward = verdict if verdicts else lambda images, prompts, metadata: RewardOutput(token_score(images))
+            result = evaluate(generator, PROMPTS, reward, keep_images=verdicts, **named)
+            result.save(path / f"eval_{name}.json")
+            if verdicts:
+                kept_images.write(result, path / {"before": kept_images.BEFORE, "after": kept_images.AFTER}[name])
     return path
+
+
+def verdict(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+    """Call an image right whose first token is 2 or 3 modulo 4, and say of the others which token they have."""
+    tokens = (32 * token_score(images)).long()
+    right = tokens % 4 >= 2
+    pairs = zip(tokens.tolist(), right.tolist(), strict=True)
+    return RewardOutput(
+        right.float(), reasons=tuple(() if fine else (f"the token is <{token}>",) for token, fine in pairs)
+    )

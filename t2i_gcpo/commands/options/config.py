@@ -108,6 +108,9 @@ class EvaluateConfig:
     """Score the test prompts after the last step (eval_after.json)."""
     test_limit: int = 0
     """Test prompts before and after, the tasks in equal parts; 0 takes all."""
+    keep_images: bool = True
+    """Keep the test images of both evaluations in the run folder (test_images/before, test_images/after): report.html
+    and `t2i-gcpo compare` show those whose verdict changed."""
     guidance: float | None = None
     """Guidance scale of the evaluation; null takes that of the rollout."""
     seed: int = 0
@@ -137,7 +140,8 @@ class TrainConfig(LoopOptions):
     watch: WatchConfig = field(default_factory=WatchConfig)
 
     output_dir: str = "runs/train"
-    """The run folder: config.yaml, metrics.jsonl, samples/, heatmaps/, checkpoints/step_N/, report.html."""
+    """The run folder: config.yaml, metrics.jsonl, report.html, samples/, heatmaps/, test_images/ and
+    checkpoints/step_N/."""
 
     def __post_init__(self) -> None:
         if not self.output_dir:
