@@ -3,8 +3,11 @@
 A growing (concatenated) cache copies itself at every step and has a new shape each time, so nothing compiles; a static
 one is read to its end from the first step on. Reading keys and values is what a decoding step costs, so this one shows
 a prefix of its buffers, longer by `STRIDE` columns now and then: half the reading, and one compiled step with one
-symbolic length. Keys lie with their columns side by side: the scores of a single query are then sums over vectors of
-columns, not a sum within each column.
+symbolic length.
+
+Keys have one of two layouts. For the matrix products of a CPU they lie with their columns side by side: the scores of a
+single query are then sums over vectors of columns, not a sum within each column. Torch's fused attention kernels want
+each key in one piece; given the other layout they fall back to a kernel that copies all keys and values.
 
 R rows, K key-value heads, C columns of the buffers, S columns shown, D head width.
 """
@@ -24,16 +27,28 @@ class GrowingCache:
     """Answer what a transformers decoder asks of `past_key_values` while it is given masks and positions: `update`."""
 
     def __init__(
-        self, layers: int, rows: int, heads: int, columns: int, width: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        rows: int,
+        heads: int,
+        columns: int,
+        width: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        keys_in_one_piece: bool = False,
     ) -> None:
-        """Make room for at least `columns` columns."""
+        """Make room for at least `columns` columns. keys_in_one_piece: the layout that fused kernels want."""
         columns = rounded_up(columns) + STRIDE  # never shown whole: that would be a second case to compile
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         """[1] int64: the column that the next `update` writes; in place, as compiled code holds this tensor."""
         options: Any = {"dtype": dtype, "device": device}
-        self.keys = [torch.zeros(rows, heads, width, columns, **options).mT for _ in range(layers)]
-        """One tensor [R, K, C, D] a layer, contiguous over C."""
         self.values = [torch.zeros(rows, heads, columns, width, **options) for _ in range(layers)]
+        if keys_in_one_piece:
+            self.keys = [torch.zeros_like(values) for values in self.values]
+        else:
+            self.keys = [torch.zeros(rows, heads, width, columns, **options).mT for _ in range(layers)]
+        """One tensor [R, K, C, D] a layer, contiguous over D where a key is in one piece, else over C."""
         self.bias = torch.zeros(rows, 1, 1, columns, dtype=dtype, device=device)
         """[R, 1, 1, C], added to the attention scores: 0 on the columns to look at, the lowest number elsewhere."""
         self.shown_keys, self.shown_values, self.shown_bias = self.keys, self.values, self.bias

@@ -1,0 +1,95 @@
+"""Which attention kernel torch takes for the cache of a sampling step, in the layout of a CPU and in that of a GPU.
+
+There is no GPU here. Torch is asked for the CPU's kernels, by `torch._fused_sdp_choice`; the condition that keys stored
+with their columns side by side break, a last dimension of stride 1, is one function for all devices in its sources
+(`sdp_utils_cpp.h`). What else CUDA's kernels want is stated here and not asked: an additive mask whose rows have stride 1
+and start at multiples of 16 bytes, and heads of a multiple of 8 numbers. With a mask CUDA takes the memory-efficient
+kernel, as its flash kernel knows none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend
+
+from helpers.training import PROMPTS, generator
+from t2i_gcpo.generators.janus.adapter import Janus
+from t2i_gcpo.generators.janus.kv_cache import GrowingCache
+from t2i_gcpo.records import Rollout, Sampling
+
+HOW = Sampling(group_size=2, guidance=3.0, seed=4, stats=("entropy", "exact_kl"))
+#: Prompts of two lengths, so that rows are padded.
+TEXTS = [PROMPTS[0].text, "a red circle and a blue square"]
+
+
+def sampled(policy: Janus, *, fused: bool) -> Rollout:
+    policy.sampler.steps.fused_attention = fused
+    return policy.sample(TEXTS, HOW)
+
+
+def check_same(one: Rollout, other: Rollout) -> None:
+    assert torch.equal(one.tokens, other.tokens)
+    for name in ("logprob_positive", "logprob_negative", "logprob_behaviour"):
+        torch.testing.assert_close(vars(one)[name], vars(other)[name], atol=1e-5, rtol=0)
+    for name in HOW.stats:
+        torch.testing.assert_close(one.stats[name], other.stats[name], atol=1e-5, rtol=0)
+
+
+def test_both_layouts_give_the_same_numbers() -> None:
+    policy = generator()
+    check_same(sampled(policy, fused=True), sampled(policy, fused=False))
+    assert policy.model.config.text_config._attn_implementation == "sdpa", "the training forward keeps its own"
+
+
+@pytest.mark.slow
+def test_both_layouts_give_the_same_numbers_compiled() -> None:
+    policy = generator()
+    plain = sampled(policy, fused=True)
+    policy.compiles.choice = True
+    if not policy.compiles():
+        pytest.skip("torch.compile has no compiler here")
+    check_same(sampled(policy, fused=True), plain)
+    check_same(sampled(policy, fused=False), plain)
+
+
+def test_a_cpu_samples_with_plain_products() -> None:
+    assert not generator().sampler.steps.fused_attention
+
+
+def test_the_step_of_a_gpu_gets_a_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def record(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        if attn_mask is not None and attn_mask.shape[-2] == 1:  # one new column
+            calls.append((torch._fused_sdp_choice(query, key, value, attn_mask), key, value, attn_mask))
+        return real(query, key, value, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    policy = generator()
+    sampled(policy, fused=True)
+    layers = policy.model.config.text_config.num_hidden_layers
+    assert len(calls) == 16 * layers, "each layer of each step"
+    for choice, key, value, mask in calls:
+        assert choice == SDPBackend.FLASH_ATTENTION.value, "the name of the CPU's only fused kernel"
+        assert key.stride(-1) == value.stride(-1) == 1
+        assert mask.stride(-1) == 1 and mask.shape[-1] % 16 == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_layout_of_a_cpu_would_not(dtype: torch.dtype) -> None:
+    """Sizes of Janus-Pro-1B: 16 heads of 128."""
+    found = {}
+    for in_one_piece in (True, False):
+        cache = GrowingCache(
+            1, 4, 16, 100, 128, dtype=dtype, device=torch.device("cpu"), keys_in_one_piece=in_one_piece
+        )
+        cache.open(70)
+        column = torch.zeros(4, 16, 1, 128, dtype=dtype)
+        keys, values = cache.update(column, column, 0)
+        assert keys.shape == values.shape == (4, 16, 80, 128)
+        found[in_one_piece] = torch._fused_sdp_choice(column, keys, values, cache.shown_bias)
+    assert found == {True: SDPBackend.FLASH_ATTENTION.value, False: SDPBackend.MATH.value}
