@@ -2,8 +2,8 @@
 
 There is no GPU here. Torch is asked for the CPU's kernels, by `torch._fused_sdp_choice`; the condition that keys stored
 with their columns side by side break, a last dimension of stride 1, is one function for all devices in its sources
-(`sdp_utils_cpp.h`). What else CUDA's kernels want is stated here and not asked: an additive mask whose rows have stride 1
-and start at multiples of 16 bytes, and heads of a multiple of 8 numbers. With a mask CUDA takes the memory-efficient
+(`sdp_utils_cpp.h`). What else CUDA's kernels want is stated here and not asked: an additive mask whose rows have stride
+1 and start at multiples of 16 bytes, and heads of a multiple of 8 numbers. With a mask CUDA takes the memory-efficient
 kernel, as its flash kernel knows none.
 """
 

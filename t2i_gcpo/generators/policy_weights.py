@@ -65,7 +65,9 @@ class PolicyWeights:
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern, bias="none")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.peft = get_peft_model(self.model, config)  # swaps the layers in place; `model` stays the same object
+            # Swaps the layers in place; `model` stays the same object. The adapters get the model's dtype: their fp32
+            # masters are the optimiser's, and fp32 layers in a bf16 model would cast each activation.
+            self.peft = get_peft_model(self.model, config, autocast_adapter_dtype=False)
 
     def load_lora(self, folder: Path, device: torch.device) -> None:
         """Put a saved adapter on the model, trainable.
@@ -76,7 +78,9 @@ class PolicyWeights:
 
         saved = set(tensor_sizes(folder / ADAPTER_WEIGHTS))
         with reading(folder, "the LoRA adapter"):
-            self.peft = PeftModel.from_pretrained(self.model, str(folder), is_trainable=True, torch_device=str(device))
+            self.peft = PeftModel.from_pretrained(
+                self.model, str(folder), is_trainable=True, torch_device=str(device), autocast_adapter_dtype=False
+            )
             wanted = set(get_peft_model_state_dict(self.peft, save_embedding_layers=False))
         if saved != wanted:
             raise ValueError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from t2i_gcpo.generators import deltas
+from t2i_gcpo.generators import deltas, merging
 from t2i_gcpo.generators.base import ImageGenerator, check_tokens, in_chunks
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
 from t2i_gcpo.generators.compilation import Compilation
 from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
+from t2i_gcpo.generators.merging import MergeAdapters
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.branches import SampledRows
@@ -48,6 +49,7 @@ class TrainableGenerator(ImageGenerator):
         max_batch: int | None = None,
         compile: bool | Literal["auto"] = "auto",
         decode_dtype: DecodeDtype = "auto",
+        merge_adapters: MergeAdapters = "auto",
     ) -> None:
         """`policy` is the trained submodule's dotted name in `model`, e.g. "transformer".
 
@@ -55,10 +57,12 @@ class TrainableGenerator(ImageGenerator):
         max_batch: rows sampled or decoded at once (None: all); results do not depend on it beyond rounding.
         compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
         decode_dtype: precision of the image decoder; see `decoding`.
+        merge_adapters: whether LoRA adapters are in the weights while tokens are sampled; see `merging`.
         ValueError: an unknown decode_dtype, or compile=True where torch cannot compile.
         """
         check_decode_dtype(decode_dtype)
         self.base, self.max_batch, self.decode_dtype = base, max_batch, decode_dtype
+        self.merge_adapters: MergeAdapters = merge_adapters
         self.compiles = Compilation(compile, device)
         self.weights = PolicyWeights(model, policy)
 
@@ -183,12 +187,16 @@ class TrainableGenerator(ImageGenerator):
 
     @contextmanager
     def eval_mode(self) -> Iterator[nn.Module]:
-        """Hand out the unwrapped policy in eval mode, for sampling. Its mode is what it was afterwards."""
+        """Hand out the unwrapped policy in eval mode, for sampling; its adapters may be in the weights.
+
+        Afterwards its mode and its weights are what they were.
+        """
         policy = self.weights.unwrapped()
         training = policy.training
         policy.eval()
         try:
-            yield policy
+            with merging.merged(policy) if merging.pays(self.merge_adapters, self.dtype) else nullcontext():
+                yield policy
         finally:
             policy.train(training)
 

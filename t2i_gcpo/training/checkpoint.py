@@ -47,6 +47,7 @@ MAY_CHANGE = (
     "micro_batch",
     "generator.device",
     "generator.compile",
+    "generator.merge_adapters",
     "generator.max_batch",
     "generator.gradient_checkpointing",
     "generator.fold_passes",

@@ -43,6 +43,7 @@ def generator(options: GeneratorConfig, *, seed: int) -> ImageGenerator:
         compile=COMPILE[options.compile],
         gradient_checkpointing=options.gradient_checkpointing,
         decode_dtype=options.decode_dtype,
+        merge_adapters=options.merge_adapters,
         **masked,
     )
     if options.lora_rank:

@@ -60,6 +60,9 @@ class GeneratorConfig:
     the checkpoint has."""
     lora_alpha: float = 32.0
     """LoRA's scale: the adapters' output is multiplied by alpha / rank."""
+    merge_adapters: Literal["auto", "on", "off"] = "auto"
+    """Add LoRA adapters to the weights while images are sampled: faster, and the adapted weights exist twice; auto does
+    so in float32, as bfloat16 would round the adapters' share away."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time. Masked generators then hold
     those of one sampling step at a time."""

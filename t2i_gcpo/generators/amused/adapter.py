@@ -35,6 +35,7 @@ from t2i_gcpo.generators.base import (
 from t2i_gcpo.generators.checkpoints import Checkpoint
 from t2i_gcpo.generators.compilation import batches
 from t2i_gcpo.generators.decoding import DecodeDtype
+from t2i_gcpo.generators.merging import MergeAdapters
 from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.branches import SampledRows
 from t2i_gcpo.generators.trainable import TrainableGenerator
@@ -73,6 +74,7 @@ class Amused(TrainableGenerator):
         compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = True,
         decode_dtype: DecodeDtype = "auto",
+        merge_adapters: MergeAdapters = "auto",
         masked_policy: str = "commit_step",
         masked_passes: int = 0,
         fold_passes: bool = False,
@@ -85,6 +87,7 @@ class Amused(TrainableGenerator):
             those of
             the others again. Off: the activations of all passes, one a sampling step, exist at once.
         decode_dtype: precision of the image decoder; see `decoding`.
+        merge_adapters: whether LoRA adapters are in the weights while tokens are sampled; see `merging`.
         masked_policy: the likelihood whose log-probs `training_scores` gives, a row of `likelihoods.LIKELIHOODS`.
         masked_passes: forward passes of an update; see `likelihoods.passes`. 0: as many as the likelihood says.
         fold_passes: score all passes in one batch, whose activations then exist at once.
@@ -103,6 +106,7 @@ class Amused(TrainableGenerator):
             max_batch=max_batch,
             compile=compile,
             decode_dtype=decode_dtype,
+            merge_adapters=merge_adapters,
         )
         self.parts = parts.eval()
         self.grid = parts.grid

@@ -34,6 +34,7 @@ from t2i_gcpo.generators.janus.batching import RowSampler
 from t2i_gcpo.generators.janus.prompts import PromptEncoder
 from t2i_gcpo.generators.janus.sampler import StepSampler
 from t2i_gcpo.generators.janus.scorer import RowScorer
+from t2i_gcpo.generators.merging import MergeAdapters
 from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
 from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
@@ -61,6 +62,7 @@ class Janus(TrainableGenerator):
         head_chunk: int = DEFAULT_CHUNK,
         gradient_checkpointing: bool = False,
         decode_dtype: DecodeDtype = "auto",
+        merge_adapters: MergeAdapters = "auto",
     ) -> None:
         """Take a `JanusForConditionalGeneration` and its `JanusProcessor`.
 
@@ -69,6 +71,7 @@ class Janus(TrainableGenerator):
         head_chunk: tokens whose logits exist at once when tokens are scored.
         gradient_checkpointing: compute the language model's activations again in the backward pass, for less memory.
         decode_dtype: precision of the image decoder; see `decoding`.
+        merge_adapters: whether LoRA adapters are in the weights while tokens are sampled; see `merging`.
         """
         super().__init__(
             model,
@@ -78,6 +81,7 @@ class Janus(TrainableGenerator):
             max_batch=max_batch,
             compile=compile,
             decode_dtype=decode_dtype,
+            merge_adapters=merge_adapters,
         )
         self.model = model.eval()
         model.model.vqmodel.to(memory_format=torch.channels_last)  # what convolutions are fast in
