@@ -87,6 +87,8 @@ def test_the_layout_of_a_cpu_would_not(dtype: torch.dtype) -> None:
         cache = GrowingCache(
             1, 4, 16, 100, 128, dtype=dtype, device=torch.device("cpu"), keys_in_one_piece=in_one_piece
         )
+        prefix = [torch.zeros(4, 16, 70, 128, dtype=dtype)]
+        cache.start(prefix, prefix, torch.ones(4, 70, dtype=torch.bool))
         cache.open(70)
         column = torch.zeros(4, 16, 1, 128, dtype=dtype)
         keys, values = cache.update(column, column, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from t2i_gcpo.generators.janus.kv_cache import STRIDE, GrowingCache, rounded_up
+from t2i_gcpo.generators.janus.kv_cache import STRIDE, Buffers, GrowingCache, rounded_up
 
 
 def new_cache(rows: int = 2, columns: int = 40) -> GrowingCache:
@@ -43,8 +43,10 @@ def test_columns_are_written_in_order_and_only_what_is_open_is_looked_at() -> No
 
 def test_starting_again_forgets_and_keeps_the_same_memory() -> None:
     cache = new_cache()
-    addresses = [buffer.data_ptr() for buffer in (*cache.keys, *cache.values, cache.bias, cache.column)]
     ones = [torch.ones(2, 1, 5, 3)] * 2
+    cache.start(ones, ones, torch.ones(2, 5, dtype=torch.bool))
+    addresses = [buffer.data_ptr() for buffer in (*cache.keys, *cache.values, cache.bias, cache.column)]
+    assert len(set(addresses)) == 6
     for _ in range(2):
         cache.start(ones, ones, torch.ones(2, 5, dtype=torch.bool))
         for step in range(30):
@@ -55,3 +57,46 @@ def test_starting_again_forgets_and_keeps_the_same_memory() -> None:
     assert (cache.shown_bias[:, 0, 0] == 0).sum(dim=1).tolist() == [1, 6]
     assert cache.shown_keys[0].shape[2] == STRIDE, "short again"
     assert addresses == [buffer.data_ptr() for buffer in (*cache.keys, *cache.values, cache.bias, cache.column)]
+
+
+def of_shape(buffers: Buffers, rows: int, columns: int) -> GrowingCache:
+    options = {"dtype": torch.float32, "device": torch.device("cpu")}
+    return GrowingCache(2, rows, 1, columns, 3, **options, buffers=buffers)  # type: ignore[arg-type]
+
+
+def fill(cache: GrowingCache, rows: int, value: float) -> set[int]:
+    """Start a cache, and return where its memory begins."""
+    part = [torch.full((rows, 1, 5, 3), value)] * 2
+    cache.start(part, part, torch.ones(rows, 5, dtype=torch.bool))
+    cache.open(5)
+    assert all((keys[:, :, :5] == value).all() for keys in (*cache.keys, *cache.values))
+    return {buffer.untyped_storage().data_ptr() for buffer in (*cache.keys, *cache.values)}
+
+
+def test_caches_of_all_shapes_share_one_memory_of_the_largest() -> None:
+    buffers = Buffers()
+    small, large = of_shape(buffers, 2, 20), of_shape(buffers, 4, 40)
+    assert buffers.bytes == 0, "nothing before the first rollout"
+    fill(small, 2, 1.0)
+    small.close()
+    first = buffers.bytes
+    assert first == 2 * 2 * 2 * 1 * 48 * 3 * 4, "two layers of keys and values, 2 rows of 48 columns of 3 fp32 numbers"
+    where = fill(large, 4, 2.0)
+    large.close()
+    assert buffers.bytes == 2 * 2 * 4 * 1 * 64 * 3 * 4, "the larger one's, and not both"
+    assert fill(small, 2, 3.0) == where
+    small.close()
+    buffers.release()
+    assert buffers.bytes == 0 and not small.keys and not small.shown_values
+    fill(small, 2, 4.0)
+    assert buffers.bytes == first
+
+
+def test_what_another_shape_left_is_not_looked_at() -> None:
+    buffers = Buffers()
+    other, cache = of_shape(buffers, 4, 40), of_shape(buffers, 2, 20)
+    fill(other, 4, 9.0)
+    other.close()
+    fill(cache, 2, 1.0)
+    assert (cache.shown_bias[:, 0, 0] == 0).sum(dim=1).tolist() == [6, 6]
+    assert bool(cache.shown_keys[0].isfinite().all()), "weight 0 times a number that is not finite would be NaN"

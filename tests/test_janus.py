@@ -543,6 +543,29 @@ def test_compiled_batches_have_one_size_and_uncompiled_ones_are_even() -> None:
     assert not any(batch.compile for batch in batches(rows[:1], 4, compile=True))
 
 
+@pytest.mark.parametrize(
+    ("rows", "usual", "expected"),
+    [
+        (16, 16, [(16, 16)]),  # not filled up to 32
+        (32, 16, [(32, 32)]),
+        (40, 40, [(20, 20), (20, 20)]),
+        (41, 41, [(21, 21), (21, 20)]),
+        (10, 16, [(16, 10)]),
+        (7, 16, [(7, 7)]),
+        (16, None, [(32, 16)]),
+    ],
+)
+def test_a_usual_rollout_is_not_filled_up(rows: int, usual: int | None, expected: list[tuple[int, int]]) -> None:
+    found = batches([(0, image) for image in range(rows)], 32, compile=True, usual=usual)
+    assert [(len(batch.rows), batch.asked) for batch in found] == expected
+    assert [batch.compile for batch in found] == [rows != 7] * len(found)
+
+
+def test_the_memory_of_keys_and_values_is_given_back_after_a_rollout(generator: Janus) -> None:
+    sampled(generator)
+    assert generator.sampler.steps.buffers.bytes == 0
+
+
 @pytest.mark.slow
 def test_compiled_sampling_is_uncompiled_sampling(folder: Path, shared: Janus) -> None:
     from torch._dynamo.utils import counters

@@ -166,12 +166,12 @@ class ImageGenerator(Protocol):
     def decode(self, tokens: Tensor) -> Tensor:
         """Decode tokens [B, T] int64 to images [B, 3, H, W] uint8."""
 
-    def prepare(self, rollouts_ahead: int) -> None:
-        """Take note that the caller will ask for so many rollouts of like size in all.
+    def prepare(self, rollouts_ahead: int, rows: int | None = None) -> None:
+        """Take note that the caller will ask for so many rollouts of like size in all, of `rows` images each.
 
         By default nothing depends on it.
         """
-        del rollouts_ahead
+        del rollouts_ahead, rows
 
     @abstractmethod
     def trainable_parameters(self) -> list[nn.Parameter]:

@@ -43,6 +43,8 @@ class Compilation:
         self.choice, self.device = choice, device
         self.rollouts_ahead = 1
         """How many rollouts of like size the caller will ask for in all; "auto" goes by it."""
+        self.usual_rows: int | None = None
+        """Rows of those rollouts, if the caller said it: one that needs no filling up has a shape of its own."""
 
     def __call__(self) -> bool:
         wanted = self.choice is True or (self.choice == "auto" and self.rollouts_ahead >= FROM_ROLLOUTS)
@@ -97,8 +99,14 @@ class Batch(Generic[Item]):
     compile: bool
 
 
-def batches(rows: Sequence[Item], max_batch: int | None, compile: bool) -> list[Batch[Item]]:
-    """Cut rows into batches of at most `max_batch`; compiled ones have that size, unless they would be mostly empty."""
+def batches(rows: Sequence[Item], max_batch: int | None, compile: bool, usual: int | None = None) -> list[Batch[Item]]:
+    """Cut rows into batches of at most `max_batch`; compiled ones have few sizes, unless they would be mostly empty.
+
+    usual: the rows of most calls. As many or fewer are compiled in the equal parts that these are cut into, so that
+    nothing is filled up where they come; other numbers in batches of `max_batch`.
+    """
+    if usual is not None and len(rows) <= usual:
+        max_batch = -(-usual // -(-usual // (max_batch or usual)))
     compile = compile and worth_compiling(len(rows), max_batch)
     result = []
     for part in cut(rows, max_batch, compile):

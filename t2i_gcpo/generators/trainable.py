@@ -181,9 +181,9 @@ class TrainableGenerator(ImageGenerator):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def prepare(self, rollouts_ahead: int) -> None:
-        """Let compile="auto" know how many rollouts of like size follow; see `Compilation`."""
-        self.compiles.rollouts_ahead = rollouts_ahead
+    def prepare(self, rollouts_ahead: int, rows: int | None = None) -> None:
+        """Let compile="auto" know how many rollouts of like size follow, and their size; see `Compilation`."""
+        self.compiles.rollouts_ahead, self.compiles.usual_rows = rollouts_ahead, rows
 
     @contextmanager
     def eval_mode(self) -> Iterator[nn.Module]:

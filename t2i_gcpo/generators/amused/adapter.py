@@ -190,7 +190,7 @@ class Amused(TrainableGenerator):
         """Sample all rows (prompt, image), in batches."""
         parts = []
         with self.eval_mode() as policy:
-            for batch in batches(rows, self.max_batch, self.compiles()):
+            for batch in batches(rows, self.max_batch, self.compiles(), self.compiles.usual_rows):
                 part = self.sampler.draw(
                     policy, prompts, negatives, sampling, batch.rows, first_prompt_index, compile=batch.compile
                 )

@@ -163,6 +163,7 @@ class Janus(TrainableGenerator):
                 first_prompt_index=first_prompt_index,
                 max_batch=self.max_batch,
                 compile=self.compiles(),
+                usual=self.compiles.usual_rows,
             )
         return self.as_rollout(rows, prompts, negatives, sampling)
 

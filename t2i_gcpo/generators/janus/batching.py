@@ -39,11 +39,15 @@ class RowSampler:
         max_batch: int | None,
         compile: bool,
         noise: Tensor | None = None,
+        usual: int | None = None,
     ) -> SampledRows:
-        """Sample all B rows of P texts, in batches. noise: [B, T] instead of that of the sampling's seed."""
+        """Sample all B rows of P texts, in batches.
+
+        noise: [B, T] instead of that of the sampling's seed. usual: rows of most rollouts, if known; see `batches`.
+        """
         rows = [(prompt, image) for prompt in range(len(texts)) for image in range(sampling.group_size)]
         parts = []
-        for batch in batches(rows, max_batch, compile):
+        for batch in batches(rows, max_batch, compile, usual):
             indices = [(first_prompt_index + prompt, image) for prompt, image in batch.rows]
             if noise is None:
                 drawn = row_noise(sampling.seed, indices, self.steps.length, device=self.encoder.device)
@@ -51,6 +55,7 @@ class RowSampler:
                 drawn = noise[[prompt * sampling.group_size + image for prompt, image in batch.rows]]
             part = self._draw_part(policy, texts, negatives, sampling, batch.rows, drawn, compile=batch.compile)
             parts.append(part.first(batch.asked))
+        self.steps.end(compile=compile)
         return SampledRows.cat(parts)
 
     def _draw_part(

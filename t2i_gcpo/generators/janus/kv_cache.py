@@ -23,6 +23,30 @@ from torch import Tensor
 STRIDE = 16
 
 
+class Buffers:
+    """Lend the same memory to caches of any shape, to one at a time: what a cache left there is overwritten."""
+
+    def __init__(self) -> None:
+        self._memory: list[Tensor] = []
+
+    def lend(self, count: int, size: int, *, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+        """Return `count` flat tensors of `size` numbers: finite ones (that is what zeros are for), but any."""
+        held = self._memory
+        if len(held) < count or held[0].numel() < size or (held[0].dtype, held[0].device) != (dtype, device):
+            self._memory = held = []  # given back first: both need not exist at once
+            self._memory = [torch.zeros(size, dtype=dtype, device=device) for _ in range(count)]
+        return [memory[:size] for memory in self._memory[:count]]
+
+    def release(self) -> None:
+        """Give the memory back. Caches that hold a part of it must be closed."""
+        self._memory = []
+
+    @property
+    def bytes(self) -> int:
+        """Return how much is held."""
+        return sum(memory.numel() * memory.element_size() for memory in self._memory)
+
+
 class GrowingCache:
     """Answer what a transformers decoder asks of `past_key_values` while it is given masks and positions: `update`."""
 
@@ -37,18 +61,23 @@ class GrowingCache:
         dtype: torch.dtype,
         device: torch.device,
         keys_in_one_piece: bool = False,
+        buffers: Buffers | None = None,
     ) -> None:
-        """Make room for at least `columns` columns. keys_in_one_piece: the layout that fused kernels want."""
+        """Plan for at least `columns` columns.
+
+        keys_in_one_piece: the layout that fused kernels want. buffers: where the memory comes from at each `start`
+        (None: of its own).
+        """
         columns = rounded_up(columns) + STRIDE  # never shown whole: that would be a second case to compile
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         """[1] int64: the column that the next `update` writes; in place, as compiled code holds this tensor."""
-        options: Any = {"dtype": dtype, "device": device}
-        self.values = [torch.zeros(rows, heads, columns, width, **options) for _ in range(layers)]
-        if keys_in_one_piece:
-            self.keys = [torch.zeros_like(values) for values in self.values]
-        else:
-            self.keys = [torch.zeros(rows, heads, width, columns, **options).mT for _ in range(layers)]
+        self._layers, self._shape = layers, (rows, heads, columns, width)
+        self._options: dict[str, Any] = {"dtype": dtype, "device": device}
+        self._keys_in_one_piece = keys_in_one_piece
+        self._buffers = Buffers() if buffers is None else buffers
+        self.keys: list[Tensor] = []
         """One tensor [R, K, C, D] a layer, contiguous over D where a key is in one piece, else over C."""
+        self.values: list[Tensor] = []
         self.bias = torch.zeros(rows, 1, 1, columns, dtype=dtype, device=device)
         """[R, 1, 1, C], added to the attention scores: 0 on the columns to look at, the lowest number elsewhere."""
         self.shown_keys, self.shown_values, self.shown_bias = self.keys, self.values, self.bias
@@ -57,6 +86,7 @@ class GrowingCache:
     def start(self, keys: list[Tensor], values: list[Tensor], mask: Tensor) -> None:
         """Fill the first L columns: by layer [R, K, L, D] keys and values; mask [R, L] bool, False on padding."""
         length = mask.shape[1]
+        self._place()
         self.bias.fill_(torch.finfo(self.bias.dtype).min)
         self.bias[:, 0, 0, :length].masked_fill_(mask, 0.0)
         for buffers, filled in ((self.keys, keys), (self.values, values)):
@@ -64,6 +94,21 @@ class GrowingCache:
                 buffer[:, :, :length].copy_(part)
         self._shown = 0
         self.column.fill_(length)
+
+    def _place(self) -> None:
+        """Lay keys and values into the memory that the buffers lend."""
+        rows, heads, columns, width = self._shape
+        memory = self._buffers.lend(2 * self._layers, rows * heads * columns * width, **self._options)
+        self.values = [flat.view(self._shape) for flat in memory[self._layers :]]
+        if self._keys_in_one_piece:
+            self.keys = [flat.view(self._shape) for flat in memory[: self._layers]]
+        else:
+            self.keys = [flat.view(rows, heads, width, columns).mT for flat in memory[: self._layers]]
+
+    def close(self) -> None:
+        """Let go of the memory until the next `start`."""
+        self.keys, self.values, self.shown_keys, self.shown_values = [], [], [], []
+        self._shown = 0
 
     def open(self, column: int) -> None:
         """Let the next `update` write `column`, and every row look at it."""

@@ -20,7 +20,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.compilation import ShapeCache, compiled
-from t2i_gcpo.generators.janus.kv_cache import GrowingCache
+from t2i_gcpo.generators.janus.kv_cache import Buffers, GrowingCache
 from t2i_gcpo.generators.janus.prompts import Encoded
 from t2i_gcpo.generators.tokens.branches import Branches, SampledRows, choice, choose
 from t2i_gcpo.records import Sampling
@@ -58,6 +58,7 @@ class StepSampler:
         self.fused_attention = model.device.type != "cpu"
         """Whether torch's fused attention kernel reads the cache. On a CPU two plain matrix products do: for one query
         they are nearly twice as fast."""
+        self.buffers = Buffers()
         self._compiled: ShapeCache[_Shape] = ShapeCache()
 
     @torch.no_grad()
@@ -94,9 +95,18 @@ class StepSampler:
                 tokens.append(token)
                 records.append(record)
                 shape.positions.add_(1)
+        shape.cache.close()
         by_name = {name: torch.stack([record[name] for record in records], dim=1) for name in records[0]}
         steps = repeat(torch.arange(self.length, device=owner.device), "t -> r t", r=rows).clone()
         return SampledRows(torch.stack(tokens, dim=1), by_name | {"commit_step": steps})
+
+    def end(self, *, compile: bool) -> None:
+        """Give the keys' and values' memory back after a rollout: the update needs it.
+
+        A CPU that has many rollouts before it keeps it, as new memory has to be mapped page by page there.
+        """
+        if not (compile and self.model.device.type == "cpu"):
+            self.buffers.release()
 
     def _prefill(self, policy: nn.Module, prompts: Encoded, folded: Tensor, shape: _Shape) -> None:
         """Run each distinct prompt (without BOI) once, and copy keys and values to the rows that share it."""
@@ -147,6 +157,7 @@ class StepSampler:
             dtype=weight.dtype,
             device=weight.device,
             keys_in_one_piece=self.fused_attention,
+            buffers=self.buffers,
         )
         positions = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
         head = self.model.model.generation_head
