@@ -2,7 +2,7 @@
 # # GRPO, DAPO and GCPO: what was compared, and what it says
 #
 # Three algorithms, one trainer: an algorithm is a row of choices. This notebook shows where the rows differ, loads the committed studies (with intervals, seeds and budgets), and draws the same prompts with the same noise by four checkpoints: the base and the
-# three that were tuned from it with equal budgets. Every number below comes from a file of the repository or is computed here.
+# three that were tuned from it (GRPO and GCPO with 3,840 sampled images each, DAPO with 3,296). Every number below comes from a file of the repository or is computed here.
 
 # %%
 import json

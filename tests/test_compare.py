@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from helpers import run_folders
 from helpers.limits import no_file_above
 from t2i_gcpo.commands import compare as compare_command
 from t2i_gcpo.reports import comparison as compare
-from t2i_gcpo.reports import curves
+from t2i_gcpo.reports import curves, group_pairs
 from t2i_gcpo.reports.run import groups, read
 from t2i_gcpo.training.options import OptimConfig
 
@@ -128,3 +131,88 @@ def test_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="empty is no run folder"):
         compare_command.main(["--runs", str(run), str(tmp_path / "empty"), "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def compared(tmp_path: Path, **shifts: int) -> dict[str, list[Any]]:
+    """Two seeds of each algorithm; their images gained `shifts` tokens."""
+    return groups(
+        [
+            read(run_folders.write(tmp_path / f"{name}{seed}", algorithm=name, seed=seed, shift=shift, steps=2))
+            for name, shift in shifts.items()
+            for seed in (0, 1)
+        ]
+    )
+
+
+def test_groups_are_compared_image_by_image_with_an_interval(tmp_path: Path) -> None:
+    (found,) = group_pairs.differences(compared(tmp_path, grpo=1, gcpo=4))
+    assert (found.name, found.runs, found.apart) == ("gcpo less grpo", 2, True)
+    assert found.sentence() == (
+        "After training, gcpo less grpo: +0.094 [+0.094, +0.094] (95 % interval, n = 16 pairs of images, 2 seeds), so "
+        "these runs tell the two apart; even, odd rose, none fell."
+    )
+    assert found.row() == ["gcpo less grpo", "2", "16", "+0.094 [+0.094, +0.094]", "yes"]
+
+
+def test_what_cannot_be_paired_says_why(tmp_path: Path) -> None:
+    runs = [
+        run_folders.write(tmp_path / name, algorithm=name, seed=k, steps=1) for k, name in enumerate(("gcpo", "grpo"))
+    ]
+    (apart,) = group_pairs.differences(groups([read(run) for run in runs]))
+    assert "no two of their runs have the same seed" in apart.sentence() and apart.to_json()["difference"] is None
+    (runs[1] / "eval_after.json").unlink()
+    config = (runs[1] / "config.yaml").read_text()
+    (runs[1] / "config.yaml").write_text(config.replace("seed: 1\n", "seed: 0\n"))
+    (early,) = group_pairs.differences(groups([read(run) for run in runs]))
+    assert early.sentence().endswith("they have no scores after training.")
+
+
+def test_of_many_groups_each_is_compared_with_the_first() -> None:
+    named: dict[str, list[Any]] = {name: [] for name in "abcde"}
+    assert [one.name for one in group_pairs.differences(named)] == ["b less a", "c less a", "d less a", "e less a"]
+    assert len(group_pairs.differences({name: [] for name in "abcd"})) == 6
+
+
+def test_a_budget_is_equal_only_where_the_images_are(tmp_path: Path) -> None:
+    grouped = compared(tmp_path, grpo=1, gcpo=4)
+    assert group_pairs.budget(grouped) == "Equal budget: each run sampled 128 images."
+    longer = read(run_folders.write(tmp_path / "dapo", algorithm="dapo", steps=3))
+    assert group_pairs.budget({**grouped, "dapo": [longer]}) == (
+        "Not an equal budget: images sampled, discarded ones included: grpo 128; gcpo 128; dapo 192, up to 50.0 % more "
+        "than the least."
+    )
+    (tmp_path / "dapo" / "metrics.jsonl").write_text("")
+    early = read(tmp_path / "dapo")
+    assert group_pairs.budget({**grouped, "dapo": [early]}).startswith(
+        "Whether the budgets are equal is not known: dapo"
+    )
+    assert group_pairs.budget({"gcpo": [early]}) == ""
+
+
+def test_the_page_shows_the_same_prompts_and_noise_where_the_runs_differ(tmp_path: Path) -> None:
+    runs = [
+        run_folders.write(tmp_path / name, algorithm=name, shift=shift, steps=2, verdicts=True)
+        for name, shift in (("grpo", 1), ("gcpo", 2))
+    ]
+    grouped = groups([read(run) for run in runs])
+    one, other = (grouped[name][0].after for name in ("grpo", "gcpo"))
+    assert one is not None and other is not None
+    differ = [(a, b) for a, b in zip(one.rows, other.rows, strict=True) if a.score != b.score]
+    assert 0 < len(differ) < one.n
+    page = "".join(group_pairs.pictures(grouped))
+    assert f"They differ on {len(differ)} of 8 images" in page and "Runs: grpo: grpo, gcpo: gcpo" in page
+    assert sorted(re.findall("<h4>(.*?)</h4>", page)) == sorted(a.text for a, _ in differ)
+    assert page.count("data:image/png") == 2 * len(differ) == page.count("<b>grpo</b>") + page.count("<b>gcpo</b>")
+    for run in runs:
+        for row, _ in differ:
+            png = (run / "test_images" / "after" / f"{row.index:04d}_0.png").read_bytes()
+            assert base64.b64encode(png).decode() in page
+    comparison = tmp_path / "out"
+    comparison.mkdir()
+    compare.write(grouped, comparison)
+    text = (comparison / "report.html").read_text()
+    assert text.split("</h1>")[1].lstrip().startswith('<p class="lead">After training, gcpo less grpo: ')
+    assert text.index("Equal budget: each run sampled 128 images.") < text.index("Where grpo and gcpo differ")
+    data = json.loads((comparison / "table.json").read_text())
+    assert data["budget"].startswith("Equal budget") and data["differences"][0]["n"] == 8
+    assert "Equal budget" in (comparison / "table.md").read_text()

@@ -264,7 +264,7 @@ def credit_parser() -> argparse.ArgumentParser:
 
 
 def run_study(argv: list[str]) -> int:
-    """Train several arms with several seeds at an equal budget, and pool their accuracy.
+    """Train several arms with several seeds until each has sampled its budget, and pool their accuracy.
 
     A study that was stopped goes on.
     """

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2i_gcpo.reports import curves, side_by_side
+from t2i_gcpo.reports import curves, group_pairs, side_by_side
 from t2i_gcpo.reports import html_page as pages
 from t2i_gcpo.reports.run import Run
 from t2i_gcpo.reports.tables import (
@@ -56,11 +56,12 @@ def write(grouped: Mapping[str, Sequence[Run]], out: Path) -> list[Path]:
     data = {label: [numbers(run) for run in members] for label, members in grouped.items()}
     rows = table(data)
     note = warning(grouped)
+    compared = group_pairs.differences(grouped)
     try:
-        return _write(grouped, data, rows, note, out)
+        return _write(grouped, data, rows, note, compared, out)
     finally:  # what cannot be written can still be read
         print_table(COLUMNS, rows)
-        for text in filter(None, [EXPLAINED, note]):
+        for text in filter(None, [EXPLAINED, group_pairs.budget(grouped), *(one.sentence() for one in compared), note]):
             print_note(text)
 
 
@@ -69,33 +70,38 @@ def _write(
     data: Mapping[str, Sequence[Mapping[str, Any]]],
     rows: Sequence[Sequence[str]],
     note: str,
+    compared: Sequence[group_pairs.Difference],
     out: Path,
 ) -> list[Path]:
     """Write the four files and return their paths.
 
-    data: the numbers of the runs; rows: the table's; note: a warning, or "".
+    data: the numbers of the runs; rows: the table's; note: a warning, or ""; compared: the groups with each other.
     """
     paths = [out / name for name in FILES]
     figure = curves.draw(grouped, x="images_sampled")
     write_atomically(paths[0], lambda file: figure.savefig(file, format="png", dpi=140))
     means = {label: {key: mean(members, key) for key in AVERAGED} for label, members in data.items()}
-    text = json.dumps(
-        {"runs": [{"group": label, **row} for label, members in data.items() for row in members], "groups": means},
-        indent=1,
-        allow_nan=False,
-    )
-    write_atomically(paths[1], text + "\n")
-    write_atomically(paths[2], markdown(COLUMNS, rows) + f"\n{EXPLAINED}\n" + (f"\n{cell(note)}\n" if note else ""))
+    spent = group_pairs.budget(grouped)
+    content = {
+        "runs": [{"group": label, **row} for label, members in data.items() for row in members],
+        "groups": means,
+        "differences": [one.to_json() for one in compared],
+        "budget": spent,
+    }
+    write_atomically(paths[1], json.dumps(content, indent=1, allow_nan=False) + "\n")
+    pairs = markdown(group_pairs.HEADER, [one.row() for one in compared]) if compared else ""
+    notes = [EXPLAINED, cell(spent), pairs.strip(), cell(note)]
+    write_atomically(paths[2], markdown(COLUMNS, rows) + "".join(f"\n{text}\n" for text in notes if text))
     parts = [
+        *(pages.paragraph(one.sentence(), "lead" if len(compared) == 1 else "") for one in compared),
+        pages.paragraph(spent) if spent else "",
         pages.paragraph(note, "warning") if note else "",
         pages.table(COLUMNS, rows),
         pages.paragraph(EXPLAINED, "faint"),
+        *_each_other(compared),
+        *group_pairs.pictures(grouped),
         pages.heading("Curves"),
-        pages.picture(
-            curves.svg(figure),
-            "Over images sampled, discarded ones included. Thick: mean of a group; thin: its runs.",
-            kind="svg",
-        ),
+        curves.figure(figure, "Over images sampled, discarded ones included. Thick: mean of a group; thin: its runs."),
         *_side_by_side(grouped),
         pages.heading("Runs"),
         *(
@@ -106,6 +112,14 @@ def _write(
     ]
     write_atomically(paths[3], pages.page("Comparison of " + ", ".join(grouped), parts))
     return paths
+
+
+def _each_other(compared: Sequence[group_pairs.Difference]) -> list[str]:
+    """Show the differences of more than two groups as a table."""
+    if len(compared) < 2:
+        return []
+    rows = [one.row() for one in compared]
+    return [pages.heading("The groups with each other"), pages.table(group_pairs.HEADER, rows)]
 
 
 def _side_by_side(grouped: Mapping[str, Sequence[Run]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Train several arms with several seeds at an equal budget.
+"""Train several arms with several seeds, each until it has sampled its budget of completions.
 
 Each arm gets a learning rate by the same number of trials, then one run a seed.
 
