@@ -130,7 +130,8 @@ def pictures(grouped: Mapping[str, Sequence[Run]]) -> list[str]:
         cards.append(pages.pair(pair.one.text, sides))
     how = "the tasks in equal parts" if strict else "those with the largest difference"
     seeds = ", ".join(f"{label}: {run.name}" for label, run in whole)
-    words = f"They differ on {len(pairs)} of {one.n} images; {len(shown)} are shown, {how}. Runs: {seeds}."
+    some = f"; {len(shown)} are shown, {how}" if len(shown) < len(pairs) else ""
+    words = f"They differ on {len(pairs)} of {one.n} images{some}. Runs: {seeds}."
     return [pages.heading(title), pages.paragraph(words, "faint"), pages.pairs(cards) if cards else ""]
 
 

@@ -14,9 +14,11 @@ from t2i_gcpo.reports import html_page as pages
 from t2i_gcpo.reports import step_times as phases
 from t2i_gcpo.reports.run import AFTER, BEFORE, Run, read
 from t2i_gcpo.reports.tables import NOTE, PAIRED_NOTE, duration, evaluation_rows, number
+from t2i_gcpo.training.callbacks import hard_prompts
 from t2i_gcpo.training.callbacks.reward_hacking import FOLDER, WARNINGS, read_warnings
 from t2i_gcpo.training.tracker import CONFIG, METRICS
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import read_json
 
 NAME = "report.html"
 BEFORE_AFTER = "before_after.png"
@@ -202,7 +204,7 @@ def _samples(run: Run) -> list[str]:
             pages.picture(both, "The same prompts and noise, picked without a look at their scores."),
         ]
     if found:
-        parts.append(pages.heading("Samples"))
+        parts += [pages.heading("Samples"), pages.paragraph(_rule(run), "faint") if _rule(run) else ""]
     for path in dict.fromkeys((*found[:1], *found[-1:])):
         parts.append(
             pages.picture(
@@ -210,6 +212,15 @@ def _samples(run: Run) -> list[str]:
             )
         )
     return [*parts, pages.links(found, run.path)]
+
+
+def _rule(run: Run) -> str:
+    """Return how the prompts of the pictures were chosen, "" where they were not."""
+    path = run_files.own_file(run.path, hard_prompts.FILE)
+    try:
+        return "" if path is None else str(read_json(path, hard_prompts.SHAPE)["rule"])
+    except ValueError:
+        return ""
 
 
 def _heatmaps(run: Run) -> list[str]:

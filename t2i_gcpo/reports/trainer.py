@@ -60,12 +60,13 @@ class Trainer(BareTrainer):
         self._pictures = pictures
         if run_folder and pictures.every and not any(isinstance(one, Pictures) for one in self.callbacks):
             drawn = Pictures(
-                limit(list(self.prompt_sampler.prompts), pictures.prompts),
+                limit(list(self.prompt_sampler.prompts), max(pictures.prompts, pictures.candidates)),
                 self.reward,
                 sampling=self.sampling,
                 every=pictures.every,
                 group=min(pictures.group, self.algorithm.group_size),
                 seed=self.loop.seed,
+                shown=pictures.prompts,
                 negative_prompt=self.negative_prompt,
             )
             self.callbacks = [*self.callbacks, drawn]

@@ -166,13 +166,16 @@ class PicturesConfig:
     """Steps between pictures; 0 switches them off."""
     prompts: int = 2
     """Prompts a picture."""
+    candidates: int = 8
+    """Prompts that those of the pictures are chosen from before training, by one group of images each: those whose
+    scores differ most, as the model sometimes fails them. As many as `prompts` or fewer: no choice."""
     group: int = 4
     """Images of each prompt in a picture, at most the group."""
 
     def __post_init__(self) -> None:
         declared(self, "pictures.")
         at_least(0, "pictures.", every=self.every)
-        at_least(1, "pictures.", prompts=self.prompts, group=self.group)
+        at_least(1, "pictures.", prompts=self.prompts, candidates=self.candidates, group=self.group)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,9 @@ LINE = 18
 CAPTION_LINES = 3
 MOST_PIXELS = 2**28
 """The pixels of a whole picture at most; 0.8 GB."""
+
+#: Where a line may end.
+_BREAK = re.compile(r"\s+(?!%)")
 
 INK, FAINT = (28, 28, 32), (110, 112, 120)
 RIGHT, WRONG, FAILED, PLAIN = (22, 140, 66), (206, 44, 44), (150, 150, 156), (222, 223, 228)
@@ -184,10 +188,13 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def wrap(text: str, width: float, *, size: int = 13, most: int = CAPTION_LINES) -> list[str]:
-    """Break a text into at most `most` lines of `width` pixels; what does not fit ends in an ellipsis."""
+    """Break a text into at most `most` lines of `width` pixels; what does not fit ends in an ellipsis.
+
+    A number and its % stay together.
+    """
     length = font(size).getlength
     lines = [""]
-    for word in text.split():
+    for word in _BREAK.split(text.strip()):
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and length(longer) > width:
             if len(lines) > most:

@@ -92,12 +92,13 @@ def build_trainer(
         batch=config.generator.max_batch,
     )
     draw = Pictures(
-        limit(validation, config.pictures.prompts),
+        limit(validation, max(config.pictures.prompts, config.pictures.candidates)),
         scorer,
         sampling=sampling(config.sampling),
         every=config.pictures.every,
         group=min(config.pictures.group, config.algorithm.group_size),
         seed=config.evaluate.seed,
+        shown=config.pictures.prompts,
         negative_prompt=config.sampling.negative_prompt,
     )
     watch = Watch(watched, every=config.watch.every)

@@ -37,8 +37,8 @@ ALGORITHMS = {"grpo": "GRPO", "gcpo": "GCPO", "gcpo_shuffled": "control: GCPO, s
 #: Folder below the context's runs.
 FOLDER = "live"
 STOPPED = "stopped in the demo"
-#: Prompts of the pictures, and images of each.
-PICTURED, PICTURED_GROUP = 2, 4
+#: Prompts of the pictures, of how many candidates, and images of each.
+PICTURED, CANDIDATES, PICTURED_GROUP = 2, 6, 4
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,13 @@ def _train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Ite
             trainers[name] = trainer
         rounds = {name: trainer.iterate() for name, trainer in trainers.items()}
         try:
+            chosen: list[int] | None = None  # by the first: all begin alike
             for name, trainer in trainers.items():
                 for callback in trainer.callbacks:
                     if isinstance(callback, Pictures):
+                        callback.chosen = chosen
                         callback.draw(trainer, 0)
+                        chosen = callback.chosen
                 yield progress(f"{ALGORITHMS.get(name, name)}: pictures before the first step")
             for step in range(1, plan.steps + 1):
                 for name, steps in rounds.items():
@@ -174,7 +177,7 @@ def _config(context: DemoContext, plan: Plan, algorithm: str, run: Path, prompt_
         logging=LoggingConfig(tensorboard=False, progress=False),
         checkpoint=CheckpointConfig(every=0),
         evaluate=EvaluateConfig(every=0, before=False, after=False),
-        pictures=PicturesConfig(every=1, prompts=PICTURED, group=PICTURED_GROUP),
+        pictures=PicturesConfig(every=1, prompts=PICTURED, candidates=CANDIDATES, group=PICTURED_GROUP),
         output_dir=str(run),
         steps=plan.steps,
         prompts_per_step=plan.prompts_per_step,

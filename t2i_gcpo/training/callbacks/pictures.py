@@ -18,9 +18,10 @@ from rewards.base import Reward
 from t2i_gcpo import heatmap
 from t2i_gcpo.algorithms import ALL_STATS, token_advantages
 from t2i_gcpo.generators.base import Negative, in_chunks
-from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.records import Prompt, Rollout, Sampling, ScoredRollout
+from t2i_gcpo.training.callbacks import hard_prompts
 from t2i_gcpo.training.options import PicturesConfig
-from t2i_gcpo.training.rollout import collect
+from t2i_gcpo.training.rollout import score
 from t2i_gcpo.utils import pictures
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 class Pictures:
     """Draws samples and heatmaps of the same prompts and noise, and the heatmap of a group that was trained on.
 
-    `draw` may be called before the first step for the picture that the later ones are compared with.
+    `draw` may be called before the first step for the picture that the later ones are compared with. prompts: the
+    candidates, of which `shown` are drawn (None: all), those that the model sometimes fails when the first picture is
+    drawn (`hard_prompts`); the run folder keeps which, and a resumed run draws the same.
     """
 
     def __init__(
@@ -42,10 +45,13 @@ class Pictures:
         every: int,
         group: int,
         seed: int,
+        shown: int | None = None,
         negative_prompt: Negative = None,
     ) -> None:
         PicturesConfig(every=every, group=group)
         self.prompts, self.reward = list(prompts), reward
+        self.shown = len(self.prompts) if shown is None else min(shown, len(self.prompts))
+        self.chosen: list[int] | None = list(range(self.shown)) if self.shown == len(self.prompts) else None
         self.sampling = replace(sampling, group_size=max(group, 2), seed=seed, contrast=True)
         self.every, self.negative_prompt = every, negative_prompt
 
@@ -71,13 +77,7 @@ class Pictures:
         """Draw samples and heatmap of the fixed prompts under the present weights."""
         group = self.sampling.group_size
         algorithm = replace(trainer.algorithm, group_size=group, entropy_reward_coef=0.0, normalize_parts=False)
-        scored = collect(
-            trainer.generator,
-            self.reward,
-            self.prompts,
-            replace(self.sampling, stats=ALL_STATS),
-            negative_prompts=self.negative_prompt,
-        )
+        scored = self._collect(trainer, self.choose(trainer), replace(self.sampling, stats=ALL_STATS))
         rng = torch.Generator().manual_seed(self.sampling.seed)
         targets = token_advantages(algorithm, scored.rollout, scored.scores, generator=rng)
         grid = pictures.sample_grid(
@@ -96,6 +96,31 @@ class Pictures:
             algorithm=algorithm,
             logprob_reference=reference_logprobs(trainer, scored.rollout),
         )
+
+    def choose(self, trainer: Trainer) -> list[int]:
+        """Return which of the prompts are drawn; the first call samples all of them, unless the run has chosen."""
+        if self.chosen is None:
+            self.chosen = hard_prompts.load(trainer.output_dir, self.prompts, self.shown)
+        if self.chosen is None:
+            scores = self._collect(trainer, list(range(len(self.prompts))), self.sampling).scores
+            self.chosen = hard_prompts.hardest(scores, self.sampling.group_size, self.shown)
+            hard_prompts.save(trainer.output_dir, self.prompts, scores, self.chosen, seed=self.sampling.seed)
+        return self.chosen
+
+    def _collect(self, trainer: Trainer, chosen: list[int], sampling: Sampling) -> ScoredRollout:
+        """Sample and score some of the prompts; each one's noise is that of its place among all."""
+        whole = chosen == list(range(len(chosen)))
+        parts = [chosen] if whole else [[place] for place in chosen]
+        rollouts = [
+            trainer.generator.sample(
+                [self.prompts[place] for place in part],
+                sampling,
+                first_prompt_index=part[0],
+                negative_prompts=self.negative_prompt,
+            )
+            for part in parts
+        ]
+        return score(trainer.generator, self.reward, Rollout.cat(rollouts))
 
 
 @torch.no_grad()
