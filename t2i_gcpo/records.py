@@ -16,6 +16,12 @@ from t2i_gcpo.utils.checks import at_least, declared
 
 Item = TypeVar("Item")
 
+#: Which vectors of the codebook's tokens: those that the image decoder reads, or those that the policy reads.
+Vectors = Literal["codebook", "inputs"]
+#: What can be taken of each token's logits at sampling time: the entropy of the raw conditional distribution and of the
+#: one that is sampled; the divergences of the conditional from the contrast's; and `contrast_variance`.
+STATS = ("entropy", "behaviour_entropy", "exact_kl", "js", "variance")
+
 #: How many tokens stay masked after each sampling step; `generators.tokens.unmasking` has the curves.
 UnmaskingSchedule = Literal["cosine", "linear", "square", "cubic", "sqrt"]
 #: How the positions that a step commits are chosen.
@@ -99,7 +105,7 @@ class Sampling(SamplingOptions):
     """Whether `logprob_negative` is wanted. Free under guidance with the null prompt, else one forward without
     gradient."""
     stats: tuple[str, ...] = ("entropy",)
-    """Which of "entropy", "exact_kl", "js", "variance" to take from the logits at sampling time."""
+    """Which of `STATS` to take from the logits at sampling time."""
 
     @classmethod
     def of(cls, options: SamplingOptions, **choices: Any) -> Sampling:
@@ -110,9 +116,9 @@ class Sampling(SamplingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, "sampling.", group_size=self.group_size)
-        unknown = set(self.stats) - {"entropy", "exact_kl", "js", "variance"}
+        unknown = set(self.stats) - set(STATS)
         if unknown:
-            raise ValueError(f"unknown sampling stats {sorted(unknown)}; allowed: entropy, exact_kl, js, variance")
+            raise ValueError(f"unknown sampling stats {sorted(unknown)}; allowed: {', '.join(STATS)}")
 
 
 @dataclass(frozen=True)

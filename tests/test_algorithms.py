@@ -12,6 +12,7 @@ from torch import Tensor
 from t2i_gcpo import credit, losses
 from t2i_gcpo.advantages import group_advantages
 from t2i_gcpo.algorithms import (
+    ALL_STATS,
     TABLE,
     Algorithm,
     TokenAdvantages,
@@ -32,7 +33,7 @@ def make_rollout(**changes: Any) -> Rollout:
     generator = torch.Generator().manual_seed(0)
     positive = -5 * torch.rand(B, T, generator=generator)
     values: dict[str, Any] = {
-        "tokens": torch.zeros(B, T, dtype=torch.int64),
+        "tokens": torch.randint(9, (B, T), generator=torch.Generator().manual_seed(3)),
         "logprob_positive": positive,
         "logprob_negative": positive + torch.randn(B, T, generator=generator),
         "logprob_behaviour": positive,
@@ -40,7 +41,7 @@ def make_rollout(**changes: Any) -> Rollout:
         "prompts": (Prompt("a"), Prompt("b")),
         "grid": (ROWS, COLUMNS),
         "sampling": Sampling(group_size=G),
-        "stats": {name: torch.rand(B, T, generator=generator) for name in ("entropy", "exact_kl", "js", "variance")},
+        "stats": {name: torch.rand(B, T, generator=generator) for name in ALL_STATS},
     }
     return Rollout(**(values | changes))
 
@@ -50,7 +51,16 @@ def row(name: str, **overrides: Any) -> Algorithm:
 
 
 def make_targets(algorithm: Algorithm, rewards: Tensor = REWARDS) -> TokenAdvantages:
-    return token_advantages(algorithm, make_rollout(), rewards, generator=torch.Generator().manual_seed(1))
+    return token_advantages(algorithm, make_rollout(), rewards, **besides(), generator=torch.Generator().manual_seed(1))
+
+
+def besides() -> dict[str, Tensor]:
+    """What some rows want besides the rollout."""
+    generator = torch.Generator().manual_seed(4)
+    return {
+        "code_vectors": torch.randn(9, 3, generator=generator),
+        "reference_entropy": torch.rand(B, T, generator=generator),
+    }
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -84,6 +94,12 @@ def test_rows_differ_in_what_their_papers_say() -> None:
     assert differences("gcpo", "gcpo_variance") == {
         "credit": ("contrast", "variance"), "normalization": by_size, "normalize_over": ("image", "batch")
     }  # fmt: skip
+    assert differences("gcpo", "stage") == {
+        "credit": ("contrast", "dissimilar"), "entropy_reward_coef": (0.0, 0.4)
+    }  # fmt: skip
+    assert differences("gcpo", "critical_tokens") == {
+        "credit": ("contrast", "critical"), "ratio_bound": (0.0, 0.5)
+    }  # fmt: skip
     gcpo = TABLE["gcpo"]
     assert (gcpo.divergence, gcpo.normalization, gcpo.top, gcpo.mass, gcpo.group_size) == ("kl", "rank", 0.4, 0.8, 8)
     assert all(name == algorithm.name for name, algorithm in TABLE.items())
@@ -102,7 +118,8 @@ def test_resolve() -> None:
     ("override", "match"),
     [
         ({"group_size": 1}, r"group_size is 1; it must be at least 2"),
-        ({"credit": "critical"}, "uniform, contrast, entropy, variance, random, shuffled, sibling"),
+        ({"credit": "prompt"}, "uniform, contrast, entropy, variance, dissimilar, critical, random, shuffled, sibling"),
+        ({"ratio_bound": -1.0}, "ratio_bound is -1.0; it must be at least 0"),
         ({"divergence": "stats:js"}, "exact_kl, js_full"),
         ({"reduction": "mean"}, "token, sequence, constant"),
         ({"kl_estimator": "k1"}, "none, k2, k3"),
@@ -150,6 +167,9 @@ def test_every_field_has_a_help_text() -> None:
         ("gcpo_variance", {}, False, ("variance",), True),
         ("gcpo_magnitude", {"divergence": "js_full"}, True, ("js",), True),
         ("gcpo_sibling", {}, True, (), True),
+        ("stage", {}, False, ("entropy",), True),
+        ("critical_tokens", {}, False, ("behaviour_entropy",), True),
+        ("critical_tokens", {"kl_estimator": "none"}, False, ("behaviour_entropy",), True),
     ],
 )
 def test_what_a_row_needs(
@@ -160,12 +180,12 @@ def test_what_a_row_needs(
     bare = make_rollout(stats={key: torch.rand(B, T) for key in stats})
     if not contrast:
         bare = replace(bare, logprob_negative=None)
-    assert token_weights(algorithm, bare).shape == (B, T)  # and nothing more is asked for
+    found = token_advantages(replace(algorithm, group_size=G), bare, REWARDS, **besides())
+    assert found.weights.shape == (B, T)  # and nothing more is asked for
     for missing in stats:
-        if missing != "entropy" or algorithm.credit == "entropy":
-            without = replace(bare, stats={key: value for key, value in bare.stats.items() if key != missing})
-            with pytest.raises(ValueError, match=f"'{missing}'.*sampling.stats"):
-                token_weights(algorithm, without)
+        without = replace(bare, stats={key: value for key, value in bare.stats.items() if key != missing})
+        with pytest.raises(ValueError, match=f"'{missing}'.*sampling.stats"):
+            token_advantages(replace(algorithm, group_size=G), without, REWARDS, **besides())
 
 
 def test_a_rollout_without_contrast_is_refused() -> None:
@@ -176,13 +196,17 @@ def test_a_rollout_without_contrast_is_refused() -> None:
 # --- token weights and advantages -----------------------------------------------------------------------------------
 
 
+def over_the_batch(name: str) -> bool:
+    return TABLE[name].normalize_over == "batch" or TABLE[name].credit == "dissimilar"
+
+
 def test_weights_of_each_row() -> None:
     rollout = make_rollout()
     assert rollout.logprob_negative is not None
     weights = {name: make_targets(row(name)).weights for name in TABLE}
     for name, value in weights.items():
         # The batch's mean is 1 where it is what weights are divided by, else each image's.
-        means = value.mean(dim=1) if TABLE[name].normalize_over == "image" else value.mean().expand(B)
+        means = value.mean().expand(B) if over_the_batch(name) else value.mean(dim=1)
         torch.testing.assert_close(means, torch.ones(B), msg=name)
     assert torch.equal(weights["grpo"], torch.ones(B, T)) and torch.equal(weights["dapo"], torch.ones(B, T))
     assert torch.equal(weights["gcpo"], credit.token_weights(rollout.logprob_positive, rollout.logprob_negative))
@@ -245,11 +269,11 @@ def test_a_mask_leaves_tokens_out() -> None:
     mask = torch.ones(B, T, dtype=torch.bool)
     mask[:, :3] = False
     for name in TABLE:
-        targets = token_advantages(row(name), make_rollout(), REWARDS, mask=mask)
+        targets = token_advantages(row(name), make_rollout(), REWARDS, mask=mask, **besides())
         assert torch.equal(targets.mask, mask)
         assert (targets.weights[~mask] == 0).all() and (targets.advantages[~mask] == 0).all()
         sums = targets.weights.sum(dim=1)
-        sums = sums if TABLE[name].normalize_over == "image" else sums.mean().expand(B)
+        sums = sums.mean().expand(B) if over_the_batch(name) else sums
         torch.testing.assert_close(sums, torch.full((B,), T - 3.0), msg=name)
 
 

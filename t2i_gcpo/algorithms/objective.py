@@ -15,6 +15,7 @@ from torch import Tensor
 from t2i_gcpo import advantages as group
 from t2i_gcpo import credit as credits
 from t2i_gcpo import losses
+from t2i_gcpo.algorithms import rivals
 from t2i_gcpo.algorithms.table import STATS, Algorithm
 from t2i_gcpo.losses import LossOutput
 from t2i_gcpo.records import Rollout
@@ -28,6 +29,8 @@ class TokenAdvantages:
     """[B, T] fp32, `A[b, t] = A_b * w[b, t]`; 0 where masked."""
     weights: Tensor
     """[B, T] fp32, token weights w of mean 1 over the valid tokens of an image; 0 where masked."""
+    kl_weights: Tensor
+    """[B, T] fp32, the factor of each token's KL, where the algorithm weighs it."""
     sequence_advantages: Tensor
     """[B] fp32, the group-relative advantage A_b; 0 for a failed image."""
     valid: Tensor
@@ -41,21 +44,35 @@ class TokenAdvantages:
         """Return some rows, for a micro-batch; the metrics stay those of the whole. `index`: [b] int64."""
         index = index.to(self.advantages.device)
         tensors = {name: vars(self)[name][index] for name in
-                   ("advantages", "weights", "sequence_advantages", "valid", "mask")}  # fmt: skip
+                   ("advantages", "weights", "kl_weights", "sequence_advantages", "valid", "mask")}  # fmt: skip
         return replace(self, **tensors)
 
 
 def token_weights(
-    algorithm: Algorithm, rollout: Rollout, *, mask: Tensor | None = None, generator: torch.Generator | None = None
+    algorithm: Algorithm,
+    rollout: Rollout,
+    *,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    code_vectors: Tensor | None = None,
 ) -> Tensor:
     """Return the algorithm's credit: [B, T] fp32 of mean 1 over the valid tokens of each row.
 
     With `normalize_over` batch the mean is 1 over the valid tokens of all rows. mask [B, T] bool, true = valid.
 
-    `generator` is what the controls draw from. ValueError: a log-prob or statistic that the rollout lacks.
+    `generator` is what the controls draw from. code_vectors [V, D]: what `algorithm.needed_vectors` names. ValueError:
+    a log-prob or statistic that the rollout lacks, vectors that are missing, or weights that follow from the rewards
+    (credit dissimilar), which `token_advantages` gives.
     """
     if algorithm.credit == "uniform":
         return _mask(rollout, mask).float()
+    if algorithm.credit == "dissimilar":
+        raise ValueError(f"the weights of algorithm {algorithm.name!r} follow from the rewards; see token_advantages")
+    if algorithm.credit == "critical":
+        vectors = _vectors(algorithm, rollout, code_vectors)
+        values = _stat(algorithm, rollout, "behaviour_entropy")
+        chosen = rivals.critical_tokens(values, vectors, rollout.sampling.group_size, rollout.grid)
+        return credits.normalize(chosen.float(), normalization="none", floor=0.0, mask=mask)
     top, mass, kind = algorithm.top, algorithm.mass, algorithm.normalization
     if algorithm.credit == "random":
         rows, tokens = rollout.tokens.shape
@@ -117,6 +134,7 @@ def token_advantages(
     parts: Mapping[str, Tensor] | None = None,
     part_weights: Mapping[str, float] | None = None,
     reference_entropy: Tensor | None = None,
+    code_vectors: Tensor | None = None,
 ) -> TokenAdvantages:
     """Return the token advantages of a whole rollout.
 
@@ -124,8 +142,9 @@ def token_advantages(
 
     mask [B, T] bool: further tokens to leave out. parts, part_weights: the reward's parts [B] and their weights, for
     `normalize_parts`. reference_entropy [B, T] or [B], nats: the reference model's entropy of the same distribution
-    as `Rollout.stats["entropy"]` at the same tokens, for the entropy reward. ValueError: one of these is wanted and
-    missing, or the rollout's group size is not the algorithm's.
+    as `Rollout.stats["entropy"]` at the same tokens, for the entropy reward. code_vectors [V, D]: what
+    `algorithm.needed_vectors` names. ValueError: one of these is wanted and missing, or the rollout's group size is not
+    the algorithm's.
     """
     size = rollout.sampling.group_size
     if size != algorithm.group_size:
@@ -151,7 +170,14 @@ def token_advantages(
         bonus = _entropy_bonus(algorithm, rollout, rewards, reference_entropy)
         sequence = group.group_advantages(rewards + bonus, size, **scale)
     kept = _mask(rollout, mask) & valid.unsqueeze(-1)
-    weights = token_weights(algorithm, rollout, mask=mask, generator=generator) * valid.unsqueeze(-1)
+    if algorithm.credit == "dissimilar":
+        vectors = _vectors(algorithm, rollout, code_vectors)
+        similarity = rivals.opposite_similarity(vectors, sequence, size)
+        weights, of_kl = rivals.dissimilarity(similarity, mask=kept), rivals.similarity_kl_weights(similarity)
+    else:
+        weights = token_weights(algorithm, rollout, mask=mask, generator=generator, code_vectors=code_vectors)
+        weights = weights * valid.unsqueeze(-1)
+        of_kl = weights if algorithm.credit == "critical" else losses.kl_weights(weights)
     metrics = {
         "groups/informative": float(group.informative_groups(rewards, size).float().mean()),
         "rows/failed": float((~valid).sum()),
@@ -164,7 +190,7 @@ def token_advantages(
         contrast = credits.contrast(rollout.logprob_positive, rollout.logprob_negative, mask=mask)
         metrics["credit/contrast"] = float(contrast.mean())
         metrics["credit/below_floor"] = float((contrast < algorithm.floor).float().mean())
-    return TokenAdvantages(sequence.unsqueeze(-1) * weights, weights, sequence, valid, kept, metrics)
+    return TokenAdvantages(sequence.unsqueeze(-1) * weights, weights, of_kl, sequence, valid, kept, metrics)
 
 
 def loss(
@@ -189,12 +215,22 @@ def loss(
     (with factor), `kl_k1`, `kl_k3` (unweighted means). A reference may be passed for these metrics alone. ValueError:
     the row wants one.
     """
+    if logprob_reference is None and algorithm.needs_reference:
+        raise ValueError(
+            f"algorithm {algorithm.name!r} has a KL term, or weighs by the ratio to the reference: pass "
+            "logprob_reference, or set kl_estimator to none and ratio_bound to 0"
+        )
+    own = logprob if token_logprob is None else token_logprob
+    factor = scale
+    if algorithm.ratio_bound > 0 and logprob_reference is not None:
+        ratio = rivals.running_ratio(own, logprob_reference, algorithm.ratio_bound)
+        factor = ratio if scale is None else scale * ratio
     output = losses.policy_loss(
         logprob,
         logprob_old,
         targets.advantages,
         mask=targets.mask,
-        scale=scale,
+        scale=factor,
         clip_low=algorithm.clip_low,
         clip_high=algorithm.clip_high,
         reduction=algorithm.reduction,
@@ -202,12 +238,7 @@ def loss(
     )
     total, metrics = output.loss, output.metrics | {"policy_loss": output.loss.detach()}
     if logprob_reference is None:
-        if algorithm.needs_reference:
-            raise ValueError(
-                f"algorithm {algorithm.name!r} has a KL term: pass logprob_reference, or set kl_estimator to none"
-            )
         return LossOutput(total, metrics)
-    own = logprob if token_logprob is None else token_logprob
     counted = targets.mask if scale is None else targets.mask & (scale > 0)
     for estimator in ("k1", "k3"):
         values = losses.kl(own.detach(), logprob_reference, estimator)
@@ -215,7 +246,7 @@ def loss(
     if algorithm.kl_estimator != "none" and algorithm.kl_coef > 0:
         values = losses.kl(own, logprob_reference, algorithm.kl_estimator)
         if algorithm.kl_weighting:
-            values = values * losses.kl_weights(targets.weights)
+            values = values * targets.kl_weights
         if scale is not None:
             values = values * scale
         term = algorithm.kl_coef * losses.reduce(values, targets.mask, algorithm.reduction, denominator)
@@ -233,6 +264,16 @@ def loss_denominator(algorithm: Algorithm, targets: TokenAdvantages) -> Tensor:
 
 def _mask(rollout: Rollout, mask: Tensor | None) -> Tensor:
     return torch.ones_like(rollout.tokens, dtype=torch.bool) if mask is None else mask.bool()
+
+
+def _vectors(algorithm: Algorithm, rollout: Rollout, code_vectors: Tensor | None) -> Tensor:
+    """Return the vectors [B, T, D] of the rollout's tokens."""
+    if code_vectors is None:
+        raise ValueError(
+            f"algorithm {algorithm.name!r} compares the tokens' vectors: pass code_vectors, "
+            f"generator.code_vectors({algorithm.needed_vectors!r})"
+        )
+    return code_vectors.to(rollout.tokens.device)[rollout.tokens]
 
 
 def _stat(algorithm: Algorithm, rollout: Rollout, name: str) -> Tensor:

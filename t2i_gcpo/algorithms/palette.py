@@ -23,6 +23,8 @@ COLORS: dict[str, str] = {
     "gcpo_magnitude": "#2d732d",
     "gcpo_variance": "#55648c",
     "gcpo_sibling": "#5a9b23",
+    "stage": "#a810d0",
+    "critical_tokens": "#906078",
 }
 #: Colour of a run whose algorithm is not in the table.
 OTHER = "#777777"

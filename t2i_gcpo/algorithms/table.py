@@ -10,12 +10,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from t2i_gcpo import credit as credits
+from t2i_gcpo.records import Vectors
 from t2i_gcpo.utils.checks import declared
 
 STATS = {"exact_kl": ("exact_kl", 2.0), "js_full": ("js", 8.0)}
 """Full-vocabulary divergence -> its name in `Rollout.stats`, and c where it is d^2 / c for a small contrast d (its
 floor)."""
-ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()), "variance")
+ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()), "variance", "behaviour_entropy")
 """The statistics of a rollout that any rule of credit may ask for; free where guidance has both branches anyway."""
 
 
@@ -31,7 +32,7 @@ class Algorithm:
 
     name: str = "gcpo"
     """Row of the table that the other fields start from: grpo, dr_grpo, dapo, gcpo, gcpo_dapo, gcpo_entropy,
-    gcpo_magnitude, gcpo_variance, gcpo_random, gcpo_shuffled, gcpo_sibling."""
+    gcpo_magnitude, gcpo_variance, stage, critical_tokens, gcpo_random, gcpo_shuffled, gcpo_sibling."""
     group_size: int = 8
     """G, images a prompt, compared with one another; at least 2."""
     advantage_scale: Literal["std", "none"] = "std"
@@ -54,10 +55,13 @@ class Algorithm:
     dynamic_sampling_limit: int = 4
     """Rollouts drawn for one update at most, the first included; then the groups with spread that there are must
     do."""
-    credit: Literal["uniform", "contrast", "entropy", "variance", "random", "shuffled", "sibling"] = "contrast"
+    credit: Literal[
+        "uniform", "contrast", "entropy", "variance", "dissimilar", "critical", "random", "shuffled", "sibling"
+    ] = "contrast"
     """Which tokens get the credit. contrast: where the prompt matters (GCPO); entropy: where the model is undecided;
-    variance: where what the model is undecided about is what the prompt matters for; random, shuffled, sibling:
-    controls."""
+    variance: where what the model is undecided about is what the prompt matters for; dissimilar: where images of the
+    other sign have unlike tokens (STAGE); critical: the first tokens, those where the entropy changes, and those where
+    siblings differ, alike (Group Critical-token Policy Optimization); random, shuffled, sibling: controls."""
     divergence: Literal["kl", "abs", "js", "information_gain", "exact_kl", "js_full"] = "kl"
     """Contrast between the two prompts: the first four from the sampled token's log-probs, exact_kl and js_full over
     the whole codebook."""
@@ -87,9 +91,13 @@ class Algorithm:
     """KL to the reference model in the loss; none needs no reference."""
     kl_coef: float = 0.01
     """Factor of the KL term (2605.29198's code has 0.03, GRPO's paper 0.04)."""
+    ratio_bound: float = 0.0
+    """Multiply each token's advantage by the running mean of the probability ratio to the reference, its logarithm cut
+    at this bound in nats (2509.22485's code has 0.5); 0 is off."""
     kl_weighting: bool = True
     """Weigh each token's KL by 0.5 + 0.5 clamp(2 - 2 w, 0, 1): tokens with credit may move, the rest stay near the
-    reference."""
+    reference. With credit dissimilar by 0.5 + 0.5 clamp(1 + s, 0, 1), s its similarity with images of the other
+    sign; with credit critical the KL is of the critical tokens alone."""
 
     def __post_init__(self) -> None:
         declared(self, "algorithm.")
@@ -106,6 +114,7 @@ class Algorithm:
             "clip_low": (0 <= self.clip_low <= 1, "in [0, 1]"),
             "clip_high": (self.clip_high >= 0, "at least 0"),
             "kl_coef": (self.kl_coef >= 0, "at least 0"),
+            "ratio_bound": (self.ratio_bound >= 0, "at least 0 (0 is off)"),
         }
         if self.normalize_parts and self.entropy_reward_coef > 0:
             raise ValueError(
@@ -143,12 +152,20 @@ class Algorithm:
             needed.add("entropy")
         if self.credit == "variance":
             needed.add("variance")
+        if self.credit == "critical":
+            needed.add("behaviour_entropy")
         return tuple(sorted(needed))
+
+    @property
+    def needed_vectors(self) -> Vectors | None:
+        """Return which vectors of the codebook's tokens the weights are made of (`generator.code_vectors`), or None."""
+        by_credit: dict[str, Vectors] = {"dissimilar": "codebook", "critical": "inputs"}
+        return by_credit.get(self.credit)
 
     @property
     def needs_reference(self) -> bool:
         """Return whether the loss wants the reference model's log-probs."""
-        return self.kl_estimator != "none" and self.kl_coef > 0
+        return (self.kl_estimator != "none" and self.kl_coef > 0) or self.ratio_bound > 0
 
 
 def _row(name: str, **choices: Any) -> Algorithm:
@@ -167,6 +184,8 @@ TABLE: dict[str, Algorithm] = {
     "gcpo_entropy": _row("gcpo_entropy", credit="entropy"),
     "gcpo_magnitude": _row("gcpo_magnitude", normalization="none", cap=CAP, token_floor=TOKEN_FLOOR),
     "gcpo_variance": _row("gcpo_variance", credit="variance", normalization="none", normalize_over="batch"),
+    "stage": _row("stage", credit="dissimilar", entropy_reward_coef=0.4),
+    "critical_tokens": _row("critical_tokens", credit="critical", ratio_bound=0.5),
     "gcpo_random": _row("gcpo_random", credit="random"),
     "gcpo_shuffled": _row("gcpo_shuffled", credit="shuffled"),
     "gcpo_sibling": _row("gcpo_sibling", credit="sibling"),

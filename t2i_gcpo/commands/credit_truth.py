@@ -66,6 +66,12 @@ def main(argv: list[str]) -> int:
     plan = Plan(args.places, args.alternatives, args.completions)
     check_folder(args.out, TRUTH, TABLE_FILE, PICTURE)
     rules = read_rules(args.rules, GROUP)
+    by_vectors = [name for name, rule in rules.items() if rule.needed_vectors]
+    if by_vectors:
+        raise ValueError(
+            f"--rules names {', '.join(by_vectors)}, whose weights compare vectors of the tokens, which the file does "
+            "not hold; name other rules"
+        )
     if args.measured is not None:
         truth = Truth.load(args.measured)
     elif args.checkpoint is None or args.prompts is None:

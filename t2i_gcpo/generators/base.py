@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.checkpoints import Checkpoint
-from t2i_gcpo.records import Prompt, Rollout, Sampling, SamplingOptions
+from t2i_gcpo.records import Prompt, Rollout, Sampling, SamplingOptions, Vectors
 
 Distribution = Literal["conditional", "guided", "guided_detached"]
 DISTRIBUTIONS: tuple[str, ...] = ("conditional", "guided", "guided_detached")
@@ -140,6 +140,14 @@ class ImageGenerator(Protocol):
     @abstractmethod
     def token_entropy(self, rollout: Rollout) -> Tensor:
         """Compute the entropy [B, T] fp32, nats, of the raw conditional distribution at each token; no gradient."""
+
+    def code_vectors(self, kind: Vectors) -> Tensor:
+        """Return the vectors [V, D] fp32 of the codebook's tokens, for rules of credit that compare tokens.
+
+        kind: "codebook", those that the image decoder reads; "inputs", those that the policy reads. ValueError where
+        the generator has none.
+        """
+        raise ValueError(f"{type(self).__name__} names no vectors of its tokens; choose another algorithm")
 
     def redraw(self, rollout: Rollout, uniform: Tensor) -> Tensor:
         """Draw K other tokens at each place, each after the same tokens before it: [B, T, K] int64.

@@ -15,6 +15,7 @@ from t2i_gcpo.algorithms import Algorithm, loss, loss_denominator, token_advanta
 from t2i_gcpo.generators.base import Distribution, ImageGenerator
 from t2i_gcpo.records import ScoredRollout
 from t2i_gcpo.training.options import LoopOptions
+from t2i_gcpo.training.rollout import code_vectors
 
 
 def rule_gradients(
@@ -28,13 +29,17 @@ def rule_gradients(
 ) -> dict[str, list[Tensor]]:
     """Return, for each rule, the gradient of its policy loss at ratio 1: one tensor a trainable parameter.
 
-    One forward pass serves all rules. The KL term is left out, and so are DAPO's discarded groups: they have no
-    gradient. `rng`: what the controls draw from. ValueError: a log-prob or statistic that the rollout lacks.
+    One forward pass serves all rules. The terms of a reference model are left out, as there is none, and so are DAPO's
+    discarded groups: they have no gradient. `rng`: what the controls draw from. ValueError: a log-prob or statistic
+    that the rollout lacks.
     """
     parameters = generator.trainable_parameters()
-    plain = {name: replace(rule, kl_coef=0.0) for name, rule in rules.items()}
+    plain = {name: replace(rule, kl_coef=0.0, entropy_reward_coef=0.0, ratio_bound=0.0) for name, rule in rules.items()}
     targets = {
-        name: token_advantages(rule, scored.rollout, scored.scores, generator=rng) for name, rule in plain.items()
+        name: token_advantages(
+            rule, scored.rollout, scored.scores, generator=rng, code_vectors=code_vectors(generator, rule)
+        )
+        for name, rule in plain.items()
     }
     totals = {name: [torch.zeros_like(parameter) for parameter in parameters] for name in rules}
     for part in torch.arange(scored.rollout.batch).split(micro_batch):

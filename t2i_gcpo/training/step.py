@@ -18,7 +18,7 @@ from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, token_advantages
 from t2i_gcpo.data.sampler import PromptSampler
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
-from t2i_gcpo.training.rollout import Collected, collect, collect_informative, diversity
+from t2i_gcpo.training.rollout import Collected, code_vectors, collect, collect_informative, diversity
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils.clock import Clock
 
@@ -115,4 +115,5 @@ class Step:
                 parts=scored.parts,
                 part_weights=self.reward.weights,
                 reference_entropy=reference_entropy,
+                code_vectors=code_vectors(self.generator, self.algorithm),
             )

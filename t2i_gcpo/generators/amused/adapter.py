@@ -39,7 +39,7 @@ from t2i_gcpo.generators.merging import MergeAdapters
 from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.branches import SampledRows
 from t2i_gcpo.generators.trainable import TrainableGenerator
-from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.records import Prompt, Rollout, Sampling, Vectors
 
 #: The attention projections and feed-forward layers of a `UVit2DModel`.
 UVIT_TARGETS: tuple[str, ...] = (
@@ -135,6 +135,12 @@ class Amused(TrainableGenerator):
     def from_random(cls, random: RandomModel, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Amused:
         """Make a model of a published shape with random weights. `options` go to `__init__`."""
         return cls(random_model.build(random, device=device, dtype=dtype), **options)
+
+    @torch.no_grad()
+    def code_vectors(self, kind: Vectors) -> Tensor:
+        if kind == "codebook":
+            return self.parts.vqvae.quantize.embedding.weight.float()
+        return self.weights.unwrapped().embed.embeddings.weight[: self.codebook_size].float()
 
     def save_model(self, folder: Path) -> None:
         """Write all parts in diffusers' layout."""

@@ -39,7 +39,7 @@ from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
 from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.generators.trainable import TrainableGenerator
-from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.records import Prompt, Rollout, Sampling, Vectors
 
 #: Images decoded at once on a CPU.
 DECODE_ROWS_CPU = 8
@@ -194,6 +194,13 @@ class Janus(TrainableGenerator):
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         with self._train_mode():
             return self.scorer.token_entropy(rollout)
+
+    @torch.no_grad()
+    def code_vectors(self, kind: Vectors) -> Tensor:
+        if kind == "codebook":
+            return self.model.model.vqmodel.quantize.embedding.weight.float()
+        every = torch.arange(self.codebook_size, device=self.device)
+        return rearrange(self.model.prepare_embeddings_for_image_generation(every[None]).float(), "1 v d -> v d")
 
     def redraw(self, rollout: Rollout, uniform: Tensor) -> Tensor:
         check_tokens(rollout.tokens, self.grid, self.codebook_size)

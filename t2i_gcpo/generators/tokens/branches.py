@@ -84,6 +84,8 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branch
     record = {"positive": selected_logprob(conditional, token), "behaviour": selected_logprob(behaviour, token)}
     if "entropy" in sampling.stats:
         record["entropy"] = entropy(conditional)
+    if "behaviour_entropy" in sampling.stats:
+        record["behaviour_entropy"] = entropy(behaviour)
     if branches.contrast is not None:
         contrast = logits[branches.contrast]
         record["negative"] = selected_logprob(contrast, token)
