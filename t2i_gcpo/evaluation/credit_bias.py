@@ -91,11 +91,13 @@ def group_gradients(
     rollout, where every ratio is 1. For rules that draw at random it is a mean of `repeats` draws.
     """
     rollout, rewards, _ = enumerated_rollout(world)
-    algorithm = replace(algorithm, group_size=2, dynamic_sampling=False)
+    # There is no reference model here. Two tokens are alike where they are the same one.
+    algorithm = replace(algorithm, group_size=2, dynamic_sampling=False, entropy_reward_coef=0.0, ratio_bound=0.0)
+    vectors = torch.eye(len(world.positive[0]))
     generator = torch.Generator().manual_seed(seed)
     random = algorithm.credit in ("random", "shuffled")
     advantages = torch.stack([
-        token_advantages(algorithm, rollout, rewards, generator=generator).advantages.double()
+        token_advantages(algorithm, rollout, rewards, generator=generator, code_vectors=vectors).advantages.double()
         for _ in range(repeats if random else 1)
     ]).mean(dim=0)  # fmt: skip
     chance = torch.stack(world.positive).double()
@@ -134,6 +136,7 @@ RULES: dict[str, Algorithm] = {
     "gcpo_magnitude": TABLE["gcpo_magnitude"],
     "gcpo_entropy": TABLE["gcpo_entropy"],
     "gcpo_variance": TABLE["gcpo_variance"],
+    "stage": TABLE["stage"],
     "gcpo_sibling": TABLE["gcpo_sibling"],
 }
 
