@@ -22,7 +22,7 @@ from t2i_gcpo.evaluation.credit_bias import (
 )
 
 STATE_ONLY = ["gcpo, exact_kl", "gcpo, exact_kl, none", "gcpo, js_full, none", "gcpo_entropy"]
-UNBIASED = ["grpo", "gcpo_sibling", "gcpo_variance", "gcpo, exact_kl, none, over the batch"]
+UNBIASED = ["grpo", "stage", "gcpo_sibling", "gcpo_variance", "gcpo, exact_kl, none, over the batch"]
 BIASED = [name for name in RULES if name not in (*STATE_ONLY, *UNBIASED)]
 
 

@@ -73,6 +73,7 @@ def enumerated_rollout(world: World = TWO_TOKENS) -> tuple[Rollout, Tensor, Tens
         sampling=Sampling(guidance=1.0, group_size=2),
         stats={
             "entropy": entropy(positive),
+            "behaviour_entropy": entropy(positive),
             "exact_kl": exact_kl(positive, negative),
             "js": js(positive, negative),
             "variance": contrast_variance(positive, positive, negative),
