@@ -102,6 +102,12 @@ def test_the_entropy_gradient_is_that_of_a_slow_loop() -> None:
             assert found == pytest.approx(math.hypot(dx, dy), abs=1e-5)
 
 
+def test_a_grid_of_one_row_changes_along_it_alone() -> None:
+    found = rivals.entropy_gradient(torch.tensor([[0.0, 2.0, 6.0]]), (1, 3))
+    assert found[0].tolist() == pytest.approx([1.0, 2.0, 3.0])  # means with the left neighbour: 0, 1, 4
+    assert rivals.entropy_gradient(torch.tensor([[3.0]]), (1, 1)).tolist() == [[0.0]]
+
+
 def test_the_critical_tokens_by_hand() -> None:
     entropy, vectors = torch.zeros(B, T), torch.ones(B, T, D)
     entropy[:, 14] = 5.0  # row 2, column 2: the mean of its neighbourhood jumps around it

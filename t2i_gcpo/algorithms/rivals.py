@@ -82,8 +82,10 @@ def entropy_gradient(entropy: Tensor, grid: tuple[int, int]) -> Tensor:
     above, same = padded[:, :-1], padded[:, 1:]
     neighbours = torch.stack([image, same[:, :, :columns], *(above[:, :, k : k + columns] for k in range(3))])
     mean = neighbours.nanmean(dim=0)
-    down, across = torch.gradient(mean, dim=(1, 2))
-    return rearrange((down.square() + across.square()).sqrt(), "b r c -> b (r c)")
+    # A grid of one row or column does not change that way.
+    changes = [torch.gradient(mean, dim=axis)[0] for axis in (1, 2) if mean.shape[axis] > 1]
+    squares = sum((change.square() for change in changes), torch.zeros_like(mean))
+    return rearrange(squares.sqrt(), "b r c -> b (r c)")
 
 
 def sibling_similarity(vectors: Tensor, group_size: int) -> Tensor:
