@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 REWARDS = ["rapidocr>=3.0", "onnxruntime>=1.17", "rapidfuzz>=3.0"]
 
 #: What `make docs` builds the site with.
-DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "latex2mathml>=3.77,<4"]
 #: What notebooks/ are opened and executed with.
 NOTEBOOKS = ["jupytext>=1.16", "nbclient>=0.10", "ipykernel>=6.29"]
 

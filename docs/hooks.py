@@ -2,7 +2,7 @@
 
 A page links to a file outside docs/ as GitHub shows it, `../rewards/base.py`. In the site that file stands at
 `repository/rewards/base.py`, and the link is turned there. A Markdown file (README.md, a model card) becomes a page,
-and its own links are turned alike.
+and its own links are turned alike. So is a notebook, with the outputs of its last execution.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from notebook_page import markdown as notebook_markdown
 
 ROOT = Path(__file__).parent.parent
 DOCS, OUTSIDE = "docs/", "repository/"
+NOTEBOOK = ".ipynb"
 LINK = re.compile(r"\]\(([^()#:\s]+)(#[^()\s]*)?\)")
 #: Fenced code, in which nothing is a link.
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
@@ -28,14 +30,17 @@ def on_files(files: Files, config: Any) -> None:
     seen = set()
     while pages:
         uri = pages.pop()
-        if uri in seen or not (ROOT / in_repository(uri)).is_file():
+        path = _source(uri)
+        if uri in seen or not path.is_file():
             continue
         seen.add(uri)
+        notebook = path.suffix == NOTEBOOK
         if uri.startswith(OUTSIDE):
-            files.append(File.generated(config, uri, abs_src_path=str(ROOT / in_repository(uri))))
+            source = {"content": notebook_markdown(path)} if notebook else {"abs_src_path": str(path)}
+            files.append(File.generated(config, uri, **source))
         if uri.endswith(".md"):
-            text = "".join(FENCE.split((ROOT / in_repository(uri)).read_text(encoding="utf-8"))[::2])
-            named = (target(uri, link[1]) for link in LINK.finditer(text))
+            text = notebook_markdown(path) if notebook else path.read_text(encoding="utf-8")
+            named = (target(uri, link[1]) for link in LINK.finditer("".join(FENCE.split(text)[::2])))
             pages += [name for name in named if name and name.startswith(OUTSIDE)]
 
 
@@ -57,11 +62,19 @@ def in_repository(uri: str) -> str:
     return uri.removeprefix(OUTSIDE) if uri.startswith(OUTSIDE) else DOCS + uri
 
 
+def _source(uri: str) -> Path:
+    """Return the file that a page is made of; where it is none, the notebook of that name."""
+    path = ROOT / in_repository(uri)
+    return path if path.is_file() else path.with_suffix(NOTEBOOK)
+
+
 def target(uri: str, link: str) -> str | None:
     """Where a link of the page `uri` leads in the site; None where it leads to no file of the repository."""
     path = posixpath.normpath(posixpath.join(posixpath.dirname(in_repository(uri)), link))
     if path.startswith("../") or not (ROOT / path).is_file():
         return None
+    if path.endswith(NOTEBOOK):
+        path = path.removesuffix(NOTEBOOK) + ".md"
     return path.removeprefix(DOCS) if path.startswith(DOCS) else OUTSIDE + path
 
 

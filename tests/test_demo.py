@@ -41,8 +41,11 @@ from t2i_gcpo.demo.sessions import inspection
 from t2i_gcpo.demo.sessions import live_training as training
 from t2i_gcpo.demo.sessions.blind_vote import Comparison, Tally
 from t2i_gcpo.demo.tabs import compare
+from t2i_gcpo.demo.tabs import runs as runs_tab
+from t2i_gcpo.demo.tabs import train as train_tab
 from t2i_gcpo.demo.tabs.inspect import draw, without
 from t2i_gcpo.records import Sampling
+from t2i_gcpo.reports import side_by_side
 from t2i_gcpo.training import checkpoint as checkpoints
 
 TEXT = "a photo of a red circle and a blue star"
@@ -423,6 +426,30 @@ def test_a_live_training_writes_ordinary_runs(context: DemoContext) -> None:
         chart["encoding"]["color"]["scale"]["domain"] == ["grpo", "gcpo"]
         and len(next(iter(chart["datasets"].values()))) == 4
     )
+
+
+def test_algorithms_stand_in_one_picture_on_one_scale(context: DemoContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = []
+    monkeypatch.setattr(side_by_side, "together", lambda named: together.append(named) or Image.new("RGB", (8, 8)))
+    side_by_side._drawn.cache_clear()
+    seen = list(training.train(context, plan(context, steps=1), lambda: False))
+    runs = run_browser.begun(seen[-1].runs)
+    shown = train_tab.show(seen[-1], "")[-1]
+    assert [words for _, words in shown] == ["after step 0, one scale for all", "after step 1, one scale for all"]
+    assert list(together[0]) == ["GRPO", "GCPO"], "the algorithms are drawn by one call"
+    np.testing.assert_array_equal(together[0]["GRPO"].images, together[0]["GCPO"].images)  # step 0: the same images
+    assert together[0]["GRPO"].prompts.tolist() == together[1]["GCPO"].prompts.tolist()
+    assert train_tab.maps({"GRPO": runs["grpo"]}, 2) == [], "not before all have begun"
+    own, (_, words) = train_tab.maps({"GRPO": runs["grpo"]}, 1)
+    assert words == "GRPO after step 1" and own[0].width > 8
+    kind = train_tab.HEATMAPS
+    assert [words for _, words in runs_tab.gallery(runs, kind, 1)] == ["grpo, gcpo, step 1: one scale for all"]
+    assert [words for _, words in runs_tab.gallery({"grpo": runs["grpo"]}, kind, 1)] == ["grpo, step 1"]
+    for path in (runs["gcpo"].path / "heatmaps").glob("*.npz"):
+        path.write_bytes(b"no")
+    words = [words for _, words in runs_tab.gallery(runs, kind, 1)]
+    assert words == ["grpo, step 1, on its own scale", "gcpo, step 1, on its own scale"]
+    assert [words for _, words in runs_tab.gallery(runs, "samples", 1)] == ["grpo, step 1", "gcpo, step 1"]
 
 
 def test_stop_keeps_what_there_is(context: DemoContext) -> None:

@@ -90,3 +90,9 @@ def test_wrapping() -> None:
     assert wrap("a red circle", 500) == ["a red circle"]
     assert wrap("w" * 100, 60)[0].endswith("…") and wrap("", 60) == [""]
     assert (enlargement(8), enlargement(96), enlargement(384)) == (20, 2, 1)
+
+
+@pytest.mark.parametrize("width", range(60, 400, 20))
+def test_a_percent_sign_never_begins_a_line(width: int) -> None:
+    lines = wrap("share of the credit on tokens below the floor: 61 %, from image to image 12 to 80 %", width, most=20)
+    assert not any(line.lstrip().startswith("%") for line in lines)

@@ -40,6 +40,7 @@ CSS = """
 .t2i-pixels .gallery-item, .t2i-pixels .gallery-item img { height: auto !important; }
 .t2i-pixels .caption-label, .t2i-panels .caption-label { position: static !important; display: block; max-width: 100%
 !important; border: 0; border-radius: 0; text-align: center; white-space: normal; opacity: 1 !important; }
+#t2i-gcpo .image-container, #t2i-grpo .image-container { padding-top: 30px; height: auto !important; }
 .t2i-pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 540px), 1fr)); gap: 16px; }
 .t2i-pair { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 10px; min-width: 0; }
 .t2i-pair h4 { margin: 0 0 8px; font-weight: 600; overflow-wrap: anywhere; }

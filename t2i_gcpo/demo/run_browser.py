@@ -8,16 +8,18 @@ from pathlib import Path
 
 from PIL import Image
 
+from t2i_gcpo.reports import side_by_side
 from t2i_gcpo.reports.run import Run, read
 from t2i_gcpo.training.tracker import CONFIG, METRICS
 
 #: How deep below the folder of runs is looked, and how many are offered at most.
 DEPTH, MOST = 4, 200
 #: What can be stepped through -> (folder of the run, end of the file's name).
+HEATMAPS = "heatmaps"
 PICTURES: dict[str, tuple[str, str]] = {
     "samples": ("samples", "_samples"),
-    "heatmap, fixed prompts": ("heatmaps", ""),
-    "heatmap, group that was trained on": ("heatmaps", "_trained"),
+    "heatmap, fixed prompts": (HEATMAPS, ""),
+    "heatmap, group that was trained on": (HEATMAPS, side_by_side.TRAINED),
 }
 
 
@@ -90,6 +92,17 @@ def picture(run: Run, kind: str, step: int) -> tuple[int, Image.Image] | None:
         except (OSError, SyntaxError):
             continue
     return None
+
+
+def on_one_scale(runs: Mapping[str, Run], kind: str, step: int) -> tuple[int, Image.Image] | None:
+    """Return the newest heatmap at or before `step` that several runs share, drawn on one scale, and its step.
+
+    None for samples, for one run, and where the runs share no prompt.
+    """
+    folder, end = PICTURES[kind]
+    common = [other for other in side_by_side.common_steps(runs, end) if other <= step] if folder == HEATMAPS else []
+    picture = side_by_side.at(runs, common[-1], end) if common else None
+    return None if picture is None else (common[-1], picture)
 
 
 def _files(run: Run, kind: str) -> dict[int, Path]:

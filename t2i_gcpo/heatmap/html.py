@@ -52,7 +52,7 @@ def payload(heatmap: Heatmap, *, first: str | None = None) -> dict[str, Any]:
             {
                 "kind": kind,
                 "title": heatmap.title(kind),
-                "scale": "; ".join([words(values, KINDS[kind]), *heatmap.head(kind)]),
+                "scale": whole_percents("; ".join([words(values, KINDS[kind]), *heatmap.head(kind)])),
                 "signed": KINDS[kind].signed,
                 "credit": KINDS[kind].credit,
                 "end": _numbers(scales[kind].end),
@@ -65,7 +65,7 @@ def payload(heatmap: Heatmap, *, first: str | None = None) -> dict[str, Any]:
         "images": [
             {
                 "prompt": str(heatmap.prompts[b]),
-                "note": note,
+                "note": whole_percents(note),
                 "picture": data_uri(heatmap.images[b]),
                 "maps": {kind: _numbers(values[b]) for kind, values in maps.items()},
                 "rank": places[b].tolist(),
@@ -79,6 +79,11 @@ def payload(heatmap: Heatmap, *, first: str | None = None) -> dict[str, Any]:
             for b, note in enumerate(heatmap.notes())
         ],
     }
+
+
+def whole_percents(text: str) -> str:
+    """Keep each number and its % on one line: a no-break space stands between them."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def data_uri(image: np.ndarray) -> str:

@@ -248,11 +248,21 @@ def click_cell(page: Any, row: int, column: int) -> None:
     panel(page).get_by_text(f"token {12 * row + column}: row {row}, column {column}").wait_for()
 
 
+def uncovered(page: Any, name: str) -> bool:
+    """Whether label and download icon of a token map stand above its first row, and its last row is not cut off."""
+    block = page.locator(name)
+    picture, whole = block.locator("img").bounding_box(), block.bounding_box()
+    above = [block.locator(part).bounding_box() for part in ("[data-testid=block-label]", ".icon-button-wrapper")]
+    bottom = picture["y"] + picture["height"]
+    return all(one["y"] + one["height"] <= picture["y"] for one in above) and bottom <= whole["y"] + whole["height"]
+
+
 def test_inspect(demo: str, new_page: Callable[..., Any], shots: Path) -> None:
     page = new_page(demo)
     sample(page)
     panel(page).locator("#t2i-group .gallery-item").nth(1).click()
     page.get_by_text("GCPO, image 2").wait_for()
+    assert uncovered(page, "#t2i-gcpo") and uncovered(page, "#t2i-grpo")
     start = time.monotonic()
     click_cell(page, 3, 7)
     print(f"numbers of a cell after {time.monotonic() - start:.2f} s")
@@ -310,6 +320,7 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
     panel(page).get_by_role("button", name="Stop").click()
     says(page, "live", re.compile(r"Stopped after \d+ of 40 steps"))
     assert len(pictures_of(page)) >= 4
+    panel(page).get_by_text("after step 0, one scale for all").wait_for()
     page.screenshot(path=shots / "live_stopped.png", full_page=True)
     assert covered(page) == []
     says(waiting, "compare", "done.")
@@ -325,7 +336,7 @@ def test_train_live_and_its_runs(demo: str, new_page: Callable[..., Any], shots:
     set_slider(page, "Step", 0)
     panel(page).get_by_text("gcpo, step 0").wait_for()
     choose(page, "Pictures", "heatmap, fixed prompts")
-    panel(page).get_by_text(re.compile(r"gcpo, step [1-9]")).wait_for()
+    panel(page).get_by_text(re.compile(r"step [1-9]\d*: one scale for all")).wait_for()
     page.screenshot(path=shots / "runs.png", full_page=True)
     box.fill("/no/such/run")
     box.press("Enter")
@@ -468,5 +479,6 @@ def test_a_phone(demo: str, new_page: Callable[..., Any], shots: Path, scheme: s
     if scheme == "light":
         sample(page)
         click_cell(page, 2, 2)
+        assert uncovered(page, "#t2i-gcpo") and uncovered(page, "#t2i-grpo")
         page.screenshot(path=shots / "phone_inspect.png", full_page=True)
         assert page.evaluate("document.scrollingElement.scrollWidth") <= 400

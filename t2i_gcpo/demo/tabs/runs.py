@@ -152,5 +152,10 @@ def overview(runs: dict[str, Run]) -> str:
 
 
 def gallery(runs: dict[str, Run], kind: str, step: float) -> list[tuple[Any, str]]:
+    """Return the pictures at a step: heatmaps of several runs as one picture on one scale, where they share prompts."""
+    shared = run_browser.on_one_scale(runs, kind, int(step))
+    if shared is not None:
+        return [(shared[1], f"{', '.join(runs)}, step {shared[0]}: one scale for all")]
+    own = ", on its own scale" if len(runs) > 1 and kind != "samples" else ""
     pictures = ((label, run_browser.picture(run, kind, int(step))) for label, run in runs.items())
-    return [(picture[1], f"{label}, step {picture[0]}") for label, picture in pictures if picture is not None]
+    return [(picture[1], f"{label}, step {picture[0]}{own}") for label, picture in pictures if picture is not None]

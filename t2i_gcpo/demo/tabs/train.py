@@ -14,6 +14,8 @@ from t2i_gcpo.demo.errors import with_user_errors
 from t2i_gcpo.demo.queueing import on_model
 from t2i_gcpo.demo.sessions.live_training import ALGORITHMS, Plan, Progress, prompts_of, train
 from t2i_gcpo.demo.sessions.stopping import Session
+from t2i_gcpo.reports import side_by_side
+from t2i_gcpo.reports.run import Run
 
 HELP = (
     "Every algorithm starts from the same checkpoint, with the same prompts and noise, and takes its steps in "
@@ -26,7 +28,7 @@ ALL, OWN = "all six tasks", "my own prompts"
 LEARNING_RATES = [3e-5, 1e-4, 3e-4, 1e-3]
 #: Metric of each plot.
 SHOWN = ("reward/mean", "kl", "entropy")
-SAMPLES, HEATMAPS = "samples", "heatmap, group that was trained on"
+SAMPLES, HEATMAPS = "samples", "heatmap, fixed prompts"
 
 
 def tab(context: DemoContext) -> None:
@@ -60,7 +62,7 @@ def tab(context: DemoContext) -> None:
         curves = [plots.line_plot() for _ in SHOWN]
     with gr.Row():
         samples = _gallery("Samples of fixed prompts and noise")
-        heatmaps = _gallery("Token advantages of a group that was trained on")
+        heatmaps = _gallery("Token advantages of fixed prompts and noise, one scale for all")
 
     @with_user_errors
     def on_train(
@@ -128,13 +130,30 @@ def on_stop(session_state: Session) -> str:
 def show(progress: Progress, text: str) -> list[Any]:
     """Return status, curves and pictures of what there is."""
     runs = run_browser.begun(progress.runs)
-    pictures: list[list[tuple[Any, str]]] = [[], []]
-    for name, run in runs.items():
-        for kind, row in zip((SAMPLES, HEATMAPS), pictures, strict=True):
-            there = run_browser.picture(run, kind, progress.steps)
-            if there is not None:
-                row.append((there[1], f"{ALGORITHMS.get(name, name)} after step {there[0]}"))
-    return [text, *(plots.lines(runs, metric) for metric in SHOWN), *pictures]
+    named = {ALGORITHMS.get(name, name): run for name, run in runs.items()}
+    samples = []
+    for label, run in named.items():
+        there = run_browser.picture(run, SAMPLES, progress.steps)
+        if there is not None:
+            samples.append((there[1], f"{label} after step {there[0]}"))
+    return [text, *(plots.lines(runs, metric) for metric in SHOWN), samples, maps(named, len(progress.runs))]
+
+
+def maps(runs: dict[str, Run], expected: int) -> list[tuple[Any, str]]:
+    """Return the heatmaps before the first step, where all algorithms have the same images, and after the last one.
+
+    Several algorithms stand in one picture, on one scale. expected: the algorithms that are trained; nothing is shown
+    before all of them have begun.
+    """
+    if len(runs) < expected:
+        return []
+    if expected == 1:
+        (label, run), steps = next(iter(runs.items())), run_browser.steps(runs.values(), HEATMAPS)
+        found = [(label, run_browser.picture(run, HEATMAPS, step)) for step in dict.fromkeys(steps[:1] + steps[-1:])]
+        return [(picture[1], f"{label} after step {picture[0]}") for label, picture in found if picture is not None]
+    steps = side_by_side.common_steps(runs)
+    drawn = [(step, side_by_side.at(runs, step)) for step in dict.fromkeys(steps[:1] + steps[-1:])]
+    return [(picture, f"after step {step}, one scale for all") for step, picture in drawn if picture is not None]
 
 
 def status_line(progress: Progress, *, stopping: bool) -> str:
