@@ -6,6 +6,7 @@ whole batch's `denominator` with each micro-batch, and the micro-batches' gradie
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -66,6 +67,7 @@ def policy_loss(
     *,
     mask: Tensor | None = None,
     scale: Tensor | None = None,
+    importance: Tensor | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     reduction: Reduction = "token",
@@ -83,7 +85,8 @@ def policy_loss(
 
     logprob [B, T] with gradient, logprob_old [B, T]; ratio = exp(logprob - logprob_old). advantages [B, T], or [B]
     for one a row. mask [B, T] bool (None: all valid). scale [B, T]: factors of the tokens' losses (None: 1); a token of
-    scale 0 is in no metric. `reduction` and `denominator` as in `reduce`; different bounds are DAPO's "clip higher".
+    scale 0 is in no metric. importance [B, T]: further factors, of tokens drawn from other log-probs than `logprob_old`
+    (`truncated_importance`). `reduction` and `denominator` as in `reduce`; different bounds are DAPO's "clip higher".
     Metrics: `clip_fraction_low` / `_high` (share of tokens whose gradient the lower / upper
     bound took away), `ratio_mean`, `ratio_max`, and KL(old || new) by `kl_old_k1`, `kl_old_k3`. ValueError: shapes or
     bounds that do not fit.
@@ -105,7 +108,9 @@ def policy_loss(
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = -torch.minimum(ratio * advantages, clipped * advantages)
-    loss = reduce(surrogate if scale is None else surrogate * scale, mask, reduction, denominator)
+    for factor in (scale, importance):
+        surrogate = surrogate if factor is None else surrogate * factor
+    loss = reduce(surrogate, mask, reduction, denominator)
     counted = mask if scale is None else mask & (scale > 0)
     with torch.no_grad():
         tokens = counted.sum().clamp(min=1)
@@ -122,6 +127,22 @@ def policy_loss(
             "kl_old_k3": mean(torch.expm1(log_ratio) - log_ratio),
         }
     return LossOutput(loss, metrics)
+
+
+def truncated_importance(logprob: Tensor, logprob_sampled: Tensor, cap: float) -> Tensor:
+    """Return `min(exp(logprob - logprob_sampled), cap)`: [B, T], [B, T] -> [B, T] fp32 without gradient.
+
+    It corrects a loss for tokens that were drawn from slightly other log-probs than training computes for the same
+    weights (another kernel, another order of sums, bf16). The cap bounds the variance, at the price of a bias where it
+    acts (Ionides 2008, "Truncated Importance Sampling"; for rollouts: Yao et al. 2025, "Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training", https://fengyao.notion.site/off-policy-rl). ValueError: a cap not above
+    0.
+    """
+    if not cap > 0:
+        raise ValueError(f"cap is {cap}; it must be above 0")
+    # Capped before exp: a large difference must not overflow.
+    difference = logprob.detach().float() - logprob_sampled.detach().float()
+    return difference.clamp(max=math.log(cap)).exp()
 
 
 def kl(logprob: Tensor, logprob_reference: Tensor, estimator: KLEstimator = "k3") -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 from typing import Any
 
@@ -358,6 +359,25 @@ def make_logprobs() -> tuple[Tensor, Tensor, Tensor]:
     old = make_rollout().logprob_positive
     new, reference = (old + 0.2 * torch.randn(B, T, generator=generator) for _ in range(2))
     return new, old, reference
+
+
+def test_importance_weighs_the_policy_loss_and_not_the_kl() -> None:
+    new, old, reference = make_logprobs()
+    algorithm = row("gcpo", kl_coef=0.5, importance_cap=2.0)
+    targets = make_targets(algorithm)
+    sampled = old + torch.tensor([math.log(2.0), -math.log(4.0)]).repeat(B, T // 2)
+    given = {"logprob_reference": reference, "logprob_sampled": sampled}
+    output = loss(algorithm, new, old, targets, **given)
+    plain = loss(replace(algorithm, importance_cap=0.0), new, old, targets, **given)
+    torch.testing.assert_close(output.metrics["kl_loss"], plain.metrics["kl_loss"])
+    ratio = (new - old).exp()
+    surrogate = -torch.minimum(ratio * targets.advantages, ratio.clamp(0.8, 1.2) * targets.advantages)
+    weights = torch.tensor([0.5, 2.0]).repeat(B, T // 2)  # 4 is above the cap
+    torch.testing.assert_close(output.metrics["policy_loss"], (surrogate * weights).mean())
+    assert output.metrics["importance_mean"].item() == pytest.approx(1.25)
+    assert output.metrics["importance_capped"].item() == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="set algorithm.importance_cap to 0"):
+        loss(algorithm, new, old, targets, logprob_reference=reference)
 
 
 def test_loss_is_policy_loss_plus_weighted_kl() -> None:

@@ -140,10 +140,19 @@ def test_a_hub_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_repository_in_the_cache_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
     folder = folder_of_type(tmp_path / "snapshot", "janus")
 
     def snapshot(name: str, **options: object) -> str:
         assert (name, options["revision"], options["local_files_only"]) == ("owner/model", "v2", True)
+        # As the repository of aMUSEd has them: each weight twice.
+        files = ["config.json", "vqvae/diffusion_pytorch_model.safetensors", "model.fp16.safetensors", "model.bin",
+                 "vqvae/diffusion_pytorch_model.fp16.safetensors", "model-00001-of-00002.safetensors"]  # fmt: skip
+        wanted = filter_repo_objects(
+            files, allow_patterns=options["allow_patterns"], ignore_patterns=options["ignore_patterns"]
+        )
+        assert list(wanted) == [files[0], files[1], files[5]]
         return str(folder)
 
     no_network(monkeypatch)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from helpers import tiny
 from t2i_gcpo import generators
 from t2i_gcpo.generators.compilation import batches, cut, filled, worth_compiling
-from t2i_gcpo.generators.janus.adapter import Janus
+from t2i_gcpo.generators.janus.adapter import Janus, place
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
 SHORT, LONG = "a red circle", "two blue star left of a green square"
@@ -360,6 +362,45 @@ def test_gradient_checkpointing_changes_neither_samples_nor_gradients(folder: Pa
     assert len(seen) == 2, "the layer runs again in the backward pass"
     plain = gradient(generator, generator.token_logprobs(rollout).sum())
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+# -- devices and dtypes ------------------------------------------------------------------------------------------------
+
+
+def test_parts_that_are_never_run_stay_on_the_host() -> None:
+    """The meta device stands for a GPU."""
+    model = place(tiny.model(), torch.device("meta"))
+    where = {name.split(".")[1 if name.startswith("model.") else 0]: p.device.type for name, p in
+             model.named_parameters()}  # fmt: skip
+    idle = {"vision_model", "aligner", "lm_head"}
+    assert idle == {part for part, device in where.items() if device == "cpu"}
+    assert {part for part, device in where.items() if device == "meta"} == {
+        "vqmodel", "generation_embeddings", "generation_aligner", "generation_head", "language_model"
+    }  # fmt: skip
+    tied = tiny.model()
+    tied.lm_head.weight = tied.model.language_model.get_input_embeddings().weight
+    place(tied, torch.device("meta"))
+    assert tied.model.language_model.get_input_embeddings().weight.device.type == "meta"
+
+
+def test_logits_are_fp32_in_a_bf16_model_and_the_saved_head_is_bf16(folder: Path, tmp_path: Path) -> None:
+    policy = Janus.load(str(folder), dtype=torch.bfloat16, compile=False)
+    assert policy.dtype == torch.bfloat16
+    hidden = torch.randn(
+        64, policy.model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0)
+    ).to(torch.bfloat16)
+    logits = policy.head(hidden)
+    assert logits.dtype == torch.float32
+    exact = copy.deepcopy(policy.model.model.generation_head).double()(hidden.double())
+    assert float((logits - exact).abs().max()) < 1e-5, "rounded to bf16 they are thousandths off"
+    assert float((exact - exact.to(torch.bfloat16)).abs().max()) > 1e-4
+    rollout = sampled(policy)
+    policy.save(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.bfloat16}
+    assert policy.model.model.generation_head.proj_out.weight.dtype == torch.float32, "and goes on as it was"
+    again = Janus.load(str(tmp_path), dtype=torch.bfloat16, compile=False)
+    assert_same(sampled(again), rollout)
 
 
 # -- LoRA and the reference -------------------------------------------------------------------------------------------

@@ -251,3 +251,31 @@ def test_what_is_not_allowed() -> None:
         losses.policy_loss(new, old[:1], advantages)
     with pytest.raises(ValueError, match="k1, k2, k3"):
         losses.kl(new, old, "k4")  # type: ignore[arg-type]
+
+
+# -- truncated importance weights --------------------------------------------------------------------------------------
+
+
+def test_truncated_importance_by_hand() -> None:
+    trained = torch.tensor([[0.5, 0.2, 0.9, 1e-30]]).log()
+    drawn = torch.tensor([[0.25, 0.4, 0.1, 1e-30]]).log()
+    found = losses.truncated_importance(trained, drawn, 3.0)
+    torch.testing.assert_close(found, torch.tensor([[2.0, 0.5, 3.0, 1.0]]))
+    assert not losses.truncated_importance(trained.requires_grad_(), drawn, 3.0).requires_grad
+    assert losses.truncated_importance(torch.zeros(1, 1), torch.full((1, 1), -1e4), 2.0).item() == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="cap is 0"):
+        losses.truncated_importance(trained, drawn, 0.0)
+
+
+def test_importance_multiplies_each_tokens_gradient_and_keeps_its_sign() -> None:
+    logprob = torch.full((2, 3), -1.0, requires_grad=True)
+    advantages = torch.tensor([[1.0, -2.0, 0.5], [1.0, 1.0, 1.0]])
+    importance = torch.tensor([[2.0, 0.5, 1.0], [0.25, 1.0, 3.0]])
+    output = losses.policy_loss(logprob, logprob.detach(), advantages, importance=importance)
+    output.loss.backward()
+    assert logprob.grad is not None
+    slow = [[-a * w / 6 for a, w in zip(*rows, strict=True)]
+            for rows in zip(advantages.tolist(), importance.tolist(), strict=True)]  # fmt: skip
+    torch.testing.assert_close(logprob.grad, torch.tensor(slow))
+    assert output.loss.item() == pytest.approx(sum(map(sum, slow)))
+    assert torch.equal(logprob.grad.sign(), -advantages.sign())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from t2i_gcpo.training.optim import NonFiniteGuard, adamw, clip_gradients, lr_factor
+from t2i_gcpo.training.optim import NonFiniteGuard, adamw, clip_gradients, fused, lr_factor
 from t2i_gcpo.training.options import OptimConfig
 from t2i_gcpo.utils.finite import all_finite
 
@@ -79,3 +79,7 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_is(dtype: torch.dtype
                 assert all_finite(values, values.reshape(1, -1).T)
                 values[place] = bad
                 assert not all_finite(torch.zeros(3), values)
+
+
+def test_adamw_is_one_kernel_on_cuda_and_torchs_choice_elsewhere() -> None:
+    assert fused(torch.device("cuda", 1)) is True and fused(torch.device("cpu")) is None

@@ -205,6 +205,23 @@ def test_the_ratio_of_a_single_update_is_one_whatever_was_recorded() -> None:
     assert metrics["logprob_drift"] == pytest.approx(1.0, abs=1e-4)
 
 
+def test_tokens_that_sampling_found_twice_as_likely_count_half() -> None:
+    norms = []
+    for cap, shift in ((0.0, math.log(2.0)), (2.0, math.log(2.0)), (2.0, 0.0), (0.25, 0.0)):
+        policy = moved(generator())
+        rollout, targets = draw(policy, name="dr_grpo")
+        off = replace(rollout, logprob_behaviour=rollout.logprob_behaviour + shift)
+        algorithm = resolve("dr_grpo", group_size=4, importance_cap=cap)
+        metrics = run(updater(policy, algorithm=algorithm), off, targets)
+        norms.append(metrics["grad_norm"])
+        if cap:
+            expected = min(math.exp(-shift), cap)
+            assert metrics["importance_mean"] == pytest.approx(expected, rel=1e-3)
+            assert metrics["importance_capped"] == (1.0 if cap < 1 else 0.0)
+        assert metrics["logprob_drift_max"] == pytest.approx(shift, abs=1e-4)
+    assert [norm / norms[0] for norm in norms[1:]] == pytest.approx([0.5, 1.0, 0.25], rel=1e-3)
+
+
 def test_over_several_passes_old_logprobs_stay_the_rollouts_and_clipping_bites(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = olds(monkeypatch)
     policy = moved(generator())

@@ -15,6 +15,9 @@ HUB_TIMEOUT = 10.0
 #: Files of a repository that a model of transformers needs.
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
+#: Files among these that no model here reads: the same weights once more in half precision, as diffusers names them.
+VARIANTS = ("*.fp16.safetensors", "*.fp16-*.safetensors")
+
 
 def folder(
     name: str, *, revision: str | None = None, files: Sequence[str] = MODEL_FILES, what: str = "weights"
@@ -34,7 +37,11 @@ def folder(
     reachable, reason = _hub_answers()
     try:
         path = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=list(files), local_files_only=not reachable
+            name,
+            revision=revision,
+            allow_patterns=list(files),
+            ignore_patterns=list(VARIANTS),
+            local_files_only=not reachable,
         )
     except OSError as error:
         raise ValueError(_missing(what, name, name, revision, reason or str(error), "a local folder")) from error

@@ -202,6 +202,7 @@ def loss(
     logprob_reference: Tensor | None = None,
     token_logprob: Tensor | None = None,
     scale: Tensor | None = None,
+    logprob_sampled: Tensor | None = None,
     denominator: Tensor | float | None = None,
 ) -> LossOutput:
     """Return the clipped policy loss plus the KL term, for some rows: log-probs [b, T], `targets` of the same rows.
@@ -210,6 +211,8 @@ def loss(
     ratio may be of several tokens at once, and the estimators' exponent of so large a difference overflows.
 
     scale [b, T]: factor of each token's loss and KL (None: 1 for all); a token of scale 0 is in no metric.
+    logprob_sampled [b, T]: what sampling recorded for the tokens, for `importance_cap`, which weighs the policy loss
+    alone.
     `denominator`: that of the whole batch (`loss_denominator`) when these rows are a micro-batch; the gradients then
     add up to the whole batch's. Metrics: those of `losses.policy_loss`, `policy_loss`, and with a reference `kl_loss`
     (with factor), `kl_k1`, `kl_k3` (unweighted means). A reference may be passed for these metrics alone. ValueError:
@@ -225,18 +228,31 @@ def loss(
     if algorithm.ratio_bound > 0 and logprob_reference is not None:
         ratio = rivals.running_ratio(own, logprob_reference, algorithm.ratio_bound)
         factor = ratio if scale is None else scale * ratio
+    importance = None
+    if algorithm.importance_cap > 0:
+        if logprob_sampled is None:
+            raise ValueError(
+                "importance_cap needs the log-probs that sampling recorded for what is trained, and there are none (a "
+                "masked generator's likelihood of a part of its passes has none); set algorithm.importance_cap to 0"
+            )
+        importance = losses.truncated_importance(logprob_old, logprob_sampled, algorithm.importance_cap)
     output = losses.policy_loss(
         logprob,
         logprob_old,
         targets.advantages,
         mask=targets.mask,
         scale=factor,
+        importance=importance,
         clip_low=algorithm.clip_low,
         clip_high=algorithm.clip_high,
         reduction=algorithm.reduction,
         denominator=denominator,
     )
     total, metrics = output.loss, output.metrics | {"policy_loss": output.loss.detach()}
+    if importance is not None:
+        metrics["importance_mean"] = losses.reduce(importance, targets.mask, "token")
+        capped = (importance >= algorithm.importance_cap).float()
+        metrics["importance_capped"] = losses.reduce(capped, targets.mask, "token")
     if logprob_reference is None:
         return LossOutput(total, metrics)
     counted = targets.mask if scale is None else targets.mask & (scale > 0)

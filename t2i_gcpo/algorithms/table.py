@@ -84,6 +84,9 @@ class Algorithm:
     """The probability ratio's lower bound is 1 - clip_low."""
     clip_high: float = 0.2
     """The probability ratio's upper bound is 1 + clip_high."""
+    importance_cap: float = 0.0
+    """Weigh each token's policy loss by its probability in training over that in sampling, at most this: truncated
+    importance sampling, for bfloat16, where the two differ by rounding (2 is common); 0 is off."""
     reduction: Literal["token", "sequence", "constant"] = "sequence"
     """token: mean over the batch's valid tokens (DAPO); sequence: mean of the images' means (GRPO); constant: sum /
     (B * T) (Dr. GRPO)."""
@@ -115,6 +118,7 @@ class Algorithm:
             "clip_high": (self.clip_high >= 0, "at least 0"),
             "kl_coef": (self.kl_coef >= 0, "at least 0"),
             "ratio_bound": (self.ratio_bound >= 0, "at least 0 (0 is off)"),
+            "importance_cap": (self.importance_cap >= 0, "at least 0 (0 is off)"),
         }
         if self.normalize_parts and self.entropy_reward_coef > 0:
             raise ValueError(

@@ -86,6 +86,8 @@ def run(options: argparse.Namespace, console: Console) -> Report:
         raise ValueError(
             f"{options.checkpoint} is a {generator.kind} checkpoint; there are baselines for janus and amused"
         )
+    if isinstance(generator, Janus):
+        generator.model.to(generator.device)  # `generate` asks the parts for their device that it does not run
     prompts = limit(prompt_files.read(options.prompts), options.num_prompts, repeat=True)
     compiled = can_compile(device) if options.compile is None else options.compile
     if isinstance(generator, Amused):

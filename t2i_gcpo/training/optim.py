@@ -32,8 +32,17 @@ def adamw(model: nn.Module, options: OptimConfig) -> torch.optim.AdamW:
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=options.lr, betas=options.betas, eps=options.eps
+        [group for group in groups if group["params"]],
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        fused=fused(trainable[0].device),
     )
+
+
+def fused(device: torch.device) -> bool | None:
+    """Return whether AdamW updates everything in one kernel: on CUDA. Elsewhere None: torch's own choice."""
+    return True if device.type == "cuda" else None
 
 
 def lr_factor(step: int, options: OptimConfig, steps: int) -> float:

@@ -119,6 +119,7 @@ class Updater:
                 logprob_reference=None if reference is None else reference[part],
                 token_logprob=scores.own,
                 scale=scale,
+                logprob_sampled=self._recorded(rows) if scale is None else None,
                 denominator=denominator,
             )
         with clock.phase("backward"):
@@ -130,7 +131,8 @@ class Updater:
         if reference is not None:
             metrics["kl"] = metrics.pop("kl_k3")
         if old is None and scale is None:
-            metrics["logprob_drift"] = (fresh - self._recorded(rows)).abs().mean()
+            drift = (fresh - self._recorded(rows)).abs()
+            metrics |= {"logprob_drift": drift.mean(), "logprob_drift_max": drift.max()}
         return metrics
 
     @torch.no_grad()
@@ -180,7 +182,8 @@ class Updater:
             found = self.generator.training_scores(rollout.rows(probe), distribution=self.loop.distribution)
         drift = {}
         if found.scale is None:  # else sampling did not record what is trained
-            drift = {"logprob_drift": float((found.logprob - recorded[: len(probe)]).abs().mean())}
+            difference = (found.logprob - recorded[: len(probe)]).abs()
+            drift = {"logprob_drift": float(difference.mean()), "logprob_drift_max": float(difference.max())}
             if drift["logprob_drift"] <= DRIFT_TOLERANCE:
                 return recorded, drift
         return torch.cat([scores.logprob for scores in self._scored(rollout)]), drift
@@ -228,7 +231,7 @@ def _means(history: list[dict[str, Tensor]]) -> dict[str, float]:
         values = torch.stack([row[name].float().cpu() for row in history])
         if name in _SUMMED:
             result[name] = float(values.sum() / len(norms))
-        elif name == "ratio_max":
+        elif name in ("ratio_max", "logprob_drift_max"):
             result[name] = float(values.max())
         else:
             result[name] = float((values * tokens).sum() / tokens.sum())

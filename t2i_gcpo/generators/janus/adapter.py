@@ -31,6 +31,7 @@ from t2i_gcpo.generators.decoding import DecodeDtype
 from t2i_gcpo.generators.integrity import load_model, load_part
 from t2i_gcpo.generators.janus import random_model
 from t2i_gcpo.generators.janus.batching import RowSampler
+from t2i_gcpo.generators.janus.head import Fp32Head
 from t2i_gcpo.generators.janus.prompts import PromptEncoder
 from t2i_gcpo.generators.janus.sampler import StepSampler
 from t2i_gcpo.generators.janus.scorer import RowScorer
@@ -73,10 +74,11 @@ class Janus(TrainableGenerator):
         decode_dtype: precision of the image decoder; see `decoding`.
         merge_adapters: whether LoRA adapters are in the weights while tokens are sampled; see `merging`.
         """
+        device = next(model.model.language_model.parameters()).device
         super().__init__(
             model,
             "model.language_model",
-            model.device,
+            device,
             base=base,
             max_batch=max_batch,
             compile=compile,
@@ -90,9 +92,10 @@ class Janus(TrainableGenerator):
         side = int(model.config.vq_config.num_patches)
         self.grid = (side, side)
         self.codebook_size = int(model.config.vq_config.num_embeddings)
-        self.prompts = PromptEncoder(processor, model.device)
-        self.scorer = RowScorer(model, self.prompts, self.weights, head_chunk=head_chunk)
-        self.sampler = RowSampler(self.prompts, StepSampler(model, side * side))
+        self.prompts = PromptEncoder(processor, device)
+        self.head = Fp32Head(model)
+        self.scorer = RowScorer(model, self.prompts, self.weights, self.head, head_chunk=head_chunk)
+        self.sampler = RowSampler(self.prompts, StepSampler(model, self.head, side * side, device))
         if gradient_checkpointing:
             # Active in train mode only, which `token_logprobs` switches to: so no other train-mode behaviour may
             # differ.
@@ -112,21 +115,23 @@ class Janus(TrainableGenerator):
 
         model = load_model(JanusForConditionalGeneration, folder, dtype=dtype)
         processor = load_part(JanusProcessor, folder)
-        return cls(model.to(device), processor, **options)
+        return cls(place(model, device), processor, **options)
 
     @classmethod
     def from_random(cls, random: RandomModel, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Janus:
         """Make a model of a published shape with random weights. `options` go to `__init__`."""
-        return cls(*random_model.build(random, device=device, dtype=dtype), **options)
+        model, processor = random_model.build(random, device=device, dtype=dtype)
+        return cls(place(model, device), processor, **options)
 
     def save_model(self, folder: Path) -> None:
         """Write model and processor in the hub's layout."""
-        self.model.save_pretrained(folder)
+        with self.head.in_dtype_of(self.model):
+            self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self.prompts.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -258,3 +263,17 @@ class Janus(TrainableGenerator):
         """Decode a batch of rows: valid tokens [b, T] on the model's device -> [b, 3, H, W] uint8."""
         pixels = self.model.decode_image_tokens(tokens)  # about [-1, 1], unclamped
         return ((rearrange(pixels, "b h w c -> b c h w").float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def place(model: Any, device: torch.device) -> Any:
+    """Move a `JanusForConditionalGeneration` to the device, but for the parts that read images and write text.
+
+    Those are never run here, and are kept in the host's memory to be saved with the rest.
+    """
+    text_head = model.lm_head.weight is model.model.language_model.get_input_embeddings().weight
+    idle = {id(part) for part in (model.model.vision_model, model.model.aligner)}
+    idle |= set() if text_head else {id(model.lm_head)}
+    for name, part in [*model.named_children(), *model.model.named_children()]:
+        if name != "model":
+            part.to("cpu" if id(part) in idle else device)
+    return model

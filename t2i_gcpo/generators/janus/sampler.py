@@ -20,6 +20,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.compilation import ShapeCache, compiled
+from t2i_gcpo.generators.janus.head import Fp32Head
 from t2i_gcpo.generators.janus.kv_cache import Buffers, GrowingCache
 from t2i_gcpo.generators.janus.prompts import Encoded
 from t2i_gcpo.generators.tokens.branches import Branches, SampledRows, choice, choose
@@ -51,11 +52,11 @@ class _Shape:
 class StepSampler:
     """Sample rows with the model's own forward pass, and keep compiled steps and their caches between calls."""
 
-    def __init__(self, model: Any, length: int) -> None:
-        """Take a `JanusForConditionalGeneration` and the number of tokens T, `length`."""
-        self.model = model
+    def __init__(self, model: Any, head: Fp32Head, length: int, device: torch.device) -> None:
+        """Take a `JanusForConditionalGeneration`, its head, the tokens T, `length`, and the device of its policy."""
+        self.model, self.head, self.device = model, head, device
         self.length = length
-        self.fused_attention = model.device.type != "cpu"
+        self.fused_attention = device.type != "cpu"
         """Whether torch's fused attention kernel reads the cache. On a CPU two plain matrix products do: for one query
         they are nearly twice as fast."""
         self.buffers = Buffers()
@@ -105,7 +106,7 @@ class StepSampler:
 
         A CPU that has many rollouts before it keeps it, as new memory has to be mapped page by page there.
         """
-        if not (compile and self.model.device.type == "cpu"):
+        if not (compile and self.device.type == "cpu"):
             self.buffers.release()
 
     def _prefill(self, policy: nn.Module, prompts: Encoded, folded: Tensor, shape: _Shape) -> None:
@@ -138,7 +139,7 @@ class StepSampler:
 
         def build() -> _Shape:
             shape = self._new_shape(policy, rows, prefix, sampling, branches)
-            options = {"realize_opcount_threshold": REALIZE_FROM} if self.model.device.type == "cpu" else {}
+            options = {"realize_opcount_threshold": REALIZE_FROM} if self.device.type == "cpu" else {}
             shape.advance = compiled(shape.advance, f"advance_{rows}_{prefix}", **options)
             return shape
 
@@ -160,7 +161,7 @@ class StepSampler:
             buffers=self.buffers,
         )
         positions = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
-        head = self.model.model.generation_head
+        head = self.head
         embed = self.model.prepare_embeddings_for_image_generation
 
         def advance(embeds: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

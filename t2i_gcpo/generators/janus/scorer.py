@@ -13,6 +13,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.base import DISTRIBUTIONS, row_texts
+from t2i_gcpo.generators.janus.head import Fp32Head
 from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.generators.tokens.logprobs import token_entropy, token_logprob
@@ -23,8 +24,11 @@ from t2i_gcpo.records import Rollout
 class RowScorer:
     """Score a rollout's tokens with the policy as it is now."""
 
-    def __init__(self, model: Any, encoder: PromptEncoder, weights: PolicyWeights, *, head_chunk: int) -> None:
+    def __init__(
+        self, model: Any, encoder: PromptEncoder, weights: PolicyWeights, head: Fp32Head, *, head_chunk: int
+    ) -> None:
         self.model = model
+        self.head = head
         self.encoder = encoder
         self.weights = weights
         self.head_chunk = head_chunk
@@ -34,7 +38,7 @@ class RowScorer:
         if distribution not in DISTRIBUTIONS:
             raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
         conditional, null = self._encode_rows(rollout, prompt)
-        head = self.model.model.generation_head
+        head = self.head
         tokens = rollout.tokens.to(self.encoder.device)
         policy = self.weights.module
         if distribution == "conditional":
@@ -68,7 +72,7 @@ class RowScorer:
         conditional, _ = self._encode_rows(rollout, "positive")
         tokens = rollout.tokens.to(self.encoder.device)
         hidden = self._hidden(self.weights.module, conditional, tokens)
-        return token_entropy(hidden, self.model.model.generation_head, chunk=self.head_chunk)
+        return token_entropy(hidden, self.head, chunk=self.head_chunk)
 
     @torch.no_grad()
     def redraw(self, rollout: Rollout, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +87,7 @@ class RowScorer:
         rows = [rearrange(self._hidden(policy, branch, tokens), "b t d -> (b t) d") for branch in branches]
         asked = rearrange(uniform.to(tokens.device), "b t k -> (b t) k")
         own = rearrange(tokens, "b t -> (b t)")
-        head, sampling = self.model.model.generation_head, rollout.sampling
+        head, sampling = self.head, rollout.sampling
         drawn, middle = [], []
         for part in torch.arange(len(own), device=own.device).split(self.head_chunk):
             logits = [head(hidden[part]) for hidden in rows]

@@ -1,0 +1,34 @@
+"""The head that makes logits of hidden states, in fp32 whatever the language model's dtype is.
+
+Logits in bf16 have eight bits: of a log-prob of some nats they leave a few hundredths, and guidance multiplies that.
+The head is small beside the language model and is not trained, so its fp32 weights cost next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+
+class Fp32Head:
+    """Compute fp32 logits with a model's generation head: for sampling and for scoring alike."""
+
+    def __init__(self, model: Any) -> None:
+        """Put the generation head of a `JanusForConditionalGeneration` into fp32."""
+        self.module = model.model.generation_head.float()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Compute [*, D] -> [*, V] fp32."""
+        return self.module(hidden.to(self.module.proj_out.weight.dtype)).float()
+
+    @contextmanager
+    def in_dtype_of(self, model: Any) -> Iterator[None]:
+        """Give the head the dtype of the other weights inside, to be saved with them: its values have no more bits."""
+        self.module.to(model.model.language_model.dtype)
+        try:
+            yield
+        finally:
+            self.module.float()
