@@ -7,11 +7,14 @@ over the valid tokens of each row; a row without a valid token is 0 throughout. 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+from t2i_gcpo.records import Rows
 
 Divergence = Literal["kl", "abs", "js", "information_gain"]
 Normalization = Literal["rank", "softmax", "minmax", "none"]
@@ -148,6 +151,7 @@ def by_size(
     cap: float = 0.0,
     over: Literal["image", "batch"] = "image",
     mask: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return weights [B, T] fp32 that keep the size of a divergence or score [B, T] that is at least 0.
 
@@ -157,7 +161,8 @@ def by_size(
     `x / mean(x)`, the mean over the valid tokens of each image, or with `over="batch"` of all images: then a token's
     weight does not depend on what else was drawn in its image, but for its share in the batch's mean, and an image
     has a mean of its own. `cap` (0 is off): values are first cut to `cap` times that mean, so that a few tokens do not
-    take it all. Where all values are 0 the weights are 1. ValueError: a negative cap, or one below 1.
+    take it all. Where all values are 0 the weights are 1. total: the sum over the processes that share the batch, of a
+    scalar (None: there is one). ValueError: a negative cap, or one below 1.
     """
     if cap and cap < 1:
         raise ValueError(f"cap is {cap}; it must be at least 1 (times the mean), or 0 for none")
@@ -166,7 +171,8 @@ def by_size(
 
     def mean(of: Tensor) -> Tensor:
         if over == "batch":
-            return of.sum() / valid.sum().clamp(min=1)
+            amount, count = of.sum(), valid.sum()
+            return amount / count.clamp(min=1) if total is None else total(amount) / total(count).clamp(min=1)
         return of.sum(dim=-1, keepdim=True) / valid.sum(dim=-1, keepdim=True).clamp(min=1)
 
     if cap:
@@ -205,20 +211,29 @@ def random_weights(
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
+    rows: Rows | None = None,
 ) -> Tensor:
     """Return GCPO's weights with ranks drawn at random, a control: [B, T].
 
-    The noise is drawn on the generator's device.
+    The noise is drawn on the generator's device, for the whole batch: `rows` says which of its rows these are (None:
+    all).
     """
-    return normalize(_noise(shape, generator).to(device), top=top, mass=mass, floor=0.0, mask=mask)
+    return normalize(_noise(shape, generator, rows).to(device), top=top, mass=mass, floor=0.0, mask=mask)
 
 
-def shuffled(weights: Tensor, *, mask: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+def shuffled(
+    weights: Tensor,
+    *,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    rows: Rows | None = None,
+) -> Tensor:
     """Return the same weights [B, T] at other places, a control.
 
-    Each row's valid tokens are permuted by a permutation of its own."""
+    Each row's valid tokens are permuted by a permutation of its own. The noise is drawn for the whole batch: `rows`
+    says which of its rows these are (None: all)."""
     valid = _valid(weights, mask)
-    noise = _noise(tuple(weights.shape), generator).to(weights.device)
+    noise = _noise(tuple(weights.shape), generator, rows).to(weights.device)
     source = noise.masked_fill(~valid, 2.0).argsort(
         dim=-1, stable=True
     )  # the valid tokens in random order, then the rest
@@ -252,8 +267,10 @@ def _mean(values: Tensor) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _noise(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-    return torch.rand(shape, generator=generator, device="cpu" if generator is None else generator.device)
+def _noise(shape: tuple[int, ...], generator: torch.Generator | None, rows: Rows | None) -> Tensor:
+    whole = shape if rows is None else (rows.total, *shape[1:])
+    noise = torch.rand(whole, generator=generator, device="cpu" if generator is None else generator.device)
+    return noise if rows is None else noise[rows.index.to(noise.device)]
 
 
 def _valid(values: Tensor, mask: Tensor | None) -> Tensor:

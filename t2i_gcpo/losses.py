@@ -7,6 +7,7 @@ whole batch's `denominator` with each micro-batch, and the micro-batches' gradie
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -27,12 +28,15 @@ class LossOutput:
     """Name -> scalar without gradient, on the loss's device; means are over the valid tokens that were passed."""
 
 
-def reduction_denominator(mask: Tensor, reduction: Reduction) -> Tensor:
+def reduction_denominator(
+    mask: Tensor, reduction: Reduction, total: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Return what `reduce` divides by, scalar fp32. mask [B, T] bool, true = valid.
 
     `token`: the number of valid tokens (DAPO, 2503.14476). `sequence`: the number of rows with a valid token;
     `reduce` takes each row's own mean first (GRPO, 2402.03300). `constant`: B * T, whatever the mask (Dr. GRPO,
-    2503.20783). With nothing valid it is 1, and the loss 0.
+    2503.20783). With nothing valid it is 1, and the loss 0. total: the sum over the processes that share the batch, of
+    a scalar (None: there is one).
     """
     if reduction == "token":
         amount = mask.sum()
@@ -42,7 +46,7 @@ def reduction_denominator(mask: Tensor, reduction: Reduction) -> Tensor:
         amount = torch.tensor(mask.numel(), device=mask.device)
     else:
         raise ValueError(f"reduction is {reduction!r}; allowed: {', '.join(get_args(Reduction))}")
-    return amount.clamp(min=1).float()
+    return (amount if total is None else total(amount)).clamp(min=1).float()
 
 
 def reduce(values: Tensor, mask: Tensor, reduction: Reduction, denominator: Tensor | float | None = None) -> Tensor:

@@ -122,6 +122,28 @@ class Sampling(SamplingOptions):
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Says which rows of a batch that several processes share are those of one of them."""
+
+    index: Tensor
+    """[b] int64 on the CPU, in rising order."""
+    total: int
+    """B, the rows of all processes."""
+
+    @staticmethod
+    def all(batch: int) -> Rows:
+        """Return the rows of a process that has the whole batch."""
+        return Rows(torch.arange(batch), batch)
+
+    def own(self, chosen: Tensor) -> Tensor:
+        """Return which of this process's rows (0 to b - 1) are among the `chosen` [c] of the batch, in their order."""
+        place = torch.full((self.total,), -1)
+        place[self.index] = torch.arange(len(self.index))
+        found = place[chosen]
+        return found[found >= 0]
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Sampled token grids and the log-probs that were computed on the way."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -102,7 +102,7 @@ class World:
         self.asked.append(n)
         return PROMPTS[first : first + n]
 
-    def collect(self, prompts: list[Prompt]) -> ScoredRollout:
+    def collect(self, prompts: Sequence[Prompt], first: int) -> ScoredRollout:
         scores = torch.tensor(
             [[float(p.metadata["k"]), p.metadata["k"] + (p.metadata["k"] in self.useful)] for p in prompts]
         )

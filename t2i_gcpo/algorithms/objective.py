@@ -18,7 +18,8 @@ from t2i_gcpo import losses
 from t2i_gcpo.algorithms import rivals
 from t2i_gcpo.algorithms.table import STATS, Algorithm
 from t2i_gcpo.losses import LossOutput
-from t2i_gcpo.records import Rollout
+from t2i_gcpo.records import Rollout, Rows
+from t2i_gcpo.utils.processes import ALONE, Processes, all_rows, mean
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,17 @@ def token_weights(
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     code_vectors: Tensor | None = None,
+    processes: Processes = ALONE,
+    rows: Rows | None = None,
 ) -> Tensor:
     """Return the algorithm's credit: [B, T] fp32 of mean 1 over the valid tokens of each row.
 
     With `normalize_over` batch the mean is 1 over the valid tokens of all rows. mask [B, T] bool, true = valid.
 
-    `generator` is what the controls draw from. code_vectors [V, D]: what `algorithm.needed_vectors` names. ValueError:
-    a log-prob or statistic that the rollout lacks, vectors that are missing, or weights that follow from the rewards
-    (credit dissimilar), which `token_advantages` gives.
+    `generator` is what the controls draw from. code_vectors [V, D]: what `algorithm.needed_vectors` names. processes,
+    rows: who shares the batch, and which of its rows these are (None: all). ValueError: a log-prob or statistic that
+    the rollout lacks, vectors that are missing, or weights that follow from the rewards (credit dissimilar), which
+    `token_advantages` gives.
     """
     if algorithm.credit == "uniform":
         return _mask(rollout, mask).float()
@@ -75,19 +79,20 @@ def token_weights(
         return credits.normalize(chosen.float(), normalization="none", floor=0.0, mask=mask)
     top, mass, kind = algorithm.top, algorithm.mass, algorithm.normalization
     if algorithm.credit == "random":
-        rows, tokens = rollout.tokens.shape
-        device = rollout.tokens.device
-        return credits.random_weights((rows, tokens), top=top, mass=mass, mask=mask, generator=generator, device=device)
+        shape, device = (rollout.batch, rollout.tokens.shape[1]), rollout.tokens.device
+        return credits.random_weights(
+            shape, top=top, mass=mass, mask=mask, generator=generator, device=device, rows=rows
+        )
     if algorithm.credit in ("entropy", "variance"):
         values = _stat(algorithm, rollout, algorithm.credit)
         if algorithm.keeps_size:
-            return _by_size(algorithm, values, values.sqrt(), mask)
+            return _by_size(algorithm, values, values.sqrt(), mask, processes)
         return credits.normalize(values, normalization=kind, top=top, mass=mass, floor=0.0, mask=mask)
     if algorithm.divergence in STATS:
         name, curvature = STATS[algorithm.divergence]
         values, floor = _stat(algorithm, rollout, name), algorithm.floor**2 / curvature
         if algorithm.keeps_size:
-            weights = _by_size(algorithm, values, (values * curvature).sqrt(), mask)
+            weights = _by_size(algorithm, values, (values * curvature).sqrt(), mask, processes)
         else:
             weights = credits.normalize(values, normalization=kind, top=top, mass=mass, floor=floor, mask=mask)
     else:
@@ -101,7 +106,7 @@ def token_weights(
         positive, negative = rollout.logprob_positive, rollout.logprob_negative
         if algorithm.keeps_size:
             values = credits.divergence(positive, negative, divergence)
-            weights = _by_size(algorithm, values, (negative - positive).abs(), mask)
+            weights = _by_size(algorithm, values, (negative - positive).abs(), mask, processes)
         else:
             weights = credits.token_weights(
                 positive,
@@ -115,13 +120,18 @@ def token_weights(
             )
     if algorithm.credit == "sibling":
         return credits.of_siblings(weights, rollout.sampling.group_size, mask=mask)
-    return credits.shuffled(weights, mask=mask, generator=generator) if algorithm.credit == "shuffled" else weights
+    if algorithm.credit == "shuffled":
+        return credits.shuffled(weights, mask=mask, generator=generator, rows=rows)
+    return weights
 
 
-def _by_size(algorithm: Algorithm, values: Tensor, contrast: Tensor, mask: Tensor | None) -> Tensor:
+def _by_size(
+    algorithm: Algorithm, values: Tensor, contrast: Tensor, mask: Tensor | None, processes: Processes
+) -> Tensor:
     """Weigh by the size of `values` [B, T], 0 where the `contrast` [B, T], nats, is below the token floor."""
     values = values.masked_fill(contrast < algorithm.token_floor, 0.0)
-    return credits.by_size(values, cap=algorithm.cap, over=algorithm.normalize_over, mask=mask)
+    total = processes.sum if algorithm.normalize_over == "batch" else None
+    return credits.by_size(values, cap=algorithm.cap, over=algorithm.normalize_over, mask=mask, total=total)
 
 
 def token_advantages(
@@ -135,16 +145,19 @@ def token_advantages(
     part_weights: Mapping[str, float] | None = None,
     reference_entropy: Tensor | None = None,
     code_vectors: Tensor | None = None,
+    processes: Processes = ALONE,
+    rows: Rows | None = None,
 ) -> TokenAdvantages:
-    """Return the token advantages of a whole rollout.
+    """Return the token advantages of a whole rollout, or of one process's share of it.
 
     Rewards [B], NaN = failed, rows in groups of `rollout.sampling.group_size`.
 
     mask [B, T] bool: further tokens to leave out. parts, part_weights: the reward's parts [B] and their weights, for
     `normalize_parts`. reference_entropy [B, T] or [B], nats: the reference model's entropy of the same distribution
     as `Rollout.stats["entropy"]` at the same tokens, for the entropy reward. code_vectors [V, D]: what
-    `algorithm.needed_vectors` names. ValueError: one of these is wanted and missing, or the rollout's group size is not
-    the algorithm's.
+    `algorithm.needed_vectors` names. processes: who shares the batch, over all of which statistics and metrics are.
+    rows: which of its rows these are (None: all). ValueError: one of these is wanted and missing, or the rollout's
+    group size is not the algorithm's.
     """
     size = rollout.sampling.group_size
     if size != algorithm.group_size:
@@ -165,7 +178,7 @@ def token_advantages(
         if algorithm.normalize_batch:
             # A row with one failed part was left out of all parts' statistics: it has no advantage here either.
             whole = valid & torch.stack([parts[name].isfinite() for name in part_weights]).all(dim=0)
-            sequence = group.batch_normalized(sequence, whole, eps=algorithm.advantage_eps)
+            sequence = _batch_normalized(algorithm, sequence, whole, processes)
     else:
         bonus = _entropy_bonus(algorithm, rollout, rewards, reference_entropy)
         sequence = group.group_advantages(rewards + bonus, size, **scale)
@@ -173,24 +186,57 @@ def token_advantages(
     if algorithm.credit == "dissimilar":
         vectors = _vectors(algorithm, rollout, code_vectors)
         similarity = rivals.opposite_similarity(vectors, sequence, size)
-        weights, of_kl = rivals.dissimilarity(similarity, mask=kept), rivals.similarity_kl_weights(similarity)
+        weights = rivals.dissimilarity(similarity, mask=kept, total=processes.sum)
+        of_kl = rivals.similarity_kl_weights(similarity)
     else:
-        weights = token_weights(algorithm, rollout, mask=mask, generator=generator, code_vectors=code_vectors)
+        weights = token_weights(
+            algorithm,
+            rollout,
+            mask=mask,
+            generator=generator,
+            code_vectors=code_vectors,
+            processes=processes,
+            rows=rows,
+        )
         weights = weights * valid.unsqueeze(-1)
         of_kl = weights if algorithm.credit == "critical" else losses.kl_weights(weights)
-    metrics = {
-        "groups/informative": float(group.informative_groups(rewards, size).float().mean()),
-        "rows/failed": float((~valid).sum()),
+    metrics = _metrics(algorithm, rollout, rewards, sequence, weights, kept, mask, processes)
+    return TokenAdvantages(sequence.unsqueeze(-1) * weights, weights, of_kl, sequence, valid, kept, metrics)
+
+
+def _batch_normalized(algorithm: Algorithm, sequence: Tensor, whole: Tensor, processes: Processes) -> Tensor:
+    """Normalise the advantages [b] of this process's rows over those of all processes."""
+    counts = processes.gather(len(sequence))
+    everything = group.batch_normalized(
+        all_rows(processes, sequence), all_rows(processes, whole), eps=algorithm.advantage_eps
+    )
+    return everything.split(counts)[processes.rank]
+
+
+def _metrics(
+    algorithm: Algorithm,
+    rollout: Rollout,
+    rewards: Tensor,
+    sequence: Tensor,
+    weights: Tensor,
+    kept: Tensor,
+    mask: Tensor | None,
+    processes: Processes,
+) -> dict[str, float]:
+    """Return the means over the rows of all processes."""
+    failed = (~group.valid_rows(rewards)).sum()
+    rows = {
+        "groups/informative": float(group.informative_groups(rewards, algorithm.group_size).float().mean()),
         "advantage/abs_mean": float(sequence.abs().mean()),
-    }
-    metrics |= {
-        f"credit/{name}": value for name, value in credits.statistics(weights, top=algorithm.top, mask=kept).items()
     }
     if rollout.logprob_negative is not None:
         contrast = credits.contrast(rollout.logprob_positive, rollout.logprob_negative, mask=mask)
-        metrics["credit/contrast"] = float(contrast.mean())
-        metrics["credit/below_floor"] = float((contrast < algorithm.floor).float().mean())
-    return TokenAdvantages(sequence.unsqueeze(-1) * weights, weights, of_kl, sequence, valid, kept, metrics)
+        rows["credit/contrast"] = float(contrast.mean())
+        rows["credit/below_floor"] = float((contrast < algorithm.floor).float().mean())
+    counted = float(kept.any(dim=-1).sum())
+    credit = {f"credit/{k}": v for k, v in credits.statistics(weights, top=algorithm.top, mask=kept).items()}
+    rows, credit = mean(processes, rows, rollout.batch), mean(processes, credit, counted)
+    return {**rows, **credit, "rows/failed": float(processes.sum(failed))}
 
 
 def loss(
@@ -270,12 +316,12 @@ def loss(
     return LossOutput(total, metrics)
 
 
-def loss_denominator(algorithm: Algorithm, targets: TokenAdvantages) -> Tensor:
-    """Return what the loss of the whole batch is divided by, a scalar.
+def loss_denominator(algorithm: Algorithm, targets: TokenAdvantages, processes: Processes = ALONE) -> Tensor:
+    """Return what the loss of the whole batch, that of all processes, is divided by, a scalar.
 
-    Over several processes, sum it and divide by their number where gradients are averaged.
+    The gradients of the processes then add up to those of the whole batch.
     """
-    return losses.reduction_denominator(targets.mask, algorithm.reduction)
+    return losses.reduction_denominator(targets.mask, algorithm.reduction, processes.sum)
 
 
 def _mask(rollout: Rollout, mask: Tensor | None) -> Tensor:

@@ -6,6 +6,8 @@ a token's vector. Weights are fp32 without gradient. Nothing loops over rows or 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
@@ -31,15 +33,19 @@ def opposite_similarity(vectors: Tensor, advantages: Tensor, group_size: int) ->
     return rearrange(torch.where(count > 0, total / count.clamp(min=1), 1.0), "p g t -> (p g) t")
 
 
-def dissimilarity(similarity: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def dissimilarity(
+    similarity: Tensor, *, mask: Tensor | None = None, total: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """Return STAGE's token weights from `opposite_similarity`: [B, T], mean 1 over the valid tokens of the batch.
 
     `clamp((1 - s) / 2, 0, 1)`: a token that images of the other sign have too says little about the reward. Where all
-    are 0 the weights are 1. mask [B, T] bool, true = valid.
+    are 0 the weights are 1. mask [B, T] bool, true = valid. total: the sum over the processes that share the batch, of
+    a scalar (None: there is one).
     """
     valid = torch.ones_like(similarity, dtype=torch.bool) if mask is None else mask.bool()
     weights = torch.where(valid, ((1 - similarity) / 2).clamp(0.0, 1.0), 0.0)
-    mean = weights.sum() / valid.sum().clamp(min=1)
+    amount, count = weights.sum(), valid.sum()
+    mean = amount / count.clamp(min=1) if total is None else total(amount) / total(count).clamp(min=1)
     return torch.where(mean == 0, valid.float(), weights / torch.where(mean == 0, 1.0, mean))
 
 

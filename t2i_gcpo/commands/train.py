@@ -23,6 +23,7 @@ from t2i_gcpo.training import checkpoint
 from t2i_gcpo.training import tracker as tracking
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
+from t2i_gcpo.training.ranks import heard_once, is_first, torchrun
 from t2i_gcpo.training.resume import expects_checkpoint
 from t2i_gcpo.training.saving import resume_command
 from t2i_gcpo.training.trainer import IN_USE, Trainer
@@ -30,6 +31,7 @@ from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated, ended_by_sigterm, on_save_request
 from t2i_gcpo.utils.lock import locked
 from t2i_gcpo.utils.pictures import before_after, write_png
+from t2i_gcpo.utils.processes import ALONE, Processes
 
 #: Columns of the tables of scores, the trained model's first.
 SIDES = ("after", "before")
@@ -40,47 +42,60 @@ SHOWN = 24
 
 
 def main(argv: list[str]) -> int:
-    command = parse(argv)
+    with heard_once():
+        command = parse(argv)
     if command.print_config:
-        print(dump(command.settings), end="")
+        if is_first():
+            print(dump(command.settings), end="")
         return 0
-    with on_save_request(lambda: None):  # outside the training there is nothing to save, and nothing to end for
-        by = run(command.settings, resume=command.resume).interrupted_by
+    timeout = command.settings.ranks.timeout
+    with on_save_request(lambda: None), torchrun(timeout=timeout, quiet=True) as processes:
+        # Outside the training there is nothing to save on request, and nothing to end for.
+        by = run(command.settings, resume=command.resume, processes=processes).interrupted_by
     return 0 if by is None else STATUS[by]
 
 
-def run(config: TrainConfig, *, resume: bool = False) -> Trainer:
+def run(config: TrainConfig, *, resume: bool = False, processes: Processes = ALONE) -> Trainer:
     """Train, with everything around it.
 
     ValueError, with nothing written, where the folder holds another run or is in use, and, with `resume`, where it
     holds none like this.
     """
     folder = Path(config.output_dir)
+    main = processes.is_main  # it alone locks and writes
     with contextlib.ExitStack() as stack:
-        if resume:
+        if resume and main:
             stack.enter_context(locked(folder, remedy=IN_USE))
-        else:
+        elif main:
             tracking.check_unused(folder)
+        processes.wait()
         # All that may fail for a wrong option comes before the folder is written to.
-        trainer, test, before = _checked(config, folder, resume=resume)
-        if not resume:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder, remedy=IN_USE))
-        tracking.prepare_run(folder, dump(config), resume=resume)
-        checkpoint.clean(folder)
-        if resume:
+        trainer, test, before = _checked(config, folder, resume=resume, processes=processes)
+        processes.wait()
+        if main:
+            if not resume:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(folder, remedy=IN_USE))
+            tracking.prepare_run(folder, dump(config), resume=resume)
+            checkpoint.clean(folder)
+        processes.wait()
+        if resume and main:
             lost = "" if trainer.step_number else ": it was ended before its first checkpoint, and begins again"
             print(f"resumed {folder} at step {trainer.step_number}{lost}")
         try:
             with ended_by_sigterm():  # the training itself finishes its step and saves
                 _run(config, trainer, test, before)
-        except Terminated:
+        except Terminated as own:
+            processes.failed(own)
             trainer.interrupted_by = TERMINATE
-            print(f"{TERMINATE}: ended {_where(trainer)}; go on with: {resume_command(folder)}")
+            if main:
+                print(f"{TERMINATE}: ended {_where(trainer)}; go on with: {resume_command(folder)}")
         return trainer
 
 
-def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Trainer, list[Prompt], EvalResult | None]:
+def _checked(
+    config: TrainConfig, folder: Path, *, resume: bool, processes: Processes
+) -> tuple[Trainer, list[Prompt], EvalResult | None]:
     """Build the trainer, of a resumed run at its newest checkpoint; with it the test prompts and their scores before
     training.
 
@@ -89,7 +104,8 @@ def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Traine
     if resume:
         old = load(folder / tracking.CONFIG)
         checkpoint.check_resumable(to_mapping(old), to_mapping(config))
-        _announce_code(config, folder / tracking.CONFIG)
+        if processes.is_main:
+            _announce_code(config, folder / tracking.CONFIG)
         rows = tracking.read_metrics(folder)
     check_folder(folder, tracking.CONFIG, tracking.METRICS, BEFORE, AFTER, report.NAME, option="--output-dir")
     for part in FOLDERS:
@@ -101,7 +117,7 @@ def _checked(config: TrainConfig, folder: Path, *, resume: bool) -> tuple[Traine
         for source in (config.prompts.train, config.prompts.validation, config.prompts.test)
     )
     test = limit(test, config.evaluate.test_limit, repeat=True)
-    trainer = build_trainer(config, training, validation, test)
+    trainer = build_trainer(config, training, validation, test, processes)
     trainer.config = to_mapping(config)
     trainer.generator.check_prompts([*validation, *test, *filter(None, [config.sampling.negative_prompt])])
     going_on = resume and (expects_checkpoint(folder, rows, old.checkpoint) or (folder / AFTER).exists())
@@ -123,8 +139,9 @@ def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: Eval
     folder = Path(config.output_dir)
     if config.evaluate.before and trainer.step_number == 0:
         before = _evaluate(config, trainer, test, name=config.generator.checkpoint)
-        before.save(folder / BEFORE)
-        _keep(config, before, folder / kept_images.BEFORE)
+        if trainer.processes.is_main:
+            before.save(folder / BEFORE)
+            _keep(config, before, folder / kept_images.BEFORE)
 
     with _tracker(config, trainer) as tracker:
         trainer.tracker = tracker
@@ -133,9 +150,22 @@ def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: Eval
                 if isinstance(callback, Pictures) and callback.every:
                     callback.draw(trainer, 0)
         trainer.train()
-    last = folder / checkpoint.FOLDER / f"step_{trainer.step_number:06d}"
+    after = None
     if config.evaluate.after and not trainer.interrupted:
-        after = _evaluate(config, trainer, test, name=str(last))
+        after = _evaluate(config, trainer, test, name=str(_last(trainer)))
+    if trainer.processes.is_main:
+        _report(config, trainer, before, after)
+
+
+def _last(trainer: Trainer) -> Path:
+    """Return the folder of the last checkpoint."""
+    return trainer.output_dir / checkpoint.FOLDER / f"step_{trainer.step_number:06d}"
+
+
+def _report(config: TrainConfig, trainer: Trainer, before: EvalResult | None, after: EvalResult | None) -> None:
+    """Write and print the scores after training, with those before, and the report."""
+    folder = trainer.output_dir
+    if after is not None:
         after.save(folder / AFTER)
         _keep(config, after, folder / kept_images.AFTER)
         # An evaluation of a run that was resumed with another test set or noise cannot be paired with this one.
@@ -152,7 +182,7 @@ def _run(config: TrainConfig, trainer: Trainer, test: list[Prompt], before: Eval
             for name in after.held_out:
                 paired = before.under(name) if same and before is not None and name in before.held_out else None
                 print_evaluation(after.under(name), paired, names=SIDES)
-    print(f"wrote {report.write(folder)}; the last checkpoint is {last}")
+    print(f"wrote {report.write(folder)}; the last checkpoint is {_last(trainer)}")
 
 
 def _where(trainer: Trainer) -> str:
@@ -176,6 +206,8 @@ def _announce_code(config: TrainConfig, file: Path) -> None:
 
 
 def _tracker(config: TrainConfig, trainer: Trainer) -> tracking.Tracker:
+    if not trainer.processes.is_main:
+        return tracking.SilentTracker(config.output_dir)
     return tracking.Tracker(
         config.output_dir,
         steps=config.steps,
@@ -200,6 +232,7 @@ def _evaluate(config: TrainConfig, trainer: Trainer, prompts: list[Prompt], *, n
         source=config.prompts.test,
         reward_name=config.reward.name,
         held_out=watch.held_out,
+        processes=trainer.processes,
     )
 
 

@@ -38,17 +38,17 @@ def main(argv: list[str]) -> int:
     import torch
 
     import rewards
-    from t2i_gcpo.commands.options import build
     from t2i_gcpo.demo import app
     from t2i_gcpo.demo.context import DemoContext
     from t2i_gcpo.demo.models import MASKED, Models, named
     from t2i_gcpo.demo.scoring import Scorer
+    from t2i_gcpo.utils.device import pick_device
 
     torch.set_num_threads(args.threads)
     checkpoints = named(args.checkpoint)
     # Of the embedded ones, those that grew from one base.
     compared = None if args.checkpoint else [name for name in checkpoints if name != MASKED]
-    device = build.pick_device(args.device)
+    device = pick_device(args.device)
     models = Models(checkpoints, device=device, dtype=args.dtype, keep=args.keep, compared=compared)
     scorer = Scorer(rewards.load(args.reward), args.reward)
     port = free_port(args.host, args.port)

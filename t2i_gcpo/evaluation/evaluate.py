@@ -29,6 +29,7 @@ from t2i_gcpo.generators.base import ImageGenerator, chunks
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
 from t2i_gcpo.utils.files import write_atomically
 from t2i_gcpo.utils.json_files import check_shape, finite_or_none, read_json
+from t2i_gcpo.utils.processes import ALONE, Processes, joined
 
 #: What an eval.json must hold, of what is read back; and what newer ones hold besides.
 SHAPE = {
@@ -219,6 +220,7 @@ def evaluate(
     reward_name: str = "",
     held_out: Mapping[str, Reward] | None = None,
     observe: Callable[[Rollout, Tensor], None] | None = None,
+    processes: Processes = ALONE,
 ) -> EvalResult:
     """Sample `images_per_prompt` images for each row of `prompts`, score them.
 
@@ -230,7 +232,8 @@ def evaluate(
     cluster in the intervals. sampling: guidance, temperature and truncation; its group size, seed, contrast and stats
     are replaced. batch: images at once; the result does not depend on it. checkpoint, source, reward_name: names for
     eval.json. held_out: name -> a scorer that judges the same images besides. observe: called with each batch's rollout
-    and images; with it the sampling's contrast and stats are kept, and the images are the same. ValueError: no prompts,
+    and images; with it the sampling's contrast and stats are kept, and the images are the same. processes: each samples
+    and scores a part of the prompts, and all return the whole result. ValueError: no prompts,
     a batch or a number of images below 1, a reward that returns the wrong number of scores.
     """
     if not prompts:
@@ -246,10 +249,10 @@ def evaluate(
     rows: list[ScoredImage] = []
     images_kept: list[Tensor] = []
     other_scores: dict[str, list[float]] = {name: [] for name in others}
-    with tqdm(
-        total=len(prompts) * images_per_prompt, unit="image", desc="evaluate", disable=not progress, leave=False
-    ) as bar:
-        for part in chunks(range(len(prompts)), max(1, batch // images_per_prompt)):
+    own = range(len(prompts))[processes.part(len(prompts))]
+    hidden = not (progress and processes.is_main)
+    with tqdm(total=len(own) * images_per_prompt, unit="image", desc="evaluate", disable=hidden, leave=False) as bar:
+        for part in chunks(own, max(1, batch // images_per_prompt)):
             chosen = [prompts[index] for index in part]
             rollout = generator.sample(chosen, sampling, first_prompt_index=part[0])
             images = generator.decode(rollout.tokens)
@@ -269,15 +272,16 @@ def evaluate(
             if keep_images:
                 images_kept.append(images.cpu())
             bar.update(len(owners))
+    kept = joined(processes, images_kept)
     return EvalResult(
-        tuple(rows),
+        tuple(joined(processes, rows)),
         seed,
         sampling,
         checkpoint,
         source,
         reward_name,
-        {name: tuple(scores) for name, scores in other_scores.items()},
-        torch.cat(images_kept) if keep_images else None,
+        {name: tuple(joined(processes, scores)) for name, scores in other_scores.items()},
+        torch.cat(kept) if keep_images else None,
     )
 
 

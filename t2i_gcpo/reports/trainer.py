@@ -72,7 +72,7 @@ class Trainer(BareTrainer):
             self.callbacks = [*self.callbacks, drawn]
 
     def _run(self, tracker: Tracker) -> Iterator[StepRecord]:
-        if not self.run_folder:
+        if not self.run_folder or not self.processes.is_main:
             yield from super()._run(tracker)
             return
         if not (self.output_dir / CONFIG).exists():  # the command has written its own

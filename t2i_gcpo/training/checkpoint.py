@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step_000100/    the generator's own files (`--checkpoint` takes this folder), and beside them
         trainer.pt                  optimiser, schedule, random generators, ...: tensors and plain values
+        shards/                     of several processes: weights and optimiser, by name (updater_state.py)
         manifest.json               every file's size, and its SHA-256 up to 64 MiB; written last
     RUN/checkpoints/best.json       {"step", "score"} of the best score on the validation prompts
 
@@ -29,8 +30,10 @@ from t2i_gcpo.utils import manifest
 from t2i_gcpo.utils.files import ASIDE, NO_ROOM, describe, no_room, sync, write_atomically
 from t2i_gcpo.utils.json_files import read_json
 from t2i_gcpo.utils.nested import flatten
+from t2i_gcpo.utils.processes import ALONE, Processes
 
 FOLDER = "checkpoints"
+SHARDS = "shards"
 STATE, MANIFEST, BEST = "trainer.pt", manifest.MANIFEST, "best.json"
 
 #: Options that a resumed run may change, by dotted name or group; everything else decides what is trained on what.
@@ -45,6 +48,7 @@ MAY_CHANGE = (
     "kl_every",
     "max_nonfinite",
     "micro_batch",
+    "ranks",
     "generator.device",
     "generator.compile",
     "generator.merge_adapters",
@@ -60,28 +64,43 @@ MAY_CHANGE = (
 )
 
 
-def save(run_dir: str | Path, step: int, *, state: Mapping[str, Any], save_model: Callable[[Path], object]) -> Path:
-    """Write `checkpoints/step_N` whole or not at all.
+def save(
+    run_dir: str | Path,
+    step: int,
+    *,
+    state: Mapping[str, Any],
+    save_model: Callable[[Path], object],
+    write_shards: Callable[[Path], object] = lambda folder: None,
+    processes: Processes = ALONE,
+) -> Path:
+    """Write `checkpoints/step_N` whole or not at all. Every process calls it.
 
-    `save_model(path)` writes the generator's files into the folder `path`.
+    `save_model(path)` writes the generator's files into the folder `path`, on the main process; `write_shards(path)`
+    what each process has of its own.
 
     OSError, with what to do, where the disk is full; the checkpoints that were there stay as they were.
     """
     folder = Path(run_dir) / FOLDER
     final, aside = folder / f"step_{step:06d}", folder / f"{ASIDE}step_{step:06d}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove(aside)
-        aside.mkdir()
-        save_model(aside)
-        torch.save(dict(state), aside / STATE)
-        files = {str(path.relative_to(aside)): describe(path) for path in _files(aside)}
-        (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
-        for path in (*_files(aside), *(p for p in aside.rglob("*") if p.is_dir()), aside):
-            sync(path)
-        _remove(final)  # written before by a run that was resumed from an earlier step
-        aside.rename(final)
-        sync(folder)
+        if processes.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove(aside)
+            aside.mkdir()
+        processes.wait()
+        write_shards(aside)
+        processes.wait()
+        if processes.is_main:
+            save_model(aside)
+            torch.save(dict(state), aside / STATE)
+            files = {str(path.relative_to(aside)): describe(path) for path in _files(aside)}
+            (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
+            for path in (*_files(aside), *(p for p in aside.rglob("*") if p.is_dir()), aside):
+                sync(path)
+            _remove(final)  # written before by a run that was resumed from an earlier step
+            aside.rename(final)
+            sync(folder)
+        processes.wait()
     except BaseException as error:
         number = _no_room(error, folder)  # asked before the half-written folder gives its room back
         shutil.rmtree(aside, ignore_errors=True)
@@ -111,6 +130,9 @@ def load(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no whole checkpoint: {STATE} cannot be read ({short(error)})") from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} is no whole checkpoint: {STATE} holds a {type(state).__name__}, no state of a run")
+    shards = Path(path) / SHARDS
+    if shards.is_dir() and isinstance(state.get("updater"), dict):
+        state["updater"]["shards"] = str(shards)
     return state
 
 

@@ -6,6 +6,7 @@ import warnings
 
 from t2i_gcpo.training.options import LoopOptions
 from t2i_gcpo.utils.interrupt import CTRL_C
+from t2i_gcpo.utils.processes import Processes
 
 
 class Ending:
@@ -38,6 +39,18 @@ class Ending:
         self.interrupted_by = self.interrupted_by or by
         self.stop(f"interrupted ({by})")
         return news
+
+    def agree(self, processes: Processes) -> bool:
+        """Share the requests of all processes, and return whether a checkpoint is wanted now."""
+        mine = (self.reason, self.interrupted_by, self.save_requested)
+        asked = processes.gather(mine)
+        for rank, (reason, interrupted_by, _) in enumerate(asked):
+            if reason is not None and self.reason is None:
+                self.reason = f"rank {rank}: {reason}"
+            self.interrupted_by = self.interrupted_by or interrupted_by
+        wanted = any(saves for _, _, saves in asked)
+        self.save_requested = self.save_requested and not mine[2]  # one that came just now waits for the next step
+        return wanted or self.reason is not None
 
     def check_kl(self, kl: float, limit: float | None) -> None:
         """Stop where the KL to the reference, nats a token, is above `limit` (None: never)."""

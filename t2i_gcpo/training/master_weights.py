@@ -6,11 +6,13 @@ optimiser therefore works on fp32 copies; fp32 parameters are their own masters,
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from t2i_gcpo.training.optim import clip_gradients
 from t2i_gcpo.utils.finite import all_finite
 
 #: What to do where an update left weights of no use.
@@ -20,7 +22,46 @@ AFTER_DIVERGENCE = (
 )
 
 
-class MasterWeights(nn.Module):
+class Masters(nn.Module):
+    """What an optimiser updates for the trained parameters: all of it, or one process's shards."""
+
+    masters: nn.ParameterList
+    """fp32, in the order of the trained parameters."""
+
+    @abstractmethod
+    def clear_gradients(self) -> None: ...
+
+    @abstractmethod
+    def add_gradients(self) -> None:
+        """Add the gradients of a backward pass to those of the masters, in fp32. Call it after each backward pass."""
+
+    @abstractmethod
+    def reduce(self) -> None:
+        """Sum the gradients over the processes. Call it once before the optimiser's step."""
+
+    @abstractmethod
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """Scale the gradients down to a global L2 norm of `max_norm`, and return the norm before ([] fp32)."""
+
+    @abstractmethod
+    def write_back(self) -> None:
+        """Write the updated masters back into the trained parameters."""
+
+    @abstractmethod
+    def finite(self) -> bool:
+        """Return whether every value is finite, of the masters and of what was published of them."""
+
+    def check_finite(self) -> None:
+        """Raise FloatingPointError, with what to do, where a value is not finite: such weights are of no use."""
+        if not self.finite():
+            raise FloatingPointError(f"the weights are not finite after an update; {AFTER_DIVERGENCE}")
+
+    def values(self) -> list[Tensor]:
+        """The masters' values, in the order of the parameters."""
+        return [master.detach() for master in self.masters]
+
+
+class MasterWeights(Masters):
     """`masters` are what the optimiser updates: the parameters themselves where they are fp32, else fp32 copies."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -38,31 +79,25 @@ class MasterWeights(nn.Module):
             parameter.grad = None
 
     def add_gradients(self) -> None:
-        """Add the gradients of a backward pass to those of the masters, in fp32. Call it after each backward pass."""
         for parameter, master in self._copies():
             if parameter.grad is not None:
                 gradient = parameter.grad.float()
                 master.grad = gradient if master.grad is None else master.grad + gradient
                 parameter.grad = None
 
+    def reduce(self) -> None:
+        """Do nothing: one process has the whole sum."""
+
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        return clip_gradients(self.masters, max_norm)
+
     @torch.no_grad()
     def write_back(self) -> None:
-        """Write the updated masters back into the trained parameters."""
         for parameter, master in self._copies():
             parameter.copy_(master)
 
     def finite(self) -> bool:
-        """Return whether every value is finite, of the masters and of what was published of them."""
         return all_finite(*self.values(), *(parameter.detach() for parameter, _ in self._copies()))
-
-    def check_finite(self) -> None:
-        """Raise FloatingPointError, with what to do, where a value is not finite: such weights are of no use."""
-        if not self.finite():
-            raise FloatingPointError(f"the weights are not finite after an update; {AFTER_DIVERGENCE}")
-
-    def values(self) -> list[Tensor]:
-        """The masters' values, in the order of the parameters."""
-        return [master.detach() for master in self.masters]
 
     @torch.no_grad()
     def load_values(self, values: Sequence[Tensor]) -> None:

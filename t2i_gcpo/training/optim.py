@@ -65,7 +65,14 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     Where that norm is not finite the gradients are left as they are: the caller skips the update.
     """
     parameters = [p for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return clip_to(parameters, max_norm, nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def clip_to(parameters: Iterable[Tensor], max_norm: float, norm: Tensor) -> Tensor:
+    """Scale gradients whose global L2 norm is `norm` ([] of any precision) down to `max_norm`; return it in fp32.
+
+    The norm may be that of more gradients than these.
+    """
     if torch.isfinite(norm):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm.float()
@@ -81,7 +88,11 @@ class NonFiniteGuard:
 
     def ok(self, *values: Tensor) -> bool:
         """Return whether to go on with the update. FloatingPointError at the `limit`-th non-finite one in a row."""
-        if all_finite(*values):
+        return self.count(all_finite(*values))
+
+    def count(self, finite: bool) -> bool:
+        """Do the same for values that were looked at already."""
+        if finite:
             self.in_a_row = 0
             return True
         self.in_a_row += 1

@@ -195,6 +195,18 @@ class WatchConfig:
             raise ValueError(f"watch.rewards names {', '.join(twice)} more than once")
 
 
+@dataclass(frozen=True)
+class RanksConfig:
+    """The processes of a run that torchrun started."""
+
+    timeout: float = 1800.0
+    """Seconds that a process waits for another before all end; more than the slowest reward takes."""
+
+    def __post_init__(self) -> None:
+        declared(self, "ranks.")
+        above_zero("ranks.", timeout=self.timeout)
+
+
 #: The names of the same classes in Python programs.
 Schedule = OptimConfig
 CheckpointPlan = CheckpointConfig

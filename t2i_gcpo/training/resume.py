@@ -38,22 +38,26 @@ _STATE: dict[str, type | tuple[type, ...]] = {
     "scorer": (dict, type(None)),
 }
 _UPDATER: dict[str, type | tuple[type, ...]] = {
-    "weights": list,
-    "optimizer": dict,
     "updates": int,
     "skipped_in_a_row": int,
     "skipped_in_all": int,
 }
+#: What it has besides, where it was written by one process; with several it names their shards.
+_WHOLE: dict[str, type | tuple[type, ...]] = {"weights": list, "optimizer": dict}
 #: Values of each parameter that tell two generators apart.
 _SAMPLED_VALUES = 16
 
 
 def state_problem(state: Mapping[str, Any]) -> str | None:
     """Return why a checkpoint's state cannot be gone on from, as a sentence, or None."""
-    problem = _wrong_keys(state, _STATE, "its state") or _wrong_keys(state["updater"], _UPDATER, "its updater's state")
+    problem = _wrong_keys(state, _STATE, "its state")
     if problem:
         return problem
-    if not all_finite(*state["updater"]["weights"]):
+    updater = state["updater"]
+    problem = _wrong_keys(updater, _UPDATER if "shards" in updater else {**_WHOLE, **_UPDATER}, "its updater's state")
+    if problem:
+        return problem
+    if "shards" not in updater and not all_finite(*updater["weights"]):  # those in shards are looked at when loaded
         return "its weights are not finite"
     return None
 

@@ -18,7 +18,8 @@ from rewards.base import AsyncReward, Pending, Reward, RewardOutput, check, join
 from t2i_gcpo.advantages import informative_groups
 from t2i_gcpo.algorithms import Algorithm
 from t2i_gcpo.generators.base import ImageGenerator, Negative
-from t2i_gcpo.records import Prompt, Rollout, Sampling, ScoredRollout, cat_parts
+from t2i_gcpo.records import Prompt, Rollout, Rows, Sampling, ScoredRollout, cat_parts
+from t2i_gcpo.utils.processes import ALONE, Processes, joined
 
 Phase = Callable[[str], AbstractContextManager[None]]
 
@@ -76,12 +77,18 @@ def collect(
     sampling: Sampling,
     *,
     rng: torch.Generator | None = None,
+    first_prompt_index: int = 0,
     negative_prompts: Negative = None,
     phase: Phase = _untimed,
 ) -> ScoredRollout:
-    """Sample `sampling.group_size` images for each prompt and score them."""
+    """Sample `sampling.group_size` images for each prompt and score them.
+
+    first_prompt_index: place of the first prompt among those that share the noise's seed.
+    """
     with phase("sample"):
-        rollout = generator.sample(prompts, sampling, rng=rng, negative_prompts=negative_prompts)
+        rollout = generator.sample(
+            prompts, sampling, rng=rng, first_prompt_index=first_prompt_index, negative_prompts=negative_prompts
+        )
     return score(generator, reward, rollout, phase=phase)
 
 
@@ -99,15 +106,17 @@ def diversity(rollout: Rollout) -> float:
 
 @dataclass(frozen=True)
 class Collected:
-    """Holds what a training step works on."""
+    """Holds what a training step works on: a process's own rollout, and the scores of all processes."""
 
     scored: ScoredRollout | None
-    """None where dynamic sampling found no group with reward spread."""
+    """None where dynamic sampling found no group with reward spread, on any process."""
     scores: Tensor
     """[N] fp32, the scores of all images sampled, discarded ones included: N is the budget of a fair comparison."""
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Name -> [N]."""
     groups_discarded: int = 0
+    rows: Rows | None = None
+    """Which rows of the whole rollout `scored` has; None: all."""
 
     def metrics(self) -> dict[str, float]:
         """Mean and spread of the rewards over the images that have one, and the mean of each part.
@@ -124,30 +133,85 @@ class Collected:
         return metrics
 
 
+@dataclass(frozen=True)
+class Round:
+    """Holds what all processes drew for n prompts."""
+
+    scored: ScoredRollout | None
+    """This process's own part; None where it had no prompt."""
+    prompts: slice
+    """Which of the n prompts are its own."""
+    scores: Tensor
+    """[n * G] fp32, of all processes, in the order of the prompts."""
+    parts: dict[str, Tensor]
+    """Name -> [n * G]."""
+
+
+def shared_round(processes: Processes, own: slice, scored: ScoredRollout | None) -> Round:
+    """Exchange the scores of a round."""
+    if processes.count == 1 and scored is not None:
+        return Round(scored, own, scored.scores, scored.parts)
+    everything = joined(processes, [] if scored is None else [(scored.scores, scored.parts)])
+    return Round(scored, own, torch.cat([scores for scores, _ in everything]), cat_parts(everything))
+
+
+def collect_once(
+    draw: Callable[[int], list[Prompt]],
+    collect_prompts: Callable[[Sequence[Prompt], int], ScoredRollout | None],
+    wanted: int,
+    processes: Processes = ALONE,
+) -> Collected:
+    """Draw `wanted` prompts; each process samples and scores its part of them.
+
+    `collect_prompts(prompts, first)` does so for some of them, of which `first` is the place of the first; for none it
+    returns None.
+    """
+    drawn, own = draw(wanted), processes.part(wanted)
+    done = shared_round(processes, own, collect_prompts(drawn[own], own.start))
+    scored = done.scored
+    if scored is None:
+        raise ValueError(f"{wanted} prompts a step for {processes.count} processes; each needs at least one")
+    group = scored.rollout.sampling.group_size
+    rows = Rows(torch.arange(own.start * group, own.stop * group), wanted * group)
+    return Collected(scored, done.scores, done.parts, rows=rows)
+
+
 def collect_informative(
     draw: Callable[[int], list[Prompt]],
-    collect_prompts: Callable[[list[Prompt]], ScoredRollout],
+    collect_prompts: Callable[[Sequence[Prompt], int], ScoredRollout | None],
     wanted: int,
     limit: int,
+    processes: Processes = ALONE,
 ) -> Collected:
     """Draw prompts until `wanted` groups have reward spread, in `limit` rounds at most.
 
     This is DAPO's dynamic sampling (2503.14476).
 
-    Each round draws as many prompts as groups are still missing. `draw(n)` gives the next n prompts.
+    Each round draws as many prompts as groups are still missing, for all processes together. A group stays on the
+    process that sampled it, so they may end with unequal numbers. `draw(n)` gives the next n prompts; `collect_prompts`
+    as in `collect_once`.
     """
     kept: list[ScoredRollout] = []
+    places: list[int] = []  # of this process's groups among all that are kept
     everything: list[tuple[Tensor, dict[str, Tensor]]] = []
-    missing, discarded = wanted, 0
+    missing, discarded, found = wanted, 0, 0
     for _ in range(limit):
-        scored = collect_prompts(draw(missing))
-        everything.append((scored.scores, scored.parts))
-        useful = informative_groups(scored.scores, scored.rollout.sampling.group_size).nonzero().flatten()
+        drawn, own = draw(missing), processes.part(missing)
+        done = shared_round(processes, own, collect_prompts(drawn[own], own.start))
+        everything.append((done.scores, done.parts))
+        group = len(done.scores) // missing
+        useful = informative_groups(done.scores, group).nonzero().flatten()
         discarded += missing - len(useful)
-        if len(useful):
-            kept.append(scored.groups(useful))
+        mine = [(found + place, int(k)) for place, k in enumerate(useful) if own.start <= int(k) < own.stop]
+        if done.scored is not None and len(useful):
+            # A process without any of the useful groups has an empty share of the rollout.
+            kept.append(done.scored.groups(torch.tensor([k - own.start for _, k in mine], dtype=torch.int64)))
+        places += [place for place, _ in mine]
+        found += len(useful)
         missing -= len(useful)
         if not missing:
             break
     scores = torch.cat([round_scores for round_scores, _ in everything])
-    return Collected(ScoredRollout.cat(kept) if kept else None, scores, cat_parts(everything), discarded)
+    rows = Rows(torch.tensor([p * group + g for p in places for g in range(group)], dtype=torch.int64), found * group)
+    scored = ScoredRollout.cat(kept) if found else None
+    return Collected(scored, scores, cat_parts(everything), discarded, rows)

@@ -11,8 +11,10 @@ from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.training import checkpoint as checkpoints
 from t2i_gcpo.training.options import CheckpointPlan
 from t2i_gcpo.training.progress import Progress
+from t2i_gcpo.training.ranks import LostRank
 from t2i_gcpo.training.resume import check_same_run, state_problem
 from t2i_gcpo.training.updater import Updater
+from t2i_gcpo.utils.processes import ALONE, Processes
 
 
 class Saving:
@@ -26,10 +28,12 @@ class Saving:
         updater: Updater,
         progress: Progress,
         identity: Callable[[], dict[str, Any]],
+        processes: Processes = ALONE,
     ) -> None:
         """`identity()` returns what a resumed run must share with the run that it goes on from."""
         self.folder, self.plan, self.generator = folder, plan, generator
         self.updater, self.progress, self.identity = updater, progress, identity
+        self.processes = processes
         self.validation: float | None = None
         """The present step's score on the validation prompts, where there is one."""
         self.saved_step: int | None = None
@@ -46,30 +50,41 @@ class Saving:
         FloatingPointError, with nothing written, where the weights, or the log-probs that they give, are not finite.
         """
         self.updater.check_usable()
-        path = checkpoints.save(self.folder, self.progress.step, state=self.state(), save_model=self.generator.save)
+        path = checkpoints.save(
+            self.folder,
+            self.progress.step,
+            state=self.state(),
+            save_model=self.generator.save,
+            write_shards=self.updater.write_shards,
+            processes=self.processes,
+        )
         self.saved_step = self.progress.step
         return path
 
     def after_step(self, validation: float | None, *, wanted: bool) -> None:
         """Save where the plan, a best score or the run (`wanted`) asks for it, and remove what is not kept any more."""
         self.validation = validation
-        plan, best, step = self.plan, checkpoints.best(self.folder), self.progress.step
+        plan, step = self.plan, self.progress.step
+        best = self.processes.from_main(checkpoints.best(self.folder) if self.processes.is_main else None)
         is_best = plan.keep_best and validation is not None and (best is None or validation > best[1])
         due = bool(plan.every) and step % plan.every == 0
         if due or is_best or wanted:
             self.save()
             self._keep_best()
-            checkpoints.prune(self.folder, plan.keep, keep_best=plan.keep_best, step=step)
+            if self.processes.is_main:
+                checkpoints.prune(self.folder, plan.keep, keep_best=plan.keep_best, step=step)
 
     def _keep_best(self) -> None:
-        if self.plan.keep_best and self.validation is not None:
+        if self.processes.is_main and self.plan.keep_best and self.validation is not None:
             checkpoints.record_best(self.folder, self.progress.step, self.validation)
 
-    def rescue(self, error: Exception, before: dict[str, Any]) -> str | None:
+    def rescue(self, error: BaseException, before: dict[str, Any]) -> str | None:
         """Save what was trained before an error ends the run, and return what to tell the user of it.
 
         before: the progress as it was when the step began.
         """
+        if isinstance(error, LostRank):
+            return None  # nothing can be saved without it
         if isinstance(error, FloatingPointError):
             self.updater.guard.in_a_row = 0  # the resumed run draws other images, and may try as often
         elif self.progress.step == 0:
@@ -82,7 +97,8 @@ class Saving:
         except FloatingPointError as useless:
             what = str(useless).partition(";")[0]
             return f"Its weights were not saved ({what}); the checkpoints before it are as they were"
-        except Exception as second:  # it must not hide the first error
+        except Exception as own:  # it must not hide the first error
+            second = self.processes.failed(own)
             return str(second) if str(second) != str(error) else None
         return self.how_to_go_on()
 
@@ -91,7 +107,7 @@ class Saving:
 
     def resume(self, path: str | Path | None, steps: int) -> None:
         """Load a checkpoint (None: the newest whole one), into a run of `steps` steps. ValueError as of the trainer."""
-        state = self._newest_state() if path is None else checkpoints.load(path)
+        state = self._state(path)
         problem = state_problem(state)
         if problem:
             raise ValueError(f"{path} cannot be resumed from: {problem}")
@@ -103,13 +119,20 @@ class Saving:
             self.saved_step = self.progress.step
             self._keep_best()  # the run may have been killed before it noted its best score
 
-    def _newest_state(self) -> dict[str, Any]:
+    def _state(self, path: str | Path | None) -> dict[str, Any]:
+        """Return the state in a checkpoint (None: the newest whole one, which the main process looks for)."""
+        processes = self.processes
+        newest = self._newest() if path is None and processes.is_main else None
+        where = processes.from_main(path if newest is None else newest[0])
+        return newest[1] if newest is not None else checkpoints.load(str(where))
+
+    def _newest(self) -> tuple[Path, dict[str, Any]]:
         newest = checkpoints.newest_state(self.folder, state_problem)
         if newest is None:
             raise ValueError(
                 f"{self.folder} holds no whole checkpoint to resume from; start the run anew in another folder"
             )
-        return newest[1]
+        return newest
 
 
 def resume_command(run_dir: str | Path) -> str:

@@ -9,6 +9,7 @@ P prompts, G images a prompt, B = P * G rows, T tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,11 +17,19 @@ import torch
 from rewards.base import Reward
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, token_advantages
 from t2i_gcpo.data.sampler import PromptSampler
-from t2i_gcpo.generators.base import ImageGenerator
-from t2i_gcpo.records import Prompt, Sampling, ScoredRollout
-from t2i_gcpo.training.rollout import Collected, code_vectors, collect, collect_informative, diversity
+from t2i_gcpo.generators.base import ImageGenerator, seeded
+from t2i_gcpo.records import Prompt, Rollout, Rows, Sampling, ScoredRollout
+from t2i_gcpo.training.rollout import (
+    Collected,
+    code_vectors,
+    collect,
+    collect_informative,
+    collect_once,
+    diversity,
+)
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils.clock import Clock
+from t2i_gcpo.utils.processes import ALONE, Processes, mean
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class Step:
     negative_prompt: str | None
     prompts_per_step: int
     rng: torch.Generator
-    """Source of every random choice but the order of the prompts."""
+    """Source of every random choice but the order of the prompts; in the same state on every process."""
+    processes: Processes = ALONE
 
     def __call__(self) -> Outcome:
         """Take a step. FloatingPointError after too many non-finite updates in a row."""
@@ -71,36 +81,44 @@ class Step:
         collected = self._collect(clock)
         metrics, scored, targets = collected.metrics(), collected.scored, None
         if scored is not None:
-            targets = self._targets(scored, clock)
-            metrics |= {**targets.metrics, "diversity": diversity(scored.rollout)}
-            metrics["entropy"] = float(scored.rollout.stats["entropy"].mean())
-            if bool(targets.mask.any()):  # else every image failed, and there is nothing to learn from
-                metrics |= self.updater.update(scored.rollout, targets, clock, self.rng)
+            targets = self._targets(scored, collected.rows, clock)
+            metrics |= {**targets.metrics, **self._variety(scored.rollout)}
+            if self.processes.any(bool(targets.mask.any())):  # else every image failed, and nothing is to be learnt
+                metrics |= self.updater.update(scored.rollout, targets, clock, self.rng, rows=collected.rows)
         metrics |= {"lr": lr, **clock.report()}
         metrics["tokens_per_s"] = len(collected.scores) * math.prod(self.generator.grid) / metrics["time/step"]
         return Outcome(metrics, len(collected.scores), int(collected.scores.isfinite().sum()), scored, targets)
 
+    def _variety(self, rollout: Rollout) -> dict[str, float]:
+        """Return how much images of one prompt differ, and how undecided their tokens were."""
+        own = {"diversity": diversity(rollout), "entropy": float(rollout.stats["entropy"].mean())}
+        return mean(self.processes, own, rollout.batch)
+
     def _collect(self, clock: Clock) -> Collected:
         """Draw prompts, sample their images and score them."""
 
-        def collect_prompts(prompts: list[Prompt]) -> ScoredRollout:
+        def collect_prompts(prompts: Sequence[Prompt], first: int) -> ScoredRollout | None:
+            if not prompts:
+                seeded(self.sampling, self.rng)  # the generator of numbers goes on as on the other processes
+                return None
             return collect(
                 self.generator,
                 self.reward,
                 prompts,
                 self.sampling,
                 rng=self.rng,
+                first_prompt_index=first,
                 negative_prompts=self.negative_prompt,
                 phase=clock.phase,
             )
 
         draw, wanted, algorithm = self.prompts.draw, self.prompts_per_step, self.algorithm
         if algorithm.dynamic_sampling:
-            return collect_informative(draw, collect_prompts, wanted, algorithm.dynamic_sampling_limit)
-        scored = collect_prompts(draw(wanted))
-        return Collected(scored, scored.scores, scored.parts)
+            limit = algorithm.dynamic_sampling_limit
+            return collect_informative(draw, collect_prompts, wanted, limit, self.processes)
+        return collect_once(draw, collect_prompts, wanted, self.processes)
 
-    def _targets(self, scored: ScoredRollout, clock: Clock) -> TokenAdvantages:
+    def _targets(self, scored: ScoredRollout, rows: Rows | None, clock: Clock) -> TokenAdvantages:
         """Multiply the group advantages by the token weights."""
         reference_entropy = None
         if self.algorithm.entropy_reward_coef > 0:
@@ -116,4 +134,6 @@ class Step:
                 part_weights=self.reward.weights,
                 reference_entropy=reference_entropy,
                 code_vectors=code_vectors(self.generator, self.algorithm),
+                processes=self.processes,
+                rows=rows,
             )

@@ -130,7 +130,7 @@ class Tracker:
 
     def picture(self, step: int, name: str, image: Image.Image, *, folder: str = "samples") -> Path:
         """Write RUN/`folder`/step_N_`name`.png, and show it on the boards."""
-        path = self.run_dir / folder / f"step_{step:06d}_{name}.png"
+        path = self.run_dir / folder / picture_name(step, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_png(path, image)
         if self._events is not None:
@@ -161,6 +161,26 @@ class Tracker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class SilentTracker(Tracker):
+    """Writes and shows nothing: the tracker of a process that is not the run's main one."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = Path(run_dir)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None: ...
+
+    def picture(self, step: int, name: str, image: Image.Image, *, folder: str = "samples") -> Path:
+        return self.run_dir / folder / picture_name(step, name)
+
+    def say(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def picture_name(step: int, name: str) -> str:
+    return f"step_{step:06d}_{name}.png"
 
 
 def _number(value: Any) -> float | int | bool:

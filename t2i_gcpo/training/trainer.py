@@ -34,12 +34,14 @@ from t2i_gcpo.training.options import (
 )
 from t2i_gcpo.training.progress import Progress
 from t2i_gcpo.training.resume import built_options, fingerprint
+from t2i_gcpo.training.same_run import check_alike, check_share
 from t2i_gcpo.training.saving import Saving
 from t2i_gcpo.training.step import Step, StepRecord
-from t2i_gcpo.training.tracker import Tracker, check_unused
+from t2i_gcpo.training.tracker import SilentTracker, Tracker, check_unused
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils.interrupt import CTRL_C, on_interrupt, on_save_request
 from t2i_gcpo.utils.lock import locked
+from t2i_gcpo.utils.processes import ALONE, Processes
 
 #: What to do where another process trains in the same folder.
 IN_USE = "wait for its end or stop it, or name another folder (--output-dir)"
@@ -80,6 +82,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         tracker: Tracker | None = None,
         config: dict[str, Any] | None = None,
+        processes: Processes = ALONE,
         **options: Any,
     ) -> None:
         """Set up a run; nothing is written or sampled before `train`.
@@ -90,7 +93,8 @@ class Trainer:
         that the algorithm needs, and the seed by one drawn for each rollout. balanced: draw the prompts' tasks in equal
         parts. callbacks: called after each step with the trainer and a `StepRecord`. tracker: who passes one closes it;
         without one `train` makes one, with metrics.jsonl and a progress bar. config: what the trainer's own tracker
-        shows of the run's options.
+        shows of the run's options. processes: those of `ranks.torchrun()`, which share each rollout; every one of them
+        makes this trainer, with the same arguments, and the callbacks are called on all.
 
         options: any option of `algorithm`, `loop`, `sampling`, `optim` and `checkpoint` by its own name, e.g. steps=50,
         group_size=16, guidance=3.0, lr=1e-4. ValueError for an option or a value that is not allowed.
@@ -112,7 +116,9 @@ class Trainer:
         self.checkpoint: CheckpointPlan = groups["checkpoint"]
         self.negative_prompt: str | None = groups["sampling"].negative_prompt
         self.balanced, self.callbacks, self.tracker, self.config = balanced, callbacks, tracker, config
+        self.processes = processes
         self.loop.check_rollout(self.algorithm)
+        check_share(self.loop.prompts_per_step, processes)
         stats = sampling.stats if isinstance(sampling, Sampling) else ()
         self.sampling = Sampling.of(
             groups["sampling"],
@@ -136,10 +142,10 @@ class Trainer:
         # A plain function has no identity but its name, which says nothing of what it does.
         self._scorer = self.reward.identity() if self.reward is reward else None
         self._began_with = fingerprint(self.generator.policy)
-        self.updater = Updater(self.generator, self.algorithm, self.loop, self.optim)
+        self.updater = Updater(self.generator, self.algorithm, self.loop, self.optim, processes)
         self.progress = Progress(self.rng, self.prompt_sampler)
         self._saving = Saving(
-            self.output_dir, self.checkpoint, self.generator, self.updater, self.progress, self._identity
+            self.output_dir, self.checkpoint, self.generator, self.updater, self.progress, self._identity, processes
         )
         self._ending = Ending()
         self._step = Step(
@@ -152,8 +158,12 @@ class Trainer:
             self.negative_prompt,
             self.loop.prompts_per_step,
             self.rng,
+            processes,
         )
         self._begun = False
+        drawn = self.prompt_sampler.state_dict()["prompts"]
+        options = {**self._options(), "scorer": self._scorer}
+        check_alike(processes, {"options": options, "prompts": drawn, "weights": self._began_with})
 
     @property
     def step_number(self) -> int:
@@ -222,6 +232,9 @@ class Trainer:
         return self._locked_rounds()
 
     def _locked_rounds(self) -> Iterator[StepRecord]:
+        if not self.processes.is_main:
+            yield from self._rounds()
+            return
         self.output_dir.mkdir(parents=True, exist_ok=True)
         with locked(self.output_dir, remedy=IN_USE):
             yield from self._rounds()
@@ -230,37 +243,46 @@ class Trainer:
         if self.tracker is not None:
             yield from self._run(self.tracker)
             return
-        if not self._begun:
+        if not self._begun and self.processes.is_main:
             check_unused(self.output_dir)
-        with Tracker(
-            self.output_dir,
-            steps=self.steps,
-            start_step=self.step_number,
-            config=self.config,
-            logging=LoggingConfig(tensorboard=False),
-        ) as self.tracker:
+        with self._own_tracker() as self.tracker:
             try:
                 yield from self._run(self.tracker)
             finally:
                 self.tracker = None
 
+    def _own_tracker(self) -> Tracker:
+        if not self.processes.is_main:
+            return SilentTracker(self.output_dir)
+        return Tracker(
+            self.output_dir,
+            steps=self.steps,
+            start_step=self.step_number,
+            config=self.config,
+            logging=LoggingConfig(tensorboard=False),
+        )
+
     def _run(self, tracker: Tracker) -> Iterator[StepRecord]:
         self._begun = True
-        checkpoints.clean(self.output_dir)
-        (self.output_dir / checkpoints.FOLDER).mkdir(
-            exist_ok=True
-        )  # a run whose folder of checkpoints is missing has lost them
+        if self.processes.is_main:
+            checkpoints.clean(self.output_dir)
+            # A run whose folder of checkpoints is missing has lost them.
+            (self.output_dir / checkpoints.FOLDER).mkdir(exist_ok=True)
+        self.processes.wait()  # before this, what fails on the main process ends the others
         while self.step_number < self.steps and self.stopped is None:
             before = self.progress.state()
             try:
                 record = self.step()
                 self._finish(record, tracker)
                 self._ending.check_scores(self.step_number, self.loop)
-            except Exception as error:
+            except Exception as own:
+                error = self.processes.failed(own)
                 news = self._saving.rescue(error, before)
                 if news is not None:
                     tracker.say(f"stopped by an error after step {self.step_number} of {self.steps}. {news}")
-                raise
+                if error is own:
+                    raise
+                raise error from own
             yield record
         if self.step_number and not self.images_scored:
             raise FloatingPointError("no image of the run has a score, and nothing was learnt; mend the scorer")
@@ -278,8 +300,7 @@ class Trainer:
                 callback(self, record)
         finally:
             tracker.log(record.step, record.metrics)
-        wanted = record.step == self.steps or self.stopped is not None or self._ending.save_requested
-        self._ending.save_requested = False
+        wanted = self._ending.agree(self.processes) or record.step == self.steps
         self._saving.after_step(record.metrics.get("validation/overall"), wanted=wanted)
 
     def stop(self, reason: str) -> None:

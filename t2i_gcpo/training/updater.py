@@ -6,6 +6,7 @@ B rows, b rows of a micro-batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, loss, loss_denominator
 from t2i_gcpo.generators.base import ImageGenerator, TrainingScores
-from t2i_gcpo.records import Rollout
-from t2i_gcpo.training.master_weights import AFTER_DIVERGENCE, MasterWeights
-from t2i_gcpo.training.optim import NonFiniteGuard, adamw, clip_gradients, lr_factor
+from t2i_gcpo.records import Rollout, Rows
+from t2i_gcpo.training import updater_state
+from t2i_gcpo.training.master_weights import AFTER_DIVERGENCE
+from t2i_gcpo.training.optim import NonFiniteGuard, adamw, lr_factor
 from t2i_gcpo.training.options import LoopOptions, OptimConfig
+from t2i_gcpo.training.sharded_weights import masters_of
 from t2i_gcpo.utils.clock import Clock
 from t2i_gcpo.utils.finite import all_finite
+from t2i_gcpo.utils.processes import ALONE, Processes, joined, mean
 
 #: Mean |re-scored - recorded log-prob|, nats, up to which the recorded ones serve as old log-probs. fp32 re-scores to
 #: 1e-5; bf16 does not come near it.
@@ -28,11 +32,19 @@ DRIFT_TOLERANCE = 1e-4
 class Updater:
     """Holds the optimiser, and updates the generator's policy from a rollout and its token advantages."""
 
-    def __init__(self, generator: ImageGenerator, algorithm: Algorithm, loop: LoopOptions, optim: OptimConfig) -> None:
+    def __init__(
+        self,
+        generator: ImageGenerator,
+        algorithm: Algorithm,
+        loop: LoopOptions,
+        optim: OptimConfig,
+        processes: Processes = ALONE,
+    ) -> None:
         """Set up the optimiser over the generator's trainable parameters. ValueError where there are none."""
         self.generator, self.algorithm, self.loop, self.optim = generator, algorithm, loop, optim
+        self.processes = processes
         self.guard = NonFiniteGuard(loop.max_nonfinite)
-        self.weights = MasterWeights(generator.trainable_parameters())
+        self.weights = masters_of(generator, processes)
         self.optimizer = adamw(self.weights, optim)
         self.updates = 0
         """Rollouts that the weights were updated from: where the learning rate is on its course."""
@@ -51,30 +63,45 @@ class Updater:
     # -- the update ----------------------------------------------------------------------------------------------------
 
     def update(
-        self, rollout: Rollout, targets: TokenAdvantages, clock: Clock, rng: torch.Generator
+        self,
+        rollout: Rollout,
+        targets: TokenAdvantages,
+        clock: Clock,
+        rng: torch.Generator,
+        *,
+        rows: Rows | None = None,
     ) -> dict[str, float]:
-        """Take all optimiser steps of one rollout and return their mean metrics. FloatingPointError from the guard."""
+        """Take all optimiser steps of one rollout and return their mean metrics. FloatingPointError from the guard.
+
+        rows: which rows of the rollout of all processes these are (None: all). A process that has none of an optimiser
+        step takes part in it without a gradient.
+        """
+        rows = Rows.all(rollout.batch) if rows is None else rows
         self._probe = rollout.rows(torch.arange(min(self.loop.micro_batch, rollout.batch)))
         with clock.phase("forward"):
             due = self.loop.kl_due(self.algorithm, self.updates + 1)
             reference = self._reference(rollout) if due else None
             old, drift = self._old(rollout)
         history: list[dict[str, Tensor]] = []
+        norms: list[Tensor] = []
         skipped = 0
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        for index in self._minibatches(rollout.batch, rng):
+        for chosen in self._minibatches(rows.total, rng):
+            index = rows.own(chosen)
             batch_targets = targets.rows(index)
-            if not bool(batch_targets.mask.any()):
+            if not self.processes.any(bool(batch_targets.mask.any())):
                 continue  # all of its images failed
-            denominator = loss_denominator(self.algorithm, batch_targets)
+            denominator = loss_denominator(self.algorithm, batch_targets, self.processes)
             self.weights.clear_gradients()
-            rows = [self._accumulate(rollout, targets, part, old, reference, denominator, clock)
-                    for part in index.split(self.loop.micro_batch)]  # fmt: skip
-            history += rows
+            parts = [self._accumulate(rollout, targets, part, old, reference, denominator, clock)
+                     for part in index.split(self.loop.micro_batch) if len(part)]  # fmt: skip
+            history += parts
             with clock.phase("backward"):
-                rows[-1]["grad_norm"] = norm = clip_gradients(self.weights.masters, self.optim.max_grad_norm)
-                if self.guard.ok(norm, *(row["loss"] for row in rows)):
+                lost = self.processes.any(not all_finite(*(part["loss"] for part in parts)))
+                self.weights.reduce()
+                norms.append(self.weights.clip_gradients(self.optim.max_grad_norm))
+                if self.guard.count(all_finite(norms[-1]) and not lost):
                     self.incomplete = True
                     self.optimizer.step()
                     self.weights.write_back()
@@ -84,7 +111,8 @@ class Updater:
         if self.incomplete:  # a step without any update is none of the schedule's
             self.updates += 1
         self.incomplete = False
-        return {**_means(history), **drift, "updates/skipped": float(skipped)}
+        history = [{name: value.cpu() for name, value in part.items()} for part in history]
+        return {**_means(joined(self.processes, history), norms), **drift, "updates/skipped": float(skipped)}
 
     def _minibatches(self, batch: int, rng: torch.Generator) -> Iterator[Tensor]:
         """Yield the row indices of each optimiser step.
@@ -143,10 +171,11 @@ class Updater:
         1e30 are finite and give nothing but NaN.
         """
         self.weights.check_finite()
-        if self._probe is None:
-            return
-        scores = self.generator.training_scores(self._probe, distribution=self.loop.distribution)
-        if not all_finite(scores.logprob):
+        finite = True
+        if self._probe is not None and self._probe.batch:
+            scores = self.generator.training_scores(self._probe, distribution=self.loop.distribution)
+            finite = all_finite(scores.logprob)
+        if self.processes.any(not finite):
             raise FloatingPointError(f"the log-probs of the updated weights are not finite; {AFTER_DIVERGENCE}")
 
     # -- log-probs -----------------------------------------------------------------------------------------------------
@@ -158,14 +187,15 @@ class Updater:
     def _reference(self, rollout: Rollout) -> Tensor:
         """Return the [B, T] log-probs of the tokens under the reference model."""
         with self.generator.reference():
-            return torch.cat([scores.own for scores in self._scored(rollout)])
+            return torch.cat([scores.own for scores in self._scored(rollout)] or [rollout.logprob_positive])
 
     @torch.no_grad()
     def _scored(self, rollout: Rollout) -> list[TrainingScores]:
         """Score each micro-batch of the rollout, in order, without gradients."""
-        parts = torch.arange(rollout.batch).split(self.loop.micro_batch)
         return [
-            self.generator.training_scores(rollout.rows(part), distribution=self.loop.distribution) for part in parts
+            self.generator.training_scores(rollout.rows(part), distribution=self.loop.distribution)
+            for part in torch.arange(rollout.batch).split(self.loop.micro_batch)
+            if len(part)
         ]
 
     def _old(self, rollout: Rollout) -> tuple[Tensor | None, dict[str, float]]:
@@ -177,39 +207,56 @@ class Updater:
         """
         if self.loop.epochs * self.loop.minibatches == 1:
             return None, {}
+        drift, recorded = self._drift(rollout)
+        if drift and drift["logprob_drift"] <= DRIFT_TOLERANCE:
+            return recorded, drift
+        return torch.cat([scores.logprob for scores in self._scored(rollout)] or [recorded]), drift
+
+    @torch.no_grad()
+    def _drift(self, rollout: Rollout) -> tuple[dict[str, float], Tensor]:
+        """Return how far the training forward is from the recorded log-probs of the first rows, and all of these.
+
+        Nothing where sampling did not record what is trained.
+        """
         probe, recorded = torch.arange(rollout.batch)[: self.loop.micro_batch], self._recorded(rollout)
-        with torch.no_grad():
+        own: dict[str, float] = {}
+        largest = 0.0
+        if len(probe):
             found = self.generator.training_scores(rollout.rows(probe), distribution=self.loop.distribution)
-        drift = {}
-        if found.scale is None:  # else sampling did not record what is trained
-            difference = (found.logprob - recorded[: len(probe)]).abs()
-            drift = {"logprob_drift": float(difference.mean()), "logprob_drift_max": float(difference.max())}
-            if drift["logprob_drift"] <= DRIFT_TOLERANCE:
-                return recorded, drift
-        return torch.cat([scores.logprob for scores in self._scored(rollout)]), drift
+            if found.scale is None:
+                difference = (found.logprob - recorded[: len(probe)]).abs()
+                own, largest = {"logprob_drift": float(difference.mean())}, float(difference.max())
+        drift = mean(self.processes, own, len(probe))
+        if drift:
+            drift["logprob_drift_max"] = max(self.processes.gather(largest))
+        return drift, recorded
 
     @torch.no_grad()
     def reference_entropy(self, rollout: Rollout) -> Tensor:
         """Return the reference model's entropy at the rollout's tokens, [B, T] nats (for STAGE's entropy reward)."""
         with self.generator.reference():
             parts = [self.generator.token_entropy(rollout.rows(part))
-                     for part in torch.arange(rollout.batch).split(self.loop.micro_batch)]  # fmt: skip
-        return torch.cat(parts)
+                     for part in torch.arange(rollout.batch).split(self.loop.micro_batch) if len(part)]  # fmt: skip
+        return torch.cat(parts or [rollout.logprob_positive])
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "weights": self.weights.values(),
-            "optimizer": self.optimizer.state_dict(),
+            **updater_state.whole_state(self.weights, self.optimizer),
             "updates": self.updates,
             "skipped_in_a_row": self.guard.in_a_row,
             "skipped_in_all": self.guard.total,
         }
 
+    def write_shards(self, folder: Path) -> None:
+        """Write what several processes hold in shards into a checkpoint's folder. Every process calls it."""
+        updater_state.write_shards(folder, self.weights, self.optimizer)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.weights.load_values(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        trained = {id(parameter) for parameter in self.generator.trainable_parameters()}
+        names = [name for name, parameter in self.generator.policy.named_parameters() if id(parameter) in trained]
+        updater_state.load(state, self.weights, self.optimizer, names)
         self.updates = state["updates"]
         self.guard.in_a_row, self.guard.total = state["skipped_in_a_row"], state["skipped_in_all"]
         self.incomplete = False
@@ -219,15 +266,14 @@ class Updater:
 _SUMMED = ("loss", "policy_loss", "kl_loss")
 
 
-def _means(history: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Return means over the tokens of all micro-batches.
+def _means(history: list[dict[str, Tensor]], norms: list[Tensor]) -> dict[str, float]:
+    """Return means over the tokens of all micro-batches, and over the gradient norms of the updates.
 
     Losses, which are shares of a whole, are summed and divided by the updates.
     """
     tokens = torch.stack([row["_tokens"].float().cpu() for row in history]).clamp(min=1.0)
-    norms = torch.stack([row["grad_norm"].cpu() for row in history if "grad_norm" in row])
-    result = {"grad_norm": float(norms.mean())}
-    for name in sorted(set(history[0]) - {"_tokens", "grad_norm"}):
+    result = {"grad_norm": float(torch.stack(norms).mean())}
+    for name in sorted(set(history[0]) - {"_tokens"}):
         values = torch.stack([row[name].float().cpu() for row in history])
         if name in _SUMMED:
             result[name] = float(values.sum() / len(norms))

@@ -16,13 +16,14 @@ from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
 from t2i_gcpo.training.callbacks.validation import Validation
+from t2i_gcpo.training.same_run import check_share
 from t2i_gcpo.training.trainer import Trainer
-from t2i_gcpo.utils.device import pick_device
+from t2i_gcpo.utils.processes import ALONE, Processes
 
 COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 
 
-def generator(options: GeneratorConfig, *, seed: int) -> ImageGenerator:
+def generator(options: GeneratorConfig, *, seed: int, processes: Processes = ALONE) -> ImageGenerator:
     """Load the checkpoint, with LoRA adapters where a rank is given, else with those that it has merged.
 
     seed: of the values of new adapters.
@@ -34,7 +35,7 @@ def generator(options: GeneratorConfig, *, seed: int) -> ImageGenerator:
               if vars(options)[name] != vars(GeneratorConfig())[name]}  # fmt: skip
     loaded = generators.load(
         options.checkpoint,
-        device=pick_device(options.device),
+        device=processes.device(options.device),
         dtype=options.dtype,
         revision=options.revision,
         layers=options.layers,
@@ -72,13 +73,18 @@ def sampling(options: SamplingConfig, *, guidance: float | None = None) -> Sampl
 
 
 def build_trainer(
-    config: TrainConfig, training: list[Prompt], validation: list[Prompt], test: Sequence[Prompt] = ()
+    config: TrainConfig,
+    training: list[Prompt],
+    validation: list[Prompt],
+    test: Sequence[Prompt] = (),
+    processes: Processes = ALONE,
 ) -> Trainer:
     """Build the trainer that the options describe, with its callbacks and without a tracker.
 
     ValueError, before the generator is loaded, for a prompt that a scorer cannot score; `test`: the prompts of the
     evaluations.
     """
+    check_share(config.prompts_per_step, processes)
     scorer, watched = reward(config.reward), held_out(config.watch)
     check_scorable([*training, *validation, *test], scorer)
     check_scorable([*training, *test], *watched.values())
@@ -103,7 +109,7 @@ def build_trainer(
     )
     watch = Watch(watched, every=config.watch.every)
     return Trainer(
-        generator(config.generator, seed=config.seed),
+        generator(config.generator, seed=config.seed, processes=processes),
         scorer,
         training,
         config.output_dir,
@@ -114,4 +120,5 @@ def build_trainer(
         checkpoint=config.checkpoint,
         balanced=config.prompts.balanced,
         callbacks=[watch, validate, draw],
+        processes=processes,
     )

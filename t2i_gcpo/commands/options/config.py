@@ -25,6 +25,7 @@ from t2i_gcpo.training.options import (
     LoopOptions,
     OptimConfig,
     PicturesConfig,
+    RanksConfig,
     SamplingConfig,
     WatchConfig,
 )
@@ -141,6 +142,7 @@ class TrainConfig(LoopOptions):
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
 
     output_dir: str = "runs/train"
     """The run folder: config.yaml, metrics.jsonl, report.html, samples/, heatmaps/, test_images/ and

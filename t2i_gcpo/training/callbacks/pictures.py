@@ -58,8 +58,10 @@ class Pictures:
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         if not self.every or (record.step % self.every and record.step != trainer.steps):
             return
+        if not trainer.processes.is_main:
+            return
         self.draw(trainer, record.step)
-        if record.scored is not None and record.targets is not None:
+        if record.scored is not None and record.targets is not None and record.scored.rollout.batch:
             # The tensor itself, not another computation of it.
             size = record.scored.rollout.sampling.group_size
             group = first_informative(record.targets.sequence_advantages, size)
@@ -74,7 +76,9 @@ class Pictures:
             )
 
     def draw(self, trainer: Trainer, step: int) -> None:
-        """Draw samples and heatmap of the fixed prompts under the present weights."""
+        """Draw samples and heatmap of the fixed prompts under the present weights, on the main process alone."""
+        if not trainer.processes.is_main:
+            return
         group = self.sampling.group_size
         algorithm = replace(trainer.algorithm, group_size=group, entropy_reward_coef=0.0, normalize_parts=False)
         scored = self._collect(trainer, self.choose(trainer), replace(self.sampling, stats=ALL_STATS))

@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import fmean, variance
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rewards.base import Reward, check
 from t2i_gcpo.evaluation.image_diversity import color_entropy, near_duplicates
 from t2i_gcpo.records import ScoredRollout
@@ -24,6 +26,7 @@ from t2i_gcpo.training.tracker import read_metrics
 from t2i_gcpo.utils import pictures
 from t2i_gcpo.utils.files import write_atomically
 from t2i_gcpo.utils.json_files import read_json_lines
+from t2i_gcpo.utils.processes import Processes, mean
 
 if TYPE_CHECKING:
     from t2i_gcpo.training.trainer import StepRecord, Trainer
@@ -119,10 +122,12 @@ class Watch:
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         folder = trainer.output_dir
+        if record.scored is not None:
+            record.metrics.update(self._measure(record.scored, record.step, trainer.processes))
+        if not trainer.processes.is_main:
+            return
         if not self._recalled:
             self._recall(folder, record.step)
-        if record.scored is not None:
-            record.metrics.update(self._measure(record.scored, record.step))
         for name in (TRAINED, *VARIETY, *(HELD_OUT + label for label in self.held_out)):
             value = record.metrics.get(name)
             if value is not None and math.isfinite(value):
@@ -140,20 +145,25 @@ class Watch:
             if trainer.tracker is not None:
                 trainer.tracker.say(f"warning, step {record.step}: {text}; look at {picture or folder}")
 
-    def _measure(self, scored: ScoredRollout, step: int) -> dict[str, float]:
-        group = scored.rollout.sampling.group_size
-        metrics = {
-            COLOR_ENTROPY: float(color_entropy(scored.images).mean()),
-            NEAR_DUPLICATES: near_duplicates(scored.images, group),
-        }
+    def _measure(self, scored: ScoredRollout, step: int, processes: Processes) -> dict[str, float]:
+        """Return the means over the images of all processes."""
+        group, batch = scored.rollout.sampling.group_size, scored.rollout.batch
+        own: dict[str, float] = {}
+        if batch:
+            own[COLOR_ENTROPY] = float(color_entropy(scored.images).mean())
+            own[NEAR_DUPLICATES] = near_duplicates(scored.images, group)
+        metrics = mean(processes, own, batch)
         if step % self.every and step != 1:
             return metrics
         owners = scored.rollout.row_prompts
         texts, rows = [prompt.text for prompt in owners], [prompt.metadata for prompt in owners]
         for label, reward in self.held_out.items():
-            output = check(reward(scored.images, texts, rows), len(texts), label, texts, failure="mark")
-            finite = output.scores[output.scores.isfinite()]
-            metrics[HELD_OUT + label] = float(finite.mean())  # NaN of no images
+            finite = torch.zeros(0)
+            if batch:
+                output = check(reward(scored.images, texts, rows), len(texts), label, texts, failure="mark")
+                finite = output.scores[output.scores.isfinite()]
+            mine = {HELD_OUT + label: float(finite.mean())}  # NaN of no images
+            metrics |= mean(processes, mine, len(finite)) or mine
         return metrics
 
     def _recall(self, folder: Path, step: int) -> None:

@@ -28,7 +28,13 @@ class Validation:
         if not self.every or (record.step % self.every and record.step != trainer.steps):
             return
         result = evaluate(
-            trainer.generator, self.prompts, self.reward, sampling=self.sampling, batch=self.batch, seed=self.seed
+            trainer.generator,
+            self.prompts,
+            self.reward,
+            sampling=self.sampling,
+            batch=self.batch,
+            seed=self.seed,
+            processes=trainer.processes,
         )
         record.metrics["validation/overall"] = result.overall
         for task, score in result.by_task.items():

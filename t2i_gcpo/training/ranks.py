@@ -1,0 +1,248 @@
+"""The processes that torchrun started: who is who, which device is whose, and the exchange of small things.
+
+Everything small goes over gloo on the CPU as (error, item): a process that failed sends its error in the place of what
+the others wait for, so that all of them end together with the same message, which names the rank. A process that is
+gone, or hangs for longer than the time-out, is found by a roll call over torchrun's store, and named too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from t2i_gcpo.training.options import RanksConfig
+from t2i_gcpo.utils.device import pick_device
+from t2i_gcpo.utils.interrupt import Terminated
+from t2i_gcpo.utils.processes import ALONE, Processes
+
+Item = TypeVar("Item")
+
+#: Seconds that the processes have to answer when one of them is missed.
+ROLL_CALL = 5.0
+#: Errors that keep their kind on every process: they are messages for the user, or requests.
+_KINDS: dict[str, type[BaseException]] = {
+    kind.__name__: kind
+    for kind in (ValueError, OSError, ImportError, FloatingPointError, KeyboardInterrupt, Terminated)
+}
+
+
+class RankFailed(RuntimeError):
+    """Says which process failed, where its error is no message for the user."""
+
+
+class LostRank(ConnectionError):
+    """Says which process is gone, or which ones hang."""
+
+
+class Ranks:
+    """The processes of one torchrun. Make it with `torchrun()`."""
+
+    def __init__(self, timeout: float) -> None:
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        self.local_rank, self.local_count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        self.timeout = timeout
+        self._small = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        self._shared: BaseException | None = None  # the error that all processes know of
+        self.speaks = self.rank == 0
+        """Whether this process tells the user of an error that all know of."""
+        self._names = self.gather(f"rank {self.rank} (process {os.getpid()} on {socket.gethostname()})")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """Return this process's device: with CUDA the card of its LOCAL_RANK.
+
+        ValueError where there are fewer cards than processes, or the name is that of one card for several.
+        """
+        wanted = pick_device(name)
+        if wanted.type != "cuda":
+            return wanted
+        if wanted.index is not None and self.local_count > 1:
+            raise ValueError(
+                f"device is {name!r}, and {self.local_count} processes of this machine would share that card; "
+                "use cuda, which gives each process its own"
+            )
+        if torch.cuda.device_count() < self.local_count:
+            raise ValueError(
+                f"{self.local_count} processes on a machine with {torch.cuda.device_count()} CUDA devices; start at "
+                f"most that many (torchrun --nproc-per-node {torch.cuda.device_count()}), or use device cpu"
+            )
+        device = torch.device("cuda", self.local_rank if wanted.index is None else wanted.index)
+        torch.cuda.set_device(device)
+        return device
+
+    def mesh(self, device: torch.device) -> DeviceMesh:
+        """Return the mesh replicate x shard: optimiser states are sharded within a machine, and each has them all.
+
+        One machine, or machines with different numbers of processes: sharded over all of them.
+        """
+        even = len(set(self.gather(self.local_count))) == 1
+        shard = self.local_count if even else self.count
+        return init_device_mesh(device.type, (self.count // shard, shard), mesh_dim_names=("replicate", "shard"))
+
+    def part(self, n: int) -> slice:
+        size, more = divmod(n, self.count)
+        start = self.rank * size + min(self.rank, more)
+        return slice(start, start + size + (self.rank < more))
+
+    # -- the exchange --------------------------------------------------------------------------------------------------
+
+    def gather(self, item: Item) -> list[Item]:
+        """Return the item of each process. Raises the error of a process that failed, on all of them."""
+        answers: list[Any] = [None] * self.count
+        with self.collective():
+            dist.all_gather_object(answers, (None, item), group=self._small)
+        if any(error is not None for error, _ in answers):
+            raise self._error([error for error, _ in answers], None)
+        return [answer for _, answer in answers]
+
+    def wait(self) -> None:
+        self.gather(None)
+
+    def sum(self, values: Tensor) -> Tensor:
+        total: Tensor = torch.stack(self.gather(values.detach().cpu())).sum(dim=0)
+        return total.to(values.device)
+
+    def any(self, flag: bool) -> bool:
+        return any(self.gather(flag))
+
+    def from_main(self, item: Item) -> Item:
+        return self.gather(item if self.is_main else None)[0]  # type: ignore[return-value]
+
+    # -- failures ------------------------------------------------------------------------------------------------------
+
+    def failed(self, error: BaseException) -> BaseException:
+        if error is self._shared:
+            return error
+        answers: list[Any] = [None] * self.count
+        try:
+            with self.collective():
+                dist.all_gather_object(answers, (_described(error), None), group=self._small)
+        except LostRank as lost:
+            return lost
+        return self._error([answer for answer, _ in answers], error)
+
+    def _error(self, errors: list[tuple[str, str] | None], own: BaseException | None) -> BaseException:
+        """Return the error that all processes raise. errors: kind and text of each process's, None where it is well."""
+        ranks = [rank for rank, error in enumerate(errors) if error is not None]
+        kind, text = next(error for error in errors if error is not None)
+        who = f"rank {ranks[0]}: " if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}: "
+        if len(set(errors)) == 1:  # it is the same everywhere
+            who = ""
+        self._shared = _KINDS.get(kind, RankFailed)(f"{who}{text}")
+        self._shared.__cause__ = own
+        return self._shared
+
+    @contextlib.contextmanager
+    def collective(self) -> Iterator[None]:
+        """Inside, an exchange that fails becomes a LostRank, which says who is missing."""
+        try:
+            yield
+        except RuntimeError as error:
+            self._roll_call(error)
+
+    def _roll_call(self, error: RuntimeError) -> NoReturn:
+        store = dist.distributed_c10d._get_default_store()
+        deadline = time.monotonic() + ROLL_CALL
+        missing = set(range(self.count))
+        with contextlib.suppress(RuntimeError):  # the store may be gone with the machine that it was on
+            store.set(f"t2i_gcpo/alive/{self.rank}", "1")
+            while missing and time.monotonic() < deadline:
+                missing = {rank for rank in missing if not store.check([f"t2i_gcpo/alive/{rank}"])}
+                time.sleep(0.1)
+        names = ", ".join(self._names[rank] for rank in sorted(missing - {self.rank}))
+        reason = str(error).split("\n")[0]
+        what = f"{names} is gone, or hangs" if names else f"the processes lost one another ({reason})"
+        self._shared = LostRank(
+            f"{what}; the run goes on from its newest checkpoint with --resume (a process that was killed may have "
+            "run out of memory)"
+        )
+        self.speaks = self.rank == min(set(range(self.count)) - missing, default=self.rank)
+        raise self._shared from error
+
+
+def _described(error: BaseException) -> tuple[str, str]:
+    """Return kind and text of an error; of one that is no message for the user the text is its traceback."""
+    kind = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), "")
+    return kind, str(error) if kind else "".join(traceback.format_exception(error))
+
+
+@contextlib.contextmanager
+def torchrun(*, timeout: float = RanksConfig.timeout, quiet: bool = False) -> Iterator[Processes]:
+    """Yield the processes that torchrun started, and end them together; without torchrun this one is alone.
+
+    timeout: seconds that one waits for another before all end. quiet: of an error that all know of only one speaks, and
+    the others leave with SystemExit. ValueError where the environment is not torchrun's, or its port is taken.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    _start(timeout)
+    try:
+        ranks = Ranks(timeout)
+        try:
+            yield ranks
+            ranks.wait()  # one that failed after the others were done is heard here
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            last = ranks.failed(error)
+            if quiet and not ranks.speaks:
+                sys.exit(1)
+            if last is error:
+                raise
+            raise last from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _start(timeout: float) -> None:
+    missing = [name for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {', '.join(missing)} is not set; start with torchrun, "
+            "which sets them all, or unset WORLD_SIZE for one process"
+        )
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"port {os.environ.get('MASTER_PORT')} is in use on {os.environ['MASTER_ADDR']}; give torchrun another "
+            "(--master-port, or --standalone on one machine, which finds a free one)"
+        ) from error
+
+
+def is_first() -> bool:
+    """Return whether this is the main process, before the processes know one another."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def heard_once() -> Iterator[None]:
+    """Inside, what every process would print is printed by the main one."""
+    with contextlib.ExitStack() as stack:
+        if not is_first():
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        try:
+            yield
+        except ValueError:
+            if is_first():
+                raise
+            sys.exit(2)

@@ -1,0 +1,51 @@
+"""What the processes of one run must have in common, looked at before the first rollout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import rewards
+import t2i_gcpo
+from t2i_gcpo.utils.processes import Processes
+
+
+def check_share(prompts_per_step: int, processes: Processes) -> None:
+    """Raise ValueError where the prompts of a step cannot be dealt out evenly, with the nearest numbers that can."""
+    count = processes.count
+    if prompts_per_step % count:
+        below = prompts_per_step // count * count
+        nearest = f"{below} or {below + count}" if below else str(count)
+        raise ValueError(
+            f"prompts_per_step is {prompts_per_step}, which {count} processes cannot share evenly; use {nearest} "
+            "(a prompt's images stay on one process)"
+        )
+
+
+def check_alike(processes: Processes, seen: Mapping[str, Any]) -> None:
+    """Raise ValueError where the processes differ in the code or in something of `seen` (name -> plain values)."""
+    if processes.count == 1:
+        return
+    own = {name: _hash(json.dumps(value, sort_keys=True, default=str).encode()) for name, value in seen.items()}
+    everybody = processes.gather({**own, "code": _code()})
+    for name in everybody[0]:
+        others = [rank for rank, hashes in enumerate(everybody) if hashes[name] != everybody[0][name]]
+        if others:
+            raise ValueError(
+                f"{name} of rank {', '.join(map(str, others))} differ from those of rank 0; start every process with "
+                "the same version, configuration and files"
+            )
+
+
+def _code() -> str:
+    """Return a hash of the sources of both packages."""
+    folders = [Path(str(package.__file__)).parent for package in (t2i_gcpo, rewards)]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return _hash(b"".join(path.read_bytes() for path in files))
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
