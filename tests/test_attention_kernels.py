@@ -27,7 +27,7 @@ TEXTS = [PROMPTS[0].text, "a red circle and a blue square"]
 
 
 def sampled(policy: Janus, *, fused: bool) -> Rollout:
-    policy.sampler.steps.fused_attention = fused
+    policy.sampler.steps.fused_attention = policy.sampler.steps.keys_in_one_piece = fused
     return policy.sample(TEXTS, HOW)
 
 

@@ -85,7 +85,7 @@ def test_no_value_is_asked_for_in_the_loop(
     changes: dict[str, Any], fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = generator()
-    policy.sampler.steps.fused_attention = fused
+    policy.sampler.steps.fused_attention = policy.sampler.steps.keys_in_one_piece = fused
     assert questions(policy, monkeypatch, Sampling(**{"group_size": 2, "seed": 3, **changes})) == []
 
 

@@ -37,8 +37,12 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     ),
     "policies": ("t2i_gcpo.bench.policies", "what the likelihoods of a masked generator cost, against commit_step"),
     "text": ("t2i_gcpo.bench.text", "what a step of GCPOTrainer costs over one of TRL's GRPOTrainer"),
+    "gpu": ("t2i_gcpo.bench.gpu", "Janus-Pro on this machine in one go: rollout, update, drift, a whole step"),
     "phases": ("t2i_gcpo.bench.phases", "where the steps of a run spent their time"),
 }
+
+#: Benchmarks that write a folder, with a table beside the JSON; they run on a GPU unless told otherwise.
+IN_FOLDER: tuple[str, ...] = ("gpu",)
 
 USAGE = """usage: t2i-gcpo bench NAME [OPTIONS]
 
@@ -74,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
     if vars(options).get("pairs", 2) < 2:  # a benchmark that measures nothing anew has no pairs
         raise ValueError(f"--pairs is {options.pairs}; a spread needs at least 2")
     out: Path | None = options.out
+    if out is not None and name in IN_FOLDER:
+        out = out / f"{name}.json"
     if out is not None:
         check_file(out)
 
@@ -99,6 +105,8 @@ def main(argv: Sequence[str]) -> int:
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(out, numbers + "\n")
+            if name in IN_FOLDER:
+                write_atomically(out.with_suffix(".md"), report.markdown())
     finally:  # what cannot be written can still be read
         console.print(report.table())
     if out is not None:
@@ -121,7 +129,9 @@ def parser(name: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=positive, default=None, help="threads of torch on the CPU; None: torch's choice"
     )
-    parser.add_argument("--device", default="cpu", help="device of both sides, e.g. cuda")
+    device = "cuda" if name in IN_FOLDER else "cpu"
+    parser.add_argument("--device", default=device, help="device of all sides, e.g. cuda")
     parser.add_argument("--seed", type=seed, default=0, help="seed of all random inputs")
-    parser.add_argument("--out", type=home_path, default=None, help="JSON file to write")
+    written = "folder for the JSON and a table" if name in IN_FOLDER else "JSON file to write"
+    parser.add_argument("--out", type=home_path, default=None, help=written)
     return parser

@@ -60,6 +60,8 @@ class StepSampler:
         """Whether torch's fused attention kernel reads the cache. On a CPU two plain matrix products do: for one query
         they are nearly twice as fast."""
         self.buffers = Buffers()
+        self.keys_in_one_piece = self.fused_attention
+        """The layout of the cache; a fused kernel that is given the other one falls back to a slow one."""
         self._compiled: ShapeCache[_Shape] = ShapeCache()
 
     @torch.no_grad()
@@ -143,7 +145,8 @@ class StepSampler:
             shape.advance = compiled(shape.advance, f"advance_{rows}_{prefix}", **options)
             return shape
 
-        key = (id(policy), rows, prefix, choice(sampling), branches, self.fused_attention)
+        layout = (self.fused_attention, self.keys_in_one_piece)
+        key = (id(policy), rows, prefix, choice(sampling), branches, layout)
         return self._compiled.get_or_build(key, build)
 
     def _new_shape(self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches) -> _Shape:
@@ -157,7 +160,7 @@ class StepSampler:
             text.head_dim or text.hidden_size // text.num_attention_heads,
             dtype=weight.dtype,
             device=weight.device,
-            keys_in_one_piece=self.fused_attention,
+            keys_in_one_piece=self.keys_in_one_piece,
             buffers=self.buffers,
         )
         positions = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)

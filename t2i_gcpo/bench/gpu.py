@@ -1,0 +1,307 @@
+"""Measure Janus-Pro on this machine in one go: rollout, update, drift and a whole step, beside what the card allows.
+
+The rollout: the paper's loop written plainly, our compiled loop with the cache in the layout of a CPU and with a kernel
+that this layout forces (what ours was before), and ours. The floor is the bytes that each token must read, by the
+bandwidth that a copy reaches here. Weights are random, so that no hub is needed. B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from t2i_gcpo import generators
+from t2i_gcpo.algorithms import resolve, token_advantages
+from t2i_gcpo.bench import plain_loop, positive
+from t2i_gcpo.bench.measure import machine, seconds, versions
+from t2i_gcpo.commands.options.number_types import finite
+from t2i_gcpo.data import prompts as prompt_files
+from t2i_gcpo.data.prompts import limit
+from t2i_gcpo.generators.compilation import can_compile
+from t2i_gcpo.generators.janus.adapter import Janus
+from t2i_gcpo.records import Prompt, Rollout, Sampling
+from t2i_gcpo.training.options import LoopOptions, OptimConfig
+from t2i_gcpo.training.updater import Updater
+from t2i_gcpo.utils.clock import Clock
+from t2i_gcpo.utils.device import pick_device
+
+GIB = 2**30
+#: Bytes that are copied to measure the bandwidth, on a GPU and on a CPU.
+COPIED = {"cuda": GIB, "cpu": 64 * 2**20}
+DRIFT_SEEDS = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", default="random:janus-pro-1b", help="a Janus checkpoint, or a random one")
+    parser.add_argument("--layers", type=int, default=0, help="layers of a random model; 0: as published")
+    parser.add_argument("--width", type=int, default=0, help="hidden width of a random model; 0: as published")
+    parser.add_argument("--dtype", default="bfloat16", help="float32 or bfloat16")
+    parser.add_argument("--prompts", default="shapes:val", help="prompt file, or shapes:train|val|test")
+    parser.add_argument("--images", type=positive, nargs="+", default=[16, 64], help="images of the rollouts")
+    parser.add_argument("--group-size", type=positive, default=8, help="images of a prompt, at least 2")
+    parser.add_argument("--guidance", type=finite, default=5.0, help="guidance scale, above 1")
+    parser.add_argument("--micro-batch", type=positive, default=8, help="images of a forward and backward pass")
+    parser.add_argument("--rounds", type=positive, default=2, help="calls of each side that are timed, after one more")
+    parser.add_argument("--limit-s", type=positive, default=480, help="begin no further part after so many seconds")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
+                        help="compile our sampler; None: where torch can")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """Holds one number of the report."""
+
+    part: str
+    what: str
+    images: int
+    value: float | None
+    """None where it could not be measured; `note` says why."""
+    unit: str
+    peak_gib: float | None = None
+    """Most memory of the GPU during it; None on a CPU."""
+    note: str = ""
+
+
+@dataclass
+class GpuReport:
+    """Holds all rows, with what `bench.main` asks of a report."""
+
+    device: torch.device
+    settings: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        about = {"settings": self.settings, "machine": machine(self.device), "versions": versions()}
+        return {"name": "gpu", "rows": [asdict(row) for row in self.rows], "seconds": self.seconds, **about}
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return the cells of the table, a row of texts each."""
+        return [
+            (
+                row.part,
+                row.what,
+                str(row.images),
+                "-" if row.value is None else f"{row.value:.4g} {row.unit}",
+                "-" if row.peak_gib is None else f"{row.peak_gib:.1f} GiB",
+                row.note,
+            )
+            for row in self.rows
+        ]
+
+    def table(self) -> Table:
+        table = Table(title=f"gpu: {self.settings['checkpoint']} on {self.name}", title_justify="left")
+        for column in HEADER:
+            table.add_column(column)
+        for row in self.cells():
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Return the table as docs/speed.md shows it."""
+        lines = [HEADER, tuple("---" for _ in HEADER), *self.cells()]
+        return f"{self.name}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+    @property
+    def name(self) -> str:
+        """Return the name of what it ran on."""
+        about = machine(self.device)
+        return str(about.get("gpu", about["cpu"]))
+
+
+HEADER = ("part", "what", "images", "value", "peak", "note")
+
+
+class Bench:
+    """Holds what all parts work with, and collects their rows."""
+
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self.options, self.console, self.device = options, console, pick_device(options.device)
+        self.started = time.perf_counter()
+        loaded = generators.load(
+            options.checkpoint,
+            device=self.device,
+            dtype=options.dtype,
+            layers=options.layers,
+            width=options.width,
+            compile=False,
+        )
+        if not isinstance(loaded, Janus):
+            raise ValueError(f"{options.checkpoint} is a {loaded.kind} checkpoint; this benchmark is of Janus")
+        self.generator = loaded
+        self.compile = can_compile(self.device) if options.compile is None else bool(options.compile)
+        self.tokens = math.prod(loaded.grid)
+        shown = ("checkpoint", "layers", "width", "dtype", "images", "group_size", "guidance", "micro_batch", "seed")
+        settings = {name: vars(options)[name] for name in shown}
+        self.report = GpuReport(self.device, {**settings, "compiled": self.compile, "tokens": self.tokens})
+
+    def prompts(self, images: int) -> list[Prompt]:
+        """Return the prompts of a rollout of so many images."""
+        return limit(prompt_files.read(self.options.prompts), images // self.options.group_size, repeat=True)
+
+    def sampling(self, seed: int = 0) -> Sampling:
+        return Sampling(group_size=self.options.group_size, guidance=self.options.guidance, seed=seed)
+
+    def add(self, part: str, what: str, images: int, value: float | None, unit: str, **more: Any) -> None:
+        row = Row(part, what, images, value, unit, **more)
+        self.report.rows.append(row)
+        number = "-" if value is None else f"{value:.4g} {unit}"
+        self.console.print(f"{part}, {what}, {images} images: {number} {row.note}", highlight=False, soft_wrap=True)
+
+    def time(self, part: str, what: str, images: int, side: Callable[[], Any], *, unit: str, scale: float) -> None:
+        """Call a side once to warm up and then `rounds` times; add the quickest, with its peak memory."""
+        if time.perf_counter() - self.started > self.options.limit_s:
+            self.add(part, what, images, None, unit, note=f"not begun: {self.options.limit_s} s were over")
+            return
+        try:
+            side()
+            with self.peak() as peak:
+                spent = min(seconds(side, self.device) for _ in range(self.options.rounds))
+            self.add(part, what, images, scale * spent, unit, peak_gib=peak[0] if peak else None)
+        except torch.OutOfMemoryError:
+            self.add(part, what, images, None, unit, note="out of memory")
+
+    @contextmanager
+    def peak(self) -> Iterator[list[float]]:
+        """Give a list that holds the GPU's peak memory in GiB afterwards; on a CPU nothing."""
+        found: list[float] = []
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+        yield found
+        if self.device.type == "cuda":
+            found.append(torch.cuda.max_memory_allocated(self.device) / GIB)
+
+
+def run(options: argparse.Namespace, console: Console) -> GpuReport:
+    """Measure all parts. ValueError: no Janus checkpoint, or images that are no whole groups."""
+    if options.group_size < 2 or any(images % options.group_size for images in options.images):
+        raise ValueError(f"--images {options.images}: each must be a multiple of --group-size, which is at least 2")
+    if options.guidance <= 1:
+        raise ValueError(f"--guidance is {options.guidance}; it must be above 1, as both branches are measured")
+    bench = Bench(options, console)
+    bandwidth = measure_bandwidth(bench)
+    for images in options.images:
+        rollouts(bench, images, bandwidth)
+    drift(bench, min(options.images))
+    updates(bench)
+    steps(bench, min(options.images))
+    bench.report.seconds = time.perf_counter() - bench.started
+    return bench.report
+
+
+def measure_bandwidth(bench: Bench) -> float:
+    """Measure the bytes a second that a copy moves, reading and writing."""
+    source = torch.ones(COPIED.get(bench.device.type, COPIED["cpu"]), dtype=torch.uint8, device=bench.device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    rate = 2 * source.numel() / min(seconds(lambda: target.copy_(source), bench.device) for _ in range(10))
+    bench.add("machine", "copy bandwidth", 0, rate / 1e9, "GB/s")
+    return rate
+
+
+def bytes_per_token(generator: Janus, images: int, prompt: int) -> int:
+    """Return the bytes that a step of the rollout must read on average: weights once, keys and values of all rows."""
+    model, text = generator.model, generator.model.config.text_config
+    embeddings = generator.model.model.language_model.get_input_embeddings().weight
+    read = [*model.model.language_model.parameters(), *model.model.generation_head.parameters()]
+    weights = sum(p.numel() * p.element_size() for p in read if p is not embeddings)
+    columns = prompt + math.prod(generator.grid) / 2
+    head = text.head_dim or text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * embeddings.element_size()
+    return int(weights + 2 * images * columns * cache)
+
+
+def rollouts(bench: Bench, images: int, bandwidth: float) -> None:
+    """Time the three loops, and work out the floor."""
+    generator, prompts, how = bench.generator, bench.prompts(images), bench.sampling()
+    steps, width = generator.sampler.steps, plain_loop.encoded(generator, prompts, 1).ids.shape[1]
+    scale, unit = 1e3 / bench.tokens, "ms a token"
+
+    def ours(*, fused: bool, one_piece: bool) -> Rollout:
+        before = steps.fused_attention, steps.keys_in_one_piece
+        steps.fused_attention, steps.keys_in_one_piece = fused, one_piece
+        generator.compiles.choice = bench.compile
+        try:
+            return generator.sample(prompts, how)
+        finally:
+            generator.compiles.choice = False
+            steps.fused_attention, steps.keys_in_one_piece = before
+
+    plain = lambda: plain_loop.sample(generator, prompts, how)  # noqa: E731
+    fused = bench.device.type != "cpu"
+    bench.time("rollout", "the paper's loop", images, plain, unit=unit, scale=scale)
+    bench.time("rollout", "ours, keys side by side", images, lambda: ours(fused=True, one_piece=False),
+               unit=unit, scale=scale)  # fmt: skip
+    bench.time("rollout", "ours", images, lambda: ours(fused=fused, one_piece=fused), unit=unit, scale=scale)
+    floor = bytes_per_token(generator, images, width) / bandwidth
+    bench.add("rollout", "floor of the bandwidth", images, 1e3 * floor, unit)
+
+
+@torch.no_grad()
+def drift(bench: Bench, images: int) -> None:
+    """Compare the log-probs of sampling with those of the training forward, by seed."""
+    for seed in range(DRIFT_SEEDS):
+        rollout = bench.generator.sample(bench.prompts(images), bench.sampling(seed))
+        parts = torch.arange(rollout.batch).split(bench.options.micro_batch)
+        scored = torch.cat([bench.generator.token_logprobs(rollout.rows(part), distribution="guided")
+                            for part in parts])  # fmt: skip
+        difference = (scored - rollout.logprob_behaviour).abs()
+        note = f"largest {float(difference.max()):.3g}"
+        bench.add("drift", f"mean, seed {seed}", images, float(difference.mean()), "nats a token", note=note)
+
+
+def updates(bench: Bench) -> None:
+    """Time the forward and backward pass of a micro-batch, with and without checkpointed activations."""
+    size, generator = bench.options.micro_batch, bench.generator
+    group = bench.options.group_size
+    rollout = generator.sample(bench.prompts(-(-size // group) * group), bench.sampling())
+    rows = rollout.rows(torch.arange(size))
+
+    def both_passes() -> None:
+        generator.training_scores(rows, distribution="guided").logprob.mean().backward()
+        generator.policy.zero_grad(set_to_none=True)
+
+    bench.time("update", "forward and backward", size, both_passes, unit="s", scale=1.0)
+    generator.weights.checkpoint_activations()
+    generator.gradient_checkpointing = True
+    bench.time("update", "with gradient checkpointing", size, both_passes, unit="s", scale=1.0)
+    generator.gradient_checkpointing = False
+
+
+def steps(bench: Bench, images: int) -> None:
+    """Time whole steps: GCPO, GRPO, and the paper's written plainly; decoding and a trivial reward included."""
+    generator, prompts, how = bench.generator, bench.prompts(images), bench.sampling()
+    loop = LoopOptions(micro_batch=bench.options.micro_batch)
+    optim = OptimConfig(lr=1e-9, warmup_steps=0)  # as good as no change: every call does the same work
+    generator.keep_reference()
+
+    def step(name: str, updater: Updater) -> None:
+        generator.compiles.choice = bench.compile
+        rollout = generator.sample(prompts, replace(how, contrast=updater.algorithm.needs_contrast))
+        generator.compiles.choice = False
+        targets = token_advantages(updater.algorithm, rollout, redness(generator.decode(rollout.tokens)))
+        updater.update(rollout, targets, Clock(bench.device), torch.Generator())
+
+    for name in ("grpo", "gcpo"):
+        updater = Updater(generator, resolve(name, group_size=how.group_size), loop, optim)
+        bench.time("step", name, images, lambda name=name, updater=updater: step(name, updater),  # type: ignore[misc]
+                   unit="s", scale=1.0)  # fmt: skip
+        del updater
+    plain = plain_loop.PlainStep(generator, how, micro_batch=loop.micro_batch, lr=optim.lr, kl_coef=0.03)
+    bench.time("step", "the paper's, written plainly", images, lambda: plain(prompts, redness), unit="s", scale=1.0)
+
+
+def redness(images: Tensor) -> Tensor:
+    """Score images [B, 3, H, W] by their red channel: B numbers in [0, 1], on the host."""
+    return images[:, 0].float().mean(dim=(1, 2)).cpu() / 255

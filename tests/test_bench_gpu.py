@@ -1,0 +1,90 @@
+"""The script for a GPU, end to end on the CPU with a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import tiny
+from helpers.training import generator
+from t2i_gcpo import cli
+from t2i_gcpo.bench import gpu, plain_loop
+from t2i_gcpo.records import Prompt, Sampling
+
+PROMPTS = "a red circle\na blue square\n"
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    tiny.checkpoint(tmp_path / "tiny")
+    (tmp_path / "prompts.txt").write_text(PROMPTS, encoding="utf-8")
+    sizes = ["--images", "2", "4", "--group-size", "2", "--micro-batch", "2", "--rounds", "1", "--guidance", "2"]
+    return ["bench", "gpu", "--checkpoint", str(tmp_path / "tiny"), "--prompts", str(tmp_path / "prompts.txt"),
+            "--device", "cpu", "--no-compile", *sizes, "--out", str(tmp_path / "out")]  # fmt: skip
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))["rows"]
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_measures_every_part_and_writes_both_files(options: list[str], dtype: str, tmp_path: Path) -> None:
+    assert cli.main([*options, "--dtype", dtype]) == 0
+    found = rows(tmp_path / "out")
+    assert [(row["part"], row["images"]) for row in found] == [
+        ("machine", 0), *[("rollout", 2)] * 4, *[("rollout", 4)] * 4, *[("drift", 2)] * 3, *[("update", 2)] * 2,
+        *[("step", 2)] * 3,
+    ]  # fmt: skip
+    assert all(row["value"] is not None and row["value"] >= 0 and row["peak_gib"] is None for row in found)
+    drift = [row["value"] for row in found if row["part"] == "drift"]
+    assert max(drift) < 1e-5 if dtype == "float32" else 1e-4 < max(drift) < 0.1
+    table = (tmp_path / "out" / "gpu.md").read_text(encoding="utf-8")
+    assert table.count("\n| ") == len(found) + 2 and "the paper's, written plainly" in table
+
+
+def test_no_part_begins_after_the_limit(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: float(next(ticks)))
+    assert cli.main([*options, "--limit-s", "5"]) == 0
+    timed = [row for row in rows(tmp_path / "out") if row["part"] in ("update", "step")]
+    assert len(timed) == 5 and all(row["value"] is None and "5 s were over" in row["note"] for row in timed)
+
+
+def test_running_out_of_memory_is_a_row(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(plain_loop.PlainStep, "__call__", full)
+    assert cli.main(options) == 0
+    assert rows(tmp_path / "out")[-1]["note"] == "out of memory"
+
+
+def test_the_plain_loop_draws_from_the_same_distribution() -> None:
+    """Of prompts of one length, whose rows have no padding: under greedy guidance both draw the same tokens."""
+    policy, prompts = generator(), [Prompt("a red circle"), Prompt("a blue square")]
+    sharp = 1e4  # the mix is then as good as greedy
+    ours = policy.sample(prompts, Sampling(group_size=1, guidance=sharp, temperature=0.0))
+    assert torch.equal(plain_loop.sample(policy, prompts, Sampling(group_size=1, guidance=sharp)), ours.tokens)
+
+
+def test_the_floor_by_hand() -> None:
+    policy = generator()
+    text = policy.model.config.text_config
+    inner = policy.model.model
+    weights = (
+        sum(p.numel() for p in inner.language_model.parameters()) - inner.language_model.embed_tokens.weight.numel()
+    )
+    weights += sum(p.numel() for p in inner.generation_head.parameters())
+    width = text.head_dim * text.num_key_value_heads
+    cache = 2 * text.num_hidden_layers * width * (2 * 4) * (10 + 8)  # two branches of 4 images, 10 and half of 16
+    assert gpu.bytes_per_token(policy, 4, 10) == 4 * (weights + cache)
+
+
+def test_bad_sizes_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*options, "--images", "3"]) == 2
+    assert "each must be a multiple of --group-size" in capsys.readouterr().err
