@@ -42,7 +42,7 @@ format: install ## rewrite in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-figures: install ## draw the figures of docs/ anew, but for the curves, which t2i-gcpo study draws
+figures: install ## draw the pictures of docs/ anew; the curves of a study from its trials, where they are there
 	PATH="$(CURDIR)/$(BIN):$$PATH" docs/figures.sh
 
 docs: install ## build the documentation: site/index.html

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Draw the heatmaps that the README and docs/heatmaps.md show. The run of heatmap_steps.png trains for some minutes on
-# two CPU cores and is kept in runs/figures; a second call draws from it.
+# Draw the pictures of the README and of docs/: heatmaps, the demo's page, the curves of the studies. The run of
+# heatmap_steps.png trains for some minutes on two CPU cores and is kept in runs/figures; a second call draws from it.
 set -eu
 cd "$(dirname "$0")/.."
 out=$(mktemp -d)
@@ -30,3 +30,30 @@ if [ ! -e runs/figures/heatmaps/step_000024.npz ]; then
         --evaluate.every 0 --evaluate.before False --evaluate.after False
 fi
 draw heatmap_steps --run runs/figures --map weight
+
+# The curves of a study come from its trials: those that t2i-gcpo study left in runs/, else those that docs/results/ keeps.
+for name in quickstart shapes masked clip long; do
+    trials=runs/studies/$name/trials
+    if [ ! -d "$trials" ] && [ -e "docs/results/$name/trials.tgz" ]; then
+        tar xzf "docs/results/$name/trials.tgz" -C "$out"
+        trials=$out/$trials
+    fi
+    if [ -d "$trials" ]; then
+        t2i-gcpo compare --runs "$trials"/*/seed_* --out "$out/$name" >/dev/null
+        cp "$out/$name/curves.png" "docs/results/$name/curves.png"
+    else
+        echo "docs/results/$name/curves.png stays as it is: t2i-gcpo study configs/studies/$name.yaml trains its runs"
+    fi
+done
+tar xzf docs/results/text_arithmetic/trials.tgz -C "$out"
+python -c 'import sys; from pathlib import Path; from t2i_gcpo.text import study, study_results
+study_results.write(study.Spec.read(Path("configs/text_studies/arithmetic.yaml")), Path(sys.argv[1]))' "$out/runs/text_study"
+cp "$out/runs/text_study/curves.png" docs/results/text_arithmetic/curves.png
+
+# The demo's page, as the browser test of the tab Inspect sees it.
+if command -v chromium >/dev/null; then
+    T2I_GCPO_SCREENSHOTS=$out python -m pytest -q -m slow tests/browser/test_demo_browser.py -k test_inspect
+    cp "$out/inspect.png" docs/demo.png
+else
+    echo "docs/demo.png stays as it is: it takes Chromium (Debian: apt-get install chromium)"
+fi

@@ -113,3 +113,13 @@ def test_every_scorer_has_a_row() -> None:
 def test_the_home_page_names_every_page() -> None:
     named = set(re.findall(r"\]\(([a-z_]+\.md)", (DOCS / "index.md").read_text(encoding="utf-8")))
     assert named == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+
+
+def test_each_picture_of_the_docs_is_drawn_by_make_figures() -> None:
+    script = (pages.DOCS / "figures.sh").read_text(encoding="utf-8")
+    drawn = [path for ending in ("png", "gif") for path in pages.DOCS.rglob(f"*.{ending}")]
+    assert len(drawn) > 10
+    for path in drawn:
+        curves = path.name == "curves.png"
+        name = path.parent.name if curves else path.stem
+        assert re.search(rf"\b{name}\b", script), f"no line of docs/figures.sh draws {path}"

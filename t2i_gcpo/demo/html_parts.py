@@ -34,7 +34,7 @@ CSS = """
 .t2i-pixels .grid-container, .t2i-panels .grid-container { padding-top: 24px !important; }
 .t2i-pixels .grid-wrap, .t2i-panels .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none
 !important; } .gradio-container .vega-embed { width: 100%; }
-@media (max-width: 640px) { .t2i-pixels .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+@media (max-width: 640px) { .t2i-panels .grid-container { grid-template-columns: 1fr !important; } .t2i-pixels .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
 .tab-container button { padding: 0 7px !important; font-size: 13px !important; } }
 .t2i-pixels .thumbnail-item { aspect-ratio: auto !important; height: auto !important; }
 .t2i-pixels .gallery-item, .t2i-pixels .gallery-item img { height: auto !important; }

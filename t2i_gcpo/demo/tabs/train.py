@@ -60,9 +60,8 @@ def tab(context: DemoContext) -> None:
     status = gr.Markdown(elem_id="t2i-status-live")
     with gr.Row():
         curves = [plots.line_plot() for _ in SHOWN]
-    with gr.Row():
-        samples = _gallery("Samples of fixed prompts and noise")
-        heatmaps = _gallery("Token advantages of fixed prompts and noise, one scale for all")
+    samples = _gallery("Samples of fixed prompts and noise", columns=3)
+    heatmaps = _gallery("Token advantages of fixed prompts and noise, one scale for all", columns=1)
 
     @with_user_errors
     def on_train(
@@ -112,9 +111,9 @@ def tab(context: DemoContext) -> None:
     )
 
 
-def _gallery(label: str) -> gr.Gallery:
+def _gallery(label: str, *, columns: int) -> gr.Gallery:
     return gr.Gallery(
-        label=label, columns=1, height="auto", object_fit="contain", format="png", interactive=False,
+        label=label, columns=columns, height="auto", object_fit="contain", format="png", interactive=False,
         buttons=["fullscreen"],
         min_width=300,
         elem_classes="t2i-panels",
