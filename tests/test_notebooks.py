@@ -150,3 +150,10 @@ def test_the_py_runs(name: str, tmp_path: Path) -> None:
     notebook = execute.execute(ROOT / "notebooks" / f"{name}.py", tmp_path)
     assert all(cell.execution_count for cell in code(notebook))
     assert not list(tmp_path.iterdir()), "runs go to a temporary folder of their own"
+
+
+def test_the_quickstart_shows_a_run_that_gains_on_enough_images_to_say_so() -> None:
+    told = "\n".join(texts(committed("01_quickstart")))
+    found = re.search(r"n = (\d+) images of (\d+) prompts, one seed of training:\n\+0\.\d+ \[([+-]0\.\d+), ", told)
+    assert found is not None and int(found[1]) >= 240 and int(found[2]) >= 100
+    assert float(found[3]) > 0, "the interval is above 0"
