@@ -69,7 +69,9 @@ def check_text_training(rest: list[str]) -> None:
 
 def commands(text: str) -> list[str]:
     """The lines of a code block that call t2i-gcpo, however they are begun."""
-    found = (re.search(r"(?:^|/)(t2i-gcpo .*)", line.split(" | ")[0].strip()) for line in text.splitlines())
+    found = (
+        re.search(r"(?:^|/|--no-python )(t2i-gcpo .*)", line.split(" | ")[0].strip()) for line in text.splitlines()
+    )
     return [line[1] for line in found if line]
 
 
