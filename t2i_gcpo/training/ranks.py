@@ -166,9 +166,9 @@ class Ranks:
                 time.sleep(0.1)
         names = ", ".join(self._names[rank] for rank in sorted(missing - {self.rank}))
         reason = str(error).split("\n")[0]
-        what = f"{names} is gone, or hangs" if names else f"the processes lost one another ({reason})"
+        what = f"{names} is gone, or hangs" if names else "the processes lost one another"
         self._shared = LostRank(
-            f"{what}; the run goes on from its newest checkpoint with --resume (a process that was killed may have "
+            f"{what} ({reason}); the run goes on from its newest checkpoint with --resume (a process that was killed may have "
             "run out of memory)"
         )
         self.speaks = self.rank == min(set(range(self.count)) - missing, default=self.rank)

@@ -53,6 +53,7 @@ class ShardedWeights(Masters):
         self.masters = nn.ParameterList(
             nn.Parameter(_shaped(self._own(p.detach()).float().clone(), p)) for p in self._trained
         )
+        ranks.wait()  # one may load its files for longer than the others
         self.write_back()  # what the processes loaded is the same to the bit from here on
 
     # -- the cut -------------------------------------------------------------------------------------------------------

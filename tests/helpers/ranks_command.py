@@ -26,7 +26,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
         "generator.checkpoint": folder / "model", "generator.compile": "off", "algorithm.group-size": 4, "steps": 4,
         "prompts-per-step": 2, "optim.lr": 1e-3, "pictures.every": 0, "evaluate.every": 0, "evaluate.before": False,
         "evaluate.after": False, "checkpoint.every": 1, "logging.tensorboard": False, "logging.progress": False,
-        "reward.name": "helpers.ranks_rewards:score", "reward.failure": "mark", "ranks.timeout": 30,
+        "reward.name": "helpers.ranks_rewards:score", "reward.failure": "mark", "ranks.timeout": 600,
         "output-dir": folder / "run",
     }  # fmt: skip
     return [*sources, *(part for name, value in fixed.items() for part in (f"--{name}", str(value))), *more]
