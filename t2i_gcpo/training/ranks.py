@@ -168,8 +168,8 @@ class Ranks:
         reason = str(error).split("\n")[0]
         what = f"{names} is gone, or hangs" if names else "the processes lost one another"
         self._shared = LostRank(
-            f"{what} ({reason}); the run goes on from its newest checkpoint with --resume (a process that was killed may have "
-            "run out of memory)"
+            f"{what} ({reason}); the run goes on from its newest checkpoint with --resume. A process that was killed "
+            "may have run out of memory"
         )
         self.speaks = self.rank == min(set(range(self.count)) - missing, default=self.rank)
         raise self._shared from error
