@@ -138,7 +138,8 @@ class Trainer:
             self.generator.keep_reference()
         if self.has_reference and not always:
             self.generator.park_reference()
-        self.generator.prepare(rollouts_ahead=self.steps, rows=self.loop.prompts_per_step * self.algorithm.group_size)
+        own_rows = self.loop.prompts_per_step * self.algorithm.group_size // processes.count
+        self.generator.prepare(rollouts_ahead=self.steps, rows=own_rows)
         # A plain function has no identity but its name, which says nothing of what it does.
         self._scorer = self.reward.identity() if self.reward is reward else None
         self._began_with = fingerprint(self.generator.policy)
