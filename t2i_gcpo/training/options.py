@@ -110,11 +110,17 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
 
+    average_decay: float = 0.0
+    """Decay an update of an exponential moving average of the trained weights, e.g. 0.99, which is scored on the
+    validation prompts and saved in each checkpoint's folder `average`; it takes fp32 copies of them. 0 keeps none."""
+
     def __post_init__(self) -> None:
         declared(self, "optim.")
         above_zero("optim.", lr=self.lr, eps=self.eps, max_grad_norm=self.max_grad_norm)
         at_least(0, "optim.", weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
         share("optim.", min_ratio=self.min_ratio)
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"optim.average_decay is {self.average_decay}; it must be in [0, 1) (0 keeps no average)")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas are {self.betas}; each must be in [0, 1)")
         # AdamW's first step is the rate over 1 - beta, its decay the rate times the decay.

@@ -54,7 +54,7 @@ class Saving:
             self.folder,
             self.progress.step,
             state=self.state(),
-            save_model=self.generator.save,
+            save_model=self.updater.save_model,
             write_shards=self.updater.write_shards,
             processes=self.processes,
         )

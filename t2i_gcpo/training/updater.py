@@ -16,6 +16,7 @@ from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, loss, loss_denominat
 from t2i_gcpo.generators.base import ImageGenerator, TrainingScores
 from t2i_gcpo.records import Rollout, Rows
 from t2i_gcpo.training import updater_state
+from t2i_gcpo.training.average import PolicyAverage
 from t2i_gcpo.training.master_weights import AFTER_DIVERGENCE
 from t2i_gcpo.training.optim import NonFiniteGuard, adamw, lr_factor
 from t2i_gcpo.training.options import LoopOptions, OptimConfig
@@ -46,6 +47,7 @@ class Updater:
         self.guard = NonFiniteGuard(loop.max_nonfinite)
         self.weights = masters_of(generator, processes)
         self.optimizer = adamw(self.weights, optim)
+        self.average = PolicyAverage(generator, optim.average_decay) if optim.average_decay else None
         self.updates = 0
         """Rollouts that the weights were updated from: where the learning rate is on its course."""
         self.incomplete = False
@@ -106,6 +108,8 @@ class Updater:
                     self.optimizer.step()
                     self.weights.write_back()
                     self.weights.check_finite()
+                    if self.average is not None:
+                        self.average.add()
                 else:
                     skipped += 1
         if self.incomplete:  # a step without any update is none of the schedule's
@@ -244,10 +248,17 @@ class Updater:
     def state_dict(self) -> dict[str, Any]:
         return {
             **updater_state.whole_state(self.weights, self.optimizer),
+            **({} if self.average is None else {"average": self.average.values}),
             "updates": self.updates,
             "skipped_in_a_row": self.guard.in_a_row,
             "skipped_in_all": self.guard.total,
         }
+
+    def save_model(self, folder: Path) -> None:
+        """Write the generator into a checkpoint's folder, and its average, where there is one, into one beside it."""
+        self.generator.save(folder)
+        if self.average is not None:
+            self.average.save(folder)
 
     def write_shards(self, folder: Path) -> None:
         """Write what several processes hold in shards into a checkpoint's folder. Every process calls it."""
@@ -257,6 +268,8 @@ class Updater:
         trained = {id(parameter) for parameter in self.generator.trainable_parameters()}
         names = [name for name, parameter in self.generator.policy.named_parameters() if id(parameter) in trained]
         updater_state.load(state, self.weights, self.optimizer, names)
+        if self.average is not None:
+            self.average.load(state["average"])
         self.updates = state["updates"]
         self.guard.in_a_row, self.guard.total = state["skipped_in_a_row"], state["skipped_in_all"]
         self.incomplete = False

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class Validation:
-    """Add `validation/overall` and `validation/task/<task>` to the metrics of each `every`-th step and of the last."""
+    """Add `validation/overall` and `validation/task/<task>` to the metrics of each `every`-th step and of the last.
+
+    And `validation_average/...` of the average of the weights, where the run keeps one.
+    """
 
     def __init__(
         self, prompts: Sequence[Prompt], reward: Reward, *, sampling: Sampling, every: int, seed: int, batch: int = 64
@@ -27,6 +30,13 @@ class Validation:
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
         if not self.every or (record.step % self.every and record.step != trainer.steps):
             return
+        self._score(trainer, record, "validation")
+        average = trainer.updater.average
+        if average is not None:
+            with average.in_place():
+                self._score(trainer, record, "validation_average")
+
+    def _score(self, trainer: Trainer, record: StepRecord, name: str) -> None:
         result = evaluate(
             trainer.generator,
             self.prompts,
@@ -36,6 +46,6 @@ class Validation:
             seed=self.seed,
             processes=trainer.processes,
         )
-        record.metrics["validation/overall"] = result.overall
+        record.metrics[f"{name}/overall"] = result.overall
         for task, score in result.by_task.items():
-            record.metrics[f"validation/task/{task}"] = score
+            record.metrics[f"{name}/task/{task}"] = score
