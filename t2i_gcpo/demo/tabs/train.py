@@ -61,7 +61,7 @@ def tab(context: DemoContext) -> None:
     with gr.Row():
         curves = [plots.line_plot() for _ in SHOWN]
     samples = _gallery("Samples of fixed prompts and noise", columns=3)
-    heatmaps = _gallery("Token advantages of fixed prompts and noise, one scale for all", columns=1)
+    heatmaps = _gallery("Token advantages, one scale for all", columns=1)
 
     @with_user_errors
     def on_train(
