@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import ranks_cases
+from helpers import ranks_cases, ranks_resume
 from helpers.ranks_cases import CASES, Result, metrics, run, together
-from helpers.training import distance, weights
+from helpers.training import distance, same, weights
 
 SCRIPT = Path(ranks_cases.__file__)
 #: Those that one start of torchrun does in a few seconds; the others are marked slow.
@@ -73,3 +73,23 @@ def test_two_processes_are_one_in_every_other_way(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_four_processes_are_one(tmp_path: Path) -> None:
     compared(4, [case for case in CASES if case != "bfloat16"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["gcpo", "lora"])
+def test_a_run_goes_on_with_another_number_of_processes(case: str, tmp_path: Path) -> None:
+    """2, 1, 2 and 4 processes, one after the other, are the run on one; 2 and 2 are the run on 2 to the bit."""
+    script = Path(ranks_resume.__file__)
+    straight = tmp_path / "straight"
+    ranks_resume.go_on(straight, 5, case)
+    for folder, parts in (("mixed", [(2, 1), (1, 2), (2, 3), (4, 5)]), ("two", [(2, 2), (2, 5)]), ("once", [(2, 5)])):
+        for count, until in parts:
+            if count == 1:
+                ranks_resume.go_on(tmp_path / folder, until, case)
+                continue
+            done = together(count, script, tmp_path / folder, str(until), case)
+            assert done.returncode == 0, done.stderr[-3000:]
+    one, mixed, two, once = (torch.load(tmp_path / f / "weights_5.pt") for f in ("straight", "mixed", "two", "once"))
+    assert distance(one, mixed) < 1e-5 and same(two, once) and distance(one, once) < 1e-5
+    start = weights(ranks_cases.make(case, tmp_path / "start").generator)  # type: ignore[arg-type]
+    assert distance(one, start) > 1e-3

@@ -107,9 +107,8 @@ def _checked(
         if processes.is_main:
             _announce_code(config, folder / tracking.CONFIG)
         rows = tracking.read_metrics(folder)
-    check_folder(folder, tracking.CONFIG, tracking.METRICS, BEFORE, AFTER, report.NAME, option="--output-dir")
-    for part in FOLDERS:
-        check_folder(folder / part, option="--output-dir")
+    if processes.is_main:
+        _check_room(folder)
     tracking.check_boards(config.logging)
     # All that may fail for a wrong option comes before the folder is written to.
     training, validation, test = (
@@ -125,6 +124,13 @@ def _checked(
     if going_on:
         trainer.resume()
     return trainer, test, before
+
+
+def _check_room(folder: Path) -> None:
+    """Check, by writing there, that everything that a run leaves can be written. ValueError where it cannot."""
+    check_folder(folder, tracking.CONFIG, tracking.METRICS, BEFORE, AFTER, report.NAME, option="--output-dir")
+    for part in FOLDERS:
+        check_folder(folder / part, option="--output-dir")
 
 
 def _known_before(folder: Path) -> EvalResult | None:
