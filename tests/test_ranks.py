@@ -66,16 +66,19 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_processes_are_one_in_every_other_way(tmp_path: Path) -> None:
     compared(2, [case for case in CASES if case not in QUICK and case != "bfloat16"], tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_four_processes_are_one(tmp_path: Path) -> None:
     compared(4, [case for case in CASES if case != "bfloat16"], tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", ["gcpo", "lora"])
 def test_a_run_goes_on_with_another_number_of_processes(case: str, tmp_path: Path) -> None:
     """2, 1, 2 and 4 processes, one after the other, are the run on one; 2 and 2 are the run on 2 to the bit."""

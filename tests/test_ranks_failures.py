@@ -1,0 +1,40 @@
+"""Several processes of which one fails: all end together, one line names it, and the run goes on from a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from helpers.ranks_command import arguments, checkpoints, finished, start, steps
+from helpers.ranks_rewards import STEP
+
+#: Seconds in which all processes must have ended; the start of torchrun, on a busy machine, is most of it.
+LIMIT = 400
+#: How a process fails -> the line that says so, and the step of the newest checkpoint.
+FAILURES = {
+    "raise": ("rank 1: Traceback", STEP - 1),
+    "kill": ("error: rank 1 (process ", STEP - 1),
+    "SIGTERM": ("rank 1: interrupted (SIGTERM)", STEP),
+    "Ctrl-C": ("rank 1: interrupted (Ctrl-C)", STEP),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("failure", FAILURES)
+def test_all_end_together_and_the_run_goes_on_with_another_number_of_processes(failure: str, tmp_path: Path) -> None:
+    line, saved = FAILURES[failure]
+    _, said = finished(start(2, arguments(tmp_path), FAILURE=failure), LIMIT)
+    assert said.count(line) == 1, said[-3000:]
+    assert checkpoints(tmp_path)[-1] == f"step_{saved:06d}"
+    status, said = finished(start(1, arguments(tmp_path, "--resume")), LIMIT)
+    assert status == 0 and f"resumed {tmp_path / 'run'} at step {saved}" in said, said[-3000:]
+    assert steps(tmp_path) == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_rewards_that_are_all_nan_on_one_process_end_nothing(tmp_path: Path) -> None:
+    status, said = finished(start(2, arguments(tmp_path), FAILURE="nan"), LIMIT)
+    assert status == 0 and steps(tmp_path) == [1, 2, 3, 4], said[-3000:]
