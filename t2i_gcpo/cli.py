@@ -23,6 +23,7 @@ from t2i_gcpo.utils.terminal import check_argument, lost_output, protect_streams
 #: Name -> (function, one line of help).
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("t2i_gcpo.commands.train:main", "fine-tune a generator with GCPO, GRPO or DAPO"),
+    "plan": ("t2i_gcpo.commands.plan:main", "say what a run needs before it starts: memory by part, hours, which card"),
     "sample": ("t2i_gcpo.commands.sample:main", "sample images for a prompt"),
     "eval": (
         "t2i_gcpo.commands.evaluate:main",

@@ -23,7 +23,7 @@ FLOORS = [
     "algorithms generators data",
     "evaluation heatmap",
     "training text",
-    "reports",
+    "reports planning",
     "commands cli",
     "study demo bench pretrain",
 ]

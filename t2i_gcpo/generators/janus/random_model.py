@@ -45,12 +45,10 @@ SIZES: dict[str, Sizes] = {
 def build(random: RandomModel, *, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return a `JanusForConditionalGeneration` on the device and its `JanusProcessor`."""
     mend()  # transformers imports torchvision
-    from transformers import GenerationConfig, JanusForConditionalGeneration, JanusImageProcessor, JanusProcessor
+    from transformers import GenerationConfig, JanusForConditionalGeneration
 
-    words = byte_tokenizer(extra=IMAGE, begins=True, ends=False, padding_side="left", length=POSITIONS)
-    pictures = JanusImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"height": PIXELS, "width": PIXELS})
-    tokens = (PIXELS // PATCH) ** 2
-    processor = JanusProcessor(pictures, words, chat_template=CHAT_TEMPLATE, num_image_tokens=tokens)
+    processor = byte_processor()
+    words = processor.tokenizer
     with fresh_weights(device, dtype, random.seed):
         model = JanusForConditionalGeneration(config(random, words)).eval()
     model.generation_config = GenerationConfig(
@@ -60,6 +58,17 @@ def build(random: RandomModel, *, device: torch.device, dtype: torch.dtype) -> t
         generation_kwargs={"boi_token_id": words.convert_tokens_to_ids(IMAGE["boi_token"])},
     )
     return model, processor
+
+
+def byte_processor() -> Any:
+    """Return a `JanusProcessor` whose tokenizer takes a token a byte."""
+    mend()
+    from transformers import JanusImageProcessor, JanusProcessor
+
+    words = byte_tokenizer(extra=IMAGE, begins=True, ends=False, padding_side="left", length=POSITIONS)
+    pictures = JanusImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"height": PIXELS, "width": PIXELS})
+    tokens = (PIXELS // PATCH) ** 2
+    return JanusProcessor(pictures, words, chat_template=CHAT_TEMPLATE, num_image_tokens=tokens)
 
 
 def config(random: RandomModel, words: Any) -> Any:

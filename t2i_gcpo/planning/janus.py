@@ -1,0 +1,169 @@
+"""Janus on the meta device: what its passes hold and compute.
+
+b rows, L columns of prompt, T tokens, D hidden width.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.models.torchvision_mend import mend
+from t2i_gcpo.generators.integrity import load_part
+from t2i_gcpo.generators.janus import random_model
+from t2i_gcpo.generators.janus.kv_cache import STRIDE, rounded_up
+from t2i_gcpo.generators.janus.sampler import WIDTH_MULTIPLE
+from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
+from t2i_gcpo.generators.random_models import fresh_weights
+from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK, token_logprob
+from t2i_gcpo.planning.models import (
+    PassOptions,
+    PlannedModel,
+    adapters_per_rank,
+    by_depth,
+    count,
+    give_gradients,
+    trained,
+)
+from t2i_gcpo.planning.sources import Source
+from t2i_gcpo.planning.trace import META, Trace, trace
+
+POLICY = "model.language_model"
+#: fp32 tensors over the codebook that exist at once while a token is drawn: the guided logits, their softmax, its
+#: running sum, and one that is being made.
+DRAWING = 4
+
+
+class PlannedJanus(PlannedModel):
+    """Holds Janus' sizes, and makes the model on the meta device at the depth that is asked for."""
+
+    def __init__(self, source: Source, dtype: torch.dtype) -> None:
+        self.source, self.dtype = source, dtype
+        self.config = self._config()
+        text, model = self.config.text_config, self._model(self.config.text_config.num_hidden_layers)
+        self.layers, self.codebook = text.num_hidden_layers, int(self.config.vq_config.num_embeddings)
+        self.tokens = int(self.config.vq_config.num_patches) ** 2
+        self.heads, self.head = text.num_key_value_heads, text.head_dim or text.hidden_size // text.num_attention_heads
+        policy = model.get_submodule(POLICY)
+        self.policy, self.largest = count(policy), max(parameter.numel() for parameter in policy.parameters())
+        self.words = count(policy.get_input_embeddings())
+        self.adapters_per_rank = adapters_per_rank(policy, LLAMA_TARGETS)
+        inner = model.model
+        self.frozen = {
+            "image decoder and encoder": count(inner.vqmodel),
+            "vision tower": count(inner.vision_model) + count(inner.aligner),
+            "image embeddings and head": count(inner.generation_embeddings)
+            + count(inner.generation_aligner)
+            + count(inner.generation_head),
+            "word head": count(model.lm_head),
+        }
+        self.image_head = count(inner.generation_head)
+
+    def _config(self) -> Any:
+        mend()  # transformers imports torchvision
+        from transformers import JanusConfig
+
+        if self.source.folder is not None:
+            return JanusConfig.from_pretrained(self.source.folder, local_files_only=True)
+        if self.source.random is not None:
+            return random_model.config(self.source.random, random_model.byte_processor().tokenizer)
+        raise ValueError(f"{self.source.note}: there is no configuration to plan with")
+
+    def _model(self, layers: int) -> Any:
+        from transformers import JanusForConditionalGeneration
+
+        self.config.text_config.num_hidden_layers = layers
+        with fresh_weights(META, self.dtype, 0):
+            return JanusForConditionalGeneration(self.config).eval()
+
+    # -- the update ----------------------------------------------------------------------------------------------------
+
+    def update(self, rows: int, options: PassOptions) -> Trace:
+        return by_depth(self.layers, partial(self._pass, rows, options, backward=True))
+
+    def score(self, rows: int, options: PassOptions) -> Trace:
+        return by_depth(self.layers, partial(self._pass, rows, options, backward=False))
+
+    def _pass(self, rows: int, options: PassOptions, layers: int, *, backward: bool) -> Trace:
+        model = self._model(layers)
+        weights = trained(model, POLICY, LLAMA_TARGETS, options)
+        if options.gradient_checkpointing:
+            weights.checkpoint_activations()
+        policy = weights.module.train(options.gradient_checkpointing and backward)
+        if backward and self.dtype == torch.float32:
+            give_gradients(weights)
+        width, length = options.prompt_columns, options.prompt_columns + self.tokens - 1
+
+        def hidden(branch_rows: int) -> Tensor:
+            ids = torch.zeros(branch_rows, width, dtype=torch.long, device=META)
+            tokens = torch.zeros(branch_rows, self.tokens - 1, dtype=torch.long, device=META)
+            words = policy.get_input_embeddings()(ids)
+            embeds = torch.cat([words, model.prepare_embeddings_for_image_generation(tokens)], dim=1)
+            # A mask as transformers makes it of rows with padding: one for all heads.
+            mask = torch.ones(branch_rows, 1, length, length, dtype=torch.bool, device=META)
+            positions = torch.zeros(branch_rows, length, dtype=torch.long, device=META)
+            output = policy(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False)
+            return output.last_hidden_state[:, -self.tokens :]
+
+        def forward() -> Tensor:
+            unconditional = None
+            if options.distribution == "conditional" or options.guidance == 1:
+                conditional = hidden(rows)
+            elif options.distribution == "guided":
+                conditional, unconditional = hidden(2 * rows).unflatten(0, (2, rows))
+            else:
+                conditional = hidden(rows)
+                with torch.no_grad():
+                    unconditional = hidden(rows)
+            tokens = torch.zeros(rows, self.tokens, dtype=torch.long, device=META)
+            guidance = 1.0 if unconditional is None else options.guidance
+            head = model.model.generation_head
+            return token_logprob(
+                conditional, head, tokens, unconditional=unconditional, guidance=guidance, chunk=DEFAULT_CHUNK
+            )
+
+        return trace(forward, backward=backward)
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def cache(self, folded: int, options: PassOptions, *, compiled: bool) -> int:
+        width = options.prompt_columns
+        if compiled:
+            width = -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+        return self._keys_and_values(folded, rounded_up(width - 1 + self.tokens) + STRIDE)
+
+    def sample(self, folded: int, prompts: int, options: PassOptions) -> int:
+        prefix = self._keys_and_values(folded + prompts, options.prompt_columns - 1)  # copied from prompts to rows
+        drawn = folded * self.codebook * (self.dtype.itemsize + DRAWING * torch.float32.itemsize)
+        return max(prefix, drawn)
+
+    def sampling_work(self, folded: int, options: PassOptions) -> tuple[float, float]:
+        read = self.policy - self.words + self.image_head  # of the words only a row a token is read
+        mean = options.prompt_columns + self.tokens / 2
+        scores = 4 * self.layers * self.config.text_config.hidden_size * mean
+        flops = self.tokens * folded * (2 * read + scores)
+        cached = self._keys_and_values(folded, 1) * mean
+        return flops, self.tokens * (read * self.dtype.itemsize + cached)
+
+    def _keys_and_values(self, rows: int, columns: float) -> int:
+        return round(2 * self.layers * rows * self.heads * columns * self.head * self.dtype.itemsize)
+
+    # -- images --------------------------------------------------------------------------------------------------------
+
+    def decode(self, rows: int, options: PassOptions) -> Trace:
+        model = self._model(1)
+        tokens = torch.zeros(rows, self.tokens, dtype=torch.long, device=META)
+        return trace(lambda: model.decode_image_tokens(tokens), backward=False)
+
+
+def processor(source: Source) -> Any:
+    """Return the `JanusProcessor` of a source."""
+    if source.folder is None:
+        return random_model.byte_processor()
+    mend()
+    from transformers import JanusProcessor
+
+    return load_part(JanusProcessor, source.folder)

@@ -1,0 +1,127 @@
+"""What each phase of a step holds, as plain arithmetic over counts of parameters and traced passes.
+
+Masters, moments and gradients are fp32. Gradients stay until the next update begins, so every phase after the first
+step holds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FP32 = 4
+#: AdamW's moments, in fp32 values a trained parameter.
+MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class State:
+    """Holds the bytes that are there in every phase."""
+
+    weights: int
+    """Of the policy, adapters included."""
+    frozen: int
+    """Of the rest of the model."""
+    reference: int
+    """A copy of the policy for the KL term; 0 with LoRA, whose base is the reference."""
+    masters: int
+    """fp32 copies of what is trained in lower precision."""
+    moments: int
+    gradients: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        return {
+            "policy": self.weights,
+            "rest of the model": self.frozen,
+            "reference": self.reference,
+            "masters": self.masters,
+            "moments": self.moments,
+            "gradients": self.gradients,
+        }
+
+
+def state(
+    *, policy: int, frozen: int, trained: int, adapters: int, itemsize: int, adapter_itemsize: int, gpus: int = 1
+) -> State:
+    """Count the bytes of the state on one of `gpus` cards.
+
+    policy, frozen, trained, adapters: parameters; `trained` is the policy's own number or that of its adapters.
+    itemsize: bytes of a weight. Masters, moments and gradients are shared out evenly over the cards (ZeRO stage 2,
+    1910.02054); weights are on each.
+    """
+    size = adapter_itemsize if adapters else itemsize
+    return State(
+        weights=policy * itemsize + adapters * adapter_itemsize,
+        frozen=frozen * itemsize,
+        reference=0 if adapters else policy * itemsize,
+        masters=0 if size == FP32 else _share(trained * FP32, gpus),
+        moments=_share(trained * MOMENTS * FP32, gpus),
+        gradients=_share(trained * FP32, gpus),
+    )
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Holds the bytes of a phase at its peak, by part."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def phases(
+    always: State,
+    *,
+    cache: int,
+    cache_stays: bool,
+    sampling: int,
+    decoding: int,
+    scoring: int,
+    kept: int,
+    peak: int,
+    several: bool,
+    own_gradients: int,
+    optimizer: int,
+) -> list[Phase]:
+    """Return the peaks of sampling, decoding, scoring under the reference, the update's passes and its optimiser step.
+
+    cache: buffers of keys and values; cache_stays: compiled code holds them between the rollouts.
+    kept, peak: of a micro-batch's forward and backward pass. several: gradients of an earlier micro-batch are there
+    when its backward pass begins; of a single one they grow while activations go, and the larger of the two counts.
+    own_gradients: bytes of the gradients that a backward pass makes in the weights' own precision, where they are then
+    added to fp32 ones. optimizer: bytes that the optimiser's step makes for a while.
+    """
+    held, stays = always.parts, {"keys and values": cache if cache_stays else 0}
+    # A single micro-batch begins without gradients, and a backward pass in bf16 has them only at its end.
+    without = {**held, "gradients": 0}
+    growing = own_gradients or always.gradients
+    if several:
+        passes = {**held, **stays, "activations": peak}
+        if own_gradients:
+            passes["activations"] = max(peak, own_gradients + peak - kept)
+    else:
+        passes = {**without, **stays, "activations": max(peak, growing + peak - kept)}
+        if own_gradients:  # turned to fp32 one after the other
+            passes["activations"] = max(passes["activations"], own_gradients + always.gradients)
+    return [
+        Phase("sample", {**held, "keys and values": cache, "logits and prefill": sampling}),
+        Phase("decode", {**held, **stays, "decoder activations": decoding}),
+        Phase("score", {**held, **stays, "forward pass": scoring}),
+        Phase("update", passes),
+        Phase("optimizer", {**held, **stays, "optimizer scratch": optimizer}),
+    ]
+
+
+def checkpoint_bytes(
+    *, policy: int, frozen: int, trained: int, adapters: int, itemsize: int, adapter_itemsize: int
+) -> int:
+    """Count the bytes of checkpoints/step_N: the model, or its adapters alone, and fp32 masters and moments."""
+    model = adapters * adapter_itemsize if adapters else (policy + frozen) * itemsize
+    return model + trained * (1 + MOMENTS) * FP32
+
+
+def _share(bytes_: int, gpus: int) -> int:
+    return -(-bytes_ // gpus)

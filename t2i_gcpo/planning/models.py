@@ -1,0 +1,119 @@
+"""What a plan asks of a model: its sizes, and what one pass over a number of rows holds and computes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from t2i_gcpo.generators.policy_weights import PolicyWeights
+from t2i_gcpo.planning.trace import Trace
+
+#: Depths at which a pass is traced. Layers are alike, so that of the whole model follows on the line through both.
+DEPTHS = (2, 4)
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """Holds the options of a run that change what a pass holds."""
+
+    dtype: torch.dtype
+    distribution: str
+    guidance: float
+    lora_rank: int = 0
+    gradient_checkpointing: bool = False
+    prompt_columns: int = 0
+    """Columns of an autoregressive model's prompt."""
+    sampling_steps: int = 1
+    """Of a masked model: how many forward passes sample an image."""
+    masked_policy: str = "commit_step"
+    masked_passes: int = 0
+    fold_passes: bool = False
+    order: str = "confidence"
+    schedule: str = "cosine"
+
+
+class PlannedModel(ABC):
+    """A model on the meta device, of which passes are traced."""
+
+    layers: int
+    tokens: int
+    """Tokens of an image, T."""
+    codebook: int
+    policy: int
+    """Parameters of the trained submodule."""
+    largest: int
+    """Parameters of its largest tensor."""
+    adapters_per_rank: int
+    """Parameters that LoRA adds to it for each unit of rank."""
+    frozen: dict[str, int]
+    """Part -> parameters of the rest."""
+
+    @abstractmethod
+    def update(self, rows: int, options: PassOptions) -> Trace:
+        """Trace the forward and backward pass of a micro-batch, with gradients there from the one before it."""
+
+    @abstractmethod
+    def score(self, rows: int, options: PassOptions) -> Trace:
+        """Trace the forward pass of a micro-batch whose log-probs want no gradient."""
+
+    @abstractmethod
+    def decode(self, rows: int, options: PassOptions) -> Trace:
+        """Trace the decoding of rows to images."""
+
+    @abstractmethod
+    def cache(self, folded: int, options: PassOptions, *, compiled: bool) -> int:
+        """Count the bytes of the buffers that hold keys and values of folded rows; 0 where there are none."""
+
+    @abstractmethod
+    def sample(self, folded: int, prompts: int, options: PassOptions) -> int:
+        """Count the bytes that sampling folded rows holds at most beside weights and buffers."""
+
+    @abstractmethod
+    def sampling_work(self, folded: int, options: PassOptions) -> tuple[float, float]:
+        """Count the FLOPs, and the bytes read, of sampling folded rows."""
+
+
+def by_depth(layers: int, traced: Callable[[int], Trace]) -> Trace:
+    """Trace at the depths of `DEPTHS` and go along the line to `layers`; a model of fewer layers is traced as it is."""
+    low, high = DEPTHS
+    if layers <= high:
+        return traced(layers)
+    first, second = traced(low), traced(high)
+    steps = (layers - low) / (high - low)
+
+    def along(a: int, b: int) -> int:
+        return round(a + (b - a) * steps)
+
+    return Trace(along(first.kept, second.kept), along(first.peak, second.peak), along(first.flops, second.flops))
+
+
+def count(module: nn.Module) -> int:
+    """Count the parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def adapters_per_rank(module: nn.Module, targets: tuple[str, ...]) -> int:
+    """Count the parameters that LoRA of rank 1 has on the linear layers that `targets` match: in + out of each."""
+    import re
+
+    pattern = re.compile(rf".*\.({'|'.join(targets)})")
+    linear = (part for name, part in module.named_modules() if pattern.fullmatch(name) and isinstance(part, nn.Linear))
+    return sum(part.in_features + part.out_features for part in linear)
+
+
+def trained(model: nn.Module, path: str, targets: tuple[str, ...], options: PassOptions) -> PolicyWeights:
+    """Make the policy of a model trainable, with adapters where a rank is given, and its gradients there already."""
+    weights = PolicyWeights(model, path)
+    if options.lora_rank:
+        weights.add_lora(options.lora_rank, 1.0, targets, 0)
+    return weights
+
+
+def give_gradients(weights: PolicyWeights) -> None:
+    """Give each fp32 parameter a gradient, so that a backward pass adds to it; others are moved to fp32 masters."""
+    for parameter in weights.trainable_parameters():
+        parameter.grad = torch.empty_like(parameter)

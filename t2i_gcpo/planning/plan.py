@@ -1,0 +1,139 @@
+"""A plan: the peaks of each phase, the work of a step, and how long it takes at least on a card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from t2i_gcpo.generators.compilation import CACHED_SHAPES
+from t2i_gcpo.generators.janus.adapter import DECODE_ROWS_CPU
+from t2i_gcpo.planning import memory
+from t2i_gcpo.planning.amused import PlannedAmused
+from t2i_gcpo.planning.cards import Card
+from t2i_gcpo.planning.janus import PlannedJanus
+from t2i_gcpo.planning.memory import FP32, MOMENTS, Phase
+from t2i_gcpo.planning.models import PlannedModel
+from t2i_gcpo.planning.sources import Source
+from t2i_gcpo.planning.workload import Workload
+
+MODELS: dict[str, type[PlannedJanus] | type[PlannedAmused]] = {"janus": PlannedJanus, "amused": PlannedAmused}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Holds what a phase of a step computes and moves."""
+
+    flops: float
+    moved: float
+    """Bytes read and written in the card's memory, as far as they bound the phase."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Holds what a run needs on one card."""
+
+    parameters: dict[str, int]
+    """Part -> number; "trained" among them counts policy or adapters."""
+    phases: list[Phase]
+    work: dict[str, Work]
+    """Phase of a step -> its work."""
+    validation: Work
+    """The work of all validations."""
+    checkpoint: int
+    """Bytes of a checkpoint."""
+    steps: int
+
+    @property
+    def peak(self) -> Phase:
+        """Return the phase that holds most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    def step_seconds(self, card: Card) -> dict[str, float]:
+        """Return the least seconds of each phase of a step on a card."""
+        return {name: card.seconds(work.flops, work.moved) for name, work in self.work.items()}
+
+    def hours(self, card: Card) -> float:
+        """Return the least hours of the run: its steps and validations, without the scorers."""
+        step = sum(self.step_seconds(card).values())
+        return (self.steps * step + card.seconds(self.validation.flops, self.validation.moved)) / 3600
+
+    def fits(self, card: Card) -> bool:
+        return self.peak.total <= card.usable
+
+
+def load(source: Source, dtype: torch.dtype) -> PlannedModel:
+    """Make the planned model of a source. ValueError for a kind of model that there is no plan for."""
+    if source.kind not in MODELS:
+        raise ValueError(f"there is no plan for models of type {source.kind!r}; there is for {', '.join(MODELS)}")
+    return MODELS[source.kind](source, dtype)
+
+
+def plan(model: PlannedModel, load: Workload) -> Plan:
+    """Plan a run."""
+    options, itemsize = load.options, load.options.dtype.itemsize
+    adapters = options.lora_rank * model.adapters_per_rank
+    trained = adapters or model.policy
+    frozen = sum(model.frozen.values())
+    sizes = {"adapters": adapters, "itemsize": itemsize, "adapter_itemsize": FP32}  # peft keeps adapters in fp32
+    always = memory.state(policy=model.policy, frozen=frozen, trained=trained, gpus=load.gpus, **sizes)
+    caches = CACHED_SHAPES if load.compiled else 1
+    folded = load.branches * load.sampled_at_once
+    micro = load.micro_batches
+    update = model.update(micro[0], options)
+    score = model.score(min(load.micro_batch, load.rows), options)
+    decoded = min(DECODE_ROWS_CPU, load.rows) if load.on_cpu else load.sampled_at_once
+    decode = model.decode(decoded, options)
+    lower = itemsize if not adapters else FP32
+    phases = memory.phases(
+        always,
+        cache=caches * model.cache(folded, options, compiled=load.compiled),
+        cache_stays=load.compiled,
+        sampling=model.sample(folded, min(load.prompts, load.sampled_at_once), options),
+        decoding=decode.peak,
+        scoring=score.peak,
+        kept=update.kept,
+        peak=update.peak,
+        several=len(micro) > 1,
+        own_gradients=0 if lower == FP32 else trained * lower,
+        optimizer=_optimizer(model, trained, load),
+    )
+    parameters = {"policy": model.policy, **model.frozen, "trained": trained}
+    work = _work(model, load, trained, update.flops / micro[0], score.flops, decode.flops / decoded)
+    validation = _validation(load, work["sample"], work["decode"])
+    checkpoint = memory.checkpoint_bytes(policy=model.policy, frozen=frozen, trained=trained, **sizes)
+    return Plan(parameters, phases, work, validation, checkpoint, load.steps)
+
+
+def _validation(load: Workload, sampling: Work, decoding: Work) -> Work:
+    """Count the work of all validations, by their number of images beside a step's."""
+    times = load.steps // load.validation_every if load.validation_every else 0
+    share = times * load.validation_images / load.rows
+    return Work(share * (sampling.flops + decoding.flops), share * (sampling.moved + decoding.moved))
+
+
+def _optimizer(model: PlannedModel, trained: int, load: Workload) -> int:
+    """Count what AdamW makes for a while: on a GPU the roots of all second moments, on the CPU those of one tensor."""
+    if load.on_cpu:
+        return 2 * FP32 * (model.largest if not load.options.lora_rank else 0)
+    return -(-trained * FP32 // load.gpus)
+
+
+def _work(
+    model: PlannedModel, load: Workload, trained: int, update: float, score: float, decode: float
+) -> dict[str, Work]:
+    """update, decode: FLOPs a row; score: of a micro-batch."""
+    options, rows = load.options, load.rows
+    batches = -(-rows // load.sampled_at_once)
+    flops, moved = model.sampling_work(load.branches * load.sampled_at_once, options)
+    scored = score / min(load.micro_batch, rows)
+    forwards = rows * (int(load.needs_reference) + int(load.negative_text) + int(load.updates > 1))
+    # Masters and both moments are read and written, gradients read.
+    optimizer = load.updates * trained * FP32 * (2 + 2 * MOMENTS + 1) / load.gpus
+    return {
+        "sample": Work(batches * flops, batches * moved),
+        "decode": Work(rows * decode, 0.0),
+        "score": Work(forwards * scored, 0.0),
+        "update": Work(load.epochs * rows * update, 0.0),
+        "optimizer": Work(0.0, optimizer),
+    }

@@ -1,0 +1,139 @@
+"""Count the bytes and FLOPs of a piece of code by running it on the meta device, where tensors have no values.
+
+A tensor that an operation makes is counted until it is freed, as the caching allocator of a GPU counts it. So what is
+counted is the code that trains, with the layers, adapters and checkpointing that it has. Attention is taken for a fused
+kernel, which keeps no scores.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+META = torch.device("meta")
+
+#: Matrix products of fused attention, each of 2 FLOPs a score and channel: the scores and their sum; in the backward
+#: pass the scores again and four gradients (FlashAttention, 2205.14135).
+PRODUCTS_FORWARD, PRODUCTS_BACKWARD = 2, 5
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Holds what a forward pass, and the backward pass that follows it, need."""
+
+    kept: int
+    """Bytes held when the forward pass has ended: what the backward pass reads, and the result."""
+    peak: int
+    """The most bytes held at a time, gradients of the parameters included."""
+    flops: int
+    """FLOPs of the matrix products and convolutions of both passes."""
+
+
+def trace(forward: Callable[[], Tensor], *, backward: bool) -> Trace:
+    """Run `forward` on meta tensors, and where wanted the backward pass of its result."""
+    with _fused_attention() as attention, _Ledger() as ledger, torch.set_grad_enabled(backward):
+        result = forward()
+        kept = ledger.held
+        if backward:
+            result.backward(torch.empty_like(result))
+        peak = ledger.peak
+    return Trace(kept, peak, ledger.flops + attention.flops)
+
+
+class _Ledger(TorchDispatchMode):
+    """Count the storages that operations made and that are still alive, and FLOPs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = self.flops = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = {_key(tensor) for tensor in _tensors((args, kwargs))}
+        result = function(*args, **kwargs)
+        formula = flop_registry.get(function._overloadpacket)
+        if formula is not None:
+            self.flops += int(formula(*args, **kwargs, out_val=result))
+        for tensor in _tensors(result):
+            if _key(tensor) not in given:  # else a view, or written in place
+                given.add(_key(tensor))
+                self._hold(tensor.untyped_storage())
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.held -= size
+
+
+@contextmanager
+def _fused_attention() -> Iterator[_Count]:
+    """Let `scaled_dot_product_attention` keep what a fused kernel keeps; on meta torch takes the one that keeps all
+    scores.
+
+    The function itself is replaced: a `TorchFunctionMode` is off in the backward pass, where layers that are
+    checkpointed run again.
+    """
+    count, functional = _Count(), torch.nn.functional
+    original = functional.scaled_dot_product_attention
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+    ) -> Any:
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=query.device)  # added to the scores
+        return _Attention.apply(query, key, value, attn_mask, count)
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield count
+    finally:
+        functional.scaled_dot_product_attention = original
+
+
+@dataclass
+class _Count:
+    """Counts the FLOPs of attention."""
+
+    flops: int = 0
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps what a fused kernel keeps: its inputs, its output, and a number a query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, count: _Count) -> Tensor:
+        batch, heads, length, width = query.shape
+        output = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        total = query.new_empty(batch, heads, length, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, total, mask)
+        ctx.count, ctx.flops = count, 2 * batch * heads * length * key.shape[2] * width
+        count.flops += PRODUCTS_FORWARD * ctx.flops
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *_ = ctx.saved_tensors
+        ctx.count.flops += PRODUCTS_BACKWARD * ctx.flops
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None, None
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,70 @@
+"""What a run asks of its model in a step: how many rows, in which batches, of what they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from t2i_gcpo.generators.compilation import FROM_ROLLOUTS, worth_compiling
+from t2i_gcpo.generators.tokens.branches import Branches
+from t2i_gcpo.planning.models import PassOptions
+from t2i_gcpo.records import Sampling
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Holds the numbers of a run. B rows are the images of a step on one card."""
+
+    steps: int
+    prompts: int
+    group: int
+    micro_batch: int
+    max_batch: int
+    updates: int
+    """Optimiser steps a rollout: epochs times mini-batches."""
+    epochs: int
+    branches: int
+    """Branches folded in sampling: the prompt, and where they run the null and the negative prompt."""
+    negative_text: bool
+    """A negative prompt that is scored in a forward pass of its own."""
+    needs_reference: bool
+    compile: bool | str
+    on_cpu: bool
+    options: PassOptions
+    validation_every: int = 0
+    validation_images: int = 0
+    gpus: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Return the images of a step on one card, B."""
+        return math.ceil(self.prompts * self.group / self.gpus)
+
+    @property
+    def sampled_at_once(self) -> int:
+        return min(self.max_batch, self.rows)
+
+    @property
+    def compiled(self) -> bool:
+        """Say whether the sampling step is compiled, as `Compilation` and `batches` decide."""
+        wanted = self.compile is True or (self.compile == "auto" and self.steps >= FROM_ROLLOUTS)
+        return wanted and worth_compiling(self.rows, self.max_batch)
+
+    @property
+    def micro_batches(self) -> list[int]:
+        """Return the rows of each micro-batch of one optimiser step."""
+        per_update = math.ceil(self.rows * self.epochs / self.updates)
+        whole, rest = divmod(per_update, self.micro_batch)
+        return [self.micro_batch] * whole + ([rest] if rest else [])
+
+    @property
+    def parts(self) -> list[int]:
+        """Return the rows of each batch of a step that is scored without gradients."""
+        whole, rest = divmod(self.rows, self.micro_batch)
+        return [self.micro_batch] * whole + ([rest] if rest else [])
+
+
+def branches(sampling: Sampling, negative_prompt: str | None) -> tuple[int, bool]:
+    """Return how many branches sampling folds, and whether negative texts are scored apart."""
+    chosen = Branches.of(sampling, negative=negative_prompt is not None)
+    return chosen.count, sampling.contrast and chosen.contrast is None and negative_prompt is not None
