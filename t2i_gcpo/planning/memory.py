@@ -22,7 +22,7 @@ class State:
     frozen: int
     """Of the rest of the model."""
     reference: int
-    """A copy of the policy for the KL term; 0 with LoRA, whose base is the reference."""
+    """A copy of what is trained, for the KL term; 0 with LoRA, whose base is the reference."""
     masters: int
     """fp32 copies of what is trained in lower precision."""
     moments: int
@@ -41,19 +41,27 @@ class State:
 
 
 def state(
-    *, policy: int, frozen: int, trained: int, adapters: int, itemsize: int, adapter_itemsize: int, gpus: int = 1
+    *,
+    policy: int,
+    frozen: int,
+    trained: int,
+    adapters: int,
+    itemsize: int,
+    adapter_itemsize: int,
+    reference: bool = True,
+    gpus: int = 1,
 ) -> State:
     """Count the bytes of the state on one of `gpus` cards.
 
     policy, frozen, trained, adapters: parameters; `trained` is the policy's own number or that of its adapters.
-    itemsize: bytes of a weight. Masters, moments and gradients are shared out evenly over the cards (ZeRO stage 2,
-    1910.02054); weights are on each.
+    itemsize: bytes of a weight. reference: whether a copy of what was trained lies beside it. Masters, moments and
+    gradients are shared out evenly over the cards (ZeRO stage 2, 1910.02054); weights are on each.
     """
     size = adapter_itemsize if adapters else itemsize
     return State(
         weights=policy * itemsize + adapters * adapter_itemsize,
         frozen=frozen * itemsize,
-        reference=0 if adapters else policy * itemsize,
+        reference=policy * itemsize if reference and not adapters else 0,
         masters=0 if size == FP32 else _share(trained * FP32, gpus),
         moments=_share(trained * MOMENTS * FP32, gpus),
         gradients=_share(trained * FP32, gpus),
@@ -85,6 +93,7 @@ def phases(
     several: bool,
     own_gradients: int,
     optimizer: int,
+    visiting: int = 0,
 ) -> list[Phase]:
     """Return the peaks of sampling, decoding, scoring under the reference, the update's passes and its optimiser step.
 
@@ -92,7 +101,8 @@ def phases(
     kept, peak: of a micro-batch's forward and backward pass. several: gradients of an earlier micro-batch are there
     when its backward pass begins; of a single one they grow while activations go, and the larger of the two counts.
     own_gradients: bytes of the gradients that a backward pass makes in the weights' own precision, where they are then
-    added to fp32 ones. optimizer: bytes that the optimiser's step makes for a while.
+    added to fp32 ones. optimizer: bytes that the optimiser's step makes for a while. visiting: bytes of a reference
+    that comes to the card while it scores.
     """
     held, stays = always.parts, {"keys and values": cache if cache_stays else 0}
     # A single micro-batch begins without gradients, and a backward pass in bf16 has them only at its end.
@@ -109,7 +119,7 @@ def phases(
     return [
         Phase("sample", {**held, "keys and values": cache, "logits and prefill": sampling}),
         Phase("decode", {**held, **stays, "decoder activations": decoding}),
-        Phase("score", {**held, **stays, "forward pass": scoring}),
+        Phase("score", {**held, **stays, "reference": held["reference"] + visiting, "forward pass": scoring}),
         Phase("update", passes),
         Phase("optimizer", {**held, **stays, "optimizer scratch": optimizer}),
     ]

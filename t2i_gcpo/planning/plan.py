@@ -76,7 +76,16 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
     trained = adapters or model.policy
     frozen = sum(model.frozen.values())
     sizes = {"adapters": adapters, "itemsize": itemsize, "adapter_itemsize": FP32}  # peft keeps adapters in fp32
-    always = memory.state(policy=model.policy, frozen=frozen, trained=trained, gpus=load.gpus, **sizes)
+    # A reference that is needed now and then lies in the host's memory in between.
+    copied, parked = load.reference_share > 0, not (load.kl_always or load.on_cpu)
+    always = memory.state(
+        policy=model.policy,
+        frozen=frozen,
+        trained=trained,
+        reference=copied and not parked,
+        gpus=load.gpus,
+        **sizes,
+    )
     caches = CACHED_SHAPES if load.compiled else 1
     folded = load.branches * load.sampled_at_once
     micro = load.micro_batches
@@ -97,6 +106,7 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
         several=len(micro) > 1,
         own_gradients=0 if lower == FP32 else trained * lower,
         optimizer=_optimizer(model, trained, load),
+        visiting=model.policy * itemsize if copied and parked and not adapters else 0,
     )
     parameters = {"policy": model.policy, **model.frozen, "trained": trained}
     work = _work(model, load, trained, update.flops / micro[0], score.flops, decode.flops / decoded)
@@ -127,7 +137,7 @@ def _work(
     batches = -(-rows // load.sampled_at_once)
     flops, moved = model.sampling_work(load.branches * load.sampled_at_once, options)
     scored = score / min(load.micro_batch, rows)
-    forwards = rows * (int(load.needs_reference) + int(load.negative_text) + int(load.updates > 1))
+    forwards = rows * (load.reference_share + int(load.negative_text) + int(load.updates > 1))
     # Masters and both moments are read and written, gradients read.
     optimizer = load.updates * trained * FP32 * (2 + 2 * MOMENTS + 1) / load.gpus
     return {

@@ -27,7 +27,10 @@ class Workload:
     """Branches folded in sampling: the prompt, and where they run the null and the negative prompt."""
     negative_text: bool
     """A negative prompt that is scored in a forward pass of its own."""
-    needs_reference: bool
+    kl_always: bool
+    """Whether each step scores its images under the reference."""
+    kl_every: int
+    """Steps between such scores where not each step needs them; 0: none."""
     compile: bool | str
     on_cpu: bool
     options: PassOptions
@@ -39,6 +42,11 @@ class Workload:
     def rows(self) -> int:
         """Return the images of a step on one card, B."""
         return math.ceil(self.prompts * self.group / self.gpus)
+
+    @property
+    def reference_share(self) -> float:
+        """Return the share of the steps that score their images under the reference."""
+        return 1.0 if self.kl_always else 1 / self.kl_every if self.kl_every else 0.0
 
     @property
     def sampled_at_once(self) -> int:
