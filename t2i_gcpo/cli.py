@@ -43,7 +43,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "t2i_gcpo.commands.credit_truth:main",
         "measure what each token does to the reward, and compare the rules of credit with it",
     ),
-    "export": ("t2i_gcpo.commands.export:main", "save what training changed as a small delta to its base checkpoint"),
+    "export": (
+        "t2i_gcpo.commands.export:main",
+        "save what training changed: a small delta to its base, or a whole model with a card",
+    ),
+    "convert": (
+        "t2i_gcpo.commands.convert:main",
+        "convert a checkpoint of Janus between its authors' layout and that of transformers",
+    ),
     "compare": ("t2i_gcpo.commands.compare:main", "curves, a table and a report of several runs"),
     "text": (
         "t2i_gcpo.commands.text:main",

@@ -1,4 +1,4 @@
-"""Save what training changed in a checkpoint as a small folder that loads wherever a checkpoint does."""
+"""Save what training changed in a checkpoint: as a small delta to its base, or as a whole model with a card."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from t2i_gcpo import generators
+from t2i_gcpo.commands.model_card import card
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.generators import deltas
 from t2i_gcpo.generators.base import ImageGenerator
@@ -18,14 +19,23 @@ from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.training import checkpoint as checkpoints
 from t2i_gcpo.training.tracker import CONFIG, METRICS
 from t2i_gcpo.utils.destination import check_folder
+from t2i_gcpo.utils.files import write_atomically
+
+CARD = "README.md"
 
 
 def main(argv: list[str]) -> int:
-    """Write the difference of a tuned checkpoint to the one that its training started from.
+    """Write the difference of a tuned checkpoint to the one that its training started from, or the model itself.
 
-    OUT/delta.safetensors holds it in float16, OUT/delta.json the base, the run's options, seed, step and scores.
+    OUT/delta.safetensors holds the difference in float16, OUT/delta.json the base, the run's options, seed, step and
+    scores. With --merged, OUT is a model that transformers or diffusers loads without this package, adapters added to
+    the weights, with a model card.
     """
     args = parser().parse_args(argv)
+    if args.merged:
+        return _merged(args.checkpoint, args.out, args.dtype)
+    if args.against is None:
+        raise ValueError("export needs --against, the checkpoint that the training started from, or --merged")
     check_folder(args.out, deltas.WEIGHTS, deltas.ABOUT)
     base, tuned = locate(args.against), generators.load(args.checkpoint)
     if base.adapter is not None or base.delta is not None:
@@ -35,6 +45,24 @@ def main(argv: list[str]) -> int:
     print(
         f"wrote {path}: {size / 2**20:.2f} MiB against {base.name}; load it with --checkpoint {shlex.quote(str(path))}"
     )
+    return 0
+
+
+def _merged(name: str, out: Path, dtype: str) -> int:
+    """Write the whole model of a checkpoint, and its card."""
+    check_folder(out, CARD)
+    tuned = generators.load(name, dtype=dtype)
+    base = tuned.base
+    if tuned.has_lora:
+        tuned.merge_lora()
+    out.mkdir(parents=True, exist_ok=True)
+    tuned.save(out)
+    source = base.folder if base is not None and base.adapter is None else None if base is None else base.adapter
+    about = provenance(name if source is None else source)
+    started = about.get("config", {}).get("generator", {}).get("checkpoint", base.name if base is not None else name)
+    write_atomically(out / CARD, card(out.name, str(started), about))
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"wrote {out}: {size / 2**20:.1f} MiB, a whole model, and {CARD}")
     return 0
 
 
@@ -102,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="t2i-gcpo export", description=main.__doc__)
     add = parser.add_argument
     add("--checkpoint", required=True, help="the tuned checkpoint, e.g. runs/x/checkpoints/step_000120")
-    add("--against", required=True, help="the checkpoint that the training started from, e.g. janus-mini")
+    add("--against", help="the checkpoint that the training started from, e.g. janus-mini")
+    add("--merged", action="store_true", help="write the whole model and a model card instead of a delta")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"), help="of a merged model (default: %(default)s)")
     add("--out", required=True, type=home_path, help="folder to write to")
     return parser

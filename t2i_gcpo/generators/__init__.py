@@ -24,7 +24,8 @@ MASKED_OPTIONS: tuple[str, ...] = ("masked_policy", "masked_passes", "fold_passe
 
 #: model_type of checkpoints in a layout that transformers does not read -> what to load instead.
 ADVICE: dict[str, str] = {
-    "multi_modality": "Janus in its authors' own layout; load the conversion, e.g. deepseek-community/Janus-Pro-1B",
+    "multi_modality": "Janus in its authors' own layout; write it in that of transformers with t2i-gcpo convert "
+    "--checkpoint FOLDER --out NEW, or load a conversion, e.g. deepseek-community/Janus-Pro-1B",
 }
 
 

@@ -5,11 +5,12 @@ Or a repository of the hub.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rewards.models import weights
-from t2i_gcpo.generators import deltas, random_models
+from t2i_gcpo.generators import deltas, random_models, run_folders
 from t2i_gcpo.generators.integrity import check_json, check_manifest, read_object
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -81,6 +82,10 @@ def _locate(name: str, revision: str | None, above: tuple[Path, ...]) -> Checkpo
         return _adapter(folder, above)
     if (folder / deltas.ABOUT).is_file():
         return _delta(folder, str(folder), above)
+    if run_folders.is_run(folder):
+        step, which = run_folders.chosen(folder)
+        warnings.warn(f"{folder} is the folder of a run: {step.name} is loaded, {which}", stacklevel=4)
+        return _locate(str(step), revision, above)
     return Checkpoint(name=name if name in EMBEDDED else str(folder), folder=folder, model_type=_model_type(folder))
 
 

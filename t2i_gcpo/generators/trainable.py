@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from t2i_gcpo.generators import deltas, merging
+from t2i_gcpo.generators import adapter_base, deltas, merging
 from t2i_gcpo.generators.base import ImageGenerator, check_tokens, in_chunks
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
 from t2i_gcpo.generators.compilation import Compilation
@@ -97,6 +97,7 @@ class TrainableGenerator(ImageGenerator):
         if checkpoint.delta is not None:
             deltas.apply(generator.policy, checkpoint.delta, checkpoint.folder)
         if checkpoint.adapter is not None:
+            adapter_base.check(checkpoint.adapter, checkpoint)
             generator.weights.load_lora(checkpoint.adapter, device)
         return generator
 
@@ -132,6 +133,7 @@ class TrainableGenerator(ImageGenerator):
             )
         else:
             self.weights.save_lora(path, base=self.base.name, revision=self.base.revision)
+            adapter_base.write(path, self.base)
 
     @abstractmethod
     def save_model(self, folder: Path) -> None:
