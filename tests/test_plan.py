@@ -43,13 +43,14 @@ def planned(*options: str) -> Plan:
 
 def test_the_state_by_hand() -> None:
     """100 parameters of 2 bytes, all trained: a copy as reference, and 4 fp32 values beside each."""
-    sizes = {"itemsize": 2, "adapter_itemsize": 4}
-    full = memory.state(policy=100, frozen=30, trained=100, adapters=0, **sizes)
-    assert full == memory.State(weights=200, frozen=60, reference=200, masters=400, moments=800, gradients=400)
-    lora = memory.state(policy=100, frozen=30, trained=10, adapters=10, **sizes)
-    assert lora == memory.State(weights=240, frozen=60, reference=0, masters=0, moments=80, gradients=40)
-    assert memory.state(policy=100, frozen=30, trained=100, adapters=0, reference=False, **sizes).reference == 0
-    shared = memory.state(policy=100, frozen=30, trained=100, adapters=0, gpus=3, **sizes)
+    full = memory.state(policy=100, frozen=30, trained=100, adapters=0, itemsize=2, fp32=10)
+    assert full == memory.State(weights=200, frozen=80, reference=200, masters=400, moments=800, gradients=400)
+    lora = memory.state(policy=100, frozen=30, trained=10, adapters=10, itemsize=2)
+    assert lora == memory.State(weights=220, frozen=60, reference=0, masters=40, moments=80, gradients=40)
+    assert memory.state(policy=100, frozen=0, trained=100, adapters=0, itemsize=4, reference=False) == memory.State(
+        weights=400, frozen=0, reference=0, masters=0, moments=800, gradients=400
+    )
+    shared = memory.state(policy=100, frozen=30, trained=100, adapters=0, itemsize=2, gpus=3)
     assert (shared.weights, shared.masters, shared.moments, shared.gradients) == (200, 134, 267, 134)
 
 
@@ -66,10 +67,10 @@ def test_the_updates_peak_by_hand(several: bool, own: int, peak: int) -> None:
     always = memory.State(weights=0, frozen=0, reference=0, masters=0, moments=0, gradients=70)
     made = memory.phases(
         always, cache=1000, cache_stays=False, sampling=0, decoding=0, scoring=0, kept=80, peak=90, several=several,
-        own_gradients=own, optimizer=5, visiting=6,
+        own_gradients=own, optimizer=5, visiting=6, twice=9,
     )  # fmt: skip
     assert {phase.name: phase.total for phase in made} == {
-        "sample": 1070, "decode": 70, "score": 76, "update": peak, "optimizer": 75
+        "sample": 1079, "decode": 70, "score": 76, "update": peak, "optimizer": 75
     }  # fmt: skip
 
 

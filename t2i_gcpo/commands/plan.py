@@ -18,6 +18,7 @@ from t2i_gcpo.commands.options.config import TrainConfig
 from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.data.formats import read_named
+from t2i_gcpo.generators import merging
 from t2i_gcpo.planning import cards
 from t2i_gcpo.planning.advice import Change, advise
 from t2i_gcpo.planning.cards import Card
@@ -94,6 +95,7 @@ def workload(config: TrainConfig, source: Source, *, columns: int, gpus: int = 1
         kl_every=config.kl_every,
         compile=build.COMPILE[options.compile],
         on_cpu=options.device == "cpu",
+        merged=merging.pays(options.merge_adapters, passes.dtype),
         options=passes,
         validation_every=config.evaluate.every,
         validation_images=config.evaluate.limit,

@@ -27,7 +27,7 @@ from t2i_gcpo.generators.tokens.unmasking import still_masked
 from t2i_gcpo.planning.models import (
     PassOptions,
     PlannedModel,
-    adapters_per_rank,
+    adapter_sizes,
     by_depth,
     count,
     give_gradients,
@@ -53,7 +53,8 @@ class PlannedAmused(PlannedModel):
         self.tokens, self.codebook = parts.grid[0] * parts.grid[1], int(parts.transformer.config.codebook_size)
         self.policy = count(parts.transformer)
         self.largest = max(parameter.numel() for parameter in parts.transformer.parameters())
-        self.adapters_per_rank = adapters_per_rank(parts.transformer, UVIT_TARGETS)
+        self.adapters_per_rank, self.adapted = adapter_sizes(parts.transformer, UVIT_TARGETS)
+        self.idle, self.fp32 = (), 0
         self.frozen = {
             "image decoder and encoder": count(parts.vqvae),
             "text encoder": count(parts.text_encoder),

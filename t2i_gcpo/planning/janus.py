@@ -14,6 +14,7 @@ from torch import Tensor
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.generators.integrity import load_part
 from t2i_gcpo.generators.janus import random_model
+from t2i_gcpo.generators.janus.head import Fp32Head
 from t2i_gcpo.generators.janus.kv_cache import STRIDE, rounded_up
 from t2i_gcpo.generators.janus.sampler import WIDTH_MULTIPLE
 from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
@@ -22,7 +23,7 @@ from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK, token_logprob
 from t2i_gcpo.planning.models import (
     PassOptions,
     PlannedModel,
-    adapters_per_rank,
+    adapter_sizes,
     by_depth,
     count,
     give_gradients,
@@ -50,7 +51,7 @@ class PlannedJanus(PlannedModel):
         policy = model.get_submodule(POLICY)
         self.policy, self.largest = count(policy), max(parameter.numel() for parameter in policy.parameters())
         self.words = count(policy.get_input_embeddings())
-        self.adapters_per_rank = adapters_per_rank(policy, LLAMA_TARGETS)
+        self.adapters_per_rank, self.adapted = adapter_sizes(policy, LLAMA_TARGETS)
         inner = model.model
         self.frozen = {
             "image decoder and encoder": count(inner.vqmodel),
@@ -60,7 +61,8 @@ class PlannedJanus(PlannedModel):
             + count(inner.generation_head),
             "word head": count(model.lm_head),
         }
-        self.image_head = count(inner.generation_head)
+        self.image_head = self.fp32 = count(inner.generation_head)
+        self.idle = ("vision tower", "word head")
 
     def _config(self) -> Any:
         mend()  # transformers imports torchvision
@@ -92,6 +94,7 @@ class PlannedJanus(PlannedModel):
         weights = trained(model, POLICY, LLAMA_TARGETS, options)
         if options.gradient_checkpointing:
             weights.checkpoint_activations()
+        head = Fp32Head(model)
         policy = weights.module.train(options.gradient_checkpointing and backward)
         if backward and self.dtype == torch.float32:
             give_gradients(weights)
@@ -120,7 +123,6 @@ class PlannedJanus(PlannedModel):
                     unconditional = hidden(rows)
             tokens = torch.zeros(rows, self.tokens, dtype=torch.long, device=META)
             guidance = 1.0 if unconditional is None else options.guidance
-            head = model.model.generation_head
             return token_logprob(
                 conditional, head, tokens, unconditional=unconditional, guidance=guidance, chunk=DEFAULT_CHUNK
             )
@@ -137,7 +139,7 @@ class PlannedJanus(PlannedModel):
 
     def sample(self, folded: int, prompts: int, options: PassOptions) -> int:
         prefix = self._keys_and_values(folded + prompts, options.prompt_columns - 1)  # copied from prompts to rows
-        drawn = folded * self.codebook * (self.dtype.itemsize + DRAWING * torch.float32.itemsize)
+        drawn = folded * self.codebook * (1 + DRAWING) * torch.float32.itemsize  # logits, and what is made of them
         return max(prefix, drawn)
 
     def sampling_work(self, folded: int, options: PassOptions) -> tuple[float, float]:
@@ -146,7 +148,8 @@ class PlannedJanus(PlannedModel):
         scores = 4 * self.layers * self.config.text_config.hidden_size * mean
         flops = self.tokens * folded * (2 * read + scores)
         cached = self._keys_and_values(folded, 1) * mean
-        return flops, self.tokens * (read * self.dtype.itemsize + cached)
+        once = (read - self.image_head) * self.dtype.itemsize + self.image_head * torch.float32.itemsize
+        return flops, self.tokens * (once + cached)
 
     def _keys_and_values(self, rows: int, columns: float) -> int:
         return round(2 * self.layers * rows * self.heads * columns * self.head * self.dtype.itemsize)

@@ -47,22 +47,22 @@ def state(
     trained: int,
     adapters: int,
     itemsize: int,
-    adapter_itemsize: int,
+    fp32: int = 0,
     reference: bool = True,
     gpus: int = 1,
 ) -> State:
     """Count the bytes of the state on one of `gpus` cards.
 
     policy, frozen, trained, adapters: parameters; `trained` is the policy's own number or that of its adapters.
-    itemsize: bytes of a weight. reference: whether a copy of what was trained lies beside it. Masters, moments and
-    gradients are shared out evenly over the cards (ZeRO stage 2, 1910.02054); weights are on each.
+    itemsize: bytes of a weight; fp32: those among the frozen ones that have 4 in any case. reference: whether a copy of
+    what was trained lies beside it. Masters, moments and gradients are shared out evenly over the cards (ZeRO stage 2,
+    1910.02054); weights are on each.
     """
-    size = adapter_itemsize if adapters else itemsize
     return State(
-        weights=policy * itemsize + adapters * adapter_itemsize,
-        frozen=frozen * itemsize,
+        weights=(policy + adapters) * itemsize,
+        frozen=frozen * itemsize + fp32 * (FP32 - itemsize),
         reference=policy * itemsize if reference and not adapters else 0,
-        masters=0 if size == FP32 else _share(trained * FP32, gpus),
+        masters=0 if itemsize == FP32 else _share(trained * FP32, gpus),
         moments=_share(trained * MOMENTS * FP32, gpus),
         gradients=_share(trained * FP32, gpus),
     )
@@ -94,10 +94,12 @@ def phases(
     own_gradients: int,
     optimizer: int,
     visiting: int = 0,
+    twice: int = 0,
 ) -> list[Phase]:
     """Return the peaks of sampling, decoding, scoring under the reference, the update's passes and its optimiser step.
 
-    cache: buffers of keys and values; cache_stays: compiled code holds them between the rollouts.
+    cache: buffers of keys and values; cache_stays: they are held between the rollouts. twice: bytes of weights that
+    exist a second time while tokens are sampled, adapters added.
     kept, peak: of a micro-batch's forward and backward pass. several: gradients of an earlier micro-batch are there
     when its backward pass begins; of a single one they grow while activations go, and the larger of the two counts.
     own_gradients: bytes of the gradients that a backward pass makes in the weights' own precision, where they are then
@@ -117,7 +119,7 @@ def phases(
         if own_gradients:  # turned to fp32 one after the other
             passes["activations"] = max(passes["activations"], own_gradients + always.gradients)
     return [
-        Phase("sample", {**held, "keys and values": cache, "logits and prefill": sampling}),
+        Phase("sample", {**held, "keys and values": cache, "merged weights": twice, "logits and prefill": sampling}),
         Phase("decode", {**held, **stays, "decoder activations": decoding}),
         Phase("score", {**held, **stays, "reference": held["reference"] + visiting, "forward pass": scoring}),
         Phase("update", passes),
@@ -125,12 +127,9 @@ def phases(
     ]
 
 
-def checkpoint_bytes(
-    *, policy: int, frozen: int, trained: int, adapters: int, itemsize: int, adapter_itemsize: int
-) -> int:
+def checkpoint_bytes(*, policy: int, frozen: int, trained: int, adapters: int, itemsize: int) -> int:
     """Count the bytes of checkpoints/step_N: the model, or its adapters alone, and fp32 masters and moments."""
-    model = adapters * adapter_itemsize if adapters else (policy + frozen) * itemsize
-    return model + trained * (1 + MOMENTS) * FP32
+    return (adapters or policy + frozen) * itemsize + trained * (1 + MOMENTS) * FP32
 
 
 def _share(bytes_: int, gpus: int) -> int:

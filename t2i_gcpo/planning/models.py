@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,8 +50,14 @@ class PlannedModel(ABC):
     """Parameters of its largest tensor."""
     adapters_per_rank: int
     """Parameters that LoRA adds to it for each unit of rank."""
+    adapted: int
+    """Parameters of the layers that LoRA adapts."""
     frozen: dict[str, int]
     """Part -> parameters of the rest."""
+    idle: tuple[str, ...]
+    """Parts among them that a GPU does not hold."""
+    fp32: int
+    """Parameters among them that are fp32 whatever the dtype."""
 
     @abstractmethod
     def update(self, rows: int, options: PassOptions) -> Trace:
@@ -96,13 +103,11 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def adapters_per_rank(module: nn.Module, targets: tuple[str, ...]) -> int:
-    """Count the parameters that LoRA of rank 1 has on the linear layers that `targets` match: in + out of each."""
-    import re
-
+def adapter_sizes(module: nn.Module, targets: tuple[str, ...]) -> tuple[int, int]:
+    """Count the parameters of LoRA of rank 1 on the linear layers that `targets` match, and those layers' own."""
     pattern = re.compile(rf".*\.({'|'.join(targets)})")
-    linear = (part for name, part in module.named_modules() if pattern.fullmatch(name) and isinstance(part, nn.Linear))
-    return sum(part.in_features + part.out_features for part in linear)
+    linear = [part for name, part in module.named_modules() if pattern.fullmatch(name) and isinstance(part, nn.Linear)]
+    return sum(part.in_features + part.out_features for part in linear), sum(part.weight.numel() for part in linear)
 
 
 def trained(model: nn.Module, path: str, targets: tuple[str, ...], options: PassOptions) -> PolicyWeights:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from t2i_gcpo.generators.compilation import CACHED_SHAPES
 from t2i_gcpo.generators.janus.adapter import DECODE_ROWS_CPU
 from t2i_gcpo.planning import memory
 from t2i_gcpo.planning.amused import PlannedAmused
@@ -75,43 +74,42 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
     adapters = options.lora_rank * model.adapters_per_rank
     trained = adapters or model.policy
     frozen = sum(model.frozen.values())
-    sizes = {"adapters": adapters, "itemsize": itemsize, "adapter_itemsize": FP32}  # peft keeps adapters in fp32
+    held = sum(number for part, number in model.frozen.items() if load.on_cpu or part not in model.idle)
+    sizes = {"policy": model.policy, "trained": trained, "adapters": adapters, "itemsize": itemsize}
     # A reference that is needed now and then lies in the host's memory in between.
     copied, parked = load.reference_share > 0, not (load.kl_always or load.on_cpu)
     always = memory.state(
-        policy=model.policy,
-        frozen=frozen,
-        trained=trained,
+        frozen=held,
+        fp32=model.fp32,
         reference=copied and not parked,
         gpus=load.gpus,
         **sizes,
     )
-    caches = CACHED_SHAPES if load.compiled else 1
     folded = load.branches * load.sampled_at_once
     micro = load.micro_batches
     update = model.update(micro[0], options)
     score = model.score(min(load.micro_batch, load.rows), options)
     decoded = min(DECODE_ROWS_CPU, load.rows) if load.on_cpu else load.sampled_at_once
     decode = model.decode(decoded, options)
-    lower = itemsize if not adapters else FP32
     phases = memory.phases(
         always,
-        cache=caches * model.cache(folded, options, compiled=load.compiled),
-        cache_stays=load.compiled,
+        cache=model.cache(folded, options, compiled=load.compiled),
+        cache_stays=load.compiled and load.on_cpu,
         sampling=model.sample(folded, min(load.prompts, load.sampled_at_once), options),
         decoding=decode.peak,
         scoring=score.peak,
         kept=update.kept,
         peak=update.peak,
         several=len(micro) > 1,
-        own_gradients=0 if lower == FP32 else trained * lower,
-        optimizer=_optimizer(model, trained, load),
+        own_gradients=0 if itemsize == FP32 else trained * itemsize,
+        optimizer=_optimizer(model, load),
+        twice=model.adapted * itemsize if adapters and load.merged else 0,
         visiting=model.policy * itemsize if copied and parked and not adapters else 0,
     )
     parameters = {"policy": model.policy, **model.frozen, "trained": trained}
     work = _work(model, load, trained, update.flops / micro[0], score.flops, decode.flops / decoded)
     validation = _validation(load, work["sample"], work["decode"])
-    checkpoint = memory.checkpoint_bytes(policy=model.policy, frozen=frozen, trained=trained, **sizes)
+    checkpoint = memory.checkpoint_bytes(frozen=frozen, **sizes)
     return Plan(parameters, phases, work, validation, checkpoint, load.steps)
 
 
@@ -122,11 +120,10 @@ def _validation(load: Workload, sampling: Work, decoding: Work) -> Work:
     return Work(share * (sampling.flops + decoding.flops), share * (sampling.moved + decoding.moved))
 
 
-def _optimizer(model: PlannedModel, trained: int, load: Workload) -> int:
-    """Count what AdamW makes for a while: on a GPU the roots of all second moments, on the CPU those of one tensor."""
-    if load.on_cpu:
-        return 2 * FP32 * (model.largest if not load.options.lora_rank else 0)
-    return -(-trained * FP32 // load.gpus)
+def _optimizer(model: PlannedModel, load: Workload) -> int:
+    """Count what AdamW makes for a while: nothing in the one kernel of a GPU, on the CPU two values a weight of one
+    tensor after the other."""
+    return 2 * FP32 * model.largest if load.on_cpu and not load.options.lora_rank else 0
 
 
 def _work(

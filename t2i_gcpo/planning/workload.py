@@ -33,6 +33,8 @@ class Workload:
     """Steps between such scores where not each step needs them; 0: none."""
     compile: bool | str
     on_cpu: bool
+    merged: bool
+    """Whether adapters are added to the weights while tokens are sampled."""
     options: PassOptions
     validation_every: int = 0
     validation_images: int = 0

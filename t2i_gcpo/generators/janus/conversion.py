@@ -60,7 +60,7 @@ def _to_transformers(folder: Path, out: Path) -> None:
     processor = _processor(folder)
     words = processor.tokenizer
     ids = {"pad": words.pad_token_id, "bos": words.bos_token_id, "eos": words.eos_token_id}
-    image = words.convert_tokens_to_ids(IMAGE["image_token"])
+    image = words.convert_tokens_to_ids(words.image_token)
     config = original_config.to_transformers(read_object(folder / "config.json"), {**ids, "image": image})
     weights, unused = layouts.to_transformers(read_weights(folder))
     check_names(config, weights)
@@ -70,7 +70,7 @@ def _to_transformers(folder: Path, out: Path) -> None:
     config.dtype = next(iter(weights.values())).dtype
     config.architectures = ["JanusForConditionalGeneration"]
     config.save_pretrained(out)
-    boi = words.convert_tokens_to_ids(IMAGE["boi_token"])
+    boi = words.convert_tokens_to_ids(words.boi_token)
     special = {f"{name}_token_id": number for name, number in ids.items()}
     GenerationConfig(**special, generation_kwargs={"boi_token_id": boi}).save_pretrained(out)
     processor.save_pretrained(out)
@@ -110,7 +110,7 @@ def _to_original(folder: Path, out: Path) -> None:
         {
             "add_special_token": False,
             "ignore_id": -100,
-            "image_tag": IMAGE["image_token"],
+            "image_tag": processor.tokenizer.image_token,
             "mask_prompt": True,
             "num_image_tokens": config.vision_config.num_image_tokens,
             "processor_class": "VLChatProcessor",
@@ -168,10 +168,10 @@ def _processor(folder: Path) -> Any:
     """Make transformers' processor of the authors' tokenizer and image processor."""
     from transformers import JanusImageProcessor, JanusProcessor, PreTrainedTokenizerFast
 
+    own = read_object(folder / "tokenizer_config.json")
+    extra = {} if "boi_token" in own or own.get("extra_special_tokens") else {"extra_special_tokens": IMAGE}
     with reading(folder, "the tokenizer"):
-        words = PreTrainedTokenizerFast.from_pretrained(
-            folder, local_files_only=True, extra_special_tokens=IMAGE, padding_side="left"
-        )
+        words = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, padding_side="left", **extra)
     file = folder / "preprocessor_config.json"
     given = read_object(file) if file.is_file() else {}
     keys = ("do_normalize", "image_mean", "image_std", "min_size", "rescale_factor")

@@ -21,6 +21,8 @@ LANGUAGE = (
     "max_position_embeddings",
     "rms_norm_eps",
 )
+#: Tokens a side of an image: 384 pixels, 16 to a token.
+PATCHES = 24
 #: Sizes that the authors' code has no numbers for; a model that has others carries them along under this key.
 SIZES = "sizes"
 VISION_SIZES = (
@@ -68,7 +70,7 @@ def to_transformers(original: dict[str, Any], tokens: dict[str, int | None]) -> 
                 projection_dim=gen_aligner["n_embed"],
                 num_hidden_layers=gen_aligner["depth"],
                 image_token_embed_dim=head["image_token_embed"],
-                **sizes.get("vq", {}),
+                **{"num_patches": PATCHES, **sizes.get("vq", {})},
             ),
             image_token_id=tokens["image"],
             tie_word_embeddings=False,
@@ -122,7 +124,7 @@ def to_original(config: Any, dtype: str) -> dict[str, Any]:
     }
     sizes = {
         "vision": _other(vision, JanusVisionConfig(image_size=vision.image_size), VISION_SIZES),
-        "vq": _other(vq, JanusVQVAEConfig(), VQ_SIZES),
+        "vq": _other(vq, JanusVQVAEConfig(num_patches=PATCHES), VQ_SIZES),
     }
     return {**result, **({SIZES: sizes} if any(sizes.values()) else {})}
 
