@@ -27,7 +27,6 @@ from t2i_gcpo.planning.trace import META, trace
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
 
 CPU = torch.device("cpu")
-SMALL = "random:janus-pro-1b:layers=2,width=32"
 
 
 def planned(*options: str) -> Plan:
@@ -147,12 +146,11 @@ def test_an_update_holds_what_its_trace_says(helper: Any, rank: int, checkpointi
     assert counted == pytest.approx(peak_bytes(update, CPU), rel=0.05)
 
 
-def test_depth_goes_along_a_line() -> None:
-    """Six layers from traces of two and four are six layers traced."""
-    options = PassOptions(dtype=torch.bfloat16, distribution="conditional", guidance=1.0, prompt_columns=8)
-    model = load(find("random:janus-pro-1b:layers=6,width=64"), torch.bfloat16)
-    straight = model._pass(2, options, 6, backward=True)
-    along = model.update(2, options)
+def test_rows_and_layers_go_along_lines(tmp_path: Path) -> None:
+    """Seven rows of six layers, from traces of two and four of each, are what a trace of all of them is."""
+    options = PassOptions(dtype=torch.bfloat16, distribution="guided", guidance=2.0, prompt_columns=8)
+    model = load(find(str(tiny.checkpoint(tmp_path / "model", grid=8, layers=6))), torch.bfloat16)
+    straight, along = model._pass(options, True, 7, 6), model.update(7, options)
     assert along.flops == straight.flops
     assert along.kept == pytest.approx(straight.kept, rel=0.01) and along.peak == pytest.approx(straight.peak, rel=0.01)
 
@@ -168,22 +166,21 @@ def test_names_of_the_hub_stand_for_their_published_shapes() -> None:
         find("somebody/some-model")
 
 
-def test_published_sizes_of_a_checkpoint_are_counted() -> None:
-    made = planned("--generator.checkpoint", "deepseek-community/Janus-Pro-1B", "--generator.dtype", "bfloat16")
-    assert round(made.parameters["policy"] / 1e9, 2) == 1.44 and made.parameters["trained"] == made.parameters["policy"]
-    parts = made.phases[0].parts
-    assert parts["policy"] == 2 * made.parameters["policy"] == parts["reference"]
-    assert parts["masters"] == 4 * made.parameters["policy"] and parts["moments"] == 2 * parts["masters"]
-    # 24 layers of 16 heads of 128, keys and values, in bf16: 197 kB a column and row.
-    assert parts["keys and values"] % (24 * 16 * 128 * 2 * 2) == 0
+def test_the_published_sizes_are_counted() -> None:
+    model = load(find("deepseek-community/Janus-Pro-1B"), torch.bfloat16)
+    assert round(model.policy / 1e9, 2) == 1.44 and (model.layers, model.tokens, model.codebook) == (24, 576, 16384)
+    options = PassOptions(dtype=torch.bfloat16, distribution="conditional", guidance=5.0, prompt_columns=64)
+    # 24 layers of 16 heads of 128 numbers, keys and values, in bf16; 639 columns rounded up to 640, and 16 more.
+    assert model.cache(2, options, compiled=True) == 2 * 656 * 24 * 16 * 128 * 2 * 2
+    assert model.adapters_per_rank == 24 * (4 * (2048 + 2048) + 3 * (2048 + 5632))
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "plan.json"
-    assert main(["plan", "--generator.checkpoint", SMALL, "--card", "H100", "--out", str(file)]) == 0
+    file, folder = tmp_path / "plan.json", str(tiny.checkpoint(tmp_path / "model"))
+    assert main(["plan", "--generator.checkpoint", folder, "--card", "H100", "--out", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "memory at the peak of each phase" in shown and "H100" in shown and "A100" not in shown
     content = json.loads(file.read_text())
@@ -194,9 +191,10 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert card["fits"] and card["hours"] > 0 and set(card["step_seconds"]) == set(content["step"])
 
 
-def test_what_does_not_fit_is_told_what_to_change() -> None:
+def test_what_does_not_fit_is_told_what_to_change(tmp_path: Path) -> None:
     """The changes are taken at their word: a plan with them fits."""
-    options = ["--generator.checkpoint", SMALL, "--micro-batch", "64", "--algorithm.group-size", "16"]
+    folder = str(tiny.checkpoint(tmp_path / "model", grid=8))
+    options = ["--generator.checkpoint", folder, "--micro-batch", "64", "--algorithm.group-size", "16"]
     config = parse(options).settings
     source = find(config.generator.checkpoint)
     work = workload(config, source, columns=8)

@@ -28,7 +28,7 @@ from t2i_gcpo.planning.models import (
     PassOptions,
     PlannedModel,
     adapter_sizes,
-    by_depth,
+    along_rows_and_layers,
     count,
     give_gradients,
     trained,
@@ -103,17 +103,17 @@ class PlannedAmused(PlannedModel):
         """Trace the passes of a micro-batch: all at once, or one by one where they are checkpointed."""
         scored = self.scored(options)
         if options.fold_passes:
-            return by_depth(self.layers, partial(self._passes, len(scored) * rows, [max(scored)], options, True))
+            return self._traced(len(scored) * rows, [max(scored)], options, True)
         if not options.gradient_checkpointing:
-            return by_depth(self.layers, partial(self._passes, rows, scored, options, True))
-        largest = by_depth(self.layers, partial(self._passes, rows, [max(scored)], options, True))
-        again = by_depth(self.layers, partial(self._passes, rows, [max(scored)], options, False))
+            return self._traced(rows, scored, options, True)
+        largest = self._traced(rows, [max(scored)], options, True)
+        again = self._traced(rows, [max(scored)], options, False)
         kept = len(scored) * rows * self.tokens * 8  # each pass' token ids
         return Trace(kept, largest.peak + kept, len(scored) * (largest.flops + again.flops))
 
     def score(self, rows: int, options: PassOptions) -> Trace:
         scored = self.scored(options)
-        one = by_depth(self.layers, partial(self._passes, rows, [max(scored)], options, False))
+        one = self._traced(rows, [max(scored)], options, False)
         return Trace(one.kept, one.peak, len(scored) * one.flops)
 
     def scored(self, options: PassOptions) -> list[int]:
@@ -130,7 +130,10 @@ class PlannedAmused(PlannedModel):
         committed = (before - after for before, after in pairwise(left))
         return sorted(committed, reverse=True)[:number]
 
-    def _passes(self, rows: int, scored: Sequence[int], options: PassOptions, backward: bool, layers: int) -> Trace:
+    def _traced(self, rows: int, scored: Sequence[int], options: PassOptions, backward: bool) -> Trace:
+        return along_rows_and_layers(rows, self.layers, partial(self._passes, scored, options, backward))
+
+    def _passes(self, scored: Sequence[int], options: PassOptions, backward: bool, rows: int, layers: int) -> Trace:
         parts = self._parts(layers)
         weights = trained(parts, POLICY, UVIT_TARGETS, options)
         if backward and self.dtype == torch.float32:
@@ -161,15 +164,15 @@ class PlannedAmused(PlannedModel):
         return 0
 
     def sample(self, folded: int, prompts: int, options: PassOptions) -> int:
-        one = by_depth(self.layers, partial(self._forward, folded, options))
+        one = along_rows_and_layers(folded, self.layers, partial(self._forward, options))
         drawn = folded * self.tokens * self.codebook * (self.dtype.itemsize + DRAWING * torch.float32.itemsize)
         return max(one.peak, drawn)
 
     def sampling_work(self, folded: int, options: PassOptions) -> tuple[float, float]:
-        one = by_depth(self.layers, partial(self._forward, folded, options))
+        one = along_rows_and_layers(folded, self.layers, partial(self._forward, options))
         return options.sampling_steps * one.flops, options.sampling_steps * self.policy * self.dtype.itemsize
 
-    def _forward(self, folded: int, options: PassOptions, layers: int) -> Trace:
+    def _forward(self, options: PassOptions, folded: int, layers: int) -> Trace:
         weights = trained(self._parts(layers), POLICY, UVIT_TARGETS, options)
         return trace(lambda: self._logits(weights, folded), backward=False)
 
@@ -177,9 +180,13 @@ class PlannedAmused(PlannedModel):
 
     def decode(self, rows: int, options: PassOptions) -> Trace:
         vqvae = self._parts(1).vqvae
-        grid = torch.zeros(rows, *self.grid, dtype=torch.long, device=META)
-        shape = (*grid.shape, int(vqvae.config.latent_channels))
-        return trace(lambda: vqvae.decode(grid, force_not_quantize=True, shape=shape).sample, backward=False)
+
+        def one(rows: int, layers: int) -> Trace:
+            grid = torch.zeros(rows, *self.grid, dtype=torch.long, device=META)
+            shape = (*grid.shape, int(vqvae.config.latent_channels))
+            return trace(lambda: vqvae.decode(grid, force_not_quantize=True, shape=shape).sample, backward=False)
+
+        return along_rows_and_layers(rows, 1, one)
 
 
 def _first(values: Tensor, tokens: int) -> Tensor:

@@ -24,7 +24,7 @@ from t2i_gcpo.planning.models import (
     PassOptions,
     PlannedModel,
     adapter_sizes,
-    by_depth,
+    along_rows_and_layers,
     count,
     give_gradients,
     trained,
@@ -84,12 +84,12 @@ class PlannedJanus(PlannedModel):
     # -- the update ----------------------------------------------------------------------------------------------------
 
     def update(self, rows: int, options: PassOptions) -> Trace:
-        return by_depth(self.layers, partial(self._pass, rows, options, backward=True))
+        return along_rows_and_layers(rows, self.layers, partial(self._pass, options, True))
 
     def score(self, rows: int, options: PassOptions) -> Trace:
-        return by_depth(self.layers, partial(self._pass, rows, options, backward=False))
+        return along_rows_and_layers(rows, self.layers, partial(self._pass, options, False))
 
-    def _pass(self, rows: int, options: PassOptions, layers: int, *, backward: bool) -> Trace:
+    def _pass(self, options: PassOptions, backward: bool, rows: int, layers: int) -> Trace:
         model = self._model(layers)
         weights = trained(model, POLICY, LLAMA_TARGETS, options)
         if options.gradient_checkpointing:
@@ -158,8 +158,12 @@ class PlannedJanus(PlannedModel):
 
     def decode(self, rows: int, options: PassOptions) -> Trace:
         model = self._model(1)
-        tokens = torch.zeros(rows, self.tokens, dtype=torch.long, device=META)
-        return trace(lambda: model.decode_image_tokens(tokens), backward=False)
+
+        def one(rows: int, layers: int) -> Trace:
+            tokens = torch.zeros(rows, self.tokens, dtype=torch.long, device=META)
+            return trace(lambda: model.decode_image_tokens(tokens), backward=False)
+
+        return along_rows_and_layers(rows, 1, one)
 
 
 def processor(source: Source) -> Any:

@@ -13,8 +13,9 @@ from torch import nn
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.planning.trace import Trace
 
-#: Depths at which a pass is traced. Layers are alike, so that of the whole model follows on the line through both.
-DEPTHS = (2, 4)
+#: Layers and rows at which a pass is traced. All layers are alike, and so are all rows: a larger pass follows on the
+#: line through both.
+DEPTHS, ROWS = (2, 4), (2, 4)
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,26 @@ class PlannedModel(ABC):
         """Count the FLOPs, and the bytes read, of sampling folded rows."""
 
 
-def by_depth(layers: int, traced: Callable[[int], Trace]) -> Trace:
-    """Trace at the depths of `DEPTHS` and go along the line to `layers`; a model of fewer layers is traced as it is."""
-    low, high = DEPTHS
-    if layers <= high:
-        return traced(layers)
-    first, second = traced(low), traced(high)
-    steps = (layers - low) / (high - low)
+def along_rows_and_layers(rows: int, layers: int, traced: Callable[[int, int], Trace]) -> Trace:
+    """Trace a pass of few rows and layers, and go along the lines through these to all of them.
 
-    def along(a: int, b: int) -> int:
+    What a pass holds and computes is a plane over rows and layers; small ones are traced as they are.
+    """
+    return _along(rows, ROWS, lambda few: _along(layers, DEPTHS, lambda depth: traced(few, depth)))
+
+
+def _along(size: int, at: tuple[int, int], traced: Callable[[int], Trace]) -> Trace:
+    """Trace at two sizes and go along the line through both to `size`; up to the larger, trace at it."""
+    low, high = at
+    if size <= high:
+        return traced(size)
+    first, second = traced(low), traced(high)
+    steps = (size - low) / (high - low)
+
+    def to(a: int, b: int) -> int:
         return round(a + (b - a) * steps)
 
-    return Trace(along(first.kept, second.kept), along(first.peak, second.peak), along(first.flops, second.flops))
+    return Trace(to(first.kept, second.kept), to(first.peak, second.peak), to(first.flops, second.flops))
 
 
 def count(module: nn.Module) -> int:
