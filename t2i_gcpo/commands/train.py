@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from rewards.registry import own_functions
+from t2i_gcpo.commands import out_of_memory
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.arguments import dump, load, parse, to_mapping
 from t2i_gcpo.commands.options.build import build_trainer
@@ -83,7 +84,10 @@ def run(config: TrainConfig, *, resume: bool = False, processes: Processes = ALO
             lost = "" if trainer.step_number else ": it was ended before its first checkpoint, and begins again"
             print(f"resumed {folder} at step {trainer.step_number}{lost}")
         try:
-            with ended_by_sigterm():  # the training itself finishes its step and saves
+            with (
+                ended_by_sigterm(),
+                out_of_memory.advised(config, trainer),
+            ):  # the training itself finishes its step and saves
                 _run(config, trainer, test, before)
         except Terminated as own:
             processes.failed(own)

@@ -11,7 +11,7 @@ from rewards.models.loading import LOADING
 from t2i_gcpo.generators import random_models
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.checkpoints import locate
-from t2i_gcpo.utils.device import pick_device
+from t2i_gcpo.utils.device import check_dtype, pick_device
 
 #: model_type in the checkpoint's config.json -> "module:class" of its adapter.
 ADAPTERS: dict[str, str] = {
@@ -77,7 +77,9 @@ def load(
                 f"{name_or_path} is a "
                 f"{checkpoint.model_type} checkpoint, which draws its tokens one after the other; leave the option out"
             )
-        return adapter.from_checkpoint(checkpoint, device=pick_device(str(device)), dtype=as_dtype(dtype), **options)
+        chosen, precision = pick_device(str(device)), as_dtype(dtype)
+        check_dtype(chosen, precision)
+        return adapter.from_checkpoint(checkpoint, device=chosen, dtype=precision, **options)
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -60,6 +60,14 @@ class PolicyWeights:
                 f"{rank} and "
                 f"{alpha}; ask for the same, or merge the present ones first (merge_lora)"
             )
+        suffix = re.compile(rf".*\.({'|'.join(targets)})")
+        linear = [name for name, part in self.module.named_modules() if isinstance(part, nn.Linear)]
+        if not any(suffix.fullmatch(f".{name}") for name in linear):
+            there = sorted({name.rpartition(".")[2] for name in linear})
+            raise ValueError(
+                f"no linear layer of {self.path} has a name that ends in one of the LoRA targets {', '.join(targets)}; "
+                f"there are {', '.join(there)}"
+            )
         # Bare names would also match the vision tower's projections: name the way from the top.
         pattern = rf"{re.escape(self.path)}\..*\.({'|'.join(targets)})"
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern, bias="none")

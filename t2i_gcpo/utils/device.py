@@ -24,3 +24,16 @@ def pick_device(name: str) -> torch.device:
             f"device is {name!r}, which cannot be used here ({reason}); use auto, cpu, cuda, cuda:1 or mps"
         ) from error
     return device
+
+
+def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise ValueError where the weights' dtype is bfloat16 and the GPU does not compute in it."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return
+    with torch.cuda.device(device):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    if not native:
+        raise ValueError(
+            f"{torch.cuda.get_device_name(device)} does not compute in bfloat16 (cards from compute capability 8.0 on "
+            "do); set the dtype to float32, for a run --generator.dtype float32"
+        )

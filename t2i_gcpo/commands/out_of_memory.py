@@ -1,0 +1,66 @@
+"""Turn a device that runs out of memory in a training into a message that says what to lower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from rewards.models.device import short
+from t2i_gcpo.commands.options.config import TrainConfig
+from t2i_gcpo.commands.plan import prompt_columns, workload
+from t2i_gcpo.planning.memory import Phase
+from t2i_gcpo.planning.plan import load, plan
+from t2i_gcpo.planning.sources import find
+from t2i_gcpo.training.trainer import Trainer, resume_command
+
+GB = 10**9
+
+
+@contextmanager
+def advised(config: TrainConfig, trainer: Trainer) -> Iterator[None]:
+    """Inside, an out-of-memory error becomes a ValueError; the trainer has saved what was trained by then."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(message(config, trainer, short(error))) from error
+
+
+def message(config: TrainConfig, trainer: Trainer, reason: str) -> str:
+    """Say what held the memory by the plan, what to lower, and how to go on."""
+    options = ", ".join(_lower(config)) or "train a smaller model, or adapters (--generator.lora-rank 32)"
+    peak = _peak(config)
+    planned = "" if peak is None else f" By the plan most is held in the phase {peak.name}, {peak.total / GB:.1f} GB."
+    saved = (
+        f"Step {trainer.step_number} is saved; go on with: {resume_command(config.output_dir)} and these options"
+        if trainer.step_number
+        else "No step was done yet; start anew with these options"
+    )
+    return (
+        f"the device is out of memory ({reason}).{planned} Lower {options}; "
+        f"t2i-gcpo plan --config {config.output_dir}/config.yaml says which is enough. {saved}"
+    )
+
+
+def _lower(config: TrainConfig) -> list[str]:
+    """Return the options that can be lowered and change neither images nor updates, as train takes them."""
+    generator, options = config.generator, []
+    if config.micro_batch > 1:
+        options.append(f"--micro-batch (now {config.micro_batch})")
+    if generator.max_batch > 1:
+        options.append(f"--generator.max-batch (now {generator.max_batch})")
+    if not generator.gradient_checkpointing and not generator.fold_passes:
+        options.append("the activations that are kept (--generator.gradient-checkpointing true)")
+    return options
+
+
+def _peak(config: TrainConfig) -> Phase | None:
+    """Return the phase that holds most by the plan; None where there is no plan."""
+    generator = config.generator
+    try:
+        source = find(generator.checkpoint, layers=generator.layers, width=generator.width)
+        work = workload(config, source, columns=prompt_columns(source, config, 0)[0])
+        return plan(load(source, work.options.dtype), work).peak
+    except ValueError:
+        return None

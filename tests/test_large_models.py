@@ -1,0 +1,66 @@
+"""What goes wrong with models that do not fit or are not there is told with what to do."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import tiny
+from t2i_gcpo import generators
+from t2i_gcpo.cli import main
+from t2i_gcpo.training.updater import Updater
+from t2i_gcpo.utils import device
+
+
+def test_lora_targets_that_match_nothing_list_what_there_is(tmp_path: Path) -> None:
+    generator = generators.load(str(tiny.checkpoint(tmp_path / "model")), compile=False)
+    with pytest.raises(ValueError, match="LoRA targets to_q, to_k; there are down_proj, gate_proj, k_proj"):
+        generator.add_lora(rank=2, targets=["to_q", "to_k"])
+    generator.add_lora(rank=2, targets=["q_proj"])
+
+
+def test_a_card_without_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = {"value": False}
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native["value"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    card = torch.device("cuda:0")
+    with pytest.raises(ValueError, match=r"Tesla T4 does not compute in bfloat16 .* --generator.dtype float32"):
+        device.check_dtype(card, torch.bfloat16)
+    device.check_dtype(card, torch.float32)
+    device.check_dtype(torch.device("cpu"), torch.bfloat16)
+    native["value"] = True
+    device.check_dtype(card, torch.bfloat16)
+
+
+def test_a_run_that_is_out_of_memory_says_what_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its second step: the first is saved, and the message says how to go on."""
+    update, calls = Updater.update, []
+
+    def fails_later(self: Updater, *args: object) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+        return update(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Updater, "update", fails_later)
+    prompts, folder = tmp_path / "prompts.txt", tmp_path / "run"
+    prompts.write_text("a red circle\na blue square\n")
+    files = [f"--prompts.{part}={prompts}" for part in ("train", "validation", "test")]
+    model = f"--generator.checkpoint={tiny.checkpoint(tmp_path / 'model')}"
+    small = ["--prompts-per-step=1", "--algorithm.group-size=2", "--steps=3", "--generator.device=cpu"]
+    quiet = ["--evaluate.before=false", "--evaluate.every=0", "--pictures.every=0", "--logging.progress=false"]
+    reward = ["--reward.name", "helpers.training:redness"]
+    status = main(
+        ["train", model, *files, *small, *quiet, *reward, "--prompts.balanced=false", f"--output-dir={folder}"]
+    )
+    error = capsys.readouterr().err
+    assert status == 2 and "error: the device is out of memory (CUDA out of memory" in error
+    assert "By the plan most is held in the phase" in error and "--micro-batch (now 16)" in error
+    assert "The checkpoint of step 1 is saved; go on with: t2i-gcpo train --output-dir" in error
+    assert (folder / "checkpoints" / "step_000001" / "manifest.json").is_file()
