@@ -55,12 +55,10 @@ def test_a_run_that_is_out_of_memory_says_what_to_lower(
     model = f"--generator.checkpoint={tiny.checkpoint(tmp_path / 'model')}"
     small = ["--prompts-per-step=1", "--algorithm.group-size=2", "--steps=3", "--generator.device=cpu"]
     quiet = ["--evaluate.before=false", "--evaluate.every=0", "--pictures.every=0", "--logging.progress=false"]
-    reward = ["--reward.name", "helpers.training:redness"]
-    status = main(
-        ["train", model, *files, *small, *quiet, *reward, "--prompts.balanced=false", f"--output-dir={folder}"]
-    )
+    reward = ["--reward.name=helpers.training:redness", "--prompts.balanced=false", f"--output-dir={folder}"]
+    status = main(["train", model, *files, *small, *quiet, *reward])
     error = capsys.readouterr().err
     assert status == 2 and "error: the device is out of memory (CUDA out of memory" in error
     assert "By the plan most is held in the phase" in error and "--micro-batch (now 16)" in error
-    assert "The checkpoint of step 1 is saved; go on with: t2i-gcpo train --output-dir" in error
+    assert "Step 1 is saved; go on with: t2i-gcpo train --output-dir" in error
     assert (folder / "checkpoints" / "step_000001" / "manifest.json").is_file()

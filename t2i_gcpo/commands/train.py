@@ -84,10 +84,8 @@ def run(config: TrainConfig, *, resume: bool = False, processes: Processes = ALO
             lost = "" if trainer.step_number else ": it was ended before its first checkpoint, and begins again"
             print(f"resumed {folder} at step {trainer.step_number}{lost}")
         try:
-            with (
-                ended_by_sigterm(),
-                out_of_memory.advised(config, trainer),
-            ):  # the training itself finishes its step and saves
+            # The training itself finishes its step and saves.
+            with ended_by_sigterm(), out_of_memory.advised(config, trainer):
                 _run(config, trainer, test, before)
         except Terminated as own:
             processes.failed(own)
