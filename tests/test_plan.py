@@ -66,10 +66,10 @@ def test_the_updates_peak_by_hand(several: bool, own: int, peak: int) -> None:
     always = memory.State(weights=0, frozen=0, reference=0, masters=0, moments=0, gradients=70)
     made = memory.phases(
         always, cache=1000, cache_stays=False, sampling=0, decoding=0, scoring=0, kept=80, peak=90, several=several,
-        own_gradients=own, optimizer=5, visiting=6, twice=9,
+        own_gradients=own, optimizer=5, visiting=6, twice=9, sums=1,
     )  # fmt: skip
     assert {phase.name: phase.total for phase in made} == {
-        "sample": 1079, "decode": 70, "score": 76, "update": peak, "optimizer": 75
+        "sample": 1079, "decode": 70, "score": 76, "update": peak + 1, "optimizer": 75
     }  # fmt: skip
 
 

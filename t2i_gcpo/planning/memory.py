@@ -24,7 +24,7 @@ class State:
     reference: int
     """A copy of what is trained, for the KL term; 0 with LoRA, whose base is the reference."""
     masters: int
-    """fp32 copies of what is trained in lower precision."""
+    """fp32 copies of what is trained in lower precision, or shards of them."""
     moments: int
     gradients: int
 
@@ -62,7 +62,7 @@ def state(
         weights=(policy + adapters) * itemsize,
         frozen=frozen * itemsize + fp32 * (FP32 - itemsize),
         reference=policy * itemsize if reference and not adapters else 0,
-        masters=0 if itemsize == FP32 else _share(trained * FP32, gpus),
+        masters=0 if itemsize == FP32 and gpus == 1 else _share(trained * FP32, gpus),
         moments=_share(trained * MOMENTS * FP32, gpus),
         gradients=_share(trained * FP32, gpus),
     )
@@ -95,6 +95,7 @@ def phases(
     optimizer: int,
     visiting: int = 0,
     twice: int = 0,
+    sums: int = 0,
 ) -> list[Phase]:
     """Return the peaks of sampling, decoding, scoring under the reference, the update's passes and its optimiser step.
 
@@ -104,7 +105,8 @@ def phases(
     when its backward pass begins; of a single one they grow while activations go, and the larger of the two counts.
     own_gradients: bytes of the gradients that a backward pass makes in the weights' own precision, where they are then
     added to fp32 ones. optimizer: bytes that the optimiser's step makes for a while. visiting: bytes of a reference
-    that comes to the card while it scores.
+    that comes to the card while it scores. sums: bytes of the whole gradients that each of several cards adds up before
+    it keeps its share of their sum.
     """
     held, stays = always.parts, {"keys and values": cache if cache_stays else 0}
     # A single micro-batch begins without gradients, and a backward pass in bf16 has them only at its end.
@@ -122,7 +124,7 @@ def phases(
         Phase("sample", {**held, "keys and values": cache, "merged weights": twice, "logits and prefill": sampling}),
         Phase("decode", {**held, **stays, "decoder activations": decoding}),
         Phase("score", {**held, **stays, "reference": held["reference"] + visiting, "forward pass": scoring}),
-        Phase("update", passes),
+        Phase("update", {**passes, "gradient sums": sums}),
         Phase("optimizer", {**held, **stays, "optimizer scratch": optimizer}),
     ]
 

@@ -104,6 +104,7 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
         own_gradients=0 if itemsize == FP32 else trained * itemsize,
         optimizer=_optimizer(model, load),
         twice=model.adapted * itemsize if adapters and load.merged else 0,
+        sums=trained * FP32 if load.gpus > 1 else 0,
         visiting=model.policy * itemsize if copied and parked and not adapters else 0,
     )
     parameters = {"policy": model.policy, **model.frozen, "trained": trained}
