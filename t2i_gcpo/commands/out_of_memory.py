@@ -13,7 +13,8 @@ from t2i_gcpo.commands.plan import prompt_columns, workload
 from t2i_gcpo.planning.memory import Phase
 from t2i_gcpo.planning.plan import load, plan
 from t2i_gcpo.planning.sources import find
-from t2i_gcpo.training.trainer import Trainer, resume_command
+from t2i_gcpo.training.saving import resume_command
+from t2i_gcpo.training.trainer import Trainer
 
 GB = 10**9
 

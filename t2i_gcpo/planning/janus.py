@@ -116,7 +116,7 @@ class PlannedJanus(PlannedModel):
             if options.distribution == "conditional" or options.guidance == 1:
                 conditional = hidden(rows)
             elif options.distribution == "guided":
-                conditional, unconditional = hidden(2 * rows).unflatten(0, (2, rows))
+                conditional, unconditional = hidden(2 * rows).chunk(2)
             else:
                 conditional = hidden(rows)
                 with torch.no_grad():
