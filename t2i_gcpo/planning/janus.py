@@ -95,7 +95,7 @@ class PlannedJanus(PlannedModel):
         if options.gradient_checkpointing:
             weights.checkpoint_activations()
         head = Fp32Head(model)
-        policy = weights.module.train(options.gradient_checkpointing and backward)
+        policy: Any = weights.module.train(options.gradient_checkpointing and backward)
         if backward and self.dtype == torch.float32:
             give_gradients(weights)
         width, length = options.prompt_columns, options.prompt_columns + self.tokens - 1
