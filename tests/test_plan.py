@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from helpers import tiny, tiny_amused
+from helpers.pages import ROOT
 from t2i_gcpo import generators
 from t2i_gcpo.bench.measure import peak_bytes
 from t2i_gcpo.cli import main
@@ -236,3 +238,30 @@ def test_a_plan_is_within_15_percent_of_the_measured_peak(name: str) -> None:
     source = find(config.generator.checkpoint, layers=config.generator.layers)
     real = measure(config, source.kind, training_prompts(config))["peak"]
     assert planned(*options).peak.total == pytest.approx(real, rel=0.15)
+
+
+# -- what the configs say ----------------------------------------------------------------------------------------------
+
+REAL = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if re.search("deepseek|amused/", path.read_text())]
+SAID = re.compile(
+    r"# By `t2i-gcpo plan`, scorers not counted: ([\d.]+) GB; at least ([\d.]+) h on an H100, (.*) RTX 4090\."
+)
+
+
+def test_the_configs_of_real_models_say_what_they_need() -> None:
+    assert len(REAL) >= 5
+    for path in REAL:
+        text = path.read_text(encoding="utf-8")
+        assert SAID.search(text), f"{path} says no plan"
+        assert "lr 1e-5: " in text and re.search("# (conditional|guided): ", text), f"{path} gives no reasons"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
+def test_the_numbers_in_a_config_are_those_of_its_plan(path: Path) -> None:
+    said = SAID.search(path.read_text(encoding="utf-8"))
+    assert said is not None
+    made = planned("--config", str(path))
+    assert f"{made.peak.total / cards.GB:.1f}" == said[1] and f"{made.hours(cards.CARDS['H100']):.1f}" == said[2]
+    small = cards.CARDS["RTX4090"]
+    assert said[3] == (f"{made.hours(small):.1f} h on an" if made.fits(small) else "too large for an")
