@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,11 +43,11 @@ def test_a_run_that_is_out_of_memory_says_what_to_lower(
     """In its second step: the first is saved, and the message says how to go on."""
     update, calls = Updater.update, []
 
-    def fails_later(self: Updater, *args: object) -> dict[str, float]:
+    def fails_later(self: Updater, *args: Any, **options: Any) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
-        return update(self, *args)  # type: ignore[arg-type]
+        return update(self, *args, **options)
 
     monkeypatch.setattr(Updater, "update", fails_later)
     prompts, folder = tmp_path / "prompts.txt", tmp_path / "run"

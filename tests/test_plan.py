@@ -242,14 +242,14 @@ def test_a_plan_is_within_15_percent_of_the_measured_peak(name: str) -> None:
 
 # -- what the configs say ----------------------------------------------------------------------------------------------
 
-REAL = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if re.search("deepseek|amused/", path.read_text())]
+REAL = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "Janus-Pro-1B" in path.read_text()]
 SAID = re.compile(
     r"# By `t2i-gcpo plan`, scorers not counted: ([\d.]+) GB; at least ([\d.]+) h on an H100, (.*) RTX 4090\."
 )
 
 
 def test_the_configs_of_real_models_say_what_they_need() -> None:
-    assert len(REAL) >= 5
+    assert len(REAL) >= 3
     for path in REAL:
         text = path.read_text(encoding="utf-8")
         assert SAID.search(text), f"{path} says no plan"
