@@ -59,7 +59,7 @@ def _merged(name: str, out: Path, dtype: str) -> int:
     tuned.save(out)
     source = base.folder if base is not None and base.adapter is None else None if base is None else base.adapter
     about = provenance(name if source is None else source)
-    started = about.get("config", {}).get("generator", {}).get("checkpoint", base.name if base is not None else name)
+    started = about.get("config", {}).get("generator.checkpoint", base.name if base is not None else name)
     write_atomically(out / CARD, card(out.name, str(started), about))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"wrote {out}: {size / 2**20:.1f} MiB, a whole model, and {CARD}")

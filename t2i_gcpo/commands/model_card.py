@@ -11,7 +11,8 @@ from t2i_gcpo.utils.markup import one_line
 
 
 def card(name: str, base: str, about: Mapping[str, Any]) -> str:
-    """Return a README.md for a model whose provenance is `about`, as `export.provenance` gives it; {} says nothing.
+    """Return a README.md for a model whose provenance is `about`, as `export.provenance` gives it, its config by
+    dotted names; {} says nothing.
 
     base: the name of the checkpoint that the training started from.
     """
@@ -21,14 +22,13 @@ def card(name: str, base: str, about: Mapping[str, Any]) -> str:
     if not about:
         return "\n".join([*lines, "The checkpoint lay in no run's folder, so nothing is known of its training."]) + "\n"
     config = about["config"]
-    prompts, reward = config.get("prompts", {}), config.get("reward", {})
     rows = {
         "algorithm": about.get("algorithm"),
         "seed": about.get("seed"),
         "step": about.get("step"),
         "images sampled": about.get("images_sampled"),
-        "training prompts": prompts.get("train"),
-        "reward": reward.get("name"),
+        "training prompts": config.get("prompts.train"),
+        "reward": config.get("reward.name"),
     }
     lines += ["| training | |", "|---|---|", *(f"| {key} | {_value(value)} |" for key, value in rows.items()), ""]
     scores = about.get("scores", {})
