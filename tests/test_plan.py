@@ -182,7 +182,8 @@ def test_the_published_sizes_are_counted() -> None:
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, folder = tmp_path / "plan.json", str(tiny.checkpoint(tmp_path / "model"))
-    assert main(["plan", "--generator.checkpoint", folder, "--card", "H100", "--out", str(file)]) == 0
+    options = ["--generator.checkpoint", folder, "--prompt-columns", "8"]
+    assert main(["plan", *options, "--card", "H100", "--out", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "memory at the peak of each phase" in shown and "H100" in shown and "A100" not in shown
     content = json.loads(file.read_text())
