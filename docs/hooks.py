@@ -84,3 +84,10 @@ def _uris(nav: list[Any]) -> list[str]:
         value = next(iter(entry.values())) if isinstance(entry, dict) else entry
         found += _uris(value) if isinstance(value, list) else [value]
     return found
+
+
+def on_post_build(config: Any) -> None:
+    """Write the search's index as a script too: that is what the theme asks for in a page that is opened from disk."""
+    folder = Path(config.site_dir) / "search"
+    index = (folder / "search_index.json").read_text(encoding="utf-8")
+    (folder / "search_index.js").write_text(f"var __index = {index}", encoding="utf-8")

@@ -127,17 +127,23 @@ def test_the_table_of_algorithms_is_the_code_s() -> None:
             "uniform": "uniform",
             "contrast": f"contrast, KL divergence, {'ranks' if row.normalization == 'rank' else by_size}",
             "variance": f"variance of the contrast over the codebook, by size over the {row.normalize_over}",
+            "dissimilar": "unlike the images of the other sign (STAGE)",
+            "critical": "three tenths of the tokens, alike (Group Critical-token Policy Optimization)",
             "sibling": "GCPO's weights of another image of the prompt (control)",
             "entropy": "token entropy, ranks",
             "random": "random ranks (control)",
             "shuffled": "GCPO's weights, shuffled over the image (control)",
         }
+        weighted = {"dissimilar": "weighted by likeness", "critical": "of these tokens alone"}
+        advantage = "(r − mean) / std" if row.advantage_scale == "std" else "r − mean"
+        advantage += ", with STAGE's entropy reward" if row.entropy_reward_coef else ""
+        advantage += ", times the running ratio to the reference" if row.ratio_bound else ""
         return [
             credits[row.credit],
-            "(r − mean) / std" if row.advantage_scale == "std" else "r − mean",
+            advantage,
             f"{row.clip_low:g} / {row.clip_high:g}",
             {"sequence": "each image, then images", "token": "tokens", "constant": "constant B·T"}[row.reduction],
-            kl + (", weighted by token" if row.kl_weighting and row.kl_estimator != "none" else ""),
+            kl + (f", {weighted.get(row.credit, 'weighted by token')}" if row.kl_weighting and kl != "none" else ""),
             "with reward spread only" if row.dynamic_sampling else "all",
         ]
 

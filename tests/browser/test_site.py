@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -23,8 +26,26 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_search_works_from_disk(new_page: Callable[..., Any], site: Path) -> None:
-    page = new_page((site / "index.html").as_uri(), width=1440)
+@pytest.fixture(scope="module")
+def served(site: Path) -> Iterator[str]:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("width", [1440, 400])
+def test_the_search_is_not_shown_from_disk_where_no_browser_runs_it(
+    new_page: Callable[..., Any], site: Path, width: int
+) -> None:
+    page = new_page((site / "index.html").as_uri(), width=width)
+    for shown in page.locator(".md-search, .md-header__button[for=__search]").all():
+        assert not shown.is_visible()
+
+
+def test_the_search_works_where_the_site_is_served(new_page: Callable[..., Any], served: str) -> None:
+    page = new_page(f"{served}/index.html", width=1440)
     page.locator(".md-search__input").first.fill("surrogate")
     page.locator(".md-search-result__item").first.wait_for()
     assert page.locator(".md-search-result__item").count() > 0
