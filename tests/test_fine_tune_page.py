@@ -20,7 +20,7 @@ CUT = {
     "models/Janus-1.3B": "original",
     "models/Janus-1.3B-transformers": "converted",
     "data/test.txt": "prompts.txt",
-    "clip": "helpers.training:redness",
+    "hps": "helpers.training:redness",
     "bfloat16": "float32",
 }
 SMALL = {
