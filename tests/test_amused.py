@@ -16,7 +16,7 @@ from helpers.messages import names
 from t2i_gcpo import generators
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.amused.parts import AmusedParts
-from t2i_gcpo.generators.compilation import can_compile
+from t2i_gcpo.generators.compilation import Compilation, can_compile
 from t2i_gcpo.generators.tokens.logprobs import entropy
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits
 from t2i_gcpo.generators.tokens.unmasking import state, still_masked
@@ -116,7 +116,9 @@ def test_batches_are_cut_and_filled_up_without_a_change(shared: Amused, monkeypa
     whole = shared.sample(PROMPTS, sampling())
     sizes: list[int] = []
     monkeypatch.setattr(shared, "max_batch", 4)
-    monkeypatch.setattr(shared, "compiles", lambda: True)
+    monkeypatch.setattr(shared, "compiles", compiles := Compilation("auto", torch.device("cpu")))
+    monkeypatch.setattr(Compilation, "__call__", lambda self: True)
+    assert compiles()
 
     def not_compiled(function: Any, name: str) -> Any:
         sizes.append(int(name.removeprefix("predict_")))

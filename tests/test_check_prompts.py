@@ -15,7 +15,7 @@ import torch
 import rewards
 from rewards.base import PromptError, Reward, RewardOutput, check_each
 from rewards.function import FunctionReward, as_reward
-from rewards.identity import fingerprint, without_secrets
+from rewards.identity import fingerprint, hide_secrets
 from rewards.weighted_sum import Composite
 from t2i_gcpo import cli
 from t2i_gcpo.data.prompts import read
@@ -234,7 +234,7 @@ def test_where_a_scorer_runs_and_its_secrets_are_no_part_of_its_identity() -> No
         twice, device="cpu", batch_size=4, api_token="hunter2", inner={"password": "hunter2", "tokenizer": "bert"}
     )
     assert one.identity()["options"] == {"inner": {"tokenizer": "bert"}}
-    assert "hunter2" not in json.dumps(without_secrets(one.options)) and without_secrets({"tokenizer": "bert"}) == {
+    assert "hunter2" not in json.dumps(hide_secrets(one.options)) and hide_secrets({"tokenizer": "bert"}) == {
         "tokenizer": "bert"
     }
     assert "0x" not in json.dumps(FunctionReward(twice, model=object(), by=twice).identity()), "no address of an object"

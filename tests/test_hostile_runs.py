@@ -22,7 +22,7 @@ from PIL import Image
 from helpers import run_folders
 from t2i_gcpo import cli
 from t2i_gcpo.evaluation.evaluate import EvalResult
-from t2i_gcpo.reports import comparison, curves, image_folders, run_files, run_report, tables
+from t2i_gcpo.reports import comparison, curves, group_pairs, image_folders, run_files, run_report, tables
 from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.training.callbacks.reward_hacking import WARNINGS, read_warnings
 from t2i_gcpo.training.tracker import read_metrics
@@ -143,7 +143,8 @@ def test_names_become_no_markup(tmp_path: Path) -> None:
     assert r"\![x\](http://evil.example/p.png)\<img src=http" in table and r"a\![x\](y)\`\|\<b\>" in table
     assert not re.search(r"(?<!\\)!\[|(?<!\\)\]\(|(?<!\\)<", table)
     rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(comparison.COLUMNS) + 1}
+    columns = [len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows]  # of the table of runs, then of the pairs
+    assert columns == [len(comparison.COLUMNS)] * 4 + [len(group_pairs.HEADER)] * 3
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ PROBES: dict[str, set[str]] = {
     "t2i_gcpo/commands/options/reference.py": {"action.type"},  # argparse's
     "t2i_gcpo/generators/__init__.py": {"torch"},
     "t2i_gcpo/generators/decoding.py": {"torch.cpu"},
+    "t2i_gcpo/generators/janus/original_config.py": {"config", "published", "text"},  # of transformers
     "t2i_gcpo/generators/janus/prompts.py": {"self.processor"},  # of transformers
     "t2i_gcpo/generators/policy_weights.py": {"module", "self.module"},  # of transformers, or a wrapper like DDP
     "t2i_gcpo/study/command.py": {"os"},

@@ -24,7 +24,7 @@ from t2i_gcpo import generators
 from t2i_gcpo.algorithms import resolve, token_advantages
 from t2i_gcpo.bench import plain_loop, positive
 from t2i_gcpo.bench.measure import machine, seconds, versions
-from t2i_gcpo.commands.options.number_types import finite
+from t2i_gcpo.commands.options.number_types import count, finite
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.compilation import can_compile
@@ -43,8 +43,8 @@ DRIFT_SEEDS = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="random:janus-pro-1b", help="a Janus checkpoint, or a random one")
-    parser.add_argument("--layers", type=int, default=0, help="layers of a random model; 0: as published")
-    parser.add_argument("--width", type=int, default=0, help="hidden width of a random model; 0: as published")
+    parser.add_argument("--layers", type=count, default=0, help="layers of a random model; 0: as published")
+    parser.add_argument("--width", type=count, default=0, help="hidden width of a random model; 0: as published")
     parser.add_argument("--dtype", default="bfloat16", help="float32 or bfloat16")
     parser.add_argument("--prompts", default="shapes:val", help="prompt file, or shapes:train|val|test")
     parser.add_argument("--images", type=positive, nargs="+", default=[16, 64], help="images of the rollouts")

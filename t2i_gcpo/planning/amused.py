@@ -79,13 +79,13 @@ class PlannedAmused(PlannedModel):
         sizes = dict(UVit2DModel.load_config(folder / "transformer", local_files_only=True))
         if layers is not None:
             sizes["num_hidden_layers"] = layers
-        text = CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True)
+        text = CLIPTextConfig.from_pretrained(folder / "text_encoder", local_files_only=True, trust_remote_code=False)
         with fresh_weights(META, self.dtype, 0):
             return AmusedParts(
                 UVit2DModel.from_config(sizes),
                 VQModel.from_config(VQModel.load_config(folder / "vqvae", local_files_only=True)),
                 CLIPTextModelWithProjection(text),
-                AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+                AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False),
                 AmusedScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
             )
 

@@ -69,7 +69,7 @@ class PlannedJanus(PlannedModel):
         from transformers import JanusConfig
 
         if self.source.folder is not None:
-            return JanusConfig.from_pretrained(self.source.folder, local_files_only=True)
+            return JanusConfig.from_pretrained(self.source.folder, local_files_only=True, trust_remote_code=False)
         if self.source.random is not None:
             return random_model.config(self.source.random, random_model.byte_processor().tokenizer)
         raise ValueError(f"{self.source.note}: there is no configuration to plan with")

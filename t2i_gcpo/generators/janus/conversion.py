@@ -82,7 +82,7 @@ def _to_original(folder: Path, out: Path) -> None:
 
     extra = folder / EXTRA
     with reading(folder):
-        config = JanusConfig.from_pretrained(folder, local_files_only=True)
+        config = JanusConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     weights = read_weights(folder, leave=(EXTRA,))
     original = layouts.to_original(weights, _load(extra) if extra.is_file() else {})
     write_weights(original, out)
@@ -171,7 +171,9 @@ def _processor(folder: Path) -> Any:
     own = read_object(folder / "tokenizer_config.json")
     extra = {} if "boi_token" in own or own.get("extra_special_tokens") else {"extra_special_tokens": IMAGE}
     with reading(folder, "the tokenizer"):
-        words = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, padding_side="left", **extra)
+        words = PreTrainedTokenizerFast.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, padding_side="left", **extra
+        )
     file = folder / "preprocessor_config.json"
     given = read_object(file) if file.is_file() else {}
     keys = ("do_normalize", "image_mean", "image_std", "min_size", "rescale_factor")
