@@ -86,7 +86,7 @@ class PlannedAmused(PlannedModel):
                 VQModel.from_config(VQModel.load_config(folder / "vqvae", local_files_only=True)),
                 CLIPTextModelWithProjection(text),
                 AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False),
-                AmusedScheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+                AmusedScheduler.from_pretrained(folder / "scheduler", local_files_only=True, trust_remote_code=False),
             )
 
     def _texts(self, rows: int) -> Texts:
