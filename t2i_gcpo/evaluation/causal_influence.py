@@ -127,10 +127,9 @@ def measure(
         noise = repeat(later, "m t -> r m t", r=len(place)).clone()
         at = open_places[place]
         noise[torch.arange(len(place)), :, at] = uniform[row, at, which].unsqueeze(-1)
-        of_row = torch.full((noise.shape[0] * noise.shape[1],), row)
         finished = generator.sample_on(
-            rollout,
-            of_row,
+            rollout.rows(torch.tensor([row])),
+            torch.zeros(noise.shape[0] * noise.shape[1], dtype=torch.long),
             at.repeat_interleave(plan.completions),
             rearrange(noise, "r m t -> (r m) t"),
         )
