@@ -56,7 +56,7 @@ def make_targets(algorithm: Algorithm, rewards: Tensor = REWARDS) -> TokenAdvant
 
 
 def besides() -> dict[str, Tensor]:
-    """What some rows want besides the rollout."""
+    """Return what some rows want besides the rollout."""
     generator = torch.Generator().manual_seed(4)
     return {
         "code_vectors": torch.randn(9, 3, generator=generator),

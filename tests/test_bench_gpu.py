@@ -65,7 +65,7 @@ def test_running_out_of_memory_is_a_row(options: list[str], tmp_path: Path, monk
 
 
 def test_the_plain_loop_draws_from_the_same_distribution() -> None:
-    """Of prompts of one length, whose rows have no padding: under greedy guidance both draw the same tokens."""
+    """Prompts of one length have rows without padding: under greedy guidance both draw the same tokens."""
     policy, prompts = generator(), [Prompt("a red circle"), Prompt("a blue square")]
     sharp = 1e4  # the mix is then as good as greedy
     ours = policy.sample(prompts, Sampling(group_size=1, guidance=sharp, temperature=0.0))

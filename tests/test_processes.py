@@ -52,7 +52,7 @@ class Thread(Alone):
 
 
 def together(count: int, work: Callable[[Thread], Any]) -> list[Any]:
-    """What `work` returns on each of `count` threads; the first error is raised."""
+    """Return what `work` returns on each of `count` threads; the first error is raised."""
     shared: dict[str, Any] = {"barrier": threading.Barrier(count)}
     results: list[Any] = [None] * count
     errors: list[BaseException] = []

@@ -23,8 +23,7 @@ def opposite_similarity(vectors: Tensor, advantages: Tensor, group_size: int) ->
     `vectors` [B, T, D] of image i and j at the same place; an image is like itself by 0. advantages: [B]. An image
     without such siblings has 1, so `dissimilarity` gives it no weight.
     """
-    unit = torch.nn.functional.normalize(vectors.detach().float(), dim=-1)
-    unit = rearrange(unit, "(p g) t d -> p g t d", g=group_size)
+    unit = _unit(vectors, group_size)
     signed = rearrange(advantages.detach().float().sign(), "(p g) -> p g", g=group_size)
     opposite = (signed.unsqueeze(2) * signed.unsqueeze(1) <= 0).float()
     others = opposite * (1 - torch.eye(group_size, device=opposite.device))
@@ -96,8 +95,7 @@ def entropy_gradient(entropy: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def sibling_similarity(vectors: Tensor, group_size: int) -> Tensor:
     """Return the mean cosine of two siblings' vectors [B, T, D] at each place, [B, T]: the same for a whole group."""
-    unit = torch.nn.functional.normalize(vectors.detach().float(), dim=-1)
-    unit = rearrange(unit, "(p g) t d -> p g t d", g=group_size)
+    unit = _unit(vectors, group_size)
     # The square of the sum holds every pair twice, and each image with itself once.
     total = reduce(unit, "p g t d -> p t d", "sum").square().sum(dim=-1)
     itself = unit.square().sum(dim=-1).sum(dim=1)
@@ -113,6 +111,12 @@ def running_ratio(logprob: Tensor, logprob_reference: Tensor, bound: float) -> T
     """
     ratio = (logprob - logprob_reference.detach()).clamp(-bound, bound).exp()
     return ratio.cumsum(dim=-1) / torch.arange(1, ratio.shape[-1] + 1, device=ratio.device, dtype=ratio.dtype)
+
+
+def _unit(vectors: Tensor, group_size: int) -> Tensor:
+    """Return the vectors [B, T, D] of length 1, by prompt and image: [P, G, T, D]."""
+    unit = torch.nn.functional.normalize(vectors.detach().float(), dim=-1)
+    return rearrange(unit, "(p g) t d -> p g t d", g=group_size)
 
 
 def _largest(values: Tensor, k: int) -> Tensor:

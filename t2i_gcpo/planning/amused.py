@@ -25,6 +25,7 @@ from t2i_gcpo.generators.tokens.logprobs import selected_logprob
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits
 from t2i_gcpo.generators.tokens.unmasking import still_masked
 from t2i_gcpo.planning.models import (
+    DRAWING,
     PassOptions,
     PlannedModel,
     adapter_sizes,
@@ -37,9 +38,6 @@ from t2i_gcpo.planning.sources import Source
 from t2i_gcpo.planning.trace import META, Trace, trace
 
 POLICY = "transformer"
-#: fp32 tensors over the codebook that exist at once while tokens are drawn: the guided logits, their softmax, its
-#: running sum, and one that is being made.
-DRAWING = 4
 
 
 class PlannedAmused(PlannedModel):

@@ -21,6 +21,7 @@ from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
 from t2i_gcpo.generators.random_models import fresh_weights
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK, token_logprob
 from t2i_gcpo.planning.models import (
+    DRAWING,
     PassOptions,
     PlannedModel,
     adapter_sizes,
@@ -33,9 +34,6 @@ from t2i_gcpo.planning.sources import Source
 from t2i_gcpo.planning.trace import META, Trace, trace
 
 POLICY = "model.language_model"
-#: fp32 tensors over the codebook that exist at once while a token is drawn: the guided logits, their softmax, its
-#: running sum, and one that is being made.
-DRAWING = 4
 
 
 class PlannedJanus(PlannedModel):

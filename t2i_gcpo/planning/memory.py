@@ -18,9 +18,9 @@ class State:
     """Holds the bytes that are there in every phase."""
 
     weights: int
-    """Of the policy, adapters included."""
+    """Bytes of the policy, adapters included."""
     frozen: int
-    """Of the rest of the model."""
+    """Bytes of the rest of the model."""
     reference: int
     """A copy of what is trained, for the KL term; 0 with LoRA, whose base is the reference."""
     masters: int

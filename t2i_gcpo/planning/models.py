@@ -16,6 +16,9 @@ from t2i_gcpo.planning.trace import Trace
 #: Layers and rows at which a pass is traced. All layers are alike, and so are all rows: a larger pass follows on the
 #: line through both.
 DEPTHS, ROWS = (2, 4), (2, 4)
+#: fp32 tensors over the codebook that exist at once while tokens are drawn: the guided logits, their softmax, its
+#: running sum, and one that is being made.
+DRAWING = 4
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class PassOptions:
     prompt_columns: int = 0
     """Columns of an autoregressive model's prompt."""
     sampling_steps: int = 1
-    """Of a masked model: how many forward passes sample an image."""
+    """Forward passes that sample an image of a masked model."""
     masked_policy: str = "commit_step"
     masked_passes: int = 0
     fold_passes: bool = False
@@ -120,7 +123,7 @@ def adapter_sizes(module: nn.Module, targets: tuple[str, ...]) -> tuple[int, int
 
 
 def trained(model: nn.Module, path: str, targets: tuple[str, ...], options: PassOptions) -> PolicyWeights:
-    """Make the policy of a model trainable, with adapters where a rank is given, and its gradients there already."""
+    """Make the policy of a model trainable, with adapters where a rank is given."""
     weights = PolicyWeights(model, path)
     if options.lora_rank:
         weights.add_lora(options.lora_rank, 1.0, targets, 0)

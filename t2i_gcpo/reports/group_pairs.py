@@ -32,7 +32,7 @@ class Difference:
     one: str
     other: str
     estimates: Estimates | None
-    """Of other - one; None where they cannot be paired."""
+    """The estimates of other - one; None where they cannot be paired."""
     runs: int = 0
     """Pairs of runs."""
     reason: str = ""

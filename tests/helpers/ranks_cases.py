@@ -44,7 +44,7 @@ class Result:
     own_bytes: list[int]
     """Process -> bytes of its masters and moments."""
     scores: list[float]
-    """Of an evaluation after the run."""
+    """The scores of an evaluation after the run."""
 
 
 def halves(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
