@@ -15,6 +15,7 @@ import pytest
 from t2i_gcpo import heatmap, resolve
 from t2i_gcpo.heatmap import Heatmap, noise
 from t2i_gcpo.heatmap.files import write
+from t2i_gcpo.heatmap.html import whole_percents
 
 pytestmark = pytest.mark.slow
 
@@ -164,7 +165,7 @@ def test_alternative_texts_have_the_numbers(new_page: Callable[..., Any], saved:
     opened.select_option("#map", "kl")
     assert over.get_attribute("aria-label") == f"image 2, {noise.describe(one, 'kl', 1)}"
     pictures = opened.locator(".pair > img")
-    assert pictures.nth(1).get_attribute("alt") == f"image 2 of 6, a photo of a star, {one.notes()[1]}"
+    assert pictures.nth(1).get_attribute("alt") == f"image 2 of 6, a photo of a star, {whole_percents(one.notes()[1])}"
     assert opened.locator("h2").all_text_contents() == ["a photo of a star", "b"], "each prompt stands once"
 
 
@@ -211,7 +212,7 @@ def test_cells_of_noise_are_hatched_in_the_page(new_page: Callable[..., Any], tm
         "for (let k = 3; k < d.length; k += 4) n += d[k] > 0; return n / SIDE / SIDE; }"
     )
     assert opened.evaluate(painted, 2) == 1 and opened.evaluate(painted, 15) == pytest.approx(1 / 3)
-    assert noise.words(one) in opened.locator("#how").text_content()
+    assert whole_percents(noise.words(one)) in opened.locator("#how").text_content()
     assert pointed_at(opened, 0, 3, 3, one.grid)["below the floor"] == "yes, under 0.0001"
     opened.screenshot(path=str(shots / "heatmap_page_noise.png"))
     opened.select_option("#map", "contrast")
