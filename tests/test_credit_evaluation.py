@@ -23,6 +23,8 @@ from t2i_gcpo.commands import evaluate as evaluate_command
 from t2i_gcpo.data.shapes.prompts import split
 from t2i_gcpo.data.shapes.scene import sample_scene
 from t2i_gcpo.evaluation import localisation
+from t2i_gcpo.evaluation.causal_file import Truth
+from t2i_gcpo.evaluation.causal_influence import Influence
 from t2i_gcpo.evaluation.credit_location import (
     DRAWS,
     MEASURES,
@@ -235,11 +237,15 @@ def test_watching_changes_no_image_and_keeps_what_it_needs() -> None:
     assert all(one.logprob_negative is not None and set(one.stats) == {"entropy", "js"} for one in seen)
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def star() -> Detection:
+    """Return a red star in the upper left."""
     mask = np.zeros((8, 8), dtype=bool)
     mask[:2, :4] = True
-    found = Detection("star", 0.95, (0, 0, 4, 2), mask, "red")
-    monkeypatch.setattr(evaluate_command, "load_detector", lambda name: lambda images: [[found]] * len(images))
+    return Detection("star", 0.95, (0, 0, 4, 2), mask, "red")
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(evaluate_command, "load_detector", lambda name: lambda images: [[star()]] * len(images))
     monkeypatch.setattr(generators, "load", lambda name, **_: FakeGenerator())
     rows = [{"tag": "t", "include": [{"class": "star", "count": 1}], "prompt": f"a star {k}"} for k in range(3)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -251,6 +257,36 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "information_gain" in shown and "credit.json" in shown
     assert evaluate_command.main([*arguments[:-1], str(tmp_path / "plain")]) == 0
     assert not (tmp_path / "plain" / "credit.json").exists()
+
+
+def test_the_maps_against_what_each_token_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the influence is one map's own values, that map agrees wholly; the file must be of the checkpoint."""
+    generator = FakeGenerator()
+    monkeypatch.setattr(generators, "load", lambda name, **_: generator)
+    monkeypatch.setattr(evaluate_command, "load_detector", lambda name: lambda images: [[star()]] * len(images))
+    drawn = generator.sample(["a star", "two stars"], Sampling(group_size=2, stats=ALL_STATS))
+    drawn = replace(drawn, stats={name: torch.rand(value.shape) for name, value in drawn.stats.items()})
+    entropy = drawn.stats["entropy"]
+    influence = Influence(entropy.square(), entropy.square().expand(2, -1, -1), 9)
+    truth = Truth(drawn, influence, generator.decode(drawn.tokens), torch.ones(4), {"checkpoint": "x"})
+    path = str(truth.save(tmp_path / "truth.safetensors"))
+    (tmp_path / "p.jsonl").write_text('{"include": [{"class": "star", "count": 1}], "prompt": "a star"}\n')
+    arguments = ["eval", "--prompts", str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "out"), "--checkpoint"]
+    assert cli.main([*arguments, "x", "--credit", "--truth", path]) == 0
+    measured = json.loads((tmp_path / "out" / "credit.json").read_text())["truth"]
+    assert set(measured["rules"]) >= {"kl", "exact_kl", "entropy", "surprisal", "random", "shuffled", "uniform"}
+    assert measured["rules"]["entropy"]["rank_correlation"]["mean"] == pytest.approx(1)
+    assert measured["rules"]["entropy"]["auroc"]["mean"] == 1 and measured["rules"]["uniform"]["auroc"]["mean"] == 0.5
+    assert abs(measured["rules"]["random"]["rank_correlation"]["mean"]) < 0.3
+    assert "Against what each token does to the reward" in capsys.readouterr().out
+    for wrong, message in (
+        (["x", "--truth", path], "--truth compares the maps of --credit with it; give --credit too"),
+        (["y", "--credit", "--truth", path], "was measured on the checkpoint x, and --checkpoint is y"),
+        (["x", "--credit", "--truth", "nowhere"], "nowhere is no measured influence"),
+    ):
+        assert cli.main([*arguments, *wrong]) == 2 and message in capsys.readouterr().err
 
 
 def test_prompts_that_name_no_objects_are_refused_before_any_image(

@@ -22,13 +22,13 @@ from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.evaluation import causal_agreement
-from t2i_gcpo.evaluation.causal_agreement import MEASURES, Agreement
+from t2i_gcpo.evaluation.causal_agreement import Agreement
 from t2i_gcpo.evaluation.causal_file import Truth
 from t2i_gcpo.evaluation.causal_influence import Influence, Plan, measure
 from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.records import Prompt, Rollout, Sampling
-from t2i_gcpo.reports.tables import print_note, print_table, with_interval
+from t2i_gcpo.reports.tables import agreement_note, agreement_rows, print_note, print_table
 from t2i_gcpo.training.rollout import score
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.files import write_atomically
@@ -148,19 +148,8 @@ def draw_and_measure(
 
 def show(result: Agreement) -> None:
     """Print a table of the rules, and what its columns mean."""
-    rows = [
-        [rule, *(with_interval(each[name].overall, each[name].ci95) for name in MEASURES)]
-        for rule, each in result.rules.items()
-    ]
-    print_table(["rule", *(name.replace("_", " ") for name in MEASURES)], rows, title="weights against influence")
-    print_note("; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in MEASURES.items()))
-    again = with_interval(result.reliability.overall, result.reliability.ci95)
-    print_note(
-        f"{result.images} images with an influence, {result.without} without; {result.influenced:.1%} of the measured "
-        f"tokens have one, and {result.half_tokens:.1%} hold half of it; {result.about['images_finished']:,} images "
-        f"were finished for it. The two halves of the completions agree by {again}. In brackets: 95 % interval over "
-        "prompts"
-    )
+    print_table(*agreement_rows(result), title="weights against influence")
+    print_note(agreement_note(result))
 
 
 def draw(truth: Truth, rules: dict[str, Algorithm], seed: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import rewards
@@ -15,7 +16,9 @@ from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.evaluation.benchmarks.table import BENCHMARKS
-from t2i_gcpo.evaluation.credit_location import CreditObserver, CreditResult, check_named
+from t2i_gcpo.evaluation.causal_agreement import Agreement
+from t2i_gcpo.evaluation.causal_file import Truth
+from t2i_gcpo.evaluation.credit_location import CreditObserver, CreditResult, against_truth, check_named
 from t2i_gcpo.evaluation.evaluate import EvalResult, evaluate, pick
 from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator
@@ -40,6 +43,7 @@ def main(argv: list[str]) -> int:
     check_scorable(prompts, reward)
     if args.credit:
         check_named(prompts)
+    truth = _truth(args)
     drawn = sampling(args, stats=ALL_STATS) if args.credit else sampling(args)
     names = list(dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]))
     generator = _checked(args, names, prompts)
@@ -64,7 +68,8 @@ def main(argv: list[str]) -> int:
         written.append(_save(results[name], args.out / EVALUATION, name, args))
         if observer is not None:
             about = {"checkpoint": name, "prompts": args.prompts, "limit": args.limit, "seed": args.seed}
-            measured[name] = observer.result(**about, guidance=args.guidance, temperature=args.temperature)
+            result = observer.result(**about, guidance=args.guidance, temperature=args.temperature)
+            measured[name] = replace(result, truth=truth if name == args.checkpoint else None)
             written.append(_save(measured[name], args.out / CREDIT, name, args))
     ours, other = results[args.checkpoint], results.get(args.against)
     try:
@@ -76,6 +81,21 @@ def main(argv: list[str]) -> int:
     for path in written:
         print(f"wrote {path}")
     return 0
+
+
+def _truth(args: argparse.Namespace) -> Agreement | None:
+    """Compare the maps with the influence in --truth. ValueError: a file of another checkpoint, or no --credit."""
+    if args.truth is None:
+        return None
+    if not args.credit:
+        raise ValueError("--truth compares the maps of --credit with it; give --credit too")
+    truth = Truth.load(args.truth)
+    if truth.about["checkpoint"] != args.checkpoint:
+        raise ValueError(
+            f"{args.truth} was measured on the checkpoint {truth.about['checkpoint']}, and --checkpoint is "
+            f"{args.checkpoint}; measure it there with: t2i-gcpo credit-truth --checkpoint {args.checkpoint} ..."
+        )
+    return against_truth(truth, seed=args.seed)
 
 
 def _checked(args: argparse.Namespace, names: list[str], prompts: list[Prompt]) -> ImageGenerator:
@@ -121,6 +141,13 @@ def parser() -> argparse.ArgumentParser:
             "also measure where credit lies: every credit rule and its controls against the objects' cells, on "
             "ShapeScenes; writes credit.json"
         ),
+    )
+    add(
+        "--truth",
+        type=home_path,
+        metavar="FILE",
+        help="with --credit: a truth.safetensors of `t2i-gcpo credit-truth`; compares the maps with what each token "
+        "does to the reward, on the images in the file",
     )
     add("--pictures", type=count, default=24, help="images in the sample grid (default: %(default)s)")
     return parser

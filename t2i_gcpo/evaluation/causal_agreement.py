@@ -5,7 +5,7 @@ N images, T tokens. Only tokens that were measured count, and only images of whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,11 @@ class Agreement:
     about: dict[str, Any] = field(default_factory=dict)
     """Checkpoint, prompts, images drawn and the other settings."""
 
+    @property
+    def measures(self) -> dict[str, str]:
+        """Return the name of each measure and what it says."""
+        return MEASURES
+
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON holds it."""
 
@@ -77,6 +82,17 @@ def agreement(
     seed: of the rules that draw at random. ValueError: no token has an influence, or a rule lacks a log-prob or a
     statistic.
     """
+    draws = {name: weights(rule, rollout, seed=seed) for name, rule in rules.items()}
+    return compare(influence, rollout, draws, seed=seed, **about)
+
+
+def compare(
+    influence: Influence, rollout: Rollout, draws: Mapping[str, Sequence[np.ndarray]], **about: Any
+) -> Agreement:
+    """Compare values [N, T] with the influence: one array a name, or several draws whose measures are averaged.
+
+    ValueError: no token has an influence.
+    """
     value = influence.value.double().numpy()
     measured = np.isfinite(value)
     with np.errstate(invalid="ignore"):
@@ -94,11 +110,10 @@ def agreement(
         return estimate(np.where(counted, values, np.nan).tolist(), texts, tasks)
 
     of_rules = {}
-    for name, rule in rules.items():
-        draws = weights(rule, rollout, seed=seed)
+    for name, drawn in draws.items():
+        measures = [_measures(draw, value, half, measured) for draw in drawn]
         of_rules[name] = {
-            measure: estimated(np.mean([_measures(draw, value, half, measured)[measure] for draw in draws], axis=0))
-            for measure in MEASURES
+            measure: estimated(np.mean([one[measure] for one in measures], axis=0)) for measure in MEASURES
         }
     halves = influence.halves.clamp(min=0).sqrt().double().numpy()
     share = np.array([half[n].sum() / measured[n].sum() for n in np.flatnonzero(counted)])
@@ -109,7 +124,7 @@ def agreement(
         int((~counted).sum()),
         float(share.mean()),
         float((value[measured] > 0).mean()),
-        {**about, "seed": seed, "images_finished": influence.drawn},
+        {**about, "images_finished": influence.drawn},
     )
 
 

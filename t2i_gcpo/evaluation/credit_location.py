@@ -23,6 +23,8 @@ from rewards.geneval.rules import SCORE_THRESHOLD, Detection
 from t2i_gcpo import credit
 from t2i_gcpo.algorithms import STATS, resolve, token_weights
 from t2i_gcpo.evaluation import localisation
+from t2i_gcpo.evaluation.causal_agreement import Agreement, compare
+from t2i_gcpo.evaluation.causal_file import Truth
 from t2i_gcpo.evaluation.intervals import Estimates, estimate
 from t2i_gcpo.records import Prompt, Rollout
 from t2i_gcpo.utils.files import write_atomically
@@ -71,6 +73,8 @@ class CreditResult:
     begin_cells: float
     about: dict[str, Any] = field(default_factory=dict)
     """Checkpoint, prompts, sampling."""
+    truth: Agreement | None = None
+    """The same maps against the measured influence of each token, on the images of which that was measured."""
 
     def find(self, name: str) -> MapResult:
         return next(one for one in self.maps if one.name == name)
@@ -99,6 +103,7 @@ class CreditResult:
                 }
                 for m in self.maps
             ],
+            **({} if self.truth is None else {"truth": self.truth.to_json()}),
         }
 
     def save(self, path: str | Path) -> Path:
@@ -175,6 +180,13 @@ class CreditObserver:
             float(begins[there].mean()),
             {**about, "seed": seed},
         )
+
+
+def against_truth(truth: Truth, *, seed: int = 0) -> Agreement:
+    """Compare every map's values with the measured influence of the tokens. ValueError: as `credit_values`."""
+    values = credit_values(truth.rollout, seed=seed)
+    draws = {name: [weights(name, draw, truth.rollout, "none").numpy() for draw in one] for name, one in values.items()}
+    return compare(truth.influence, truth.rollout, draws, seed=seed, **truth.about)
 
 
 def check_named(prompts: Sequence[Prompt]) -> None:

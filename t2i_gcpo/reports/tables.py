@@ -10,6 +10,7 @@ from t2i_gcpo.evaluation.intervals import Estimates, Interval
 from t2i_gcpo.utils.markup import cell, one_line
 
 if TYPE_CHECKING:
+    from t2i_gcpo.evaluation.causal_agreement import Agreement
     from t2i_gcpo.evaluation.credit_location import CreditResult
     from t2i_gcpo.evaluation.evaluate import EvalResult
 
@@ -109,6 +110,29 @@ def print_credit(result: CreditResult) -> None:
         "AUROC and pointing game see the order of the values alone, so that all normalisations tie; what they "
         "change is how much credit lies "
         "there. AUROC, begins: against the cell of each object that was sampled first"
+    )
+    if result.truth is not None:
+        print_table(*agreement_rows(result.truth, "map"), title="Against what each token does to the reward")
+        print_note(agreement_note(result.truth))
+
+
+def agreement_rows(result: Agreement, name: str = "rule") -> tuple[list[str], list[list[str]]]:
+    """Header and rows, one a rule or map: how well its weights agree with the measured influence."""
+    header = [name, *(measure.replace("_", " ") for measure in result.measures)]
+    return header, [
+        [rule, *(with_interval(one.overall, one.ci95) for one in each.values())] for rule, each in result.rules.items()
+    ]
+
+
+def agreement_note(result: Agreement) -> str:
+    """Say what the columns mean, of how many images they are, and how sure the influence itself is."""
+    again = with_interval(result.reliability.overall, result.reliability.ci95)
+    columns = "; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in result.measures.items())
+    return (
+        f"{columns}\n{result.images} images with an influence, {result.without} without; {result.influenced:.1%} of "
+        f"the measured tokens have one, and {result.half_tokens:.1%} hold half of it; "
+        f"{result.about['images_finished']:,} images were finished for it. The two halves of the completions agree by "
+        f"{again}. In brackets: 95 % interval over prompts"
     )
 
 
