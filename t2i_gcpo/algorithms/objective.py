@@ -1,4 +1,4 @@
-"""Applies a row of the algorithms' table to a rollout: token weights, token advantages and the loss.
+"""Applies a row of the algorithms' table to a rollout: token advantages and the loss.
 
 P prompts, G images a prompt, B = P * G rows, T tokens.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from t2i_gcpo import advantages as group
 from t2i_gcpo import credit as credits
 from t2i_gcpo import losses
 from t2i_gcpo.algorithms import rivals
-from t2i_gcpo.algorithms.table import STATS, Algorithm
+from t2i_gcpo.algorithms.table import Algorithm
+from t2i_gcpo.algorithms.weights import statistic, token_vectors, token_weights, valid_tokens
 from t2i_gcpo.losses import LossOutput
 from t2i_gcpo.records import Rollout, Rows
 from t2i_gcpo.utils.processes import ALONE, Processes, all_rows, mean
@@ -47,91 +48,6 @@ class TokenAdvantages:
         tensors = {name: vars(self)[name][index] for name in
                    ("advantages", "weights", "kl_weights", "sequence_advantages", "valid", "mask")}  # fmt: skip
         return replace(self, **tensors)
-
-
-def token_weights(
-    algorithm: Algorithm,
-    rollout: Rollout,
-    *,
-    mask: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    code_vectors: Tensor | None = None,
-    processes: Processes = ALONE,
-    rows: Rows | None = None,
-) -> Tensor:
-    """Return the algorithm's credit: [B, T] fp32 of mean 1 over the valid tokens of each row.
-
-    With `normalize_over` batch the mean is 1 over the valid tokens of all rows. mask [B, T] bool, true = valid.
-
-    `generator` is what the controls draw from. code_vectors [V, D]: what `algorithm.needed_vectors` names. processes,
-    rows: who shares the batch, and which of its rows these are (None: all). ValueError: a log-prob or statistic that
-    the rollout lacks, vectors that are missing, or weights that follow from the rewards (credit dissimilar), which
-    `token_advantages` gives.
-    """
-    if algorithm.credit == "uniform":
-        return _mask(rollout, mask).float()
-    if algorithm.credit == "dissimilar":
-        raise ValueError(f"the weights of algorithm {algorithm.name!r} follow from the rewards; see token_advantages")
-    if algorithm.credit == "critical":
-        vectors = _vectors(algorithm, rollout, code_vectors)
-        values = _stat(algorithm, rollout, "behaviour_entropy")
-        chosen = rivals.critical_tokens(values, vectors, rollout.sampling.group_size, rollout.grid)
-        return credits.normalize(chosen.float(), normalization="none", floor=0.0, mask=mask)
-    top, mass, kind = algorithm.top, algorithm.mass, algorithm.normalization
-    if algorithm.credit == "random":
-        shape, device = (rollout.batch, rollout.tokens.shape[1]), rollout.tokens.device
-        return credits.random_weights(
-            shape, top=top, mass=mass, mask=mask, generator=generator, device=device, rows=rows
-        )
-    if algorithm.credit in ("entropy", "variance"):
-        values = _stat(algorithm, rollout, algorithm.credit)
-        if algorithm.keeps_size:
-            return _by_size(algorithm, values, values.sqrt(), mask, processes)
-        return credits.normalize(values, normalization=kind, top=top, mass=mass, floor=0.0, mask=mask)
-    if algorithm.divergence in STATS:
-        name, curvature = STATS[algorithm.divergence]
-        values, floor = _stat(algorithm, rollout, name), algorithm.floor**2 / curvature
-        if algorithm.keeps_size:
-            weights = _by_size(algorithm, values, (values * curvature).sqrt(), mask, processes)
-        else:
-            weights = credits.normalize(values, normalization=kind, top=top, mass=mass, floor=floor, mask=mask)
-    else:
-        if rollout.logprob_negative is None:
-            raise ValueError(
-                f"algorithm {algorithm.name!r} needs the log-probs under the negative prompt, and the rollout has "
-                "none; "
-                "sample with contrast on"
-            )
-        divergence = cast(credits.Divergence, algorithm.divergence)
-        positive, negative = rollout.logprob_positive, rollout.logprob_negative
-        if algorithm.keeps_size:
-            values = credits.divergence(positive, negative, divergence)
-            weights = _by_size(algorithm, values, (negative - positive).abs(), mask, processes)
-        else:
-            weights = credits.token_weights(
-                positive,
-                negative,
-                divergence=divergence,
-                normalization=kind,
-                top=top,
-                mass=mass,
-                floor=algorithm.floor,
-                mask=mask,
-            )
-    if algorithm.credit == "sibling":
-        return credits.of_siblings(weights, rollout.sampling.group_size, mask=mask)
-    if algorithm.credit == "shuffled":
-        return credits.shuffled(weights, mask=mask, generator=generator, rows=rows)
-    return weights
-
-
-def _by_size(
-    algorithm: Algorithm, values: Tensor, contrast: Tensor, mask: Tensor | None, processes: Processes
-) -> Tensor:
-    """Weigh by the size of `values` [B, T], 0 where the `contrast` [B, T], nats, is below the token floor."""
-    values = values.masked_fill(contrast < algorithm.token_floor, 0.0)
-    total = processes.sum if algorithm.normalize_over == "batch" else None
-    return credits.by_size(values, cap=algorithm.cap, over=algorithm.normalize_over, mask=mask, total=total)
 
 
 def token_advantages(
@@ -182,9 +98,9 @@ def token_advantages(
     else:
         bonus = _entropy_bonus(algorithm, rollout, rewards, reference_entropy)
         sequence = group.group_advantages(rewards + bonus, size, **scale)
-    kept = _mask(rollout, mask) & valid.unsqueeze(-1)
+    kept = valid_tokens(rollout, mask) & valid.unsqueeze(-1)
     if algorithm.credit == "dissimilar":
-        vectors = _vectors(algorithm, rollout, code_vectors)
+        vectors = token_vectors(algorithm, rollout, code_vectors)
         similarity = rivals.opposite_similarity(vectors, sequence, size)
         weights = rivals.dissimilarity(similarity, mask=kept, total=processes.sum)
         of_kl = rivals.similarity_kl_weights(similarity)
@@ -324,37 +240,13 @@ def loss_denominator(algorithm: Algorithm, targets: TokenAdvantages, processes: 
     return losses.reduction_denominator(targets.mask, algorithm.reduction, processes.sum)
 
 
-def _mask(rollout: Rollout, mask: Tensor | None) -> Tensor:
-    return torch.ones_like(rollout.tokens, dtype=torch.bool) if mask is None else mask.bool()
-
-
-def _vectors(algorithm: Algorithm, rollout: Rollout, code_vectors: Tensor | None) -> Tensor:
-    """Return the vectors [B, T, D] of the rollout's tokens."""
-    if code_vectors is None:
-        raise ValueError(
-            f"algorithm {algorithm.name!r} compares the tokens' vectors: pass code_vectors, "
-            f"generator.code_vectors({algorithm.needed_vectors!r})"
-        )
-    return code_vectors.to(rollout.tokens.device)[rollout.tokens]
-
-
-def _stat(algorithm: Algorithm, rollout: Rollout, name: str) -> Tensor:
-    if name not in rollout.stats:
-        raise ValueError(
-            f"algorithm {algorithm.name!r} needs the statistic {name!r} of the rollout, which has "
-            f"{sorted(rollout.stats)}; "
-            "name it in sampling.stats"
-        )
-    return rollout.stats[name]
-
-
 def _entropy_bonus(algorithm: Algorithm, rollout: Rollout, rewards: Tensor, reference: Tensor | None) -> Tensor:
     """Return STAGE's entropy reward with its factor, [B]; zeros where it is off."""
     if algorithm.entropy_reward_coef == 0:
         return torch.zeros_like(rewards)
     if reference is None:
         raise ValueError("entropy_reward_coef is above 0: pass reference_entropy, the reference model's entropy [B, T]")
-    entropy = _stat(algorithm, rollout, "entropy").mean(dim=-1)
+    entropy = statistic(algorithm, rollout, "entropy").mean(dim=-1)
     reference = reference.to(rewards.device)
     reference = reference.mean(dim=-1) if reference.ndim == 2 else reference
     size = rollout.sampling.group_size
