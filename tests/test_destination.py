@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,3 +86,24 @@ def test_every_command_tries_its_output_before_its_input(
     assert f"{COMMANDS[command]}: nothing can be written to the folder" in shown
     assert "is a file, not a folder" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_another_process_may_make_or_remove_a_folder_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of a study check their folders at once, in a parent that is not there yet."""
+    real, calls = Path.mkdir, []
+
+    def disturbed(path: Path, *args: Any, **options: Any) -> None:
+        calls.append(path.name)
+        if len(calls) == 1:  # the other was quicker
+            real(path)
+        if len(calls) == 2:  # the other has checked, and removes what it made
+            path.parent.rmdir()
+        real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", disturbed)
+    check_folder(tmp_path / "trials" / "seed_0")
+    assert calls == ["trials", "seed_0", "trials", "seed_0"]
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(FileExistsError(17, "File exists")))
+    with pytest.raises(ValueError, match="File exists"):
+        check_folder(tmp_path / "never" / "seed_0")

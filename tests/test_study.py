@@ -363,7 +363,11 @@ def test_groups_against_a_baseline(tmp_path: Path, trainer: Trainer) -> None:
     assert row["lowest_seed"] == {"seed": 1, "difference": 0.125}
     # Paired: scores that differ from prompt to prompt in both groups alike do not widen it.
     assert 0 <= row["difference"]["ci95"][0] < 0.1875 < row["difference"]["ci95"][1] <= 0.5
-    assert "| gcpo | grpo | 2 | 12 | 0.500 | 0.688 | +0.188 [" in (tmp_path / "out" / "table.md").read_text()
+    written = (tmp_path / "out" / "table.md").read_text()
+    assert "| gcpo | grpo | 2 | 12 | 0.500 | 0.688 | +0.188 [" in written
+    assert [(row["group"], row["against"]) for row in data["learning"]] == [("grpo", None), ("gcpo", "grpo")]
+    assert data["learning"][1]["difference"] == {"mean": 0, "ci95": [0, 0], "by_seed": [0, 0]}
+    assert "| gcpo | 2 |" in written and "images to its level" in written
 
 
 def test_two_baselines_are_compared_once(tmp_path: Path, trainer: Trainer) -> None:

@@ -343,6 +343,18 @@ def test_the_kl_may_stop_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"stopped after step {run.step_number} of 9: the KL" in capsys.readouterr().out
 
 
+def test_a_budget_of_images_ends_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends like one that has done its steps: saved, and with the callbacks' last picture."""
+    ends: list[bool] = []
+    options: dict[str, Any] = {"steps": 9, "prompts_per_step": 2, "group_size": 4, "max_images": 17}
+    run = trainer(tmp_path, callbacks=[lambda one, _: ends.append(one.finished)], **options)
+    run.train()
+    assert (run.step_number, run.images_sampled, run.stopped) == (3, 24, None) and ends == [False, False, True]
+    assert steps(tmp_path) == ["step_000003"] and "stopped" not in capsys.readouterr().out
+    run.train()  # nothing is left to do
+    assert run.step_number == 3
+
+
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

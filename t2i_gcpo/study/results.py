@@ -9,6 +9,7 @@ from typing import Any
 
 from t2i_gcpo.reports.run import Run
 from t2i_gcpo.reports.tables import PAIRED_NOTE, markdown, number, print_note, print_table, with_interval
+from t2i_gcpo.study import learning
 from t2i_gcpo.study.rows import LAST_STEPS, Outcome, against_row, group_row, trial_row
 from t2i_gcpo.study.spec import Study, Trial
 from t2i_gcpo.utils.files import write_atomically
@@ -61,7 +62,17 @@ class Results:
             "trials": [*self._trials.values()],
             "groups": [*self._groups.values()],
             "against": self._against,
+            "learning": self._learning(),
         }
+
+    def _learning(self) -> list[dict[str, Any]]:
+        """Compare how fast the groups learn, at an equal number of images."""
+        groups = self.study.groups
+        finished = {
+            group: [(one.seed, run) for one in members if (run := self.outcomes[one.name].run) is not None]
+            for group, members in groups.items()
+        }
+        return learning.rows(finished, {group: self._baselines(members[0]) for group, members in groups.items()})
 
     def _beside(self) -> list[dict[str, Any]]:
         """Compare the groups with the study's baselines after training, over the seeds that both have done."""
@@ -114,6 +125,8 @@ class Results:
         ]
         if self._against:
             parts += [AGAINST_NOTE + "\n", markdown(AGAINST_COLUMNS, against_table(self._against))]
+        if speeds := self._learning():
+            parts += [learning.NOTE + "\n", markdown(learning.COLUMNS, learning.table(speeds))]
         if self.failed():
             parts.append(markdown(FAILED_COLUMNS, self.failed()))
         write_atomically(out / "table.md", "\n".join(parts))
@@ -138,6 +151,9 @@ class Results:
         if self._against:
             print_table(AGAINST_COLUMNS, against_table(self._against))
             print_note(AGAINST_NOTE)
+        if speeds := self._learning():
+            print_table(learning.COLUMNS, learning.table(speeds))
+            print_note(learning.NOTE)
         if self.failed():
             print_table(FAILED_COLUMNS, self.failed())
 

@@ -62,9 +62,10 @@ def state(trial: Trial) -> State:
     if steps > ours.steps:
         raise ValueError(f"{trial.folder} has {steps} steps already and the study wants {ours.steps}; {remedy}")
     file = trial.folder / run_folder.AFTER
-    # A run that went on to more steps still has the evaluation of its former end; kl_stop ends one before its last
-    # step.
-    over = steps == ours.steps or ours.kl_stop is not None
+    # A run that went on to more steps still has the evaluation of its former end; kl_stop and max_images end one before
+    # its last step.
+    images = rows[-1].get("images_sampled", 0) if rows else 0
+    over = steps == ours.steps or ours.kl_stop is not None or 0 < ours.max_images <= images
     try:
         if over and file.exists() and EvalResult.load(file).checkpoint.endswith(f"step_{steps:06d}"):
             return "finished"

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from t2i_gcpo.evaluation.intervals import LEVEL, pooled
+from t2i_gcpo.evaluation import learning_curve
+from t2i_gcpo.evaluation.intervals import pooled
+from t2i_gcpo.evaluation.learning_curve import over_seeds
 from t2i_gcpo.text import study
 from t2i_gcpo.text.run import AFTER, METRICS, SAMPLED
 from t2i_gcpo.text.study_curves import Curve, draw
@@ -118,24 +119,13 @@ def budget(spec: study.Spec) -> int:
 
 def area(log: Sequence[Mapping[str, Any]], budget: int) -> float:
     """Return the mean reward of a trial's first `budget` completions, from the means of its steps."""
-    ends = np.minimum([row[SAMPLED] for row in log], budget)
-    sizes = np.diff(ends, prepend=0)
-    return float(np.dot(sizes, [row["reward"] for row in log]) / sizes.sum())
+    return learning_curve.area([row[SAMPLED] for row in log], [row["reward"] for row in log], budget)
 
 
 def curve(folder: Path) -> Curve:
     """Return the completions sampled up to each step, and the mean reward of the step's own."""
     log = steps(folder)
     return [row[SAMPLED] for row in log], [row["reward"] for row in log]
-
-
-def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Return the mean, its Student 95 % interval and the seeds' values; one seed has no interval."""
-    mean, ci95 = float(np.mean(values)), None
-    if len(values) > 1:
-        half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-        ci95 = [float(mean - half), float(mean + half)]
-    return {"mean": mean, "ci95": ci95, "by_seed": list(values)}
 
 
 def _pooled(results: Sequence[Mapping[str, Any]], minus: Sequence[Mapping[str, Any]] | None = None) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class LoopOptions:
 
     steps: int = 200
     """Training steps: each samples images, scores them and updates the generator."""
+    max_images: int = 0
+    """End the run after the step in which it has sampled this many images, those that dynamic sampling discards
+    included: a budget that is fair to algorithms that discard some; 0 is off. `steps` stays the upper limit, and sets
+    the learning rate's course."""
     prompts_per_step: int = 8
     """Prompts of a rollout; each gets `algorithm.group-size` images."""
     distribution: Literal["conditional", "guided", "guided_detached"] = "guided"
@@ -50,7 +54,7 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         declared(self)
-        at_least(0, seed=self.seed, kl_every=self.kl_every)
+        at_least(0, seed=self.seed, kl_every=self.kl_every, max_images=self.max_images)
         at_most(LARGEST_SEED, seed=self.seed)
         at_least(1, steps=self.steps, prompts_per_step=self.prompts_per_step)
         at_least(1, epochs=self.epochs, minibatches=self.minibatches, micro_batch=self.micro_batch)

@@ -193,6 +193,11 @@ class Trainer:
     def steps(self, steps: int) -> None:
         self.loop = self.updater.loop = replace(self.loop, steps=steps)
 
+    @property
+    def finished(self) -> bool:
+        """Return whether the run has done its `steps`, or sampled its `max_images`."""
+        return self.step_number >= self.steps or 0 < self.loop.max_images <= self.images_sampled
+
     def step(self) -> StepRecord:
         """Sample, score, spread the credit, update.
 
@@ -209,7 +214,7 @@ class Trainer:
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Run to `steps`.
+        """Run to `steps`, or until `max_images` are sampled.
 
         Ctrl-C and SIGTERM finish the step, save and return; a second Ctrl-C interrupts at once. SIGUSR1 saves.
 
@@ -270,7 +275,7 @@ class Trainer:
             # A run whose folder of checkpoints is missing has lost them.
             (self.output_dir / checkpoints.FOLDER).mkdir(exist_ok=True)
         self.processes.wait()  # before this, what fails on the main process ends the others
-        while self.step_number < self.steps and self.stopped is None:
+        while not self.finished and self.stopped is None:
             before = self.progress.state()
             try:
                 record = self.step()
@@ -301,7 +306,7 @@ class Trainer:
                 callback(self, record)
         finally:
             tracker.log(record.step, record.metrics)
-        wanted = self._ending.agree(self.processes) or record.step == self.steps
+        wanted = self._ending.agree(self.processes) or self.finished
         self._saving.after_step(record.metrics.get("validation/overall"), wanted=wanted)
 
     def stop(self, reason: str) -> None:

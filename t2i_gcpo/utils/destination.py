@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+#: Several processes that check folders in one new folder at once make and remove it under each other.
+ATTEMPTS = 20
 
 
 def check_folder(folder: Path, *names: str, option: str = "--out") -> None:
@@ -16,6 +21,22 @@ def check_folder(folder: Path, *names: str, option: str = "--out") -> None:
     ValueError, naming the option: a part of the path is a file, a name is a folder's, nothing may be written there, or
     the disk is full.
     """
+    try:
+        for attempt in itertools.count(1):
+            try:
+                _try_folder(folder, names, option)
+                return
+            except (FileExistsError, FileNotFoundError):  # another process made or removed a folder at that moment
+                if attempt == ATTEMPTS:
+                    raise
+    except OSError as error:
+        part = next((level for level in (folder, *folder.parents) if os.path.isfile(level)), None)
+        reason = f"{part} is a file, not a folder" if part is not None else error.strerror or str(error)
+        raise ValueError(f"{option}: nothing can be written to the folder {folder}: {reason}") from error
+
+
+def _try_folder(folder: Path, names: Sequence[str], option: str) -> None:
+    """Write something into the folder, and remove all of it again."""
     made: list[Path] = []
     try:
         for level in reversed([level for level in (folder, *folder.parents) if not level.exists()]):
@@ -26,10 +47,6 @@ def check_folder(folder: Path, *names: str, option: str = "--out") -> None:
             file.flush()
         for name in names:
             _check_name(folder / name, option)
-    except OSError as error:
-        part = next((level for level in (folder, *folder.parents) if os.path.isfile(level)), None)
-        reason = f"{part} is a file, not a folder" if part is not None else error.strerror or str(error)
-        raise ValueError(f"{option}: nothing can be written to the folder {folder}: {reason}") from error
     finally:
         for level in reversed(made):
             with contextlib.suppress(OSError):  # somebody else has put something there

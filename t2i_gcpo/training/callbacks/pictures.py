@@ -56,7 +56,7 @@ class Pictures:
         self.every, self.negative_prompt = every, negative_prompt
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
-        if not self.every or (record.step % self.every and record.step != trainer.steps):
+        if not self.every or (record.step % self.every and not trainer.finished):
             return
         if not trainer.processes.is_main:
             return

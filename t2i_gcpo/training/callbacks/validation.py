@@ -28,7 +28,7 @@ class Validation:
         self.every, self.seed, self.batch = every, seed, batch
 
     def __call__(self, trainer: Trainer, record: StepRecord) -> None:
-        if not self.every or (record.step % self.every and record.step != trainer.steps):
+        if not self.every or (record.step % self.every and not trainer.finished):
             return
         self._score(trainer, record, "validation")
         average = trainer.updater.average
