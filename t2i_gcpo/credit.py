@@ -152,6 +152,7 @@ def by_size(
     over: Literal["image", "batch"] = "image",
     mask: Tensor | None = None,
     total: Callable[[Tensor], Tensor] | None = None,
+    divisor: float | None = None,
 ) -> Tensor:
     """Return weights [B, T] fp32 that keep the size of a divergence or score [B, T] that is at least 0.
 
@@ -162,12 +163,16 @@ def by_size(
     weight does not depend on what else was drawn in its image, but for its share in the batch's mean, and an image
     has a mean of its own. `cap` (0 is off): values are first cut to `cap` times that mean, so that a few tokens do not
     take it all. Where all values are 0 the weights are 1. total: the sum over the processes that share the batch, of a
-    scalar (None: there is one). ValueError: a negative cap, or one below 1.
+    scalar (None: there is one). divisor: divide by this number instead of a mean; the weights are then of mean 1 only
+    if it is the values' own. ValueError: a negative cap, or one below 1.
     """
     if cap and cap < 1:
         raise ValueError(f"cap is {cap}; it must be at least 1 (times the mean), or 0 for none")
     valid = _valid(divergence, mask)
     values = torch.where(valid, divergence.detach().float(), 0.0)
+    if divisor is not None:
+        values = values.clamp(max=cap * divisor) if cap else values
+        return values / divisor if divisor > 0 else valid.float()
 
     def mean(of: Tensor) -> Tensor:
         if over == "batch":

@@ -22,7 +22,10 @@ from t2i_gcpo.evaluation.credit_bias import (
 )
 
 STATE_ONLY = ["gcpo, exact_kl", "gcpo, exact_kl, none", "gcpo, js_full, none", "gcpo_entropy"]
-UNBIASED = ["grpo", "stage", "gcpo_sibling", "gcpo_variance", "gcpo, exact_kl, none, over the batch"]
+UNBIASED = [
+    "grpo", "stage", "gcpo_sibling", "gcpo_variance", "gcpo, exact_kl, none, over the batch",
+    "gcpo, exact_kl, none, running",
+]  # fmt: skip
 BIASED = [name for name in RULES if name not in (*STATE_ONLY, *UNBIASED)]
 
 
@@ -83,6 +86,16 @@ def test_rules_of_the_drawn_token_are_biased_and_rules_of_the_state_only_through
     assert three["gcpo, exact_kl"] > 0.1 > three["gcpo, exact_kl, none"] > 0.01
     assert three["gcpo_entropy"] < 1e-5  # no state changes its weights here
     assert all(two[name] < 1e-5 and three[name] < 1e-5 for name in UNBIASED)
+
+
+def test_in_a_small_batch_only_the_average_of_earlier_batches_leaves_no_bias() -> None:
+    """With one group a batch, the batch's mean is made of what was drawn in the weighed images."""
+    biases = {
+        name: bias(expected_gradient(RULES[name], THREE_TOKENS, alone=True))
+        for name in ("gcpo, exact_kl, none, over the batch", "gcpo, exact_kl, none, running", "gcpo_variance")
+    }
+    assert biases["gcpo, exact_kl, none, over the batch"] > 0.01
+    assert max(biases["gcpo, exact_kl, none, running"], biases["gcpo_variance"]) < 1e-6
 
 
 def test_the_table_of_the_method_page_is_computed() -> None:

@@ -11,7 +11,7 @@ from test_algorithms import REWARDS, B, G, T, make_rollout, row
 from torch import Tensor
 
 from t2i_gcpo import credit
-from t2i_gcpo.algorithms import TABLE, loss, token_advantages, token_weights
+from t2i_gcpo.algorithms import TABLE, RunningMean, loss, token_advantages, token_weights
 from t2i_gcpo.generators.tokens.sampling import contrast_variance
 
 SIZES = torch.tensor([[0.0, 1.0, 2.0, 9.0], [4.0, 4.0, 0.0, 0.0]])
@@ -40,6 +40,25 @@ def test_sizes_by_hand() -> None:
     assert credit.by_size(torch.zeros(1, 3)).tolist() == [[1.0, 1.0, 1.0]]
     with pytest.raises(ValueError, match=r"cap is 0\.5; it must be at least 1"):
         credit.by_size(SIZES, cap=0.5)
+
+
+def test_the_running_mean_is_that_of_the_batches_before() -> None:
+    """By hand: means 2, 4 and 6; the first batch is divided by its own."""
+    algorithm, running = row("gcpo_variance", cap=3.0), RunningMean()
+    found = []
+    for mean in (2.0, 4.0, 6.0):
+        values = torch.tensor([0.5, 1.5]).repeat(B, T // 2) * mean
+        values[0, 0] = 100.0  # cut to three times the average
+        found.append(token_weights(algorithm, make_rollout(stats={"variance": values}), running=running))
+    own = (2.0 * B * T - 1.0 + 100.0) / (B * T)  # the first batch's mean, with the large value
+    assert found[0][1, 1] == pytest.approx(3.0 / own) and found[0][0, 0] == 3
+    assert found[1][1, 1] == pytest.approx(6.0 / own)
+    second = 0.9 * own + 0.1 * (4.0 * B * T - 2.0 + 100.0) / (B * T)
+    assert found[2][1, 1] == pytest.approx(9.0 / second)
+    alone = token_weights(row("gcpo_variance"), make_rollout(stats={"variance": torch.full((B, T), 3.0)}))
+    assert (alone == 1).all()  # nothing was before: the batch's own
+    none = torch.zeros(B, T)
+    assert (token_weights(algorithm, make_rollout(stats={"variance": none}), running=RunningMean()) == 1).all()
 
 
 @pytest.mark.parametrize("over", ["image", "batch"])
@@ -148,7 +167,7 @@ def test_a_heatmap_says_which_weights_it_shows() -> None:
 
     said = {name: Recipe.of(TABLE[name]).words() for name in ("gcpo", "gcpo_magnitude", "gcpo_variance")}
     assert said["gcpo_magnitude"] == "contrast kl, by size (tokens below 0.001 nats 0, at most 10 means)"
-    assert said["gcpo_variance"] == "variance, by size (over the batch)"
+    assert said["gcpo_variance"] == "variance, by size (over the batches before)"
     for name in said:
         recipe = Recipe.of(TABLE[name])
         assert Recipe.loads(recipe.dumps()) == recipe

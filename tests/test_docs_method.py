@@ -126,7 +126,7 @@ def test_the_table_of_algorithms_is_the_code_s() -> None:
         credits = {
             "uniform": "uniform",
             "contrast": f"contrast, KL divergence, {'ranks' if row.normalization == 'rank' else by_size}",
-            "variance": f"variance of the contrast over the codebook, by size over the {row.normalize_over}",
+            "variance": "variance of the contrast over the codebook, by size over the batches before",
             "dissimilar": "unlike the images of the other sign (STAGE)",
             "critical": "three tenths of the tokens, alike (Group Critical-token Policy Optimization)",
             "sibling": "GCPO's weights of another image of the prompt (control)",

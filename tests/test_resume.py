@@ -48,6 +48,7 @@ def with_lora(model: Path) -> Janus:
         ("gcpo", {"epochs": 2, "minibatches": 2}),
         ("dapo", {}),
         ("gcpo_random", {}),
+        ("gcpo_variance", {}),  # its weights are divided by the average of the steps before
         ("gcpo", {"lora": True}),
     ],
 )

@@ -7,6 +7,7 @@ At home here: what distinguishes GRPO, DAPO, GCPO and their controls. It calls t
 from __future__ import annotations
 
 from t2i_gcpo.algorithms.objective import TokenAdvantages, loss, loss_denominator, token_advantages
+from t2i_gcpo.algorithms.running_mean import RunningMean
 from t2i_gcpo.algorithms.table import ALL_STATS, STATS, TABLE, Algorithm, resolve
 from t2i_gcpo.algorithms.weights import token_weights
 
@@ -15,6 +16,7 @@ __all__ = [
     "STATS",
     "TABLE",
     "Algorithm",
+    "RunningMean",
     "TokenAdvantages",
     "loss",
     "loss_denominator",

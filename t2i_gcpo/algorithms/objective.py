@@ -16,6 +16,7 @@ from t2i_gcpo import advantages as group
 from t2i_gcpo import credit as credits
 from t2i_gcpo import losses
 from t2i_gcpo.algorithms import rivals
+from t2i_gcpo.algorithms.running_mean import RunningMean
 from t2i_gcpo.algorithms.table import Algorithm
 from t2i_gcpo.algorithms.weights import statistic, token_vectors, token_weights, valid_tokens
 from t2i_gcpo.losses import LossOutput
@@ -63,6 +64,7 @@ def token_advantages(
     code_vectors: Tensor | None = None,
     processes: Processes = ALONE,
     rows: Rows | None = None,
+    running: RunningMean | None = None,
 ) -> TokenAdvantages:
     """Return the token advantages of a whole rollout, or of one process's share of it.
 
@@ -72,7 +74,8 @@ def token_advantages(
     `normalize_parts`. reference_entropy [B, T] or [B], nats: the reference model's entropy of the same distribution
     as `Rollout.stats["entropy"]` at the same tokens, for the entropy reward. code_vectors [V, D]: what
     `algorithm.needed_vectors` names. processes: who shares the batch, over all of which statistics and metrics are.
-    rows: which of its rows these are (None: all). ValueError: one of these is wanted and missing, or the rollout's
+    rows: which of its rows these are (None: all). running: the average of the batches before, for `normalize_over`
+    running (None: there were none). ValueError: one of these is wanted and missing, or the rollout's
     group size is not the algorithm's.
     """
     size = rollout.sampling.group_size
@@ -113,6 +116,7 @@ def token_advantages(
             code_vectors=code_vectors,
             processes=processes,
             rows=rows,
+            running=running,
         )
         weights = weights * valid.unsqueeze(-1)
         of_kl = weights if algorithm.credit == "critical" else losses.kl_weights(weights)

@@ -67,8 +67,10 @@ class Algorithm:
     the whole codebook."""
     normalization: Literal["rank", "softmax", "minmax", "none"] = "rank"
     """From divergences to weights, within each image."""
-    normalize_over: Literal["image", "batch"] = "image"
-    """Whose mean weighs 1, with normalization none: each image's tokens, or those of the whole batch."""
+    normalize_over: Literal["image", "batch", "running"] = "image"
+    """Whose mean weighs 1, with normalization none: each image's tokens, those of the whole batch, or those of the
+    batches before it (an average that forgets half in seven steps), so that no weight depends on what else was
+    drawn."""
     cap: float = 0.0
     """With normalization none: divergences are cut to this many times the mean, at least 1; 0 is off."""
     token_floor: float = 0.0
@@ -141,7 +143,7 @@ class Algorithm:
     @property
     def keeps_size(self) -> bool:
         """Return whether an option is set that only weights by the size of the contrast have."""
-        return self.normalize_over == "batch" or self.cap > 0 or self.token_floor > 0
+        return self.normalize_over != "image" or self.cap > 0 or self.token_floor > 0
 
     @property
     def needs_contrast(self) -> bool:
@@ -187,7 +189,7 @@ TABLE: dict[str, Algorithm] = {
     "gcpo_dapo": _row("gcpo_dapo", **_DAPO),
     "gcpo_entropy": _row("gcpo_entropy", credit="entropy"),
     "gcpo_magnitude": _row("gcpo_magnitude", normalization="none", cap=CAP, token_floor=TOKEN_FLOOR),
-    "gcpo_variance": _row("gcpo_variance", credit="variance", normalization="none", normalize_over="batch"),
+    "gcpo_variance": _row("gcpo_variance", credit="variance", normalization="none", normalize_over="running"),
     "stage": _row("stage", credit="dissimilar", entropy_reward_coef=0.4),
     "critical_tokens": _row("critical_tokens", credit="critical", ratio_bound=0.5),
     "gcpo_random": _row("gcpo_random", credit="random"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from t2i_gcpo import credit as credits
 from t2i_gcpo.algorithms import rivals
+from t2i_gcpo.algorithms.running_mean import RunningMean
 from t2i_gcpo.algorithms.table import STATS, Algorithm
 from t2i_gcpo.records import Rollout, Rows
 from t2i_gcpo.utils.processes import ALONE, Processes
@@ -26,10 +27,13 @@ def token_weights(
     code_vectors: Tensor | None = None,
     processes: Processes = ALONE,
     rows: Rows | None = None,
+    running: RunningMean | None = None,
 ) -> Tensor:
     """Return the algorithm's credit: [B, T] fp32 of mean 1 over the valid tokens of each row.
 
-    With `normalize_over` batch the mean is 1 over the valid tokens of all rows. mask [B, T] bool, true = valid.
+    With `normalize_over` batch the mean is 1 over the valid tokens of all rows; with running it is 1 over those of the
+    batches before, whose average `running` holds (None: there were none, and it is the batch's). mask [B, T] bool,
+    true = valid.
 
     `generator` is what the controls draw from. code_vectors [V, D]: what `algorithm.needed_vectors` names. processes,
     rows: who shares the batch, and which of its rows these are (None: all). ValueError: a log-prob or statistic that
@@ -54,13 +58,13 @@ def token_weights(
     if algorithm.credit in ("entropy", "variance"):
         values = statistic(algorithm, rollout, algorithm.credit)
         if algorithm.keeps_size:
-            return _by_size(algorithm, values, values.sqrt(), mask, processes)
+            return _by_size(algorithm, values, values.sqrt(), mask, processes, running)
         return credits.normalize(values, normalization=kind, top=top, mass=mass, floor=0.0, mask=mask)
     if algorithm.divergence in STATS:
         name, curvature = STATS[algorithm.divergence]
         values, floor = statistic(algorithm, rollout, name), algorithm.floor**2 / curvature
         if algorithm.keeps_size:
-            weights = _by_size(algorithm, values, (values * curvature).sqrt(), mask, processes)
+            weights = _by_size(algorithm, values, (values * curvature).sqrt(), mask, processes, running)
         else:
             weights = credits.normalize(values, normalization=kind, top=top, mass=mass, floor=floor, mask=mask)
     else:
@@ -74,7 +78,7 @@ def token_weights(
         positive, negative = rollout.logprob_positive, rollout.logprob_negative
         if algorithm.keeps_size:
             values = credits.divergence(positive, negative, divergence)
-            weights = _by_size(algorithm, values, (negative - positive).abs(), mask, processes)
+            weights = _by_size(algorithm, values, (negative - positive).abs(), mask, processes, running)
         else:
             weights = credits.token_weights(
                 positive,
@@ -94,12 +98,23 @@ def token_weights(
 
 
 def _by_size(
-    algorithm: Algorithm, values: Tensor, contrast: Tensor, mask: Tensor | None, processes: Processes
+    algorithm: Algorithm,
+    values: Tensor,
+    contrast: Tensor,
+    mask: Tensor | None,
+    processes: Processes,
+    running: RunningMean | None,
 ) -> Tensor:
     """Weigh by the size of `values` [B, T], 0 where the `contrast` [B, T], nats, is below the token floor."""
     values = values.masked_fill(contrast < algorithm.token_floor, 0.0)
-    total = processes.sum if algorithm.normalize_over == "batch" else None
-    return credits.by_size(values, cap=algorithm.cap, over=algorithm.normalize_over, mask=mask, total=total)
+    if algorithm.normalize_over == "image":
+        return credits.by_size(values, cap=algorithm.cap, mask=mask)
+    if algorithm.normalize_over == "batch" or running is None:
+        return credits.by_size(values, cap=algorithm.cap, over="batch", mask=mask, total=processes.sum)
+    valid = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
+    amount, count = processes.sum(values[valid].sum()), processes.sum(valid.sum())
+    divisor = running.divide_by(float(amount / count.clamp(min=1)))
+    return credits.by_size(values, cap=algorithm.cap, mask=mask, divisor=divisor)
 
 
 def valid_tokens(rollout: Rollout, mask: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from t2i_gcpo.algorithms import TABLE, Algorithm, token_advantages
+from t2i_gcpo.algorithms import TABLE, Algorithm, RunningMean, token_advantages
 from t2i_gcpo.generators.tokens.logprobs import entropy
 from t2i_gcpo.generators.tokens.sampling import contrast_variance, exact_kl, js
 from t2i_gcpo.records import Prompt, Rollout, Sampling
@@ -84,12 +84,13 @@ def enumerated_rollout(world: World = TWO_TOKENS) -> tuple[Rollout, Tensor, Tens
 
 
 def group_gradients(
-    algorithm: Algorithm, world: World = TWO_TOKENS, *, repeats: int = REPEATS, seed: int = 0
+    algorithm: Algorithm, world: World = TWO_TOKENS, *, repeats: int = REPEATS, seed: int = 0, alone: bool = False
 ) -> Tensor:
     """Return the gradient of every group with respect to each token's logits, [N, T, V] fp64.
 
     The gradient is that of `sum_t A[g, t] log p(x[g, t])`, the mean over the two images, as in the first update of a
-    rollout, where every ratio is 1. For rules that draw at random it is a mean of `repeats` draws.
+    rollout, where every ratio is 1. For rules that draw at random it is a mean of `repeats` draws. alone: each group
+    is a batch of its own, the smallest; else all groups are one batch, whose means are as good as constant.
     """
     rollout, rewards, _ = enumerated_rollout(world)
     # There is no reference model here. Two tokens are alike where they are the same one.
@@ -97,20 +98,30 @@ def group_gradients(
     vectors = torch.eye(len(world.positive[0]))
     generator = torch.Generator().manual_seed(seed)
     random = algorithm.credit in ("random", "shuffled")
-    advantages = torch.stack([
-        token_advantages(algorithm, rollout, rewards, generator=generator, code_vectors=vectors).advantages.double()
-        for _ in range(repeats if random else 1)
-    ]).mean(dim=0)  # fmt: skip
+    running = RunningMean()
+
+    def advantages_of(part: Rollout, scores: Tensor) -> Tensor:
+        mean = RunningMean(running.value)  # each batch finds the same past
+        targets = token_advantages(algorithm, part, scores, generator=generator, code_vectors=vectors, running=mean)
+        running.value = running.value or mean.value
+        return targets.advantages.double()
+
+    everything = [advantages_of(rollout, rewards) for _ in range(repeats if random else 1)]
+    if alone:
+        groups = range(len(rollout.prompts))
+        parts = [(rollout.groups(torch.tensor([n])), rewards[2 * n : 2 * n + 2]) for n in groups]
+        everything = [torch.cat([advantages_of(*part) for part in parts]) for _ in everything]
+    advantages = torch.stack(everything).mean(dim=0)
     chance = torch.stack(world.positive).double()
     score = torch.nn.functional.one_hot(rollout.tokens, chance.shape[1]) - chance  # d log p(x) / d logits, [2 N, T, V]
     return rearrange(advantages[:, :, None] * score, "(n g) t v -> n g t v", g=2).mean(dim=1)
 
 
 def expected_gradient(
-    algorithm: Algorithm, world: World = TWO_TOKENS, *, repeats: int = REPEATS, seed: int = 0
+    algorithm: Algorithm, world: World = TWO_TOKENS, *, repeats: int = REPEATS, seed: int = 0, alone: bool = False
 ) -> Tensor:
     """Return the expected gradient with respect to each token's logits, [T, V] fp64: exact, as no group is left out."""
-    gradients = group_gradients(algorithm, world, repeats=repeats, seed=seed)
+    gradients = group_gradients(algorithm, world, repeats=repeats, seed=seed, alone=alone)
     return torch.einsum("n,ntv->tv", enumerated_rollout(world)[2], gradients)
 
 
@@ -134,6 +145,9 @@ RULES: dict[str, Algorithm] = {
     "gcpo, exact_kl, none, over the batch": replace(
         TABLE["gcpo"], divergence="exact_kl", normalization="none", normalize_over="batch"
     ),
+    "gcpo, exact_kl, none, running": replace(
+        TABLE["gcpo"], divergence="exact_kl", normalization="none", normalize_over="running"
+    ),
     "gcpo_magnitude": TABLE["gcpo_magnitude"],
     "gcpo_entropy": TABLE["gcpo_entropy"],
     "gcpo_variance": TABLE["gcpo_variance"],
@@ -145,12 +159,15 @@ RULES: dict[str, Algorithm] = {
 def table(rules: Mapping[str, Algorithm] = RULES) -> str:
     """Return a Markdown table: each rule's expected gradient, and the bias in both worlds."""
     lines = [
-        "| rule | first token, which decides | second token, without influence | bias | bias, three tokens |",
-        "|---|---|---|---|---|",
+        "| rule | first token, which decides | second token, without influence | bias | bias, three tokens "
+        "| three tokens, batches of one group |",
+        "|---|---|---|---|---|---|",
     ]
     for name, rule in rules.items():
         two, three = (expected_gradient(rule, world) for world in (TWO_TOKENS, THREE_TOKENS))
-        cells = f"{_numbers(two[0])} | {_numbers(two[1])} | {bias(two):.1%} | {bias(three):.1%}"
+        shared = rule.normalize_over != "image" or rule.credit == "dissimilar"  # else an image's weights are its own
+        alone = expected_gradient(rule, THREE_TOKENS, alone=True) if shared else three
+        cells = f"{_numbers(two[0])} | {_numbers(two[1])} | {bias(two):.1%} | {bias(three):.1%} | {bias(alone):.1%}"
         lines.append(f"| `{name}` | {cells} |")
     return "\n".join(lines)
 

@@ -49,7 +49,8 @@ class Recipe:
         what = self.credit if self.credit in ("entropy", "variance") else f"{self.credit} {self.divergence}"
         limits = [f"tokens below {self.token_floor:g} nats 0"] if self.token_floor else []
         limits += [f"at most {self.cap:g} means"] if self.cap else []
-        limits += ["over the batch"] if self.normalize_over == "batch" else []
+        over = {"image": [], "batch": ["over the batch"], "running": ["over the batches before"]}
+        limits += over[self.normalize_over]
         if limits:
             return f"{what}, by size ({', '.join(limits)})"
         share = f" (top {self.top:g} carries {self.mass:g})" if self.normalization == "rank" else ""

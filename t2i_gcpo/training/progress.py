@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from t2i_gcpo.algorithms import RunningMean
 from t2i_gcpo.data.sampler import PromptSampler
 
 
@@ -21,6 +22,8 @@ class Progress:
     images_sampled: int = 0
     images_scored: int = 0
     """Sampled images that have a score."""
+    credit_mean: RunningMean = field(default_factory=RunningMean)
+    """What token weights are divided by under `normalize_over: running`."""
 
     def state(self) -> dict[str, Any]:
         """Return it as tensors and plain values."""
@@ -28,6 +31,7 @@ class Progress:
             "step": self.step,
             "images_sampled": self.images_sampled,
             "images_scored": self.images_scored,
+            "credit_mean": self.credit_mean.value,
             "rng": self.rng.get_state(),
             "prompts": self.prompts.state_dict(),
         }
@@ -36,5 +40,6 @@ class Progress:
         """Go to where `state` was taken. ValueError where it belongs to other prompts."""
         self.step, self.images_sampled = state["step"], state["images_sampled"]
         self.images_scored = state["images_scored"]
+        self.credit_mean.value = state.get("credit_mean")  # none of before it was saved
         self.rng.set_state(state["rng"])
         self.prompts.load_state_dict(state["prompts"])

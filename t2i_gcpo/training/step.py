@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from rewards.base import Reward
-from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, token_advantages
+from t2i_gcpo.algorithms import Algorithm, RunningMean, TokenAdvantages, token_advantages
 from t2i_gcpo.data.sampler import PromptSampler
 from t2i_gcpo.generators.base import ImageGenerator, seeded
 from t2i_gcpo.records import Prompt, Rollout, Rows, Sampling, ScoredRollout
@@ -73,6 +73,8 @@ class Step:
     prompts_per_step: int
     rng: torch.Generator
     """Source of every random choice but the order of the prompts; in the same state on every process."""
+    credit_mean: RunningMean
+    """What token weights are divided by under `normalize_over: running`; each step takes its own into it."""
     processes: Processes = ALONE
 
     def __call__(self) -> Outcome:
@@ -136,4 +138,5 @@ class Step:
                 code_vectors=code_vectors(self.generator, self.algorithm),
                 processes=self.processes,
                 rows=rows,
+                running=self.credit_mean,
             )

@@ -159,6 +159,7 @@ class Trainer:
             self.negative_prompt,
             self.loop.prompts_per_step,
             self.rng,
+            self.progress.credit_mean,
             processes,
         )
         self._begun = False
