@@ -257,6 +257,25 @@ def test_activations_of_one_step_or_of_all_give_the_same_gradient(distribution: 
     assert max(float(x.abs().max()) for x in a) > 0.01
 
 
+@pytest.mark.parametrize("distribution", ["conditional", "guided"])
+def test_logits_of_tokens_that_a_pass_does_not_score_are_not_held(distribution: Any) -> None:
+    """A backward pass needs those of the scored tokens alone: with N passes at once the others would be most of it.
+
+    No other tensor is 40 values a token wide.
+    """
+    generator = tiny_amused.generator(codebook=40, gradient_checkpointing=False)
+    rollout, sizes = generator.sample(PROMPTS, sampling()), list[int]()
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.untyped_storage().nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        generator.training_scores(rollout, distribution=distribution)
+    every = rollout.tokens.numel() * generator.codebook_size * 4
+    assert sizes and every not in sizes and 2 * every not in sizes
+
+
 def test_only_the_guided_branch_that_is_trained_has_a_gradient(shared: Amused) -> None:
     rollout = shared.sample(PROMPTS, sampling())
     through, detached = (gradients(shared, rollout, distribution=d) for d in ("guided", "guided_detached"))

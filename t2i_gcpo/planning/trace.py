@@ -26,6 +26,11 @@ META = torch.device("meta")
 PRODUCTS_FORWARD, PRODUCTS_BACKWARD = 2, 5
 
 
+#: On a device a convolution's result has its input's layout; on meta it is contiguous, and layers that follow would
+#: then copy less or more.
+CONVOLUTIONS = (torch.ops.aten.convolution.default,)
+
+
 @dataclass(frozen=True)
 class Trace:
     """Holds what a forward pass, and the backward pass that follows it, need."""
@@ -63,6 +68,8 @@ class _Ledger(TorchDispatchMode):
         formula = flop_registry.get(function._overloadpacket)
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=result))
+        if function in CONVOLUTIONS:
+            result = _as_laid_out(result, args[0])
         for tensor in _tensors(result):
             if _key(tensor) not in given:  # else a view, or written in place
                 given.add(_key(tensor))
@@ -129,6 +136,12 @@ class _Attention(torch.autograd.Function):
         query, key, value, *_ = ctx.saved_tensors
         ctx.count.flops += PRODUCTS_BACKWARD * ctx.flops
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None, None
+
+
+def _as_laid_out(result: Tensor, given: Tensor) -> Tensor:
+    """Lay the result [b, c, h, w] of a convolution out in memory as cuDNN and oneDNN do: as its input."""
+    last = given.ndim == 4 and not given.is_contiguous() and given.is_contiguous(memory_format=torch.channels_last)
+    return result.contiguous(memory_format=torch.channels_last) if last else result
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -213,5 +213,8 @@ class StateScorer:
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
-    """Take the logits [R, T, V] at the positions `index` [R, c]: [R, c, V]."""
-    return values.gather(1, repeat(index, "r c -> r c v", v=values.shape[-1]))
+    """Take the logits [R, T, V] at the positions `index` [R, c]: [R, c, V].
+
+    Not with `gather`, whose backward pass keeps all of `values`.
+    """
+    return values[torch.arange(len(values), device=index.device)[:, None], index]
