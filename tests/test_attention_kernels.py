@@ -4,7 +4,7 @@ There is no GPU here. Torch is asked for the CPU's kernels, by `torch._fused_sdp
 with their columns side by side break, a last dimension of stride 1, is one function for all devices in its sources
 (`sdp_utils_cpp.h`). What else CUDA's kernels want is stated here and not asked: an additive mask whose rows have stride
 1 and start at multiples of 16 bytes, and heads of a multiple of 8 numbers. With a mask CUDA takes the memory-efficient
-kernel, as its flash kernel knows none.
+kernel, as its flash kernel knows none. So a compiled step on CUDA goes by FlexAttention, which runs here as well.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from helpers.training import PROMPTS, generator
+from t2i_gcpo.generators.janus import row_attention
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.generators.janus.kv_cache import GrowingCache
+from t2i_gcpo.generators.janus.sampler import StepSampler
 from t2i_gcpo.records import Rollout, Sampling
 
 HOW = Sampling(group_size=2, guidance=3.0, seed=4, stats=("entropy", "exact_kl"))
@@ -95,3 +97,73 @@ def test_the_layout_of_a_cpu_would_not(dtype: torch.dtype) -> None:
         assert keys.shape == values.shape == (4, 16, 80, 128)
         found[in_one_piece] = torch._fused_sdp_choice(column, keys, values, cache.shown_bias)
     assert found == {True: SDPBackend.FLASH_ATTENTION.value, False: SDPBackend.MATH.value}
+
+
+# -- FlexAttention -----------------------------------------------------------------------------------------------------
+
+
+def test_which_attention_reads_the_cache_of_which_device() -> None:
+    policy = generator()
+    kernels = {}
+    for name in ("cpu", "cuda", "mps"):
+        steps = StepSampler(policy.model, policy.head, 16, torch.device(name))
+        kernels[name] = steps.kernel(compile=True), steps.kernel(compile=False)
+    assert kernels == {"cpu": ("eager", "eager"), "cuda": (row_attention.NAME, "sdpa"), "mps": ("sdpa", "sdpa")}
+
+
+@pytest.mark.parametrize("newest", [70, 127, 128, 191])
+@pytest.mark.parametrize("key_heads", [4, 2], ids=["a key a query", "a key for two queries"])
+def test_flex_attention_is_masked_attention(newest: int, key_heads: int) -> None:
+    """Rows that begin in the first, in the second and at the newest column; what lies outside is large."""
+    rng = torch.Generator().manual_seed(0)
+    first, columns = torch.tensor([0, 3, 65, newest]), 192
+    query = torch.randn(4, 4, 1, 16, generator=rng)
+    keys, values = torch.randn(2, 4, key_heads, columns, 16, generator=rng)
+    at = torch.arange(columns)
+    seen = (at >= first[:, None]) & (at <= newest)
+    for tensor in (keys, values):
+        tensor.masked_fill_(~seen[:, None, :, None], 1e4)
+    mask = row_attention.block_mask(first, torch.tensor([newest]), columns)
+    ours, _ = row_attention.attend(torch.nn.Module(), query, keys, values, mask, scaling=0.3)
+    plain = torch.nn.functional.scaled_dot_product_attention(
+        query, keys, values, attn_mask=seen[:, None, None], scale=0.3, enable_gqa=key_heads != 4
+    )
+    torch.testing.assert_close(ours, plain.transpose(1, 2), atol=1e-5, rtol=0)
+
+
+def test_a_row_reads_the_blocks_from_its_first_to_the_newest_column() -> None:
+    mask = row_attention.block_mask(torch.tensor([0, 64, 130]), torch.tensor([130]), 256)
+    assert mask.kv_num_blocks.flatten().tolist() == [3, 2, 1]
+    blocks = [row[:count] for row, count in zip(mask.kv_indices[:, 0, 0].tolist(), (3, 2, 1), strict=True)]
+    assert blocks == [[0, 1, 2], [1, 2], [2]]
+
+
+def test_the_loop_with_flex_attention_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, but for the compiler."""
+    policy = generator()
+    plain = sampled(policy, fused=True)
+    monkeypatch.setattr(StepSampler, "kernel", lambda steps, *, compile: row_attention.NAME)
+    real, prefill = StepSampler._prefill, []
+
+    def with_masks(steps: StepSampler, language: Any, *args: Any) -> None:  # CUDA's prefill is not by FlexAttention
+        prefill.append(language.config._attn_implementation)
+        language.config._attn_implementation = "sdpa"
+        real(steps, language, *args)
+        language.config._attn_implementation = row_attention.NAME
+
+    monkeypatch.setattr(StepSampler, "_prefill", with_masks)
+    check_same(policy.sample(TEXTS, HOW), plain)
+    assert prefill == [row_attention.NAME], "the kernel of this test was asked for"
+
+
+@pytest.mark.slow
+def test_the_loop_with_flex_attention_compiles_into_one_graph() -> None:
+    policy = generator()
+    plain = sampled(policy, fused=True)
+    policy.compiles.choice = True
+    if not policy.compiles():
+        pytest.skip("torch.compile has no compiler here")
+    policy.sampler.steps.row_attention = True
+    for _ in range(2):  # the second one in new memory
+        check_same(sampled(policy, fused=True), plain)
+        policy.sampler.steps.buffers.release()

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.training import PROMPTS, generator
-from t2i_gcpo.generators.janus import sampler
+from t2i_gcpo.generators.janus import row_attention, sampler
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.generators.janus.kv_cache import GrowingCache
+from t2i_gcpo.generators.janus.sampler import StepSampler
 from t2i_gcpo.records import Sampling
 
 ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique")
@@ -87,6 +88,27 @@ def test_no_value_is_asked_for_in_the_loop(
     policy = generator()
     policy.sampler.steps.fused_attention = policy.sampler.steps.keys_in_one_piece = fused
     assert questions(policy, monkeypatch, Sampling(**{"group_size": 2, "seed": 3, **changes})) == []
+
+
+def test_no_value_is_asked_for_with_flex_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks that a row reads are counted on the device. Torch's own code around the kernel, which runs in Python
+    where it is not compiled, is left out."""
+    policy = generator()
+    plain = row_attention.attend
+
+    def attend(module: Any, query: Tensor, *args: Any, **options: Any) -> Any:
+        return query.transpose(1, 2), None
+
+    monkeypatch.setattr(row_attention, "attend", attend)
+    monkeypatch.setattr(StepSampler, "kernel", lambda steps, *, compile: row_attention.NAME if compile else "sdpa")
+    row_attention.register()
+    try:
+        monkeypatch.setattr(sampler, "compiled", lambda function, name, **options: function)
+        monkeypatch.setattr(policy.compiles, "choice", True)
+        assert questions(policy, monkeypatch, Sampling(group_size=2, guidance=5.0, seed=3)) == []
+    finally:
+        monkeypatch.setattr(row_attention, "attend", plain)
+        row_attention.register()
 
 
 def test_a_question_in_the_loop_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

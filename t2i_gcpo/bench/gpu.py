@@ -223,27 +223,31 @@ def bytes_per_token(generator: Janus, images: int, prompt: int) -> int:
 
 
 def rollouts(bench: Bench, images: int, bandwidth: float) -> None:
-    """Time the three loops, and work out the floor."""
+    """Time the loops, and work out the floor."""
     generator, prompts, how = bench.generator, bench.prompts(images), bench.sampling()
     steps, width = generator.sampler.steps, plain_loop.encoded(generator, prompts, 1).ids.shape[1]
     scale, unit = 1e3 / bench.tokens, "ms a token"
 
-    def ours(*, fused: bool, one_piece: bool) -> Rollout:
-        before = steps.fused_attention, steps.keys_in_one_piece
-        steps.fused_attention, steps.keys_in_one_piece = fused, one_piece
+    def ours(*, fused: bool, one_piece: bool, row: bool) -> Rollout:
+        before = steps.fused_attention, steps.keys_in_one_piece, steps.row_attention
+        steps.fused_attention, steps.keys_in_one_piece, steps.row_attention = fused, one_piece, row
         generator.compiles.choice = bench.compile
         try:
             return generator.sample(prompts, how)
         finally:
             generator.compiles.choice = False
-            steps.fused_attention, steps.keys_in_one_piece = before
+            steps.fused_attention, steps.keys_in_one_piece, steps.row_attention = before
 
     plain = lambda: plain_loop.sample(generator, prompts, how)  # noqa: E731
     fused = bench.device.type != "cpu"
     bench.time("rollout", "the paper's loop", images, plain, unit=unit, scale=scale)
-    bench.time("rollout", "ours, keys side by side", images, lambda: ours(fused=True, one_piece=False),
+    bench.time("rollout", "ours, keys side by side", images, lambda: ours(fused=True, one_piece=False, row=False),
                unit=unit, scale=scale)  # fmt: skip
-    bench.time("rollout", "ours", images, lambda: ours(fused=fused, one_piece=fused), unit=unit, scale=scale)
+    if steps.row_attention:
+        bench.time("rollout", "ours, masked attention", images, lambda: ours(fused=True, one_piece=True, row=False),
+                   unit=unit, scale=scale)  # fmt: skip
+    bench.time("rollout", "ours", images, lambda: ours(fused=fused, one_piece=fused, row=steps.row_attention),
+               unit=unit, scale=scale)  # fmt: skip
     floor = bytes_per_token(generator, images, width) / bandwidth
     bench.add("rollout", "floor of the bandwidth", images, 1e3 * floor, unit)
 

@@ -158,7 +158,7 @@ class PlannedAmused(PlannedModel):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def cache(self, folded: int, options: PassOptions, *, compiled: bool) -> int:
+    def cache(self, folded: int, options: PassOptions, *, compiled: bool, on_cpu: bool) -> int:
         return 0
 
     def sample(self, folded: int, prompts: int, options: PassOptions) -> int:

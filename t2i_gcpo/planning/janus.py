@@ -15,7 +15,7 @@ from rewards.models.torchvision_mend import mend
 from t2i_gcpo.generators.integrity import load_part
 from t2i_gcpo.generators.janus import random_model
 from t2i_gcpo.generators.janus.head import Fp32Head
-from t2i_gcpo.generators.janus.kv_cache import STRIDE, rounded_up
+from t2i_gcpo.generators.janus.kv_cache import buffer_columns
 from t2i_gcpo.generators.janus.sampler import WIDTH_MULTIPLE
 from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
 from t2i_gcpo.generators.random_models import fresh_weights
@@ -129,11 +129,12 @@ class PlannedJanus(PlannedModel):
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
-    def cache(self, folded: int, options: PassOptions, *, compiled: bool) -> int:
+    def cache(self, folded: int, options: PassOptions, *, compiled: bool, on_cpu: bool) -> int:
         width = options.prompt_columns
         if compiled:
             width = -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        return self._keys_and_values(folded, rounded_up(width - 1 + self.tokens) + STRIDE)
+        columns = buffer_columns(width - 1 + self.tokens, whole=compiled and not on_cpu)
+        return self._keys_and_values(folded, columns)
 
     def sample(self, folded: int, prompts: int, options: PassOptions) -> int:
         prefix = self._keys_and_values(folded + prompts, options.prompt_columns - 1)  # copied from prompts to rows

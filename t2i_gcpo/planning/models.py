@@ -76,7 +76,7 @@ class PlannedModel(ABC):
         """Trace the decoding of rows to images."""
 
     @abstractmethod
-    def cache(self, folded: int, options: PassOptions, *, compiled: bool) -> int:
+    def cache(self, folded: int, options: PassOptions, *, compiled: bool, on_cpu: bool) -> int:
         """Count the bytes of the buffers that hold keys and values of folded rows; 0 where there are none."""
 
     @abstractmethod

@@ -93,7 +93,7 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
     decode = model.decode(decoded, options)
     phases = memory.phases(
         always,
-        cache=model.cache(folded, options, compiled=load.compiled),
+        cache=model.cache(folded, options, compiled=load.compiled, on_cpu=load.on_cpu),
         cache_stays=load.compiled and load.on_cpu,
         sampling=model.sample(folded, min(load.prompts, load.sampled_at_once), options),
         decoding=decode.peak,

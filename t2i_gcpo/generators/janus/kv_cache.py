@@ -9,6 +9,8 @@ Keys have one of two layouts. For the matrix products of a CPU they lie with the
 single query are then sums over vectors of columns, not a sum within each column. Torch's fused attention kernels want
 each key in one piece; given the other layout they fall back to a kernel that copies all keys and values.
 
+A kernel that is told which columns a row reads (`row_attention`) is shown the buffers whole.
+
 R rows, K key-value heads, C columns of the buffers, S columns shown, D head width.
 """
 
@@ -18,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from t2i_gcpo.generators.janus.row_attention import BlockMask, block_mask, whole_blocks
 
 #: Columns by which the part that is shown grows.
 STRIDE = 16
@@ -61,14 +65,18 @@ class GrowingCache:
         dtype: torch.dtype,
         device: torch.device,
         keys_in_one_piece: bool = False,
+        whole: bool = False,
         buffers: Buffers | None = None,
     ) -> None:
         """Plan for at least `columns` columns.
 
-        keys_in_one_piece: the layout that fused kernels want. buffers: where the memory comes from at each `start`
-        (None: of its own).
+        keys_in_one_piece: the layout that fused kernels want. whole: show all columns, and say in `mask` which a row
+        reads. buffers: where the memory comes from at each `start` (None: of its own).
         """
-        columns = rounded_up(columns) + STRIDE  # never shown whole: that would be a second case to compile
+        columns = buffer_columns(columns, whole=whole)
+        self._whole = whole
+        self.first = torch.zeros(rows, dtype=torch.long, device=device)
+        """[R] int64: each row's first column that is no padding."""
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         """[1] int64: the column that the next `update` writes; in place, as compiled code holds this tensor."""
         self._layers, self._shape = layers, (rows, heads, columns, width)
@@ -94,6 +102,9 @@ class GrowingCache:
                 buffer[:, :, :length].copy_(part)
         self._shown = 0
         self.column.fill_(length)
+        self.first.copy_(mask.int().argmax(dim=1))
+        if self._whole:
+            self.shown_keys, self.shown_values = self.keys, self.values
 
     def _place(self) -> None:
         """Lay keys and values into the memory that the buffers lend."""
@@ -113,6 +124,8 @@ class GrowingCache:
     def open(self, column: int) -> None:
         """Let the next `update` write `column`, and every row look at it."""
         self.column.fill_(column)
+        if self._whole:
+            return
         self.bias[..., column] = 0.0
         shown = rounded_up(column + 1)
         if shown == self._shown:
@@ -122,11 +135,25 @@ class GrowingCache:
         self.shown_values = [_shown(values, 2, shown) for values in self.values]
         self.shown_bias = _shown(self.bias, 3, shown)
 
+    @property
+    def mask(self) -> Tensor | BlockMask:
+        """Return what is looked at, as the attention of the chosen layout takes it."""
+        if self._whole:
+            return block_mask(self.first, self.column, self._shape[2])
+        return self.shown_bias
+
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one column of a layer [R, K, 1, D], and return what is shown of it [R, K, S, D]."""
         self.shown_keys[layer].index_copy_(2, self.column, keys)
         self.shown_values[layer].index_copy_(2, self.column, values)
         return self.shown_keys[layer], self.shown_values[layer]
+
+
+def buffer_columns(columns: int, *, whole: bool) -> int:
+    """Return the columns of buffers for at least `columns`."""
+    if whole:
+        return whole_blocks(columns)
+    return rounded_up(columns) + STRIDE  # never shown whole: that would be a second case to compile
 
 
 def rounded_up(columns: int) -> int:

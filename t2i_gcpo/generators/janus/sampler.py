@@ -20,6 +20,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.compilation import ShapeCache, compiled
+from t2i_gcpo.generators.janus import row_attention
 from t2i_gcpo.generators.janus.head import Fp32Head
 from t2i_gcpo.generators.janus.kv_cache import Buffers, GrowingCache
 from t2i_gcpo.generators.janus.prompts import Encoded
@@ -59,6 +60,8 @@ class StepSampler:
         self.fused_attention = device.type != "cpu"
         """Whether torch's fused attention kernel reads the cache. On a CPU two plain matrix products do: for one query
         they are nearly twice as fast."""
+        self.row_attention = device.type == "cuda"
+        """Whether a compiled step reads the cache with FlexAttention: on CUDA, whose flash kernel takes no mask."""
         self.buffers = Buffers()
         self.keys_in_one_piece = self.fused_attention
         """The layout of the cache; a fused kernel that is given the other one falls back to a slow one."""
@@ -88,8 +91,9 @@ class StepSampler:
         shape = self._shape(policy, len(folded), prefix, sampling, branches, compile)
         by_step = noise.T.contiguous()
         tokens, records = [], []
-        with _attention(policy, "sdpa" if self.fused_attention else "eager"):
+        with _attention(policy, self.kernel(compile=False)):
             self._prefill(policy, prompts, folded, shape)
+        with _attention(policy, self.kernel(compile=compile)):
             embeds = policy.get_input_embeddings()(prompts.ids[:, -1:])[folded]
             for step in range(self.length):
                 shape.cache.open(prefix + step)
@@ -102,6 +106,15 @@ class StepSampler:
         by_name = {name: torch.stack([record[name] for record in records], dim=1) for name in records[0]}
         steps = repeat(torch.arange(self.length, device=owner.device), "t -> r t", r=rows).clone()
         return SampledRows(torch.stack(tokens, dim=1), by_name | {"commit_step": steps})
+
+    def kernel(self, *, compile: bool) -> str:
+        """Return the attention that reads the cache, by transformers' name.
+
+        Not compiled, FlexAttention would make all scores one after the other; torch's masked kernel does not.
+        """
+        if self.row_attention and compile:
+            return row_attention.NAME
+        return "sdpa" if self.fused_attention else "eager"
 
     def end(self, *, compile: bool) -> None:
         """Give the keys' and values' memory back after a rollout: the update needs it.
@@ -137,19 +150,23 @@ class StepSampler:
     ) -> _Shape:
         """Return buffers and step for a folded batch; compiled ones are kept, as new ones would be compiled anew."""
         if not compile:
-            return self._new_shape(policy, rows, prefix, sampling, branches)
+            return self._new_shape(policy, rows, prefix, sampling, branches, self.kernel(compile=False))
 
         def build() -> _Shape:
-            shape = self._new_shape(policy, rows, prefix, sampling, branches)
+            shape = self._new_shape(policy, rows, prefix, sampling, branches, self.kernel(compile=True))
             options = {"realize_opcount_threshold": REALIZE_FROM} if self.device.type == "cpu" else {}
             shape.advance = compiled(shape.advance, f"advance_{rows}_{prefix}", **options)
             return shape
 
-        layout = (self.fused_attention, self.keys_in_one_piece)
+        layout = (self.kernel(compile=True), self.keys_in_one_piece)
         key = (id(policy), rows, prefix, choice(sampling), branches, layout)
         return self._compiled.get_or_build(key, build)
 
-    def _new_shape(self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches) -> _Shape:
+    def _new_shape(
+        self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches, kernel: str
+    ) -> _Shape:
+        if kernel == row_attention.NAME:
+            row_attention.register()
         text = self.model.config.text_config
         weight = policy.get_input_embeddings().weight
         cache = GrowingCache(
@@ -161,6 +178,7 @@ class StepSampler:
             dtype=weight.dtype,
             device=weight.device,
             keys_in_one_piece=self.keys_in_one_piece,
+            whole=kernel == row_attention.NAME,
             buffers=self.buffers,
         )
         positions = torch.zeros(rows, 1, dtype=torch.long, device=weight.device)
@@ -170,7 +188,7 @@ class StepSampler:
         def advance(embeds: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             output = policy(
                 inputs_embeds=embeds,
-                attention_mask=cache.shown_bias,
+                attention_mask=cache.mask,
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
