@@ -70,7 +70,7 @@ def attend(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as transformers asks for it: query [R, H, 1, D], key and value [R, K, C, D] -> [R, 1, H, D], no weights."""
+    """Attend as transformers asks for it: query [R, H, 1, D], keys, values [R, K, C, D] -> [R, 1, H, D], no weights."""
     del module
     grouped = query.shape[1] != key.shape[1]
     result = flex_attention(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=grouped)
