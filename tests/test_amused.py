@@ -99,7 +99,7 @@ def encoded(generator: Amused, text: str) -> Any:
 
 def test_images_depend_on_their_own_seed_and_indices_alone(shared: Amused) -> None:
     whole = shared.sample(PROMPTS, sampling())
-    second = shared.sample(PROMPTS[1:], sampling(), first_prompt_index=1)
+    second = shared.sample(PROMPTS[1:], sampling(), prompt_indices=[1])
     assert torch.equal(whole.tokens[3:], second.tokens) and torch.equal(whole.commit_step[3:], second.commit_step)
     shared.max_batch = 2
     try:

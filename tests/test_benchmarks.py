@@ -70,7 +70,7 @@ def test_images_lie_as_genevals_scripts_read_them(tmp_path: Path) -> None:
     assert json.loads((folder / "metadata.jsonl").read_text()) == {"tag": "even", "k": 4, "prompt": "prompt 4"}
     found, _ = image_folders.find(tmp_path / "images")
     assert [(picture.prompt.text, picture.group) for picture in found[8:10]] == [("prompt 4", "even")] * 2
-    rollout = FakeGenerator().sample([PROMPTS[4]], Sampling(seed=3, group_size=2), first_prompt_index=4)
+    rollout = FakeGenerator().sample([PROMPTS[4]], Sampling(seed=3, group_size=2), prompt_indices=[4])
     assert torch.equal(found[9].pixels(), FakeGenerator().decode(rollout.tokens)[1])
 
 

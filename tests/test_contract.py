@@ -71,7 +71,7 @@ class Wrong:
         if self.mistake == "global noise":
             torch.rand(1)
         if self.mistake == "ignores the index":
-            options.pop("first_prompt_index", None)
+            options.pop("prompt_indices", None)
         if self.mistake == "negative prompt of guidance":
             options.pop("negative_prompts", None)
         rollout = self.inner.sample(prompts, sampling, **options)

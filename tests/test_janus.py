@@ -184,7 +184,7 @@ def test_rollout_says_how_it_was_made(shared: Janus) -> None:
 def test_prompts_of_different_lengths_together_are_as_one_by_one(shared: Janus) -> None:
     together = sampled(shared, group_size=3)
     alone = [
-        shared.sample([text], Sampling(group_size=3, guidance=2.0, seed=5), first_prompt_index=index)
+        shared.sample([text], Sampling(group_size=3, guidance=2.0, seed=5), prompt_indices=[index])
         for index, text in enumerate(PROMPTS)
     ]
     assert_same(together, Rollout.cat(alone))

@@ -89,7 +89,7 @@ def draw_and_collect(useful: set[int]) -> tuple[Callable[[int], list[Prompt]], C
         if not prompts:
             return None
         scores = [float(p.metadata["k"]) + (g and p.metadata["k"] in useful) for p in prompts for g in range(2)]
-        rollout = FakeGenerator().sample(prompts, TWO, first_prompt_index=first)
+        rollout = FakeGenerator().sample(prompts, TWO, prompt_indices=range(first, first + len(prompts)))
         return ScoredRollout(rollout, FakeGenerator().decode(rollout.tokens), torch.tensor(scores))
 
     return draw, collect

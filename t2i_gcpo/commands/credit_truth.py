@@ -122,7 +122,7 @@ def draw_and_measure(
     ended: list[str] = []
     with on_interrupt(ended.append):
         for index, prompt in enumerate(tqdm(prompts, desc="prompts", disable=None)):
-            rollout = generator.sample([prompt], drawn, first_prompt_index=index)
+            rollout = generator.sample([prompt], drawn, prompt_indices=[index])
             scored = score(generator, reward, rollout)
             scores.append(scored.scores.cpu())
             images.append(scored.images.cpu())

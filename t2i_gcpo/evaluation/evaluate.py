@@ -254,7 +254,7 @@ def evaluate(
     with tqdm(total=len(own) * images_per_prompt, unit="image", desc="evaluate", disable=hidden, leave=False) as bar:
         for part in chunks(own, max(1, batch // images_per_prompt)):
             chosen = [prompts[index] for index in part]
-            rollout = generator.sample(chosen, sampling, first_prompt_index=part[0])
+            rollout = generator.sample(chosen, sampling, prompt_indices=part)
             images = generator.decode(rollout.tokens)
             if observe is not None:
                 observe(rollout, images)

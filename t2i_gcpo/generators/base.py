@@ -85,7 +85,7 @@ class ImageGenerator(Protocol):
         sampling: Sampling,
         *,
         rng: torch.Generator | None = None,
-        first_prompt_index: int = 0,
+        prompt_indices: Sequence[int] | None = None,
         negative_prompts: Negative = None,
     ) -> Rollout:
         """Draw `sampling.group_size` token grids for each of P prompts, without gradient.
@@ -94,7 +94,8 @@ class ImageGenerator(Protocol):
         >>> tuple(rollout.tokens.shape), tuple(generator.decode(rollout.tokens).shape)
         ((2, 144), (2, 3, 96, 96))
 
-        Each image's noise depends on (seed, `first_prompt_index` + p, g) only. With `rng`, one 63-bit draw from it
+        Image g of prompt p has noise that depends on (seed, `prompt_indices[p]`, g) only: the place of the prompt among
+        those that share the seed (None: 0, 1, ...). With `rng`, one 63-bit draw from it
         replaces `sampling.seed` and is recorded in the rollout's sampling.
         """
 
@@ -247,6 +248,15 @@ def as_negatives(negative: Negative, count: int) -> tuple[str, ...] | None:
     if len(negative) != count:
         raise ValueError(f"{len(negative)} negative prompts for {count} prompts; pass one for all, or one for each")
     return tuple(negative)
+
+
+def as_indices(prompt_indices: Sequence[int] | None, count: int) -> Sequence[int]:
+    """Return the place of each of `count` prompts among those that share a seed. ValueError: another number of them."""
+    if prompt_indices is None:
+        return range(count)
+    if len(prompt_indices) != count:
+        raise ValueError(f"prompt_indices has {len(prompt_indices)} places for {count} prompts; give one for each")
+    return prompt_indices
 
 
 def row_texts(rollout: Rollout, prompt: str | Sequence[str]) -> list[str] | None:

@@ -77,17 +77,17 @@ def collect(
     sampling: Sampling,
     *,
     rng: torch.Generator | None = None,
-    first_prompt_index: int = 0,
+    prompt_indices: Sequence[int] | None = None,
     negative_prompts: Negative = None,
     phase: Phase = _untimed,
 ) -> ScoredRollout:
     """Sample `sampling.group_size` images for each prompt and score them.
 
-    first_prompt_index: place of the first prompt among those that share the noise's seed.
+    prompt_indices: place of each prompt among those that share the noise's seed (None: 0, 1, ...).
     """
     with phase("sample"):
         rollout = generator.sample(
-            prompts, sampling, rng=rng, first_prompt_index=first_prompt_index, negative_prompts=negative_prompts
+            prompts, sampling, rng=rng, prompt_indices=prompt_indices, negative_prompts=negative_prompts
         )
     return score(generator, reward, rollout, phase=phase)
 

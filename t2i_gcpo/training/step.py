@@ -109,7 +109,7 @@ class Step:
                 prompts,
                 self.sampling,
                 rng=self.rng,
-                first_prompt_index=first,
+                prompt_indices=range(first, first + len(prompts)),
                 negative_prompts=self.negative_prompt,
                 phase=clock.phase,
             )

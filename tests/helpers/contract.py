@@ -58,8 +58,13 @@ def scoring_gives_the_log_probs_of_sampling(make: Make, prompts: list[str], fold
 def an_image_depends_on_its_seed_and_indices_alone(make: Make, prompts: list[str], folder: Path) -> None:
     generator = make()
     whole = generator.sample(prompts, DRAWN)
-    last = generator.sample(prompts[-1:], DRAWN, first_prompt_index=len(prompts) - 1)
+    last = generator.sample(prompts[-1:], DRAWN, prompt_indices=[len(prompts) - 1])
     torch.testing.assert_close(last.tokens, whole.tokens[-3:])
+    places = range(len(prompts))[::-1]
+    turned = generator.sample(prompts[::-1], DRAWN, prompt_indices=places)
+    torch.testing.assert_close(turned.tokens, torch.cat([whole.tokens[3 * p : 3 * p + 3] for p in places]))
+    with pytest.raises(ValueError, match="1 places for"):
+        generator.sample(prompts, DRAWN, prompt_indices=[0])
     torch.testing.assert_close(generator.sample(prompts, Sampling(guidance=2.0, seed=5)).tokens, whole.tokens[::3])
     other = generator.sample(prompts, Sampling(group_size=3, guidance=2.0, seed=6))
     assert not torch.equal(other.tokens, whole.tokens) and not torch.equal(whole.tokens[0], whole.tokens[1])

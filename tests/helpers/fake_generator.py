@@ -12,7 +12,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from t2i_gcpo.generators.base import Negative, as_prompts, seeded
+from t2i_gcpo.generators.base import Negative, as_indices, as_prompts, seeded
 from t2i_gcpo.generators.tokens.sampling import row_noise
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 
@@ -44,11 +44,11 @@ class FakeGenerator:
         sampling: Sampling,
         *,
         rng: torch.Generator | None = None,
-        first_prompt_index: int = 0,
+        prompt_indices: Sequence[int] | None = None,
         negative_prompts: Negative = None,
     ) -> Rollout:
         prompts, sampling = as_prompts(prompts), seeded(sampling, rng)
-        rows = [(first_prompt_index + p, g) for p in range(len(prompts)) for g in range(sampling.group_size)]
+        rows = [(p, g) for p in as_indices(prompt_indices, len(prompts)) for g in range(sampling.group_size)]
         length = self.grid[0] * self.grid[1]
         noise = row_noise(sampling.seed, rows, length)
         self.batches.append(len(rows))

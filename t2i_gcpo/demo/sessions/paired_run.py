@@ -142,7 +142,7 @@ def _grown(
     side: Side, generator: ImageGenerator, scorer: Scorer, part: Sequence[Prompt], sampling: Sampling, first: int
 ) -> Side:
     """Return a side with the images of some more prompts."""
-    rollout = generator.sample(part, sampling, first_prompt_index=first)
+    rollout = generator.sample(part, sampling, prompt_indices=range(first, first + len(part)))
     images = generator.decode(rollout.tokens).cpu()
     judged = scorer.judge(images, part)
     scores = torch.tensor([one.score for one in judged])

@@ -125,7 +125,7 @@ def work(run: Run, load: Callable[[], ImageGenerator], reward: Reward, *, progre
 def _draw(run: Run, generator: ImageGenerator, part: range) -> None:
     prompts = [run.prompts[row] for row in part]
     sampling = replace(run.sampling, group_size=run.images, contrast=False, stats=())
-    rollout = generator.sample(prompts, sampling, first_prompt_index=part.start)
+    rollout = generator.sample(prompts, sampling, prompt_indices=part)
     images = generator.decode(rollout.tokens)
     for k, row in enumerate(part):
         if not run.drawn(row):

@@ -27,6 +27,7 @@ from t2i_gcpo.generators.base import (
     Distribution,
     Negative,
     TrainingScores,
+    as_indices,
     as_negatives,
     as_prompts,
     check_tokens,
@@ -163,7 +164,7 @@ class Amused(TrainableGenerator):
         sampling: Sampling,
         *,
         rng: torch.Generator | None = None,
-        first_prompt_index: int = 0,
+        prompt_indices: Sequence[int] | None = None,
         negative_prompts: Negative = None,
     ) -> Rollout:
         """Sample B = P * G token grids for P prompts.
@@ -182,7 +183,7 @@ class Amused(TrainableGenerator):
             self.likelihood, self.masked_passes, sampling.unmasking.steps, sampling.unmasking.order
         )  # or a ValueError
         rows = [(prompt, image) for prompt in range(len(prompts)) for image in range(sampling.group_size)]
-        sampled = self._sample_rows(prompts, negatives, sampling, rows, first_prompt_index)
+        sampled = self._sample_rows(prompts, negatives, sampling, rows, as_indices(prompt_indices, len(prompts)))
         return self.as_rollout(sampled, prompts, negatives, sampling)
 
     def _sample_rows(
@@ -191,14 +192,14 @@ class Amused(TrainableGenerator):
         negatives: tuple[str, ...] | None,
         sampling: Sampling,
         rows: list[tuple[int, int]],
-        first_prompt_index: int,
+        prompt_indices: Sequence[int],
     ) -> SampledRows:
         """Sample all rows (prompt, image), in batches."""
         parts = []
         with self.eval_mode() as policy:
             for batch in batches(rows, self.max_batch, self.compiles(), self.compiles.usual_rows):
                 part = self.sampler.draw(
-                    policy, prompts, negatives, sampling, batch.rows, first_prompt_index, compile=batch.compile
+                    policy, prompts, negatives, sampling, batch.rows, prompt_indices, compile=batch.compile
                 )
                 parts.append(part.first(batch.asked))
         return SampledRows.cat(parts)

@@ -46,7 +46,7 @@ class StepSampler:
         negatives: Sequence[str] | None,
         sampling: Sampling,
         rows: Sequence[tuple[int, int]],
-        first_prompt_index: int,
+        prompt_indices: Sequence[int],
         *,
         compile: bool,
     ) -> SampledRows:
@@ -57,7 +57,7 @@ class StepSampler:
         texts, branches = self._branches(
             [prompts[p].text for p, _ in rows], negatives and [negatives[p] for p, _ in rows], sampling
         )
-        indices = [(first_prompt_index + p, g) for p, g in rows]
+        indices = [(prompt_indices[p], g) for p, g in rows]
         noise = row_noise(sampling.seed, indices, 2 * plan.steps * length, device=device)
         noise = rearrange(noise, "r (n two t) -> n two r t", n=plan.steps, two=2)
         predict = self._predict(policy, len(rows), sampling, branches, compile)

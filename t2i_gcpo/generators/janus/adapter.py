@@ -21,6 +21,7 @@ from rewards.models.torchvision_mend import mend
 from t2i_gcpo.generators.base import (
     Distribution,
     Negative,
+    as_indices,
     as_negatives,
     as_prompts,
     check_tokens,
@@ -146,7 +147,7 @@ class Janus(TrainableGenerator):
         sampling: Sampling,
         *,
         rng: torch.Generator | None = None,
-        first_prompt_index: int = 0,
+        prompt_indices: Sequence[int] | None = None,
         negative_prompts: Negative = None,
     ) -> Rollout:
         """Sample B = P * G token grids for P prompts.
@@ -165,7 +166,7 @@ class Janus(TrainableGenerator):
                 [prompt.text for prompt in prompts],
                 negatives,
                 sampling,
-                first_prompt_index=first_prompt_index,
+                prompt_indices=as_indices(prompt_indices, len(prompts)),
                 max_batch=self.max_batch,
                 compile=self.compiles(),
                 usual=self.compiles.usual_rows,
@@ -231,7 +232,7 @@ class Janus(TrainableGenerator):
                 [texts[row] for row in rows.tolist()],
                 None,
                 replace(rollout.sampling, group_size=1, contrast=False, stats=()),
-                first_prompt_index=0,
+                prompt_indices=range(len(rows)),
                 max_batch=self.max_batch,
                 compile=self.compiles(),
                 noise=mixed,

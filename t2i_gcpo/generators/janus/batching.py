@@ -35,7 +35,7 @@ class RowSampler:
         negatives: Sequence[str] | None,
         sampling: Sampling,
         *,
-        first_prompt_index: int,
+        prompt_indices: Sequence[int],
         max_batch: int | None,
         compile: bool,
         noise: Tensor | None = None,
@@ -48,7 +48,7 @@ class RowSampler:
         rows = [(prompt, image) for prompt in range(len(texts)) for image in range(sampling.group_size)]
         parts = []
         for batch in batches(rows, max_batch, compile, usual):
-            indices = [(first_prompt_index + prompt, image) for prompt, image in batch.rows]
+            indices = [(prompt_indices[prompt], image) for prompt, image in batch.rows]
             if noise is None:
                 drawn = row_noise(sampling.seed, indices, self.steps.length, device=self.encoder.device)
             else:

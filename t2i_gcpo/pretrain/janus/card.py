@@ -139,7 +139,9 @@ def draw_samples(generator: Any, file: Path, sampling: Sampling) -> None:
 def mean_entropy(generator: Any, sampling: Sampling, images: int) -> float:
     """Measure the mean entropy of the raw conditional distribution, nats a token, on images for shapes:test."""
     prompts = limit(split("test"), images, repeat=True)
-    rollouts = [generator.sample(part, sampling, first_prompt_index=k) for k, part in _parts(prompts, 30)]
+    rollouts = [
+        generator.sample(part, sampling, prompt_indices=range(k, k + len(part))) for k, part in _parts(prompts, 30)
+    ]
     return float(torch.cat([rollout.stats["entropy"] for rollout in rollouts]).mean())
 
 

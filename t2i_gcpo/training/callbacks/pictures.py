@@ -114,18 +114,13 @@ class Pictures:
 
     def _collect(self, trainer: Trainer, chosen: list[int], sampling: Sampling) -> ScoredRollout:
         """Sample and score some of the prompts; each one's noise is that of its place among all."""
-        whole = chosen == list(range(len(chosen)))
-        parts = [chosen] if whole else [[place] for place in chosen]
-        rollouts = [
-            trainer.generator.sample(
-                [self.prompts[place] for place in part],
-                sampling,
-                first_prompt_index=part[0],
-                negative_prompts=self.negative_prompt,
-            )
-            for part in parts
-        ]
-        return score(trainer.generator, self.reward, Rollout.cat(rollouts))
+        rollout = trainer.generator.sample(
+            [self.prompts[place] for place in chosen],
+            sampling,
+            prompt_indices=chosen,
+            negative_prompts=self.negative_prompt,
+        )
+        return score(trainer.generator, self.reward, rollout)
 
 
 @torch.no_grad()
