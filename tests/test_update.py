@@ -446,3 +446,15 @@ def test_weights_of_another_shape_are_refused() -> None:
     state = target.state_dict()
     with pytest.raises(ValueError, match="generator and the LoRA rank that the run began with"):
         target.load_state_dict({**state, "weights": state["weights"][:-1]})
+
+
+def test_a_micro_batch_without_a_score_has_no_say_in_a_mean() -> None:
+    """The second half of the rows failed; the ratio of the others is 1."""
+    policy = generator()
+    rollout, targets = draw(policy, torch.tensor([0.1, 0.9, 0.4, 0.2, NAN, NAN, NAN, NAN]))
+    metrics = run(
+        updater(policy, algorithm=resolve("grpo", group_size=4, kl_coef=0.0), micro_batch=4, kl_every=0),
+        rollout,
+        targets,
+    )
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-6)

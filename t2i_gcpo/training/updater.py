@@ -282,9 +282,10 @@ _SUMMED = ("loss", "policy_loss", "kl_loss")
 def _means(history: list[dict[str, Tensor]], norms: list[Tensor]) -> dict[str, float]:
     """Return means over the tokens of all micro-batches, and over the gradient norms of the updates.
 
-    Losses, which are shares of a whole, are summed and divided by the updates.
+    Losses, which are shares of a whole, are summed and divided by the updates. A micro-batch whose images all failed
+    has no tokens, and no say in a mean.
     """
-    tokens = torch.stack([row["_tokens"].float().cpu() for row in history]).clamp(min=1.0)
+    tokens = torch.stack([row["_tokens"].float().cpu() for row in history])
     result = {"grad_norm": float(torch.stack(norms).mean())}
     for name in sorted(set(history[0]) - {"_tokens"}):
         values = torch.stack([row[name].float().cpu() for row in history])
@@ -293,5 +294,5 @@ def _means(history: list[dict[str, Tensor]], norms: list[Tensor]) -> dict[str, f
         elif name in ("ratio_max", "logprob_drift_max"):
             result[name] = float(values.max())
         else:
-            result[name] = float((values * tokens).sum() / tokens.sum())
+            result[name] = float((values * tokens).sum() / tokens.sum().clamp(min=1.0))
     return {**result, "clip_fraction": result["clip_fraction_low"] + result["clip_fraction_high"]}
