@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helpers import tiny
+from helpers import tiny, tiny_amused
 from helpers.training import PROMPTS, generator, trainer, weights
 from rewards.function import as_reward
 from t2i_gcpo import generators
 from t2i_gcpo.evaluation.evaluate import evaluate
-from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.records import Prompt, Sampling, Unmasking
 from t2i_gcpo.training.options import CheckpointPlan, Schedule
 from t2i_gcpo.training.ranks import torchrun
 from t2i_gcpo.training.trainer import StepRecord, Trainer
 from t2i_gcpo.utils.processes import ALONE, Processes
 
-#: A rate at which rounding noise, which AdamW blows up to its size where a gradient is all but 0, stays below 1e-5.
-OPTIM = Schedule(lr=1e-3, warmup_steps=3, schedule="cosine", weight_decay=0.1)
+#: Gradients that are 0 but for rounding have another value, and often another sign, when they are added up in another
+#: order. AdamW's first step divides a gradient by its own size, so such a weight moves by up to `lr` in any direction.
+#: An eps above the rounding noise (5e-8 here) leaves it where it is.
+OPTIM = Schedule(lr=1e-3, warmup_steps=3, schedule="cosine", weight_decay=0.1, eps=1e-5)
 STEPS = 5
 TESTS = Path(__file__).parents[1]
 
@@ -47,9 +49,17 @@ class Result:
     """The scores of an evaluation after the run."""
 
 
-def halves(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
-    """1 or 0: some groups have no spread, and dynamic sampling discards them."""
-    return (images[:, 0].float().mean(dim=(1, 2)) > 123.4).float()
+def above(red: float) -> Callable[..., Tensor]:
+    """Make a reward of 1 or 0: some groups have no spread, and dynamic sampling discards them."""
+
+    def score(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
+        return (images[:, 0].float().mean(dim=(1, 2)) > red).float()
+
+    return score
+
+
+#: Some groups of a tiny Janus, and of a tiny aMUSEd, have images on both sides of these.
+halves, masked_halves = above(123.4), above(14.7)
 
 
 def failing(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
@@ -69,19 +79,38 @@ CASES: dict[str, dict[str, Any]] = {
     "passes": {"name": "gcpo", "epochs": 2, "minibatches": 2, "micro_batch": 3},
     "uneven": {"name": "gcpo_dapo", "reward": halves, "minibatches": 4, "epochs": 2},
     "lora": {"name": "gcpo", "lora": True},
+    "lora_dapo": {"name": "dapo", "lora": True, "reward": halves},
+    "lora_passes": {"name": "gcpo_random", "lora": True, "epochs": 2, "minibatches": 2, "micro_batch": 3},
+    "masked_grpo": {"name": "grpo", "masked": True},
+    "masked_gcpo": {"name": "gcpo", "masked": True},
+    "masked_random": {"name": "gcpo_random", "masked": True},
+    "masked_dapo": {"name": "dapo", "masked": True, "reward": masked_halves},
+    "masked_passes": {"name": "gcpo_shuffled", "masked": True, "epochs": 2, "minibatches": 2},
+    "masked_lora": {"name": "gcpo", "masked": True, "lora": True},
     "bfloat16": {"name": "gcpo", "bfloat16": True},
 }
 
 
+def policy_of(folder: Path, processes: Processes, *, masked: bool, lora: bool) -> Any:
+    """Return a tiny Janus, or aMUSEd (masked), and with `lora` one from files, as its adapters need."""
+    if not lora:
+        return tiny_amused.generator(compile=False) if masked else generator()
+    if processes.is_main:  # transformers writes weights on the main process alone
+        (tiny_amused if masked else tiny).checkpoint(folder / "model")
+    processes.wait()
+    policy = generators.load(str(folder / "model"), compile=False)
+    policy.add_lora(rank=4, alpha=8.0, seed=1)
+    return policy
+
+
 def make(name: str, folder: Path, processes: Processes = ALONE, **changes: Any) -> Trainer:
     options = {**CASES[name], **changes}
-    policy = generator()
+    masked = options.pop("masked", False)
+    policy = policy_of(folder, processes, masked=masked, lora=options.pop("lora", False))
     if options.pop("bfloat16", False):
         policy.model.to(torch.bfloat16)
-    if options.pop("lora", False):
-        model = tiny.checkpoint(folder / f"model_{processes.rank}")
-        policy = generators.load(str(model), compile=False)  # type: ignore[assignment]
-        policy.add_lora(rank=4, alpha=8.0, seed=1)
+    if masked:
+        options["sampling"] = Sampling(guidance=2.0, unmasking=Unmasking(steps=2))
     options = {"steps": STEPS, "prompts_per_step": 4, "optim": OPTIM, "checkpoint": CheckpointPlan(every=0), **options}
     return trainer(folder / "run", policy=policy, processes=processes, **options)
 
