@@ -82,7 +82,8 @@ CASES: dict[str, dict[str, Any]] = {
     "lora_dapo": {"name": "dapo", "lora": True, "reward": halves},
     "lora_passes": {"name": "gcpo_random", "lora": True, "epochs": 2, "minibatches": 2, "micro_batch": 3},
     "masked_grpo": {"name": "grpo", "masked": True},
-    "masked_gcpo": {"name": "gcpo", "masked": True},
+    # With seed 5 a draw of this one's 2,160 is 3e-6 from the boundary between two tokens, and falls on either side.
+    "masked_gcpo": {"name": "gcpo", "masked": True, "seed": 8},
     "masked_random": {"name": "gcpo_random", "masked": True},
     "masked_dapo": {"name": "dapo", "masked": True, "reward": masked_halves},
     "masked_passes": {"name": "gcpo_shuffled", "masked": True, "epochs": 2, "minibatches": 2},
@@ -142,7 +143,7 @@ def torchrun_command(count: int, script: Path, *arguments: str | Path, more: Seq
     return [*start, str(script), *map(str, arguments)]
 
 
-def together(count: int, script: Path, *arguments: str | Path, timeout: float = 300, **changes: Any) -> Any:
+def together(count: int, script: Path, *arguments: str | Path, timeout: float = 900, **changes: Any) -> Any:
     """Run a script with torchrun, and return the finished process with its output."""
     return subprocess.run(
         torchrun_command(count, script, *arguments, **changes),
