@@ -11,17 +11,23 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from helpers import tiny
 from rewards import registry, weighted_sum
 from rewards.base import RewardOutput
 from rewards.function import as_reward
-from t2i_gcpo.commands.options.arguments import dump, load, parse
+from t2i_gcpo.algorithms import resolve
+from t2i_gcpo.commands.options.arguments import dump, load, parse, to_mapping
 from t2i_gcpo.commands.options.build import build_trainer
+from t2i_gcpo.commands.options.config import TrainConfig
 from t2i_gcpo.data import prompts
+from t2i_gcpo.utils.nested import flatten
 
 FOLDER = Path(__file__).parent.parent / "configs" / "as_published"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
+#: The recipe of GCPO's paper for three algorithms; they hold what differs from our defaults, and name each default.
+COMPARED = sorted(FOLDER.parent.glob("janus_pro_7b_geneval_*.yaml"))
 PAPERS = {
     "critical_tokens_geneval": "2509.22485",
     "flow_grpo_geneval": "2505.05470",
@@ -36,11 +42,41 @@ ROW = {
     "nouns": ["bench", "cow"],
 }
 
-each = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+PAPERS |= {path.stem: "2605.29198" for path in COMPARED}
+
+each = pytest.mark.parametrize("path", [*RECIPES, *COMPARED], ids=lambda path: path.stem)
 
 
 def test_the_recipes_that_there_are() -> None:
-    assert [path.stem for path in RECIPES] == sorted(PAPERS)
+    assert sorted(path.stem for path in (*RECIPES, *COMPARED)) == sorted(PAPERS)
+    assert [path.stem.rpartition("_")[2] for path in COMPARED] == ["dapo", "gcpo", "grpo"]
+
+
+@pytest.mark.parametrize("path", COMPARED, ids=lambda path: path.stem)
+def test_each_line_names_the_default_that_it_differs_from(path: Path) -> None:
+    own, default = (flatten(to_mapping(config)) for config in (load(path), TrainConfig()))
+    lines, group = {}, ""
+    for line in path.read_text().split("output_dir:", 1)[1].splitlines()[1:]:
+        name, _, rest = line.strip().partition(":")
+        group = f"{name}." if not line.startswith(" ") and not rest else group if line.startswith(" ") else ""
+        if rest:
+            lines[f"{group if line.startswith(' ') else ''}{name}"] = rest
+    for name, rest in lines.items():
+        said = re.search(r"\(default (.+)\)$", rest)
+        if said is None:
+            assert rest.endswith("(no default with the shapes detector)") and name not in default, name
+            continue
+        assert yaml.safe_load(said[1]) == default[name], name
+        assert own[name] != default[name] or name in ("reward.name", "algorithm.name"), f"{name} is the default"
+    # What a row of the table of algorithms sets is the algorithm.
+    row = {f"algorithm.{name}" for name in vars(resolve(own["algorithm.name"]))}
+    differing = {name for name in own if own[name] != default.get(name)}
+    assert differing - row <= {*lines, "output_dir"}
+
+
+def test_the_three_differ_in_the_algorithm_alone() -> None:
+    first, *others = ({**to_mapping(load(path)), "output_dir": "", "algorithm": {}} for path in COMPARED)
+    assert all(other == first for other in others)
 
 
 @each
@@ -89,7 +125,9 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     return calls
 
 
-@each
+@pytest.mark.parametrize(
+    "path", [path for path in (*RECIPES, *COMPARED) if "dapo" not in path.stem], ids=lambda p: p.stem
+)
 def test_a_step_of_it_on_a_tiny_model(path: Path, tmp_path: Path, scored: Any) -> None:
     """The recipe as it stands, but for the checkpoint, the device, the prompt files and the number of prompts."""
     file = tmp_path / "prompts.jsonl"
@@ -124,6 +162,7 @@ def test_a_step_of_it_on_a_tiny_model(path: Path, tmp_path: Path, scored: Any) -
 
 def test_what_the_recipes_of_geneval_train() -> None:
     scores = {path.stem: load(path).reward.options.get("score") for path in RECIPES}
+    assert {load(path).reward.options.get("score") for path in COMPARED} == {"graded"}
     assert scores == {
         "critical_tokens_geneval": "strict",
         "flow_grpo_geneval": "graded",
