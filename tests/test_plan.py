@@ -55,6 +55,29 @@ def test_the_state_by_hand() -> None:
     assert (shared.weights, shared.masters, shared.moments, shared.gradients) == (200, 134, 267, 134)
 
 
+def test_the_exchange_by_hand() -> None:
+    """3 cards of 100 parameters of 2 bytes: each sends two thirds of the fp32 gradients and of the weights."""
+    assert memory.sent_bytes(trained=100, itemsize=2, gpus=3) == 400
+    assert memory.sent_bytes(trained=100, itemsize=2, gpus=1) == 0 == memory.bucket_bytes(trained=9, largest=9, gpus=1)
+    assert memory.bucket_bytes(trained=100, largest=40, gpus=3) == (100 + 34) * 4
+    large = 10 * memory.BUCKET
+    assert memory.bucket_bytes(trained=large, largest=40, gpus=2) == 6 * memory.BUCKET  # 1.5 of 4 bytes
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+def test_a_plan_counts_the_exchange(gpus: int) -> None:
+    config = parse(["--generator.device", "cpu", "--minibatches", "2"]).settings
+    source = find("janus-mini")
+    work = workload(config, source, columns=16, gpus=gpus)
+    made = plan(load(source, work.options.dtype), work)
+    exchange = {phase.name: phase.parts for phase in made.phases}.get("exchange")
+    trained = made.parameters["trained"]
+    assert made.sent == 2 * memory.sent_bytes(trained=trained, itemsize=4, gpus=gpus)
+    assert (exchange is None) == (gpus == 1)
+    if exchange is not None:
+        assert exchange["gradient sums"] == 4 * trained and exchange["buckets"] > 4 * trained
+
+
 @pytest.mark.parametrize(
     ("several", "own", "peak"),
     [

@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {
     "policies": ("t2i_gcpo.bench.policies", "what the likelihoods of a masked generator cost, against commit_step"),
     "text": ("t2i_gcpo.bench.text", "what a step of GCPOTrainer costs over one of TRL's GRPOTrainer"),
     "gpu": ("t2i_gcpo.bench.gpu", "Janus-Pro on this machine in one go: rollout, update, drift, a whole step"),
+    "ranks": ("t2i_gcpo.bench.ranks", "what several processes send one another for an update, against the least"),
     "phases": ("t2i_gcpo.bench.phases", "where the steps of a run spent their time"),
 }
 
@@ -86,13 +87,14 @@ def main(argv: Sequence[str]) -> int:
     import torch
     from rich.console import Console
 
+    from t2i_gcpo.training.ranks import is_first
     from t2i_gcpo.utils.files import write_atomically
 
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:  # a wrong name, or a build of torch without it
         raise ValueError(f"--device {options.device} cannot be used: {error}") from error
-    console = Console()
+    console = Console(quiet=not is_first())
     threads = torch.get_num_threads()
     try:
         if options.threads is not None:
@@ -102,14 +104,14 @@ def main(argv: Sequence[str]) -> int:
     finally:
         torch.set_num_threads(threads)
     try:
-        if out is not None:
+        if out is not None and is_first():
             out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(out, numbers + "\n")
             if name in IN_FOLDER:
                 write_atomically(out.with_suffix(".md"), report.markdown())
     finally:  # what cannot be written can still be read
         console.print(report.table())
-    if out is not None:
+    if out is not None and is_first():
         console.print(f"wrote {out}", highlight=False, soft_wrap=True)
     return 0
 

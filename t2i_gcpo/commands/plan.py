@@ -156,6 +156,7 @@ def to_json(
         "measured_peak": measured,
         "step": {name: asdict(work) for name, work in made.work.items()},
         "checkpoint": made.checkpoint,
+        "sent_a_step": made.sent,
         "cards": {
             card.name: {
                 "memory": card.memory,
@@ -192,6 +193,12 @@ def show(
         console.print(
             f"measured peak {measured / GB:.3f} GB, planned {made.peak.total / GB:.3f} GB, "
             f"{made.peak.total / measured - 1:+.1%}",
+            highlight=False,
+        )
+    if made.sent:
+        console.print(
+            f"Each card sends at least {made.sent / GB:.3f} GB a step to the others: gradients in fp32, and new "
+            "weights. The time for that is in no table.",
             highlight=False,
         )
     console.print(time_table(made, chosen))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from t2i_gcpo.training.sharded_weights import BUCKET
+
 FP32 = 4
 #: AdamW's moments, in fp32 values a trained parameter.
 MOMENTS = 2
@@ -96,8 +98,11 @@ def phases(
     visiting: int = 0,
     twice: int = 0,
     sums: int = 0,
+    buckets: int = 0,
 ) -> list[Phase]:
     """Return the peaks of sampling, decoding, scoring under the reference, the update's passes and its optimiser step.
+
+    And of the exchange of gradients, where there are several cards.
 
     cache: buffers of keys and values; cache_stays: they are held between the rollouts. twice: bytes of weights that
     exist a second time while tokens are sampled, adapters added.
@@ -106,7 +111,7 @@ def phases(
     own_gradients: bytes of the gradients that a backward pass makes in the weights' own precision, where they are then
     added to fp32 ones. optimizer: bytes that the optimiser's step makes for a while. visiting: bytes of a reference
     that comes to the card while it scores. sums: bytes of the whole gradients that each of several cards adds up before
-    it keeps its share of their sum.
+    it keeps its share of their sum. buckets: bytes that their exchange makes for a while.
     """
     held, stays = always.parts, {"keys and values": cache if cache_stays else 0}
     # A single micro-batch begins without gradients, and a backward pass in bf16 has them only at its end.
@@ -120,11 +125,13 @@ def phases(
         passes = {**without, **stays, "activations": max(peak, growing + peak - kept)}
         if own_gradients:  # turned to fp32 one after the other
             passes["activations"] = max(passes["activations"], own_gradients + always.gradients)
+    exchange = [Phase("exchange", {**held, **stays, "gradient sums": sums, "buckets": buckets})] if buckets else []
     return [
         Phase("sample", {**held, "keys and values": cache, "merged weights": twice, "logits and prefill": sampling}),
         Phase("decode", {**held, **stays, "decoder activations": decoding}),
         Phase("score", {**held, **stays, "reference": held["reference"] + visiting, "forward pass": scoring}),
         Phase("update", {**passes, "gradient sums": sums}),
+        *exchange,
         Phase("optimizer", {**held, **stays, "optimizer scratch": optimizer}),
     ]
 
@@ -132,6 +139,27 @@ def phases(
 def checkpoint_bytes(*, policy: int, frozen: int, trained: int, adapters: int, itemsize: int) -> int:
     """Count the bytes of checkpoints/step_N: the model, or its adapters alone, and fp32 masters and moments."""
     return (adapters or policy + frozen) * itemsize + trained * (1 + MOMENTS) * FP32
+
+
+def bucket_bytes(*, trained: int, largest: int, gpus: int) -> int:
+    """Count the bytes that an exchange of gradients makes beside the gradients: a bucket, and this card's share of it.
+
+    The gradients of a bucket are freed as they are copied into it; a second copy, which NCCL sends, takes their place.
+    largest: parameters of the largest tensor, which is in one bucket whatever its size.
+    """
+    if gpus == 1:
+        return 0
+    elements = min(trained, max(BUCKET, largest))
+    return (elements + _share(elements, gpus)) * FP32
+
+
+def sent_bytes(*, trained: int, itemsize: int, gpus: int) -> int:
+    """Count the bytes that each card sends at least for an update: fp32 gradients, and the weights that they changed.
+
+    Of N cards each sends (N - 1) / N of either in a ring (reduce-scatter and all-gather; NCCL's documentation of
+    performance, "bus bandwidth").
+    """
+    return _share((gpus - 1) * trained * (FP32 + itemsize), gpus)
 
 
 def _share(bytes_: int, gpus: int) -> int:

@@ -42,6 +42,8 @@ class Plan:
     checkpoint: int
     """Bytes of a checkpoint."""
     steps: int
+    sent: int
+    """Bytes that each card sends to the others in a step; 0 for one."""
 
     @property
     def peak(self) -> Phase:
@@ -105,13 +107,15 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
         optimizer=_optimizer(model, load),
         twice=model.adapted * itemsize if adapters and load.merged else 0,
         sums=trained * FP32 if load.gpus > 1 else 0,
+        buckets=memory.bucket_bytes(trained=trained, largest=model.largest, gpus=load.gpus),
         visiting=model.policy * itemsize if copied and parked and not adapters else 0,
     )
     parameters = {"policy": model.policy, **model.frozen, "trained": trained}
     work = _work(model, load, trained, update.flops / micro[0], score.flops, decode.flops / decoded)
     validation = _validation(load, work["sample"], work["decode"])
     checkpoint = memory.checkpoint_bytes(frozen=frozen, **sizes)
-    return Plan(parameters, phases, work, validation, checkpoint, load.steps)
+    sent = load.updates * memory.sent_bytes(trained=trained, itemsize=itemsize, gpus=load.gpus)
+    return Plan(parameters, phases, work, validation, checkpoint, load.steps, sent)
 
 
 def _validation(load: Workload, sampling: Work, decoding: Work) -> Work:
