@@ -38,3 +38,32 @@ def test_all_end_together_and_the_run_goes_on_with_another_number_of_processes(f
 def test_rewards_that_are_all_nan_on_one_process_end_nothing(tmp_path: Path) -> None:
     status, said = finished(start(2, arguments(tmp_path), FAILURE="nan"), LIMIT)
     assert status == 0 and steps(tmp_path) == [1, 2, 3, 4], said[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_process_that_hangs_is_named_after_the_time_out(tmp_path: Path) -> None:
+    options = arguments(tmp_path, "--ranks.timeout", "20")
+    status, said = finished(start(2, options, FAILURE="hang"), LIMIT)
+    lost = [line for line in said.splitlines() if line.startswith("error: rank 1 (process ")]
+    assert status != 0 and len(lost) == 1 and "is gone, or hangs" in lost[0], said[-3000:]
+    assert "error: rank 0" not in said and checkpoints(tmp_path)[-1] == f"step_{STEP - 1:06d}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_torchrun_starts_them_again_and_they_go_on_by_themselves(tmp_path: Path) -> None:
+    """No --resume in the line: the restarted processes find the run that they began."""
+    status, said = finished(start(2, arguments(tmp_path), torchrun=["--max-restarts", "3"], FAILURE="kill"), LIMIT)
+    assert status == 0 and f"resumed {tmp_path / 'run'} at step {STEP - 1}" in said, said[-3000:]
+    assert steps(tmp_path) == [1, 2, 3, 4] and checkpoints(tmp_path)[-1] == "step_000004"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_restart_goes_on_with_no_run_of_another_start(tmp_path: Path) -> None:
+    """The folder's run is refused as often as torchrun tries, and is left as it is."""
+    status, said = finished(start(1, arguments(tmp_path, "--steps", "1")), LIMIT)
+    assert status == 0, said[-3000:]
+    status, said = finished(start(2, arguments(tmp_path, "--steps", "1"), torchrun=["--max-restarts", "1"]), LIMIT)
+    assert status != 0 and said.count("holds a run already") == 2 and steps(tmp_path) == [1], said[-3000:]

@@ -20,17 +20,19 @@ from t2i_gcpo.records import Prompt
 from t2i_gcpo.reports import run_report as report
 from t2i_gcpo.reports.run import AFTER, BEFORE
 from t2i_gcpo.reports.tables import print_evaluation
-from t2i_gcpo.training import checkpoint
+from t2i_gcpo.training import checkpoint, restarts
 from t2i_gcpo.training import tracker as tracking
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
 from t2i_gcpo.training.ranks import heard_once, is_first, torchrun
 from t2i_gcpo.training.resume import expects_checkpoint
+from t2i_gcpo.training.same_run import check_alike
 from t2i_gcpo.training.saving import resume_command
 from t2i_gcpo.training.trainer import IN_USE, Trainer
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated, ended_by_sigterm, on_save_request
 from t2i_gcpo.utils.lock import locked
+from t2i_gcpo.utils.nested import flatten
 from t2i_gcpo.utils.pictures import before_after, write_png
 from t2i_gcpo.utils.processes import ALONE, Processes
 
@@ -38,6 +40,8 @@ from t2i_gcpo.utils.processes import ALONE, Processes
 SIDES = ("after", "before")
 #: What a run folder holds besides files.
 FOLDERS = (checkpoint.FOLDER, "samples", "heatmaps", "watch", "tensorboard", kept_images.BEFORE, kept_images.AFTER)
+#: Options that may be others on each process: its device, and the reward server of its machine.
+OWN = ("generator.device", "reward.url", "reward.token_file")
 #: Images in samples/before_after.png.
 SHOWN = 24
 
@@ -51,8 +55,11 @@ def main(argv: list[str]) -> int:
         return 0
     timeout = command.settings.ranks.timeout
     with on_save_request(lambda: None), torchrun(timeout=timeout, quiet=True) as processes:
+        common = {k: v for k, v in flatten(to_mapping(command.settings)).items() if k not in OWN}
+        check_alike(processes, {"options": {**common, "resume": command.resume}})
+        resume = command.resume or restarts.goes_on(Path(command.settings.output_dir), processes)
         # Outside the training there is nothing to save on request, and nothing to end for.
-        by = run(command.settings, resume=command.resume, processes=processes).interrupted_by
+        by = run(command.settings, resume=resume, processes=processes).interrupted_by
     return 0 if by is None else STATUS[by]
 
 
@@ -78,6 +85,7 @@ def run(config: TrainConfig, *, resume: bool = False, processes: Processes = ALO
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(folder, remedy=IN_USE))
             tracking.prepare_run(folder, dump(config), resume=resume)
+            restarts.note(folder)
             checkpoint.clean(folder)
         processes.wait()
         if resume and main:

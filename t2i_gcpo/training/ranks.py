@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -71,18 +71,9 @@ class Ranks:
         wanted = pick_device(name)
         if wanted.type != "cuda":
             return wanted
-        if wanted.index is not None and self.local_count > 1:
-            raise ValueError(
-                f"device is {name!r}, and {self.local_count} processes of this machine would share that card; "
-                "use cuda, which gives each process its own"
-            )
-        if torch.cuda.device_count() < self.local_count:
-            raise ValueError(
-                f"{self.local_count} processes on a machine with {torch.cuda.device_count()} CUDA devices; start at "
-                f"most that many (torchrun --nproc-per-node {torch.cuda.device_count()}), or use device cpu"
-            )
-        device = torch.device("cuda", self.local_rank if wanted.index is None else wanted.index)
+        device = torch.device("cuda", own_card(wanted, self.local_rank, self.local_count, torch.cuda.device_count()))
         torch.cuda.set_device(device)
+        check_cards(self.gather(f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"))
         return device
 
     def mesh(self, device: torch.device) -> DeviceMesh:
@@ -175,6 +166,35 @@ class Ranks:
         raise self._shared from error
 
 
+def own_card(wanted: torch.device, local_rank: int, local_count: int, cards: int) -> int:
+    """Return the number of this process's card.
+
+    ValueError where one card is named for several processes of a machine, or they are more than its cards.
+    """
+    if wanted.index is not None and local_count > 1:
+        raise ValueError(
+            f"device is '{wanted}', and {local_count} processes of this machine would share that card; "
+            "use cuda, which gives each process its own"
+        )
+    if cards < local_count:
+        raise ValueError(
+            f"{local_count} processes on a machine with {cards} CUDA devices; start at most that many (torchrun "
+            f"--nproc-per-node {cards}), or use device cpu"
+        )
+    return local_rank if wanted.index is None else wanted.index
+
+
+def check_cards(cards: Sequence[str]) -> None:
+    """Raise ValueError where two processes have the same card. cards: the identity of each process's."""
+    for rank, card in enumerate(cards):
+        first = cards.index(card)
+        if first < rank:
+            raise ValueError(
+                f"ranks {first} and {rank} have the same card ({card}); start all processes of a machine with one "
+                "torchrun, and give each its own card in CUDA_VISIBLE_DEVICES"
+            )
+
+
 def _described(error: BaseException) -> tuple[str, str]:
     """Return kind and text of an error; of one that is no message for the user the text is its traceback."""
     kind = next((name for name, kind in _KINDS.items() if isinstance(error, kind)), "")
@@ -200,7 +220,7 @@ def torchrun(*, timeout: float = RanksConfig.timeout, quiet: bool = False) -> It
         except (Exception, KeyboardInterrupt, Terminated) as error:
             last = ranks.failed(error)
             if quiet and not ranks.speaks:
-                sys.exit(1)
+                sys.exit(2 if isinstance(last, (ValueError, OSError, ImportError)) else 1)
             if last is error:
                 raise
             raise last from error
@@ -216,8 +236,12 @@ def _start(timeout: float) -> None:
             "which sets them all, or unset WORLD_SIZE for one process"
         )
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    wait = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        store, rank, count = next(dist.rendezvous("env://", timeout=wait))
+        # torchrun keeps its store when it starts the processes again, and in it the addresses of those that are gone.
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=wait)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
             raise

@@ -10,6 +10,7 @@ from typing import Any
 
 import rewards
 import t2i_gcpo
+from t2i_gcpo.utils.nested import flatten
 from t2i_gcpo.utils.processes import Processes
 
 
@@ -29,15 +30,27 @@ def check_alike(processes: Processes, seen: Mapping[str, Any]) -> None:
     """Raise ValueError where the processes differ in the code or in something of `seen` (name -> plain values)."""
     if processes.count == 1:
         return
-    own = {name: _hash(json.dumps(value, sort_keys=True, default=str).encode()) for name, value in seen.items()}
-    everybody = processes.gather({**own, "code": _code()})
-    for name in everybody[0]:
-        others = [rank for rank, hashes in enumerate(everybody) if hashes[name] != everybody[0][name]]
+    own = {name: _hashes(value) for name, value in seen.items()}
+    everybody = processes.gather({**own, "code": _hashes(_code())})
+    for name, first in everybody[0].items():
+        others = [rank for rank, hashes in enumerate(everybody) if hashes[name] != first]
         if others:
-            raise ValueError(
-                f"{name} of rank {', '.join(map(str, others))} differ from those of rank 0; start every process with "
-                "the same version, configuration and files"
+            theirs = everybody[others[0]][name]
+            parts = sorted(
+                part for part in first.keys() | theirs.keys() if part and first.get(part) != theirs.get(part)
             )
+            named = f" ({', '.join(parts)})" if parts else ""
+            raise ValueError(
+                f"{name} of rank {', '.join(map(str, others))} differ from those of rank 0"
+                f"{named}; start every process with the same version, "
+                "configuration and files"
+            )
+
+
+def _hashes(value: Any) -> dict[str, str]:
+    """Return a hash of each part of a mapping by its dotted name, or of another value as a whole, named ""."""
+    parts = flatten(value) if isinstance(value, Mapping) else {"": value}
+    return {name: _hash(json.dumps(part, sort_keys=True, default=str).encode()) for name, part in parts.items()}
 
 
 def _code() -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,45 @@ def start(count: int, options: list[str], *, torchrun: list[str] | None = None, 
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Holds how one of several processes is started."""
+
+    options: list[str]
+    cwd: Path | None = None
+    code: Path | None = None
+    """Folder of the packages; None: this repository."""
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def apart(ranks: list[Rank], *, port: int | None = None, count: int | None = None) -> list[tuple[int, str]]:
+    """Run the command as each of `count` processes, with torchrun's environment and without its own messages.
+
+    Returns each one's exit status and output. port: of the main process; None: a free one. count: None: as many as
+    `ranks`, and of one alone two.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = port or free.getsockname()[1]
+    count = count or max(len(ranks), 2)
+    started = []
+    for number, rank in enumerate(ranks):
+        names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        paths = os.pathsep.join(map(str, (rank.code or TESTS.parent, TESTS)))
+        fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, "-m", "t2i_gcpo.cli", "train", *rank.options]
+        started.append(subprocess.Popen(
+            command, cwd=rank.cwd or rank.code or TESTS.parent,  # python -m looks there first
+            env={**os.environ, **fixed, **{name: str(value) for name, value in names.items()}, **rank.environment},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ))  # fmt: skip
+    try:
+        return [(process.wait(), said) for process in started for said in [process.communicate(timeout=300)[0]]]
+    finally:
+        for process in started:
+            process.kill()
 
 
 def finished(process: Any, timeout: float) -> tuple[int, str]:

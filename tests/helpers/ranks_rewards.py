@@ -1,9 +1,13 @@
-"""A reward that fails on one process in a step, in the way that the environment says; FAILURE is MODE or nothing."""
+"""A reward that fails on one process in a step, in the way that the environment says; FAILURE is MODE or nothing.
+
+torchrun's restarts are counted in TORCHELASTIC_RESTART_COUNT: the reward fails the first time alone.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -19,13 +23,16 @@ def score(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) ->
     _calls += 1
     red = images[:, 0].float().mean(dim=(1, 2)) / 255
     mode = os.environ.get("FAILURE", "")
-    if _calls != STEP or int(os.environ.get("RANK", "0")) != RANK:
+    number = {name: int(os.environ.get(name, "0")) for name in ("RANK", "TORCHELASTIC_RESTART_COUNT")}
+    if _calls != STEP or number != {"RANK": RANK, "TORCHELASTIC_RESTART_COUNT": 0}:
         return red
     if mode == "raise":
         raise RuntimeError("the scorer died")
     if mode == "nan":
         return torch.full_like(red, torch.nan)
-    number = {"kill": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}.get(mode)
-    if number is not None:
-        os.kill(os.getpid(), number)
+    if mode == "hang":
+        time.sleep(3600)
+    signals = {"kill": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+    if mode in signals:
+        os.kill(os.getpid(), signals[mode])
     return red
