@@ -51,19 +51,20 @@ def state(
     itemsize: int,
     fp32: int = 0,
     reference: bool = True,
+    moving: bool = False,
     gpus: int = 1,
 ) -> State:
     """Count the bytes of the state on one of `gpus` cards.
 
     policy, frozen, trained, adapters: parameters; `trained` is the policy's own number or that of its adapters.
     itemsize: bytes of a weight; fp32: those among the frozen ones that have 4 in any case. reference: whether a copy of
-    what was trained lies beside it. Masters, moments and gradients are shared out evenly over the cards (ZeRO stage 2,
-    1910.02054); weights are on each.
+    what was trained lies beside it; moving: an fp32 one of what is trained, which follows it. Masters, moments and
+    gradients are shared out evenly over the cards (ZeRO stage 2, 1910.02054); weights are on each.
     """
     return State(
         weights=(policy + adapters) * itemsize,
         frozen=frozen * itemsize + fp32 * (FP32 - itemsize),
-        reference=policy * itemsize if reference and not adapters else 0,
+        reference=trained * FP32 if moving else policy * itemsize if reference and not adapters else 0,
         masters=0 if itemsize == FP32 and gpus == 1 else _share(trained * FP32, gpus),
         moments=_share(trained * MOMENTS * FP32, gpus),
         gradients=_share(trained * FP32, gpus),

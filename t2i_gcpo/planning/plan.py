@@ -84,6 +84,7 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
         frozen=held,
         fp32=model.fp32,
         reference=copied and not parked,
+        moving=load.moving_reference,
         gpus=load.gpus,
         **sizes,
     )
@@ -108,7 +109,7 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
         twice=model.adapted * itemsize if adapters and load.merged else 0,
         sums=trained * FP32 if load.gpus > 1 else 0,
         buckets=memory.bucket_bytes(trained=trained, largest=model.largest, gpus=load.gpus),
-        visiting=model.policy * itemsize if copied and parked and not adapters else 0,
+        visiting=_visiting(model, load, trained, copied and parked),
     )
     parameters = {"policy": model.policy, **model.frozen, "trained": trained}
     work = _work(model, load, trained, update.flops / micro[0], score.flops, decode.flops / decoded)
@@ -123,6 +124,13 @@ def _validation(load: Workload, sampling: Work, decoding: Work) -> Work:
     times = load.steps // load.validation_every if load.validation_every else 0
     share = times * load.validation_images / load.rows
     return Work(share * (sampling.flops + decoding.flops), share * (sampling.moved + decoding.moved))
+
+
+def _visiting(model: PlannedModel, load: Workload, trained: int, parked: bool) -> int:
+    """Count the bytes of the reference's weights that are made, or come to the card, while it scores."""
+    if load.moving_reference:
+        return trained * load.options.dtype.itemsize if load.reference_share else 0
+    return model.policy * load.options.dtype.itemsize if parked and not load.options.lora_rank else 0
 
 
 def _optimizer(model: PlannedModel, load: Workload) -> int:

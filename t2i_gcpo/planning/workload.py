@@ -36,6 +36,8 @@ class Workload:
     merged: bool
     """Whether adapters are added to the weights while tokens are sampled."""
     options: PassOptions
+    moving_reference: bool = False
+    """Whether the reference follows the policy."""
     validation_every: int = 0
     validation_images: int = 0
     gpus: int = 1
@@ -57,7 +59,7 @@ class Workload:
     @property
     def compiled(self) -> bool:
         """Say whether the sampling step is compiled, as `Compilation` and `batches` decide."""
-        wanted = self.compile is True or (self.compile == "auto" and self.steps >= FROM_ROLLOUTS)
+        wanted = self.compile in (True, "graphs") or (self.compile == "auto" and self.steps >= FROM_ROLLOUTS)
         return wanted and worth_compiling(self.rows, self.max_batch)
 
     @property

@@ -117,6 +117,12 @@ class OptimConfig:
     average_decay: float = 0.0
     """Decay an update of an exponential moving average of the trained weights, e.g. 0.99, which is scored on the
     validation prompts and saved in each checkpoint's folder `average`; it takes fp32 copies of them. 0 keeps none."""
+    reference_every: int = 0
+    """Steps with an update after which the reference of the KL is moved to the policy, as TR-DPO (2404.09656) does; it
+    takes an fp32 copy of what is trained. 0 leaves the reference at the start of the run."""
+    reference_decay: float = 0.0
+    """Share of the old reference that stays when it is moved: 0 copies the policy, 0.99 with `reference_every: 1` is a
+    moving average."""
 
     def __post_init__(self) -> None:
         declared(self, "optim.")
@@ -125,6 +131,14 @@ class OptimConfig:
         share("optim.", min_ratio=self.min_ratio)
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"optim.average_decay is {self.average_decay}; it must be in [0, 1) (0 keeps no average)")
+        at_least(0, "optim.", reference_every=self.reference_every)
+        if not 0 <= self.reference_decay < 1:
+            raise ValueError(f"optim.reference_decay is {self.reference_decay}; it must be in [0, 1) (0 copies)")
+        if self.reference_decay and not self.reference_every:
+            raise ValueError(
+                f"optim.reference_decay is {self.reference_decay}, and optim.reference_every is 0: the reference does "
+                "not move; set reference_every to 1 for a moving average, or leave reference_decay out"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas are {self.betas}; each must be in [0, 1)")
         # AdamW's first step is the rate over 1 - beta, its decay the rate times the decay.

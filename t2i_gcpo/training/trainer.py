@@ -132,7 +132,13 @@ class Trainer:
         self.prompt_sampler = PromptSampler(rows, seed=self.loop.seed, balanced=balanced)
         self.rng = torch.Generator().manual_seed(self.loop.seed)
         always = self.loop.kl_always(self.algorithm) or self.algorithm.entropy_reward_coef > 0
-        self.has_reference = always or self.loop.kl_every > 0 or self.generator.has_lora
+        looked_at, moving = always or self.loop.kl_every > 0, self.optim.reference_every
+        if moving and not looked_at:
+            raise ValueError(
+                f"optim.reference_every is {moving}, and nothing looks at the reference: the loss has no KL term, and "
+                "kl_every is 0; set algorithm.kl_coef or kl_every, or leave reference_every out"
+            )
+        self.has_reference = (looked_at and not moving) or self.generator.has_lora  # one that moves is the updater's
         """Whether `generator.reference()` can be used: a copy of the weights that nothing needs is not made."""
         if self.has_reference:
             self.generator.keep_reference()

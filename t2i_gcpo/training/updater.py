@@ -6,6 +6,7 @@ B rows, b rows of a micro-batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from t2i_gcpo.records import Rollout, Rows
 from t2i_gcpo.training import updater_state
 from t2i_gcpo.training.average import PolicyAverage
 from t2i_gcpo.training.master_weights import AFTER_DIVERGENCE
+from t2i_gcpo.training.moving_reference import MovingReference
 from t2i_gcpo.training.optim import NonFiniteGuard, adamw, lr_factor
 from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.training.sharded_weights import masters_of
@@ -48,6 +50,11 @@ class Updater:
         self.weights = masters_of(generator, processes)
         self.optimizer = adamw(self.weights, optim)
         self.average = PolicyAverage(generator, optim.average_decay) if optim.average_decay else None
+        self.moving = (
+            MovingReference(generator, every=optim.reference_every, decay=optim.reference_decay)
+            if optim.reference_every
+            else None
+        )
         self.updates = 0
         """Rollouts that the weights were updated from: where the learning rate is on its course."""
         self.incomplete = False
@@ -114,6 +121,8 @@ class Updater:
                     skipped += 1
         if self.incomplete:  # a step without any update is none of the schedule's
             self.updates += 1
+            if self.moving is not None:
+                self.moving.after(self.updates)
         self.incomplete = False
         history = [{name: value.cpu() for name, value in part.items()} for part in history]
         return {**_means(joined(self.processes, history), norms), **drift, "updates/skipped": float(skipped)}
@@ -188,9 +197,13 @@ class Updater:
         """Return the log-probs of the trained distribution that sampling recorded."""
         return rollout.logprob_positive if self.loop.distribution == "conditional" else rollout.logprob_behaviour
 
+    def _as_reference(self) -> AbstractContextManager[None]:
+        """Inside, the generator is the reference: the one that follows the policy, else the start of the run."""
+        return self.generator.reference() if self.moving is None else self.moving.in_place()
+
     def _reference(self, rollout: Rollout) -> Tensor:
         """Return the [B, T] log-probs of the tokens under the reference model."""
-        with self.generator.reference():
+        with self._as_reference():
             return torch.cat([scores.own for scores in self._scored(rollout)] or [rollout.logprob_positive])
 
     @torch.no_grad()
@@ -238,7 +251,7 @@ class Updater:
     @torch.no_grad()
     def reference_entropy(self, rollout: Rollout) -> Tensor:
         """Return the reference model's entropy at the rollout's tokens, [B, T] nats (for STAGE's entropy reward)."""
-        with self.generator.reference():
+        with self._as_reference():
             parts = [self.generator.token_entropy(rollout.rows(part))
                      for part in torch.arange(rollout.batch).split(self.loop.micro_batch) if len(part)]  # fmt: skip
         return torch.cat(parts or [rollout.logprob_positive])
@@ -249,6 +262,7 @@ class Updater:
         return {
             **updater_state.whole_state(self.weights, self.optimizer),
             **({} if self.average is None else {"average": self.average.values}),
+            **({} if self.moving is None else {"reference": self.moving.values}),
             "updates": self.updates,
             "skipped_in_a_row": self.guard.in_a_row,
             "skipped_in_all": self.guard.total,
@@ -270,6 +284,8 @@ class Updater:
         updater_state.load(state, self.weights, self.optimizer, names)
         if self.average is not None:
             self.average.load(state["average"])
+        if self.moving is not None:
+            self.moving.load(state["reference"])
         self.updates = state["updates"]
         self.guard.in_a_row, self.guard.total = state["skipped_in_a_row"], state["skipped_in_all"]
         self.incomplete = False
