@@ -1,4 +1,8 @@
-"""The cards that a plan knows, with the numbers of their data sheets."""
+"""The cards that a plan knows, with the numbers of their data sheets.
+
+Each names the document that a number is from. They were compared with tables that quote these documents; the documents
+themselves were not at hand.
+"""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class PlannedJanus(PlannedModel):
             "image embeddings and head": count(inner.generation_embeddings)
             + count(inner.generation_aligner)
             + count(inner.generation_head),
-            "word head": count(model.lm_head),
+            "word head": 0 if model.lm_head.weight is policy.get_input_embeddings().weight else count(model.lm_head),
         }
         self.image_head = self.fp32 = count(inner.generation_head)
         self.idle = ("vision tower", "word head")

@@ -89,6 +89,7 @@ def config(random: RandomModel, words: Any) -> Any:
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
+        tie_word_embeddings=False,  # as published; so is the model's own below
     )
     small_vision = {"hidden_size": CUT_CHANNELS, "num_attention_heads": 1} if random.width else {}
     vision = JanusVisionConfig(
@@ -105,4 +106,6 @@ def config(random: RandomModel, words: Any) -> Any:
         image_token_embed_dim=width,
     )
     image_token = words.convert_tokens_to_ids(IMAGE["image_token"])
-    return JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=image_token)
+    return JanusConfig(
+        text_config=text, vision_config=vision, vq_config=vq, image_token_id=image_token, tie_word_embeddings=False
+    )
