@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
+from torch.utils._pytree import tree_map
 
 from helpers.training import PROMPTS, generator
-from t2i_gcpo.generators.janus import row_attention
+from t2i_gcpo.generators.compilation import Compilation
+from t2i_gcpo.generators.janus import graph_step, row_attention, sampler
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.generators.janus.kv_cache import GrowingCache
 from t2i_gcpo.generators.janus.sampler import StepSampler
@@ -167,3 +169,40 @@ def test_the_loop_with_flex_attention_compiles_into_one_graph() -> None:
     for _ in range(2):  # the second one in new memory
         check_same(sampled(policy, fused=True), plain)
         policy.sampler.steps.buffers.release()
+
+
+# -- CUDA graphs -------------------------------------------------------------------------------------------------------
+
+
+def recorded(function: Any) -> Any:
+    """Record as a graph is: results lie in memory of their own, which each replay overwrites, and none before."""
+    results = tree_map(lambda tensor: tensor.clone().fill_(1), function())
+
+    def replay() -> None:
+        tree_map(lambda old, new: old.copy_(new), results, function())
+
+    return replay, results
+
+
+def test_a_recorded_step_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, made = generator(), []
+    plain = sampled(policy, fused=False)
+    steps = policy.sampler.steps
+    monkeypatch.setattr(graph_step, "recorded", lambda function: made.append(function) or recorded(function))
+    monkeypatch.setattr(sampler, "compiled", lambda function, name, **options: function)
+    monkeypatch.setattr(policy.compiles, "choice", True)
+    steps.row_attention = True
+    check_same(policy.sample(TEXTS, HOW), plain)
+    assert not made, "graphs are asked for"
+    steps.graphs = True
+    for _ in range(2):
+        check_same(policy.sample(TEXTS, HOW), plain)
+    assert len(made) == 2, "one for each batch: it holds that batch's memory"
+    steps.row_attention = False  # what a growing part of the cache is shown to cannot be replayed
+    check_same(policy.sample(TEXTS, HOW), plain)
+    assert len(made) == 2
+
+
+def test_graphs_are_cudas() -> None:
+    with pytest.raises(ValueError, match="compile is graphs, which are CUDA's, and the device is cpu; say on, or auto"):
+        Compilation("graphs", torch.device("cpu"))

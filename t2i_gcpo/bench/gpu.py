@@ -228,15 +228,16 @@ def rollouts(bench: Bench, images: int, bandwidth: float) -> None:
     steps, width = generator.sampler.steps, plain_loop.encoded(generator, prompts, 1).ids.shape[1]
     scale, unit = 1e3 / bench.tokens, "ms a token"
 
-    def ours(*, fused: bool, one_piece: bool, row: bool) -> Rollout:
-        before = steps.fused_attention, steps.keys_in_one_piece, steps.row_attention
-        steps.fused_attention, steps.keys_in_one_piece, steps.row_attention = fused, one_piece, row
+    def ours(*, fused: bool, one_piece: bool, row: bool, graphs: bool = False) -> Rollout:
+        before = steps.fused_attention, steps.keys_in_one_piece, steps.row_attention, steps.graphs
+        steps.fused_attention, steps.keys_in_one_piece = fused, one_piece
+        steps.row_attention, steps.graphs = row, graphs
         generator.compiles.choice = bench.compile
         try:
             return generator.sample(prompts, how)
         finally:
             generator.compiles.choice = False
-            steps.fused_attention, steps.keys_in_one_piece, steps.row_attention = before
+            steps.fused_attention, steps.keys_in_one_piece, steps.row_attention, steps.graphs = before
 
     plain = lambda: plain_loop.sample(generator, prompts, how)  # noqa: E731
     fused = bench.device.type != "cpu"
@@ -248,6 +249,9 @@ def rollouts(bench: Bench, images: int, bandwidth: float) -> None:
                    unit=unit, scale=scale)  # fmt: skip
     bench.time("rollout", "ours", images, lambda: ours(fused=fused, one_piece=fused, row=steps.row_attention),
                unit=unit, scale=scale)  # fmt: skip
+    if steps.row_attention and bench.compile:
+        graphs = lambda: ours(fused=fused, one_piece=fused, row=True, graphs=True)  # noqa: E731
+        bench.time("rollout", "ours, CUDA graphs", images, graphs, unit=unit, scale=scale)
     floor = bytes_per_token(generator, images, width) / bandwidth
     bench.add("rollout", "floor of the bandwidth", images, 1e3 * floor, unit)
 

@@ -16,6 +16,9 @@ import torch
 
 from t2i_gcpo.generators.base import chunks
 
+CompileChoice = bool | Literal["auto", "graphs"]
+"""Off, on, on where it pays, or on and with CUDA graphs."""
+
 Item = TypeVar("Item")
 Built = TypeVar("Built")
 
@@ -33,9 +36,14 @@ class Compilation:
     It depends on the options alone, never on what ran before: a resumed run does what the first one did.
     """
 
-    def __init__(self, choice: bool | Literal["auto"], device: torch.device) -> None:
-        """Take the option and the device. ValueError: the option is True where torch.compile cannot compile."""
-        if choice is True and not can_compile(device):
+    def __init__(self, choice: CompileChoice, device: torch.device) -> None:
+        """Take the option and the device.
+
+        ValueError: the option is True or "graphs" where torch.compile cannot compile, or "graphs" off CUDA.
+        """
+        if choice == "graphs" and device.type != "cuda":
+            raise ValueError(f"compile is graphs, which are CUDA's, and the device is {device.type}; say on, or auto")
+        if choice in (True, "graphs") and not can_compile(device):
             raise ValueError(
                 "compile is on, but torch.compile finds no C++ compiler (CPU) or Triton (GPU); install one, or turn "
                 "it off"
@@ -47,7 +55,7 @@ class Compilation:
         """Rows of those rollouts, if the caller said it: one that needs no filling up has a shape of its own."""
 
     def __call__(self) -> bool:
-        wanted = self.choice is True or (self.choice == "auto" and self.rollouts_ahead >= FROM_ROLLOUTS)
+        wanted = self.choice in (True, "graphs") or (self.choice == "auto" and self.rollouts_ahead >= FROM_ROLLOUTS)
         return wanted and can_compile(self.device)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from t2i_gcpo.generators import adapter_base, deltas, merging
 from t2i_gcpo.generators.base import ImageGenerator, check_tokens, in_chunks
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate
-from t2i_gcpo.generators.compilation import Compilation
+from t2i_gcpo.generators.compilation import Compilation, CompileChoice
 from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
 from t2i_gcpo.generators.merging import MergeAdapters
 from t2i_gcpo.generators.policy_weights import PolicyWeights
@@ -47,7 +47,7 @@ class TrainableGenerator(ImageGenerator):
         *,
         base: Checkpoint | None = None,
         max_batch: int | None = None,
-        compile: bool | Literal["auto"] = "auto",
+        compile: CompileChoice = "auto",
         decode_dtype: DecodeDtype = "auto",
         merge_adapters: MergeAdapters = "auto",
     ) -> None:
@@ -55,7 +55,8 @@ class TrainableGenerator(ImageGenerator):
 
         base: the checkpoint that the model comes from; an adapter of LoRA and a delta name it.
         max_batch: rows sampled or decoded at once (None: all); results do not depend on it beyond rounding.
-        compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
+        compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays, "graphs" also
+            records Janus' step as a CUDA graph; see `Compilation`.
         decode_dtype: precision of the image decoder; see `decoding`.
         merge_adapters: whether LoRA adapters are in the weights while tokens are sampled; see `merging`.
         ValueError: an unknown decode_dtype, or compile=True where torch cannot compile.

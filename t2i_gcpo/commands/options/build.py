@@ -20,7 +20,7 @@ from t2i_gcpo.training.same_run import check_share
 from t2i_gcpo.training.trainer import Trainer
 from t2i_gcpo.utils.processes import ALONE, Processes
 
-COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
+COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "graphs": "graphs", "off": False}
 
 
 def generator(options: GeneratorConfig, *, seed: int, processes: Processes = ALONE) -> ImageGenerator:

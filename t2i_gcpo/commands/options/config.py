@@ -53,9 +53,9 @@ class GeneratorConfig:
     pixels move by about 3 of 255), else that of the weights."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"
     """Compile the decode step (25 to 40 s at the start): auto does so where a C++ compiler or GPU is there and the run
-    is long enough."""
+    is long enough; graphs also records Janus' step as a CUDA graph, which was not tried on a GPU."""
     lora_rank: int = 0
     """Rank of LoRA adapters on the language model's projections; 0 trains all its parameters, and merges adapters that
     the checkpoint has."""

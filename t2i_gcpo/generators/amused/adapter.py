@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -34,7 +34,7 @@ from t2i_gcpo.generators.base import (
     seeded,
 )
 from t2i_gcpo.generators.checkpoints import Checkpoint
-from t2i_gcpo.generators.compilation import batches
+from t2i_gcpo.generators.compilation import CompileChoice, batches
 from t2i_gcpo.generators.decoding import DecodeDtype
 from t2i_gcpo.generators.merging import MergeAdapters
 from t2i_gcpo.generators.random_models import RandomModel
@@ -72,7 +72,7 @@ class Amused(TrainableGenerator):
         *,
         base: Checkpoint | None = None,
         max_batch: int | None = None,
-        compile: bool | Literal["auto"] = "auto",
+        compile: CompileChoice = "auto",
         gradient_checkpointing: bool = True,
         decode_dtype: DecodeDtype = "auto",
         merge_adapters: MergeAdapters = "auto",
@@ -83,7 +83,8 @@ class Amused(TrainableGenerator):
         """Take the parts of a checkpoint and choose what of an image is trained, and at which cost.
 
         max_batch: rows sampled or decoded at once (None: all); images do not depend on it beyond rounding.
-        compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
+        compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays, "graphs" also
+            records Janus' step as a CUDA graph; see `Compilation`.
         gradient_checkpointing: keep the activations of one forward pass at a time in the backward pass, and compute
             those of
             the others again. Off: the activations of all passes, one a sampling step, exist at once.

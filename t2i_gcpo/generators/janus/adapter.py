@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -28,6 +28,7 @@ from t2i_gcpo.generators.base import (
     seeded,
 )
 from t2i_gcpo.generators.checkpoints import Checkpoint
+from t2i_gcpo.generators.compilation import CompileChoice
 from t2i_gcpo.generators.decoding import DecodeDtype
 from t2i_gcpo.generators.integrity import load_model, load_part
 from t2i_gcpo.generators.janus import random_model
@@ -60,7 +61,7 @@ class Janus(TrainableGenerator):
         *,
         base: Checkpoint | None = None,
         max_batch: int | None = None,
-        compile: bool | Literal["auto"] = "auto",
+        compile: CompileChoice = "auto",
         head_chunk: int = DEFAULT_CHUNK,
         gradient_checkpointing: bool = False,
         decode_dtype: DecodeDtype = "auto",
@@ -69,7 +70,8 @@ class Janus(TrainableGenerator):
         """Take a `JanusForConditionalGeneration` and its `JanusProcessor`.
 
         max_batch: rows sampled or decoded at once (None: all); results do not depend on it beyond rounding.
-        compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays; see `Compilation`.
+        compile: whether the sampling step is compiled. "auto" compiles where torch can and it pays, "graphs" also
+            records Janus' step as a CUDA graph; see `Compilation`.
         head_chunk: tokens whose logits exist at once when tokens are scored.
         gradient_checkpointing: compute the language model's activations again in the backward pass, for less memory.
         decode_dtype: precision of the image decoder; see `decoding`.
@@ -97,6 +99,7 @@ class Janus(TrainableGenerator):
         self.head = Fp32Head(model)
         self.scorer = RowScorer(model, self.prompts, self.weights, self.head, head_chunk=head_chunk)
         self.sampler = RowSampler(self.prompts, StepSampler(model, self.head, side * side, device))
+        self.sampler.steps.graphs = compile == "graphs"
         if gradient_checkpointing:
             # Active in train mode only, which `token_logprobs` switches to: so no other train-mode behaviour may
             # differ.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from t2i_gcpo.generators.compilation import ShapeCache, compiled
 from t2i_gcpo.generators.janus import row_attention
+from t2i_gcpo.generators.janus.graph_step import WARM_UP, GraphStep
 from t2i_gcpo.generators.janus.head import Fp32Head
 from t2i_gcpo.generators.janus.kv_cache import Buffers, GrowingCache
 from t2i_gcpo.generators.janus.prompts import Encoded
@@ -62,6 +63,8 @@ class StepSampler:
         they are nearly twice as fast."""
         self.row_attention = device.type == "cuda"
         """Whether a compiled step reads the cache with FlexAttention: on CUDA, whose flash kernel takes no mask."""
+        self.graphs = False
+        """Whether a compiled step with FlexAttention is recorded as a CUDA graph."""
         self.buffers = Buffers()
         self.keys_in_one_piece = self.fused_attention
         """The layout of the cache; a fused kernel that is given the other one falls back to a slow one."""
@@ -95,10 +98,13 @@ class StepSampler:
             self._prefill(policy, prompts, folded, shape)
         with _attention(policy, self.kernel(compile=compile)):
             embeds = policy.get_input_embeddings()(prompts.ids[:, -1:])[folded]
+            advance = shape.advance
             for step in range(self.length):
                 shape.cache.open(prefix + step)
                 with _guards_once(step):
-                    embeds, token, record = shape.advance(embeds, by_step[step])
+                    if step == WARM_UP and self.graphs and self.kernel(compile=compile) == row_attention.NAME:
+                        advance = GraphStep(advance, embeds, by_step[step])
+                    embeds, token, record = advance(embeds, by_step[step])
                 tokens.append(token)
                 records.append(record)
                 shape.positions.add_(1)
