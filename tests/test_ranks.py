@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from helpers import ranks_cases, ranks_resume
-from helpers.ranks_cases import CASES, Result, metrics, run, together
+from helpers.ranks_cases import CASES, STEPS, Result, metrics, run, together
 from helpers.training import distance, same, weights
 from t2i_gcpo.training.options import Schedule
 
@@ -59,7 +59,7 @@ def rows(step: list[Tensor]) -> list[tuple[int, ...]]:
 
 
 def check_same(case: str, one: Result, many: Result, folders: tuple[Path, Path], start: list[Tensor]) -> None:
-    for step in range(ranks_cases.STEPS):
+    for step in range(STEPS):
         assert rows([part[step] for part in one.tokens]) == rows([part[step] for part in many.tokens]), (case, step)
     print(f"{case}: weights differ by {distance(one.weights, many.weights):.1e}")
     assert distance(one.weights, many.weights) < 1e-5 < 1e-3 < distance(one.weights, start), case
@@ -118,19 +118,19 @@ def test_whole_groups_failed_and_the_processes_went_on_together(runs: Runs) -> N
 
 
 @pytest.mark.parametrize("case", ["gcpo", "lora"])
-def test_a_run_goes_on_with_another_number_of_processes(case: str, tmp_path: Path) -> None:
-    """2, 1, 2 and 4 processes, one after the other, are the run on one; 2 and 2 are the run on 2 to the bit."""
+def test_a_run_that_is_killed_goes_on_with_another_number_of_processes(case: str, tmp_path: Path) -> None:
+    """2, 2, 1, 2 and 4 processes, with kill -9 between, are the run on one; the first two are that on 2 to the bit."""
     script = Path(ranks_resume.__file__)
-    straight = tmp_path / "straight"
-    ranks_resume.go_on(straight, 5, case)
-    for folder, parts in (("mixed", [(2, 1), (1, 2), (2, 3), (4, 5)]), ("two", [(2, 2), (2, 5)]), ("once", [(2, 5)])):
-        for count, until in parts:
-            if count == 1:
-                ranks_resume.go_on(tmp_path / folder, until, case)
-                continue
-            done = together(count, script, tmp_path / folder, str(until), case)
-            assert done.returncode == 0, done.stderr[-3000:]
-    one, mixed, two, once = (torch.load(tmp_path / f / "weights_5.pt") for f in ("straight", "mixed", "two", "once"))
-    assert distance(one, mixed) < 1e-5 and same(two, once) and distance(one, once) < 1e-5
+    ranks_resume.go_on(tmp_path / "one", STEPS, case)
+    done = together(2, script, tmp_path / "two", str(STEPS), case)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for count, until in ((2, 1), (2, 2), (1, 3), (2, 4), (4, STEPS)):
+        done = together(count, script, tmp_path / "mixed", str(until), case)
+        assert (done.returncode == 0) == (until == STEPS), done.stderr[-3000:]
+    one, two, mixed = (tmp_path / name for name in ("one", "two", "mixed"))
+    assert same(torch.load(two / "weights_2.pt"), torch.load(mixed / "weights_2.pt"))
+    last = torch.load(one / f"weights_{STEPS}.pt")
+    assert distance(last, torch.load(mixed / f"weights_{STEPS}.pt")) < 1e-5
+    assert [row["step"] for row in metrics(mixed)] == list(range(1, STEPS + 1))
     start = weights(ranks_cases.make(case, tmp_path / "start").generator)  # type: ignore[arg-type]
-    assert distance(one, start) > 1e-3
+    assert distance(last, start) > 1e-3
