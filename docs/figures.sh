@@ -23,6 +23,10 @@ mv docs/heatmap_order.png "$out" && cp "$out/heatmap_order/heatmap.gif" docs/hea
 draw heatmap_masked --checkpoint amused-mini --prompt "$star" --num 4 --columns 4 --order-temperature 6 --map weight order
 cp "$out/heatmap_masked/order.png" docs/heatmap_masked_order.png
 
+t2i-gcpo credit-truth --measured docs/results/truth_janus_mini/truth.safetensors --out "$out/truth" \
+    --rules gcpo gcpo:normalization=none gcpo_variance gcpo_entropy gcpo_sibling gcpo_shuffled
+cp "$out/truth/truth.png" docs/truth.png
+
 if [ ! -e runs/figures/heatmaps/step_000024.npz ]; then
     rm -rf runs/figures
     t2i-gcpo train --config configs/quickstart.yaml --output-dir runs/figures --steps 24 --optim.lr 3e-4 \

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import tiny
+from helpers import pages, tiny
 from helpers.fake_generator import FakeGenerator
 from rewards.base import RewardOutput
 from t2i_gcpo import cli, generators
@@ -25,6 +25,7 @@ from t2i_gcpo.evaluation.causal_file import Truth
 from t2i_gcpo.evaluation.causal_influence import Influence, Plan, between_variance, measure
 from t2i_gcpo.generators.tokens.sampling import LARGEST_UNIFORM, draw, noise_of
 from t2i_gcpo.records import Rollout, Sampling
+from t2i_gcpo.reports.tables import with_interval
 
 
 def test_the_variance_between_alternatives_by_hand() -> None:
@@ -225,6 +226,19 @@ def test_the_command_measures_once_and_compares_again(tmp_path: Path, capsys: py
     again = json.loads((tmp_path / "again/truth.json").read_text())
     assert again["rules"] == {"gcpo": first["rules"]["gcpo"]}
     assert not (tmp_path / "again/truth.safetensors").exists()
+
+
+def test_the_page_shows_what_the_committed_images_say() -> None:
+    folder = pages.ROOT / "docs" / "results" / "truth_janus_mini"
+    committed, page = json.loads((folder / "truth.json").read_text()), (pages.ROOT / "docs" / "truth.md").read_text()
+    for rule, measures in committed["rules"].items():
+        cells = [with_interval(one["mean"], one["ci95"]) for one in measures.values()]
+        assert f"| {' | '.join([rule.replace(',', ', '), *cells])} |" in page
+    truth = Truth.load(folder / "truth.safetensors")
+    some = {name: resolve(name, group_size=2) for name in ("gcpo", "gcpo_variance")}
+    again = agreement(truth.influence, truth.rollout, some, **truth.about).to_json()
+    assert again["rules"] == {name: committed["rules"][name] for name in some}
+    assert again["images_finished"] == committed["images_finished"] == 22032
 
 
 def interrupting(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
