@@ -18,6 +18,7 @@ from rich.console import Console
 from t2i_gcpo import generators
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, cost, peak_bytes, seconds
+from t2i_gcpo.commands.options.number_types import count
 from t2i_gcpo.planning.memory import FP32, bucket_bytes, sent_bytes
 from t2i_gcpo.training.optim import adamw
 from t2i_gcpo.training.options import OptimConfig
@@ -34,7 +35,7 @@ MB = 1e6
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", default="janus-mini", help="embedded name, folder or hub repository")
     parser.add_argument("--pairs", type=positive, default=5, help="updates that are measured")
-    parser.add_argument("--lora-rank", type=int, default=0, help="rank of adapters; 0 trains all weights")
+    parser.add_argument("--lora-rank", type=count, default=0, help="rank of adapters; 0 trains all weights")
     parser.add_argument("--dtype", default="float32", help="of the weights: float32 or bfloat16")
 
 
