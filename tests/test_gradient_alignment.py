@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import rewards
-from helpers import tiny, training
+from helpers import pages, tiny, training
 from t2i_gcpo import cli
 from t2i_gcpo.algorithms import TABLE, loss, resolve, token_advantages
 from t2i_gcpo.commands import credit_alignment as command
@@ -32,6 +32,7 @@ from t2i_gcpo.evaluation.gradient_alignment import (
     statistics,
 )
 from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.reports.tables import with_interval
 from t2i_gcpo.training.rollout import collect
 from t2i_gcpo.training.rule_gradients import rule_gradients
 
@@ -254,3 +255,13 @@ def test_sigterm_leaves_no_gradients(
     given = [*arguments, "--reward", f"{__name__}:redness", "--batches", "4", "--out", str(tmp_path)]
     assert cli.main(["credit-alignment", *given]) == 143
     assert "ended by SIGTERM" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_page_shows_the_committed_measurement() -> None:
+    file = pages.ROOT / "docs" / "results" / "alignment_janus_mini" / "alignment.json"
+    page = (pages.ROOT / "docs" / "alignment.md").read_text(encoding="utf-8")
+    columns = [("plain", name) for name in ("alignment", "signal_to_noise", "cosine")]
+    columns += [("adamw", name) for name in ("alignment", "signal_to_noise")]
+    for one in json.loads(file.read_text())["rules"]:
+        cells = [with_interval(one["values"][m][name], one["intervals"][m][name]) for m, name in columns]
+        assert f"| `{one['rule']}` | {' | '.join(cells)} |" in page
