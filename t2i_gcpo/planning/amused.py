@@ -30,6 +30,7 @@ from t2i_gcpo.planning.models import (
     PlannedModel,
     adapter_sizes,
     along_rows_and_layers,
+    branch_values,
     count,
     give_gradients,
     trained,
@@ -136,18 +137,11 @@ class PlannedAmused(PlannedModel):
         weights = trained(parts, POLICY, UVIT_TARGETS, options)
         if backward and self.dtype == torch.float32:
             give_gradients(weights)
-        guided = options.distribution != "conditional" and options.guidance != 1
 
         def one(tokens: int) -> Tensor:
-            unconditional = None
-            if guided and options.distribution == "guided":
-                both = _first(self._logits(weights, 2 * rows), tokens)
-                conditional, unconditional = both.unflatten(0, (2, rows))
-            else:
-                conditional = _first(self._logits(weights, rows), tokens)
-                if guided:
-                    with torch.no_grad():
-                        unconditional = _first(self._logits(weights, rows), tokens)
+            conditional, unconditional = branch_values(
+                lambda number: _first(self._logits(weights, number), tokens), rows, options
+            )
             index = torch.zeros(rows, tokens, dtype=torch.long, device=META)
             if unconditional is None:
                 return selected_logprob(conditional, index)

@@ -26,6 +26,7 @@ from t2i_gcpo.planning.models import (
     PlannedModel,
     adapter_sizes,
     along_rows_and_layers,
+    branch_values,
     count,
     give_gradients,
     trained,
@@ -110,15 +111,7 @@ class PlannedJanus(PlannedModel):
             return output.last_hidden_state[:, -self.tokens :]
 
         def forward() -> Tensor:
-            unconditional = None
-            if options.distribution == "conditional" or options.guidance == 1:
-                conditional = hidden(rows)
-            elif options.distribution == "guided":
-                conditional, unconditional = hidden(2 * rows).chunk(2)
-            else:
-                conditional = hidden(rows)
-                with torch.no_grad():
-                    unconditional = hidden(rows)
+            conditional, unconditional = branch_values(hidden, rows, options)
             tokens = torch.zeros(rows, self.tokens, dtype=torch.long, device=META)
             guidance = 1.0 if unconditional is None else options.guidance
             return token_logprob(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.planning.trace import Trace
@@ -128,6 +128,21 @@ def trained(model: nn.Module, path: str, targets: tuple[str, ...], options: Pass
     if options.lora_rank:
         weights.add_lora(options.lora_rank, 1.0, targets, 0)
     return weights
+
+
+def branch_values(values: Callable[[int], Tensor], rows: int, options: PassOptions) -> tuple[Tensor, Tensor | None]:
+    """Compute `values` of a number of rows for the prompt's branch, and for the unconditional one where it is scored.
+
+    As the scorers do: both in one batch where both are trained, and without gradient where the second is detached.
+    """
+    if options.distribution == "conditional" or options.guidance == 1:
+        return values(rows), None
+    if options.distribution == "guided":
+        conditional, unconditional = values(2 * rows).chunk(2)
+        return conditional, unconditional
+    conditional = values(rows)
+    with torch.no_grad():
+        return conditional, values(rows)
 
 
 def give_gradients(weights: PolicyWeights) -> None:
