@@ -176,14 +176,20 @@ def by_size(
 
     def mean(of: Tensor) -> Tensor:
         if over == "batch":
-            amount, count = of.sum(), valid.sum()
-            return amount / count.clamp(min=1) if total is None else total(amount) / total(count).clamp(min=1)
+            return batch_mean(of, mask, total)
         return of.sum(dim=-1, keepdim=True) / valid.sum(dim=-1, keepdim=True).clamp(min=1)
 
     if cap:
         values = torch.minimum(values, cap * mean(values))
     center = mean(values)
     return torch.where(center == 0, valid.float(), values / torch.where(center == 0, 1.0, center))
+
+
+def batch_mean(values: Tensor, mask: Tensor | None = None, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return the mean of [B, T] over the valid tokens of all rows, a scalar; total: as for `by_size`."""
+    valid = _valid(values, mask)
+    amount, count = torch.where(valid, values, 0.0).sum(), valid.sum()
+    return amount / count.clamp(min=1) if total is None else total(amount) / total(count).clamp(min=1)
 
 
 def of_siblings(weights: Tensor, group_size: int, *, mask: Tensor | None = None) -> Tensor:

@@ -43,6 +43,16 @@ def check_same(one: Rollout, other: Rollout) -> None:
         torch.testing.assert_close(one.stats[name], other.stats[name], atol=1e-5, rtol=0)
 
 
+def compiling() -> tuple[Janus, Rollout]:
+    """Return a generator that compiles from now on, and what it sampled before."""
+    policy = generator()
+    plain = sampled(policy, fused=True)
+    policy.compiles.choice = True
+    if not policy.compiles():
+        pytest.skip("torch.compile has no compiler here")
+    return policy, plain
+
+
 def test_both_layouts_give_the_same_numbers() -> None:
     policy = generator()
     check_same(sampled(policy, fused=True), sampled(policy, fused=False))
@@ -51,11 +61,7 @@ def test_both_layouts_give_the_same_numbers() -> None:
 
 @pytest.mark.slow
 def test_both_layouts_give_the_same_numbers_compiled() -> None:
-    policy = generator()
-    plain = sampled(policy, fused=True)
-    policy.compiles.choice = True
-    if not policy.compiles():
-        pytest.skip("torch.compile has no compiler here")
+    policy, plain = compiling()
     check_same(sampled(policy, fused=True), plain)
     check_same(sampled(policy, fused=False), plain)
 
@@ -141,7 +147,7 @@ def test_a_row_reads_the_blocks_from_its_first_to_the_newest_column() -> None:
 
 
 def test_the_loop_with_flex_attention_gives_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on CUDA, but for the compiler."""
+    """Make the generator sample as on CUDA, but for the compiler."""
     policy = generator()
     plain = sampled(policy, fused=True)
     monkeypatch.setattr(StepSampler, "kernel", lambda steps, *, compile: row_attention.NAME)
@@ -160,11 +166,7 @@ def test_the_loop_with_flex_attention_gives_the_same_numbers(monkeypatch: pytest
 
 @pytest.mark.slow
 def test_the_loop_with_flex_attention_compiles_into_one_graph() -> None:
-    policy = generator()
-    plain = sampled(policy, fused=True)
-    policy.compiles.choice = True
-    if not policy.compiles():
-        pytest.skip("torch.compile has no compiler here")
+    policy, plain = compiling()
     policy.sampler.steps.row_attention = True
     for _ in range(2):  # the second one in new memory
         check_same(sampled(policy, fused=True), plain)

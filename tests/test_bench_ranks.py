@@ -1,4 +1,4 @@
-"""What several processes send one another for an update, counted by `bench ranks`, against the least by hand."""
+"""`bench ranks` counts what several processes send one another for an update, against the least by hand."""
 
 from __future__ import annotations
 

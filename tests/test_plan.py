@@ -328,7 +328,7 @@ def test_the_configs_of_real_models_say_what_they_need() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_is_planned(path: Path) -> None:
-    """As it stands, but for the size of the model. That they run is another test's."""
+    """The file is planned as it stands, but for the size of the model. That it runs is another test's."""
     masked = "amused" in path.read_text()
     shape = "random:amused-256" if masked else "random:janus-pro-1b"
     cut = [f"--generator.checkpoint={shape}", "--generator.layers=1", "--generator.width=32"]

@@ -1,4 +1,4 @@
-"""Which run folders a torchrun that starts its processes again goes on with."""
+"""A torchrun that starts its processes again goes on with the run folder that it began, and with no other."""
 
 from __future__ import annotations
 

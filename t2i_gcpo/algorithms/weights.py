@@ -111,9 +111,7 @@ def _by_size(
         return credits.by_size(values, cap=algorithm.cap, mask=mask)
     if algorithm.normalize_over == "batch" or running is None:
         return credits.by_size(values, cap=algorithm.cap, over="batch", mask=mask, total=processes.sum)
-    valid = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
-    amount, count = processes.sum(values[valid].sum()), processes.sum(valid.sum())
-    divisor = running.divide_by(float(amount / count.clamp(min=1)))
+    divisor = running.divide_by(float(credits.batch_mean(values, mask, processes.sum)))
     return credits.by_size(values, cap=algorithm.cap, mask=mask, divisor=divisor)
 
 

@@ -51,11 +51,6 @@ class Agreement:
     about: dict[str, Any] = field(default_factory=dict)
     """Checkpoint, prompts, images drawn and the other settings."""
 
-    @property
-    def measures(self) -> dict[str, str]:
-        """Return the name of each measure and what it says."""
-        return MEASURES
-
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON holds it."""
 

@@ -98,20 +98,20 @@ def group_gradients(
     vectors = torch.eye(len(world.positive[0]))
     generator = torch.Generator().manual_seed(seed)
     random = algorithm.credit in ("random", "shuffled")
-    running = RunningMean()
 
-    def advantages_of(part: Rollout, scores: Tensor) -> Tensor:
-        mean = RunningMean(running.value)  # each batch finds the same past
-        targets = token_advantages(algorithm, part, scores, generator=generator, code_vectors=vectors, running=mean)
-        running.value = running.value or mean.value
+    def advantages_of(groups: Tensor, running: RunningMean) -> Tensor:
+        scores = rearrange(rewards, "(n g) -> n g", g=2)[groups].flatten()
+        part = rollout.groups(groups)
+        targets = token_advantages(algorithm, part, scores, generator=generator, code_vectors=vectors, running=running)
         return targets.advantages.double()
 
-    everything = [advantages_of(rollout, rewards) for _ in range(repeats if random else 1)]
-    if alone:
-        groups = range(len(rollout.prompts))
-        parts = [(rollout.groups(torch.tensor([n])), rewards[2 * n : 2 * n + 2]) for n in groups]
-        everything = [torch.cat([advantages_of(*part) for part in parts]) for _ in everything]
-    advantages = torch.stack(everything).mean(dim=0)
+    every, past = torch.arange(len(rollout.prompts)), RunningMean()
+    if algorithm.normalize_over == "running":
+        advantages_of(every, past)  # then each batch finds the average over all groups
+    batches = every.split(1 if alone else len(every))
+    draws = range(repeats if random else 1)
+    drawn = [torch.cat([advantages_of(groups, replace(past)) for groups in batches]) for _ in draws]
+    advantages = torch.stack(drawn).mean(dim=0)
     chance = torch.stack(world.positive).double()
     score = torch.nn.functional.one_hot(rollout.tokens, chance.shape[1]) - chance  # d log p(x) / d logits, [2 N, T, V]
     return rearrange(advantages[:, :, None] * score, "(n g) t v -> n g t v", g=2).mean(dim=1)

@@ -95,8 +95,8 @@ class ImageGenerator(Protocol):
         ((2, 144), (2, 3, 96, 96))
 
         Image g of prompt p has noise that depends on (seed, `prompt_indices[p]`, g) only: the place of the prompt among
-        those that share the seed (None: 0, 1, ...). With `rng`, one 63-bit draw from it
-        replaces `sampling.seed` and is recorded in the rollout's sampling.
+        those that share the seed (None: 0, 1, ...). With `rng`, one 63-bit draw from it replaces `sampling.seed` and is
+        recorded in the rollout's sampling.
         """
 
     @torch.no_grad()

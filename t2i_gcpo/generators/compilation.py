@@ -55,8 +55,12 @@ class Compilation:
         """Rows of those rollouts, if the caller said it: one that needs no filling up has a shape of its own."""
 
     def __call__(self) -> bool:
-        wanted = self.choice in (True, "graphs") or (self.choice == "auto" and self.rollouts_ahead >= FROM_ROLLOUTS)
-        return wanted and can_compile(self.device)
+        return compilation_pays(self.choice, self.rollouts_ahead) and can_compile(self.device)
+
+
+def compilation_pays(choice: CompileChoice, rollouts: int) -> bool:
+    """Say whether a sampling step is compiled for so many rollouts, where torch can compile."""
+    return choice in (True, "graphs") or (choice == "auto" and rollouts >= FROM_ROLLOUTS)
 
 
 class ShapeCache(OrderedDict[Hashable, Built]):

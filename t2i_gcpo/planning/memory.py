@@ -103,7 +103,7 @@ def phases(
 ) -> list[Phase]:
     """Return the peaks of sampling, decoding, scoring under the reference, the update's passes and its optimiser step.
 
-    And of the exchange of gradients, where there are several cards.
+    With several cards the peak of the exchange of gradients is among them.
 
     cache: buffers of keys and values; cache_stays: they are held between the rollouts. twice: bytes of weights that
     exist a second time while tokens are sampled, adapters added.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from t2i_gcpo.generators.compilation import FROM_ROLLOUTS, worth_compiling
+from t2i_gcpo.generators.compilation import CompileChoice, compilation_pays, worth_compiling
 from t2i_gcpo.generators.tokens.branches import Branches
 from t2i_gcpo.planning.models import PassOptions
 from t2i_gcpo.records import Sampling
@@ -31,7 +31,7 @@ class Workload:
     """Whether each step scores its images under the reference."""
     kl_every: int
     """Steps between such scores where not each step needs them; 0: none."""
-    compile: bool | str
+    compile: CompileChoice
     on_cpu: bool
     merged: bool
     """Whether adapters are added to the weights while tokens are sampled."""
@@ -59,8 +59,7 @@ class Workload:
     @property
     def compiled(self) -> bool:
         """Say whether the sampling step is compiled, as `Compilation` and `batches` decide."""
-        wanted = self.compile in (True, "graphs") or (self.compile == "auto" and self.steps >= FROM_ROLLOUTS)
-        return wanted and worth_compiling(self.rows, self.max_batch)
+        return compilation_pays(self.compile, self.steps) and worth_compiling(self.rows, self.max_batch)
 
     @property
     def micro_batches(self) -> list[int]:

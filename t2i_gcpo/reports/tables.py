@@ -118,7 +118,9 @@ def print_credit(result: CreditResult) -> None:
 
 def agreement_rows(result: Agreement, name: str = "rule") -> tuple[list[str], list[list[str]]]:
     """Header and rows, one a rule or map: how well its weights agree with the measured influence."""
-    header = [name, *(measure.replace("_", " ") for measure in result.measures)]
+    from t2i_gcpo.evaluation.causal_agreement import MEASURES
+
+    header = [name, *(measure.replace("_", " ") for measure in MEASURES)]
     return header, [
         [rule, *(with_interval(one.overall, one.ci95) for one in each.values())] for rule, each in result.rules.items()
     ]
@@ -126,8 +128,10 @@ def agreement_rows(result: Agreement, name: str = "rule") -> tuple[list[str], li
 
 def agreement_note(result: Agreement) -> str:
     """Say what the columns mean, of how many images they are, and how sure the influence itself is."""
+    from t2i_gcpo.evaluation.causal_agreement import MEASURES
+
     again = with_interval(result.reliability.overall, result.reliability.ci95)
-    columns = "; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in result.measures.items())
+    columns = "; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in MEASURES.items())
     return (
         f"{columns}\n{result.images} images with an influence, {result.without} without; {result.influenced:.1%} of "
         f"the measured tokens have one, and {result.half_tokens:.1%} hold half of it; "

@@ -6,6 +6,7 @@ The rewards are those of the training images, which every step draws anew, befor
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,6 +102,5 @@ def _interval(values: Mapping[str, Any], *, signed: bool = False) -> str:
 
 def _median(values: Sequence[float | None], *, digits: int) -> str:
     """Return the median, where "never" is above every number."""
-    ordered = sorted(math.inf if value is None else value for value in values)
-    middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    middle = statistics.median(math.inf if value is None else value for value in values)
     return "never" if math.isinf(middle) else number(middle, digits=digits)

@@ -45,13 +45,13 @@ class Results:
         self.outcomes = {trial.name: Outcome() for trial in study.trials}
         self._trials = {trial.name: trial_row(trial, Outcome()) for trial in study.trials}
         self._groups = {group: group_row(group, members, self.outcomes) for group, members in study.groups.items()}
-        self._against = self._beside()
+        self._against, self._speeds = self._beside(), self._learning()
 
     def record(self, trial: Trial, outcome: Outcome) -> None:
         self.outcomes[trial.name] = outcome
         self._trials[trial.name] = trial_row(trial, outcome)
         self._groups[trial.group] = group_row(trial.group, self.study.groups[trial.group], self.outcomes)
-        self._against = self._beside()
+        self._against, self._speeds = self._beside(), self._learning()
 
     def to_json(self) -> dict[str, Any]:
         study = {"file": str(self.study.file), "content": self.study.content}
@@ -62,7 +62,7 @@ class Results:
             "trials": [*self._trials.values()],
             "groups": [*self._groups.values()],
             "against": self._against,
-            "learning": self._learning(),
+            "learning": self._speeds,
         }
 
     def _learning(self) -> list[dict[str, Any]]:
@@ -125,8 +125,8 @@ class Results:
         ]
         if self._against:
             parts += [AGAINST_NOTE + "\n", markdown(AGAINST_COLUMNS, against_table(self._against))]
-        if speeds := self._learning():
-            parts += [learning.NOTE + "\n", markdown(learning.COLUMNS, learning.table(speeds))]
+        if self._speeds:
+            parts += [learning.NOTE + "\n", markdown(learning.COLUMNS, learning.table(self._speeds))]
         if self.failed():
             parts.append(markdown(FAILED_COLUMNS, self.failed()))
         write_atomically(out / "table.md", "\n".join(parts))
@@ -151,8 +151,8 @@ class Results:
         if self._against:
             print_table(AGAINST_COLUMNS, against_table(self._against))
             print_note(AGAINST_NOTE)
-        if speeds := self._learning():
-            print_table(learning.COLUMNS, learning.table(speeds))
+        if self._speeds:
+            print_table(learning.COLUMNS, learning.table(self._speeds))
             print_note(learning.NOTE)
         if self.failed():
             print_table(FAILED_COLUMNS, self.failed())

@@ -12,6 +12,7 @@ from t2i_gcpo.commands.options.config import GeneratorConfig, RewardConfig, Samp
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator
+from t2i_gcpo.generators.compilation import CompileChoice
 from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
@@ -20,7 +21,7 @@ from t2i_gcpo.training.same_run import check_share
 from t2i_gcpo.training.trainer import Trainer
 from t2i_gcpo.utils.processes import ALONE, Processes
 
-COMPILE: dict[str, bool | str] = {"auto": "auto", "on": True, "graphs": "graphs", "off": False}
+COMPILE: dict[str, CompileChoice] = {"auto": "auto", "on": True, "graphs": "graphs", "off": False}
 
 
 def generator(options: GeneratorConfig, *, seed: int, processes: Processes = ALONE) -> ImageGenerator:

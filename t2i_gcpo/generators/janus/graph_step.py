@@ -17,15 +17,13 @@ from torch import Tensor
 Results = TypeVar("Results")
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 """Input embeddings [N R, 1, D], noise [R] -> the next input embeddings, tokens [R] and their records [R]."""
-Record = Callable[[Callable[[], Results]], tuple[Callable[[], None], Results]]
-"""What records a function: returns how to replay it, and the results that a replay writes."""
 
 #: Steps of a batch that run before one is recorded: kernels are built in the first, and must not be while recording.
 WARM_UP = 3
 
 
 def recorded(function: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-    """Record what a function asks of the GPU, without running it."""
+    """Record what a function asks of the GPU, without running it; return how to replay it, and what a replay writes."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = function()
