@@ -23,6 +23,7 @@ from rewards.geneval.vocabulary import CLASSES, PLURALS
 from t2i_gcpo.data.shapes.prompts import TASKS, split
 from t2i_gcpo.data.shapes.scene import Difficulty, Style, sample_scene
 from t2i_gcpo.generators.compilation import can_compile
+from t2i_gcpo.pretrain import float32_attention
 from t2i_gcpo.pretrain.janus.codes import as_pixels, nearest, patches, principal_components
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape
 from t2i_gcpo.pretrain.optimisation import Optimisation
@@ -162,6 +163,9 @@ class LanguageTrainer:
     def __init__(self, settings: LanguageSettings, model: Any, tokenizer: Any, codes: Tensor) -> None:
         self.settings, self.model, self.tokenizer, self.codes = settings, model, tokenizer, codes
         inner = model.model
+        float32_attention.register()
+        self.attention = inner.language_model.config._attn_implementation
+        inner.language_model.config._attn_implementation = float32_attention.NAME
         self.modules = nn.ModuleDict(
             {
                 "language_model": inner.language_model,
@@ -235,6 +239,7 @@ class LanguageTrainer:
     def finished(self) -> Any:
         """Return the whole model in evaluation mode, with the averaged weights."""
         self.optimisation.load(self.optimisation.average)
+        self.model.model.language_model.config._attn_implementation = self.attention
         return self.model.eval()
 
     def state_dict(self) -> dict[str, Any]:
