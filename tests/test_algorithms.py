@@ -55,12 +55,14 @@ def make_targets(algorithm: Algorithm, rewards: Tensor = REWARDS) -> TokenAdvant
     return token_advantages(algorithm, make_rollout(), rewards, **besides(), generator=torch.Generator().manual_seed(1))
 
 
-def besides() -> dict[str, Tensor]:
+def besides() -> dict[str, Any]:
     """Return what some rows want besides the rollout."""
     generator = torch.Generator().manual_seed(4)
     return {
         "code_vectors": torch.randn(9, 3, generator=generator),
         "reference_entropy": torch.rand(B, T, generator=generator),
+        "clause_logprobs": -5 * torch.rand(2, B, T, generator=generator),
+        "parts": {f"clause/{k}": (torch.rand(B, generator=generator) < 0.5).float() for k in range(2)},
     }
 
 
@@ -86,7 +88,7 @@ def test_rows_differ_in_what_their_papers_say() -> None:
         "kl_estimator": ("k3", "none"),
     }
     assert differences("dapo", "gcpo_dapo") == {"credit": ("uniform", "contrast"), "kl_weighting": (False, True)}
-    for control in ("entropy", "random", "shuffled", "sibling"):
+    for control in ("entropy", "clauses", "random", "shuffled", "sibling"):
         assert differences("gcpo", f"gcpo_{control}") == {"credit": ("contrast", control)}
     by_size = ("rank", "none")
     assert differences("gcpo", "gcpo_magnitude") == {
@@ -119,7 +121,10 @@ def test_resolve() -> None:
     ("override", "match"),
     [
         ({"group_size": 1}, r"group_size is 1; it must be at least 2"),
-        ({"credit": "prompt"}, "uniform, contrast, entropy, variance, dissimilar, critical, random, shuffled, sibling"),
+        (
+            {"credit": "prompt"},
+            "uniform, contrast, entropy, variance, clauses, dissimilar, critical, random, shuffled, sibling",
+        ),
         ({"ratio_bound": -1.0}, "ratio_bound is -1.0; it must be at least 0"),
         ({"divergence": "stats:js"}, "exact_kl, js_full"),
         ({"reduction": "mean"}, "token, sequence, constant"),
@@ -168,6 +173,7 @@ def test_every_field_has_a_help_text() -> None:
         ("gcpo_variance", {}, False, ("variance",), True),
         ("gcpo_magnitude", {"divergence": "js_full"}, True, ("js",), True),
         ("gcpo_sibling", {}, True, (), True),
+        ("gcpo_clauses", {}, True, (), True),
         ("stage", {}, False, ("entropy",), True),
         ("critical_tokens", {}, False, ("behaviour_entropy",), True),
         ("critical_tokens", {"kl_estimator": "none"}, False, ("behaviour_entropy",), True),

@@ -127,6 +127,7 @@ def test_the_table_of_algorithms_is_the_code_s() -> None:
             "uniform": "uniform",
             "contrast": f"contrast, KL divergence, {'ranks' if row.normalization == 'rank' else by_size}",
             "variance": "variance of the contrast over the codebook, by size over the batches before",
+            "clauses": "contrast with the prompt without each clause, ranks",
             "dissimilar": "unlike the images of the other sign (STAGE)",
             "critical": "three tenths of the tokens, alike (Group Critical-token Policy Optimization)",
             "sibling": "GCPO's weights of another image of the prompt (control)",
@@ -136,6 +137,7 @@ def test_the_table_of_algorithms_is_the_code_s() -> None:
         }
         weighted = {"dissimilar": "weighted by likeness", "critical": "of these tokens alone"}
         advantage = "(r − mean) / std" if row.advantage_scale == "std" else "r − mean"
+        advantage += " of each clause" if row.credit == "clauses" else ""
         advantage += ", with STAGE's entropy reward" if row.entropy_reward_coef else ""
         advantage += ", times the running ratio to the reference" if row.ratio_bound else ""
         return [

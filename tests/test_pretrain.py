@@ -106,6 +106,30 @@ def test_the_loss_ignores_padding(tokenizer: Any) -> None:
     assert not torch.allclose(padded, trainer._losses(other, mask, tokens), atol=1e-5)
 
 
+def test_attention_is_in_float32_within_a_step_in_bfloat16_and_as_it_was_after_it(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = language_trainer(tokenizer)
+    ids, mask = encode_prompts(["a star"], tokenizer)
+    tokens = trainer.validation[1][:1].long()
+    config = trainer.model.model.language_model.config
+    plain = torch.nn.functional.scaled_dot_product_attention
+    seen: list[torch.dtype] = []
+
+    def attention(query: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        seen.append(query.dtype)
+        return plain(query, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trainer._losses(ids, mask, tokens)
+    assert seen == [torch.float32]
+    found = trainer._losses(ids, mask, tokens)
+    trainer.finished()
+    assert config._attn_implementation == "sdpa"
+    assert torch.equal(found, trainer._losses(ids, mask, tokens))
+
+
 def test_dropped_words_leave_a_class_or_colour_open() -> None:
     rng = random.Random(0)
     prompt = next(p for p in split("train") if p.task == "color_attr")

@@ -14,7 +14,7 @@ from helpers import tiny
 from t2i_gcpo import generators, losses
 from t2i_gcpo.algorithms import loss, resolve, rivals, token_advantages, token_weights
 from t2i_gcpo.records import Prompt, Rollout, Sampling
-from t2i_gcpo.training.rollout import code_vectors
+from t2i_gcpo.training.credit_inputs import credit_inputs
 
 P, G, ROWS, COLUMNS, D, V = 2, 4, 5, 6, 3, 7
 B, T = P * G, ROWS * COLUMNS
@@ -193,7 +193,8 @@ def test_a_generator_gives_the_vectors_and_both_rows_train(tmp_path: Path) -> No
 
     tiny.checkpoint(tmp_path / "model")
     generator = generators.load(str(tmp_path / "model"), compile=False)
-    assert code_vectors(generator, resolve("gcpo")) is None
+    rollout = generator.sample(["a red circle"], Sampling(group_size=2))
+    assert credit_inputs(generator, resolve("gcpo"), rollout) == {"code_vectors": None, "clause_logprobs": None}
     quantised = generator.code_vectors("codebook")
     assert len(quantised) == generator.codebook_size == len(generator.code_vectors("inputs"))
     assert not torch.equal(quantised[0], quantised[1])

@@ -15,10 +15,10 @@ from torch import Tensor
 from t2i_gcpo import advantages as group
 from t2i_gcpo import credit as credits
 from t2i_gcpo import losses
-from t2i_gcpo.algorithms import rivals
+from t2i_gcpo.algorithms import clauses, rivals
 from t2i_gcpo.algorithms.running_mean import RunningMean
 from t2i_gcpo.algorithms.table import Algorithm
-from t2i_gcpo.algorithms.weights import statistic, token_vectors, token_weights, valid_tokens
+from t2i_gcpo.algorithms.weights import clause_weights, statistic, token_vectors, token_weights, valid_tokens
 from t2i_gcpo.losses import LossOutput
 from t2i_gcpo.records import Rollout, Rows
 from t2i_gcpo.utils.processes import ALONE, Processes, all_rows, mean
@@ -29,13 +29,13 @@ class TokenAdvantages:
     """Holds what the rollout's rewards say about each token: all that the loss and the heatmap need of them."""
 
     advantages: Tensor
-    """[B, T] fp32, `A[b, t] = A_b * w[b, t]`; 0 where masked."""
+    """[B, T] fp32, `A[b, t] = A_b * w[b, t]`, with credit clauses the mean of that over the clauses; 0 where masked."""
     weights: Tensor
     """[B, T] fp32, token weights w of mean 1 over the valid tokens of an image; 0 where masked."""
     kl_weights: Tensor
     """[B, T] fp32, the factor of each token's KL, where the algorithm weighs it."""
     sequence_advantages: Tensor
-    """[B] fp32, the group-relative advantage A_b; 0 for a failed image."""
+    """[B] fp32, the group-relative advantage A_b, with credit clauses the mean of theirs; 0 for a failed image."""
     valid: Tensor
     """[B] bool, false for an image whose reward failed: it is not in the loss at all."""
     mask: Tensor
@@ -62,6 +62,7 @@ def token_advantages(
     part_weights: Mapping[str, float] | None = None,
     reference_entropy: Tensor | None = None,
     code_vectors: Tensor | None = None,
+    clause_logprobs: Tensor | None = None,
     processes: Processes = ALONE,
     rows: Rows | None = None,
     running: RunningMean | None = None,
@@ -71,11 +72,12 @@ def token_advantages(
     Rewards [B], NaN = failed, rows in groups of `rollout.sampling.group_size`.
 
     mask [B, T] bool: further tokens to leave out. parts, part_weights: the reward's parts [B] and their weights, for
-    `normalize_parts`. reference_entropy [B, T] or [B], nats: the reference model's entropy of the same distribution
-    as `Rollout.stats["entropy"]` at the same tokens, for the entropy reward. code_vectors [V, D]: what
-    `algorithm.needed_vectors` names. processes: who shares the batch, over all of which statistics and metrics are.
-    rows: which of its rows these are (None: all). running: the average of the batches before, for `normalize_over`
-    running (None: there were none). ValueError: one of these is wanted and missing, or the rollout's
+    `normalize_parts` and, the parts alone, credit clauses. reference_entropy [B, T] or [B], nats: the reference model's
+    entropy of the same distribution as `Rollout.stats["entropy"]` at the same tokens, for the entropy reward.
+    code_vectors [V, D]: what `algorithm.needed_vectors` names. clause_logprobs [K, B, T], nats: under the prompt
+    without each clause, for credit clauses. processes: who shares the batch, over all of which statistics and metrics
+    are. rows: which of its rows these are (None: all). running: the average of the batches before, for
+    `normalize_over` running (None: there were none). ValueError: one of these is wanted and missing, or the rollout's
     group size is not the algorithm's.
     """
     size = rollout.sampling.group_size
@@ -107,6 +109,14 @@ def token_advantages(
         similarity = rivals.opposite_similarity(vectors, sequence, size)
         weights = rivals.dissimilarity(similarity, mask=kept, total=processes.sum)
         of_kl = rivals.similarity_kl_weights(similarity)
+        spread = sequence.unsqueeze(-1) * weights
+    elif algorithm.credit == "clauses":
+        by_clause, present = clause_weights(algorithm, rollout, clause_logprobs, mask)
+        own = clauses.clause_advantages(parts or {}, present, valid, size, **scale)
+        sequence = clauses.mean_over_clauses(own, present)
+        weights = clauses.mean_over_clauses(by_clause, present) * valid.unsqueeze(-1)
+        of_kl = losses.kl_weights(weights)
+        spread = clauses.mean_over_clauses(own.unsqueeze(-1) * by_clause, present)
     else:
         weights = token_weights(
             algorithm,
@@ -120,8 +130,9 @@ def token_advantages(
         )
         weights = weights * valid.unsqueeze(-1)
         of_kl = weights if algorithm.credit == "critical" else losses.kl_weights(weights)
+        spread = sequence.unsqueeze(-1) * weights
     metrics = _metrics(algorithm, rollout, rewards, sequence, weights, kept, mask, processes)
-    return TokenAdvantages(sequence.unsqueeze(-1) * weights, weights, of_kl, sequence, valid, kept, metrics)
+    return TokenAdvantages(spread, weights, of_kl, sequence, valid, kept, metrics)
 
 
 def _batch_normalized(algorithm: Algorithm, sequence: Tensor, whole: Tensor, processes: Processes) -> Tensor:

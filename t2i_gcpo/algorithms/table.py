@@ -32,7 +32,7 @@ class Algorithm:
 
     name: str = "gcpo"
     """Row of the table that the other fields start from: grpo, dr_grpo, dapo, gcpo, gcpo_dapo, gcpo_entropy,
-    gcpo_magnitude, gcpo_variance, stage, critical_tokens, gcpo_random, gcpo_shuffled, gcpo_sibling."""
+    gcpo_magnitude, gcpo_variance, gcpo_clauses, stage, critical_tokens, gcpo_random, gcpo_shuffled, gcpo_sibling."""
     group_size: int = 8
     """G, images a prompt, compared with one another; at least 2."""
     advantage_scale: Literal["std", "none"] = "std"
@@ -56,12 +56,22 @@ class Algorithm:
     """Rollouts drawn for one update at most, the first included; then the groups with spread that there are must
     do."""
     credit: Literal[
-        "uniform", "contrast", "entropy", "variance", "dissimilar", "critical", "random", "shuffled", "sibling"
+        "uniform",
+        "contrast",
+        "entropy",
+        "variance",
+        "clauses",
+        "dissimilar",
+        "critical",
+        "random",
+        "shuffled",
+        "sibling",
     ] = "contrast"
     """Which tokens get the credit. contrast: where the prompt matters (GCPO); entropy: where the model is undecided;
-    variance: where what the model is undecided about is what the prompt matters for; dissimilar: where images of the
-    other sign have unlike tokens (STAGE); critical: the first tokens, those where the entropy changes, and those where
-    siblings differ, alike (Group Critical-token Policy Optimization); random, shuffled, sibling: controls."""
+    variance: where what the model is undecided about is what the prompt matters for; clauses: each clause of a GenEval
+    prompt has an advantage of its own, which goes where the prompt without it would differ; dissimilar: where images of
+    the other sign have unlike tokens (STAGE); critical: the first tokens, those where the entropy changes, and those
+    where siblings differ, alike (Group Critical-token Policy Optimization); random, shuffled, sibling: controls."""
     divergence: Literal["kl", "abs", "js", "information_gain", "exact_kl", "js_full"] = "kl"
     """Contrast between the two prompts: the first four from the sampled token's log-probs, exact_kl and js_full over
     the whole codebook."""
@@ -126,6 +136,16 @@ class Algorithm:
             raise ValueError(
                 "entropy_reward_coef adds to the whole reward, which normalize_parts does not use; set one"
             )
+        if self.credit == "clauses" and (self.normalize_parts or self.entropy_reward_coef > 0 or self.keeps_size):
+            raise ValueError(
+                "with credit clauses each clause has its own advantage and its own image-wise weights: leave out "
+                "normalize_parts, entropy_reward_coef, normalize_over, cap and token_floor"
+            )
+        if self.credit == "clauses" and self.divergence in STATS:
+            raise ValueError(
+                f"divergence is {self.divergence}, a sum over the codebook, which is not taken under the prompt "
+                "without a clause; with credit clauses it must be kl, abs, js or information_gain"
+            )
         if self.keeps_size and self.normalization != "none":
             raise ValueError(
                 "normalize_over, cap and token_floor are of weights that keep the size of the contrast, and "
@@ -148,7 +168,7 @@ class Algorithm:
     @property
     def needs_contrast(self) -> bool:
         """Return whether the rollout must have `logprob_negative` (`Sampling.contrast`)."""
-        return self.credit in ("contrast", "shuffled", "sibling")
+        return self.credit in ("contrast", "clauses", "shuffled", "sibling")
 
     @property
     def needed_stats(self) -> tuple[str, ...]:
@@ -190,6 +210,7 @@ TABLE: dict[str, Algorithm] = {
     "gcpo_entropy": _row("gcpo_entropy", credit="entropy"),
     "gcpo_magnitude": _row("gcpo_magnitude", normalization="none", cap=CAP, token_floor=TOKEN_FLOOR),
     "gcpo_variance": _row("gcpo_variance", credit="variance", normalization="none", normalize_over="running"),
+    "gcpo_clauses": _row("gcpo_clauses", credit="clauses"),
     "stage": _row("stage", credit="dissimilar", entropy_reward_coef=0.4),
     "critical_tokens": _row("critical_tokens", credit="critical", ratio_bound=0.5),
     "gcpo_random": _row("gcpo_random", credit="random"),

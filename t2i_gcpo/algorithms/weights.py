@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from t2i_gcpo import credit as credits
-from t2i_gcpo.algorithms import rivals
+from t2i_gcpo.algorithms import clauses, rivals
 from t2i_gcpo.algorithms.running_mean import RunningMean
 from t2i_gcpo.algorithms.table import STATS, Algorithm
 from t2i_gcpo.records import Rollout, Rows
@@ -25,6 +25,7 @@ def token_weights(
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
     code_vectors: Tensor | None = None,
+    clause_logprobs: Tensor | None = None,
     processes: Processes = ALONE,
     rows: Rows | None = None,
     running: RunningMean | None = None,
@@ -35,15 +36,18 @@ def token_weights(
     batches before, whose average `running` holds (None: there were none, and it is the batch's). mask [B, T] bool,
     true = valid.
 
-    `generator` is what the controls draw from. code_vectors [V, D]: what `algorithm.needed_vectors` names. processes,
-    rows: who shares the batch, and which of its rows these are (None: all). ValueError: a log-prob or statistic that
-    the rollout lacks, vectors that are missing, or weights that follow from the rewards (credit dissimilar), which
-    `token_advantages` gives.
+    `generator` is what the controls draw from. code_vectors [V, D]: what `algorithm.needed_vectors` names.
+    clause_logprobs [K, B, T], nats: under the prompt without each clause, for credit clauses; the result is then the
+    mean of the clauses' weights. processes, rows: who shares the batch, and which of its rows these are (None: all).
+    ValueError: a log-prob or statistic that the rollout lacks, vectors that are missing, or weights that follow from
+    the rewards (credit dissimilar), which `token_advantages` gives.
     """
     if algorithm.credit == "uniform":
         return valid_tokens(rollout, mask).float()
     if algorithm.credit == "dissimilar":
         raise ValueError(f"the weights of algorithm {algorithm.name!r} follow from the rewards; see token_advantages")
+    if algorithm.credit == "clauses":
+        return clauses.mean_over_clauses(*clause_weights(algorithm, rollout, clause_logprobs, mask))
     if algorithm.credit == "critical":
         vectors = token_vectors(algorithm, rollout, code_vectors)
         values = statistic(algorithm, rollout, "behaviour_entropy")
@@ -74,27 +78,46 @@ def token_weights(
                 "none; "
                 "sample with contrast on"
             )
-        divergence = cast(credits.Divergence, algorithm.divergence)
         positive, negative = rollout.logprob_positive, rollout.logprob_negative
         if algorithm.keeps_size:
-            values = credits.divergence(positive, negative, divergence)
+            values = credits.divergence(positive, negative, cast(credits.Divergence, algorithm.divergence))
             weights = _by_size(algorithm, values, (negative - positive).abs(), mask, processes, running)
         else:
-            weights = credits.token_weights(
-                positive,
-                negative,
-                divergence=divergence,
-                normalization=kind,
-                top=top,
-                mass=mass,
-                floor=algorithm.floor,
-                mask=mask,
-            )
+            weights = _contrast_weights(algorithm, positive, negative, mask)
     if algorithm.credit == "sibling":
         return credits.of_siblings(weights, rollout.sampling.group_size, mask=mask)
     if algorithm.credit == "shuffled":
         return credits.shuffled(weights, mask=mask, generator=generator, rows=rows)
     return weights
+
+
+def clause_weights(
+    algorithm: Algorithm, rollout: Rollout, clause_logprobs: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return GCPO's weights for each clause, [K, B, T], and which clauses there are, [K, B] bool."""
+    if clause_logprobs is None:
+        raise ValueError(
+            f"algorithm {algorithm.name!r} contrasts the prompt with itself without each clause: pass clause_logprobs, "
+            "from training.credit_inputs.credit_inputs"
+        )
+    positive = rollout.logprob_positive
+    return clauses.clause_weights(
+        lambda negative: _contrast_weights(algorithm, positive, negative, mask), clause_logprobs.to(positive.device)
+    )
+
+
+def _contrast_weights(algorithm: Algorithm, positive: Tensor, negative: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the weights [B, T] of the contrast between two log-probs [B, T] of the drawn tokens."""
+    return credits.token_weights(
+        positive,
+        negative,
+        divergence=cast(credits.Divergence, algorithm.divergence),
+        normalization=algorithm.normalization,
+        top=algorithm.top,
+        mass=algorithm.mass,
+        floor=algorithm.floor,
+        mask=mask,
+    )
 
 
 def _by_size(

@@ -66,11 +66,11 @@ def main(argv: list[str]) -> int:
     plan = Plan(args.places, args.alternatives, args.completions)
     check_folder(args.out, TRUTH, TABLE_FILE, PICTURE)
     rules = read_rules(args.rules, GROUP)
-    by_vectors = [name for name, rule in rules.items() if rule.needed_vectors]
-    if by_vectors:
+    lacking = [name for name, rule in rules.items() if rule.needed_vectors or rule.credit == "clauses"]
+    if lacking:
         raise ValueError(
-            f"--rules names {', '.join(by_vectors)}, whose weights compare vectors of the tokens, which the file does "
-            "not hold; name other rules"
+            f"--rules names {', '.join(lacking)}, whose weights are made of the tokens' vectors or of the prompt "
+            "without a clause, which the file does not hold; name other rules"
         )
     if args.measured is not None:
         truth = Truth.load(args.measured)

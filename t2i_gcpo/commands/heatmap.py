@@ -21,7 +21,7 @@ from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe, load, noise, over_steps, re
 from t2i_gcpo.heatmap.animation import over_images, over_order, write_gif
 from t2i_gcpo.heatmap.files import write
 from t2i_gcpo.records import Prompt, ScoredRollout
-from t2i_gcpo.training.rollout import code_vectors
+from t2i_gcpo.training.credit_inputs import credit_inputs
 from t2i_gcpo.utils.checks import at_least
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.pictures import write_png
@@ -98,16 +98,16 @@ def sampled(args: argparse.Namespace) -> Heatmap:
         images = generator.decode(rollout.tokens).cpu()
         logprob_reference = None if reference is None else reference.token_logprobs(rollout)
     rng = torch.Generator().manual_seed(args.seed)  # the controls draw from it
-    vectors = code_vectors(generator, algorithm)
+    inputs = credit_inputs(generator, algorithm, rollout)
     if reward is None:
         print(f"token weights of {args.algorithm}, no advantages: {reason}")
         scored = ScoredRollout(rollout, images, torch.full((args.num,), torch.nan))
-        weights = token_weights(algorithm, rollout, generator=rng, code_vectors=vectors)
+        weights = token_weights(algorithm, rollout, generator=rng, **inputs)
         return Heatmap.of(scored, weights=weights, algorithm=algorithm, logprob_reference=logprob_reference)
     output = reward(images, [prompt.text] * args.num, [prompt.metadata] * args.num)
     scored = ScoredRollout(rollout, images, output.scores.float(), output.parts)
     drawn_by = replace(algorithm, normalize_parts=False, entropy_reward_coef=0.0)
-    targets = token_advantages(drawn_by, rollout, scored.scores, generator=rng, code_vectors=vectors)
+    targets = token_advantages(drawn_by, rollout, scored.scores, generator=rng, parts=scored.parts, **inputs)
     scores = ", ".join(f"{score:.3g}" for score in scored.scores.tolist())
     print(f"advantages of {args.algorithm} with the reward {reward_name}; scores {scores}")
     return Heatmap.of(scored, targets, algorithm=algorithm, logprob_reference=logprob_reference)

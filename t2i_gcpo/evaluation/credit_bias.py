@@ -102,7 +102,16 @@ def group_gradients(
     def advantages_of(groups: Tensor, running: RunningMean) -> Tensor:
         scores = rearrange(rewards, "(n g) -> n g", g=2)[groups].flatten()
         part = rollout.groups(groups)
-        targets = token_advantages(algorithm, part, scores, generator=generator, code_vectors=vectors, running=running)
+        targets = token_advantages(
+            algorithm,
+            part,
+            scores,
+            generator=generator,
+            parts={"clause/0": scores},  # what is asked for is one thing, and the negative prompt is without it
+            code_vectors=vectors,
+            clause_logprobs=None if part.logprob_negative is None else part.logprob_negative[None],
+            running=running,
+        )
         return targets.advantages.double()
 
     every, past = torch.arange(len(rollout.prompts)), RunningMean()
@@ -151,6 +160,7 @@ RULES: dict[str, Algorithm] = {
     "gcpo_magnitude": TABLE["gcpo_magnitude"],
     "gcpo_entropy": TABLE["gcpo_entropy"],
     "gcpo_variance": TABLE["gcpo_variance"],
+    "gcpo_clauses": TABLE["gcpo_clauses"],
     "stage": TABLE["stage"],
     "gcpo_sibling": TABLE["gcpo_sibling"],
 }

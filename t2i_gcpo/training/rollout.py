@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rewards.base import AsyncReward, Pending, Reward, RewardOutput, check, join, name_of
 from t2i_gcpo.advantages import informative_groups
-from t2i_gcpo.algorithms import Algorithm
 from t2i_gcpo.generators.base import ImageGenerator, Negative
 from t2i_gcpo.records import Prompt, Rollout, Rows, Sampling, ScoredRollout, cat_parts
 from t2i_gcpo.utils.processes import ALONE, Processes, joined
@@ -63,11 +62,6 @@ def _checked_type(output: Any, name: str) -> RewardOutput:
     if not isinstance(output, RewardOutput):
         raise ValueError(f"reward {name!r} returned {type(output).__name__}; a reward's class returns a RewardOutput")
     return output
-
-
-def code_vectors(generator: ImageGenerator, algorithm: Algorithm) -> Tensor | None:
-    """Return the vectors [V, D] of the codebook's tokens that the algorithm's weights are made of, if they are."""
-    return None if algorithm.needed_vectors is None else generator.code_vectors(algorithm.needed_vectors)
 
 
 def collect(

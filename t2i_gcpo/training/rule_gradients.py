@@ -14,8 +14,8 @@ from torch import Tensor
 from t2i_gcpo.algorithms import Algorithm, loss, loss_denominator, token_advantages
 from t2i_gcpo.generators.base import Distribution, ImageGenerator
 from t2i_gcpo.records import ScoredRollout
+from t2i_gcpo.training.credit_inputs import credit_inputs
 from t2i_gcpo.training.options import LoopOptions
-from t2i_gcpo.training.rollout import code_vectors
 
 
 def rule_gradients(
@@ -37,7 +37,12 @@ def rule_gradients(
     plain = {name: replace(rule, kl_coef=0.0, entropy_reward_coef=0.0, ratio_bound=0.0) for name, rule in rules.items()}
     targets = {
         name: token_advantages(
-            rule, scored.rollout, scored.scores, generator=rng, code_vectors=code_vectors(generator, rule)
+            rule,
+            scored.rollout,
+            scored.scores,
+            generator=rng,
+            parts=scored.parts,
+            **credit_inputs(generator, rule, scored.rollout, micro_batch=micro_batch),
         )
         for name, rule in plain.items()
     }

@@ -19,9 +19,9 @@ from t2i_gcpo.algorithms import Algorithm, RunningMean, TokenAdvantages, token_a
 from t2i_gcpo.data.sampler import PromptSampler
 from t2i_gcpo.generators.base import ImageGenerator, seeded
 from t2i_gcpo.records import Prompt, Rollout, Rows, Sampling, ScoredRollout
+from t2i_gcpo.training.credit_inputs import credit_inputs
 from t2i_gcpo.training.rollout import (
     Collected,
-    code_vectors,
     collect,
     collect_informative,
     collect_once,
@@ -126,6 +126,10 @@ class Step:
         if self.algorithm.entropy_reward_coef > 0:
             with clock.phase("forward"):
                 reference_entropy = self.updater.reference_entropy(scored.rollout)
+        with clock.phase("forward"):
+            inputs = credit_inputs(
+                self.generator, self.algorithm, scored.rollout, micro_batch=self.updater.loop.micro_batch
+            )
         with clock.phase("credit"):
             return token_advantages(
                 self.algorithm,
@@ -135,7 +139,7 @@ class Step:
                 parts=scored.parts,
                 part_weights=self.reward.weights,
                 reference_entropy=reference_entropy,
-                code_vectors=code_vectors(self.generator, self.algorithm),
+                **inputs,
                 processes=self.processes,
                 rows=rows,
                 running=self.credit_mean,

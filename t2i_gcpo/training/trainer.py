@@ -22,6 +22,7 @@ from t2i_gcpo.evaluation.scorable import check_scorable
 from t2i_gcpo.generators.base import ImageGenerator, as_prompts
 from t2i_gcpo.records import Prompt, Sampling, SamplingOptions
 from t2i_gcpo.training import checkpoint as checkpoints
+from t2i_gcpo.training import credit_inputs
 from t2i_gcpo.training.ending import Ending
 from t2i_gcpo.training.options import (
     DEFAULT_ALGORITHM,
@@ -129,6 +130,7 @@ class Trainer:
         rows = read(prompts) if isinstance(prompts, (str, Path)) else as_prompts(prompts)
         self.generator.check_prompts(rows)
         check_scorable(rows, self.reward)
+        credit_inputs.check_prompts(self.algorithm, rows)
         self.prompt_sampler = PromptSampler(rows, seed=self.loop.seed, balanced=balanced)
         self.rng = torch.Generator().manual_seed(self.loop.seed)
         always = self.loop.kl_always(self.algorithm) or self.algorithm.entropy_reward_coef > 0

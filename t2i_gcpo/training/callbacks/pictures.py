@@ -20,8 +20,9 @@ from t2i_gcpo.algorithms import ALL_STATS, token_advantages
 from t2i_gcpo.generators.base import Negative, in_chunks
 from t2i_gcpo.records import Prompt, Rollout, Sampling, ScoredRollout
 from t2i_gcpo.training.callbacks import hard_prompts
+from t2i_gcpo.training.credit_inputs import credit_inputs
 from t2i_gcpo.training.options import PicturesConfig
-from t2i_gcpo.training.rollout import code_vectors, score
+from t2i_gcpo.training.rollout import score
 from t2i_gcpo.utils import pictures
 
 if TYPE_CHECKING:
@@ -83,8 +84,10 @@ class Pictures:
         algorithm = replace(trainer.algorithm, group_size=group, entropy_reward_coef=0.0, normalize_parts=False)
         scored = self._collect(trainer, self.choose(trainer), replace(self.sampling, stats=ALL_STATS))
         rng = torch.Generator().manual_seed(self.sampling.seed)
-        vectors = code_vectors(trainer.generator, algorithm)
-        targets = token_advantages(algorithm, scored.rollout, scored.scores, generator=rng, code_vectors=vectors)
+        inputs = credit_inputs(trainer.generator, algorithm, scored.rollout)
+        targets = token_advantages(
+            algorithm, scored.rollout, scored.scores, generator=rng, parts=scored.parts, **inputs
+        )
         grid = pictures.sample_grid(
             scored.images,
             [prompt.text for prompt in scored.rollout.row_prompts],
