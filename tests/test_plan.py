@@ -18,7 +18,7 @@ from t2i_gcpo import generators
 from t2i_gcpo.bench.measure import peak_bytes
 from t2i_gcpo.cli import main
 from t2i_gcpo.commands.options.arguments import parse
-from t2i_gcpo.commands.plan import prompt_columns, training_prompts, workload
+from t2i_gcpo.commands.options.planned import prompt_columns, training_prompts, workload
 from t2i_gcpo.commands.plan_measure import measure
 from t2i_gcpo.planning import cards, memory
 from t2i_gcpo.planning.advice import advise

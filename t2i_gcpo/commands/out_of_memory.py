@@ -9,7 +9,7 @@ import torch
 
 from rewards.models.device import short
 from t2i_gcpo.commands.options.config import TrainConfig
-from t2i_gcpo.commands.plan import prompt_columns, workload
+from t2i_gcpo.commands.options.planned import prompt_columns, workload
 from t2i_gcpo.planning.memory import Phase
 from t2i_gcpo.planning.plan import load, plan
 from t2i_gcpo.planning.sources import find

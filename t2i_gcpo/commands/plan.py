@@ -4,35 +4,46 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from t2i_gcpo import generators
-from t2i_gcpo.commands.options import build
+from t2i_gcpo.commands.device_choices import settle
 from t2i_gcpo.commands.options.arguments import parse
 from t2i_gcpo.commands.options.config import TrainConfig
 from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.commands.options.paths import home_path
-from t2i_gcpo.data.formats import read_named
-from t2i_gcpo.generators import merging
+from t2i_gcpo.commands.options.planned import USUAL_COLUMNS, prompt_columns, training_prompts, workload
 from t2i_gcpo.planning import cards
 from t2i_gcpo.planning.advice import Change, advise
 from t2i_gcpo.planning.cards import Card
-from t2i_gcpo.planning.models import PassOptions
+from t2i_gcpo.planning.choices import choose
 from t2i_gcpo.planning.plan import Plan, load, plan
 from t2i_gcpo.planning.sources import Source, find
-from t2i_gcpo.planning.workload import Workload, branches
-from t2i_gcpo.records import Prompt, Sampling
+from t2i_gcpo.planning.workload import Workload
 from t2i_gcpo.utils.destination import check_file
 from t2i_gcpo.utils.files import write_atomically
 
-#: Columns of a prompt whose tokenizer is not here: a frame of some 14 tokens, and a sentence of 30 words.
-USUAL_COLUMNS = 64
 GB = cards.GB
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Says what a run is on a card."""
+
+    card: Card
+    work: Workload
+    """The run with what it left to the device chosen for this card."""
+    plan: Plan
+    changes: list[Change]
+    """What to change where it does not fit."""
+
+    @property
+    def checkpointing(self) -> str:
+        return "on" if self.work.options.gradient_checkpointing else "off"
 
 
 def main(argv: list[str]) -> int:
@@ -42,92 +53,34 @@ def main(argv: list[str]) -> int:
     chosen = [cards.card(name) for name in args.card] or list(cards.CARDS.values())
     if args.out is not None:
         check_file(args.out)
+    if args.measure:
+        config, _ = settle(config)  # what is measured is this machine's choice
     source = find(config.generator.checkpoint, layers=config.generator.layers, width=config.generator.width)
     columns, about = prompt_columns(source, config, args.prompt_columns)
-    work = workload(config, source, columns=columns, gpus=args.gpus)
-    models = {work.options.dtype: load(source, work.options.dtype)}
-    made = plan(models[work.options.dtype], work)
-    advice = {card.name: [] if made.fits(card) else advise(source, work, card, models) for card in chosen}
+    outcomes = plans(config, source, chosen, workload(config, source, columns=columns, gpus=args.gpus))
     measured = measured_peak(config, source) if args.measure else None
     if args.out is not None:
         names = {"checkpoint": config.generator.checkpoint, "sizes_from": source.note, "prompt_columns": columns}
-        content = to_json(made, chosen, advice, {**names, "gpus": args.gpus}, measured)
+        content = to_json(outcomes, {**names, "gpus": args.gpus}, measured)
         write_atomically(args.out, json.dumps(content, indent=1) + "\n")
-    show(Console(soft_wrap=True), made, chosen, advice, [source.note, about], measured)
+    show(Console(soft_wrap=True), outcomes, [source.note, about], measured)
     return 0
 
 
-# -- from the options of a run to a workload ---------------------------------------------------------------------------
-
-
-def workload(config: TrainConfig, source: Source, *, columns: int, gpus: int = 1) -> Workload:
-    """Return what a run asks of its model. gpus: cards that the images and the optimiser's state are shared out to."""
-    options, sampling = config.generator, build.sampling(config.sampling)
-    sampling = Sampling.of(
-        sampling, contrast=config.algorithm.needs_contrast, stats=(*config.algorithm.needed_stats, "entropy")
-    )
-    folded, negative_text = branches(sampling, config.sampling.negative_prompt)
-    passes = PassOptions(
-        dtype=generators.as_dtype(options.dtype),
-        distribution=config.distribution,
-        guidance=sampling.guidance,
-        lora_rank=options.lora_rank,
-        gradient_checkpointing=options.gradient_checkpointing,
-        prompt_columns=columns,
-        sampling_steps=sampling.unmasking.steps,
-        masked_policy=options.masked_policy,
-        masked_passes=options.masked_passes,
-        fold_passes=options.fold_passes,
-        order=sampling.unmasking.order,
-        schedule=sampling.unmasking.schedule,
-    )
-    return Workload(
-        steps=config.steps,
-        prompts=config.prompts_per_step,
-        group=config.algorithm.group_size,
-        micro_batch=config.micro_batch,
-        max_batch=options.max_batch,
-        updates=config.epochs * config.minibatches,
-        epochs=config.epochs,
-        branches=folded,
-        negative_text=negative_text,
-        kl_always=config.kl_always(config.algorithm) or config.algorithm.entropy_reward_coef > 0,
-        kl_every=config.kl_every,
-        compile=build.COMPILE[options.compile],
-        on_cpu=options.device == "cpu",
-        merged=merging.pays(options.merge_adapters, passes.dtype),
-        options=passes,
-        moving_reference=config.optim.reference_every > 0,
-        validation_every=config.evaluate.every,
-        validation_images=config.evaluate.limit,
-        gpus=gpus,
-    )
-
-
-def prompt_columns(source: Source, config: TrainConfig, given: int) -> tuple[int, str]:
-    """Return the columns of the longest prompt, and where the number is from; 0 for models that encode texts apart."""
-    if source.kind != "janus":
-        return 0, "texts are encoded apart"
-    if given:
-        return given, f"prompts of {given} tokens, as given"
-    try:
-        prompts = training_prompts(config)
-    except (ValueError, OSError):
-        prompts = []
-    if source.published or not prompts:
-        return USUAL_COLUMNS, f"prompts of {USUAL_COLUMNS} tokens, frame included; --prompt-columns says otherwise"
-    import torch
-
-    from t2i_gcpo.generators.janus.prompts import PromptEncoder
-    from t2i_gcpo.planning.janus import processor
-
-    encoder = PromptEncoder(processor(source), torch.device("cpu"))
-    width = int(encoder.encode([prompt.text for prompt in prompts]).ids.shape[1])
-    return width, f"prompts of at most {width} tokens, counted"
-
-
-def training_prompts(config: TrainConfig) -> list[Prompt]:
-    return read_named(config.prompts.train, format=config.prompts.format, column=config.prompts.column)
+def plans(config: TrainConfig, source: Source, chosen: list[Card], work: Workload) -> list[Outcome]:
+    """Plan the run on each card, with what it leaves to the device chosen for the card's whole memory."""
+    models = {work.options.dtype: load(source, work.options.dtype)}
+    model = models[work.options.dtype]
+    automatic = config.generator.gradient_checkpointing == "auto" and not work.on_cpu
+    made: dict[Workload, Plan] = {}
+    outcomes = []
+    for card in chosen:
+        own = choose(model, work, card.memory).work if automatic else work
+        if own not in made:
+            made[own] = plan(model, own)
+        changes = [] if made[own].fits(card) else advise(source, own, card, models)
+        outcomes.append(Outcome(card, own, made[own], changes))
+    return outcomes
 
 
 def measured_peak(config: TrainConfig, source: Source) -> int:
@@ -145,51 +98,58 @@ def measured_peak(config: TrainConfig, source: Source) -> int:
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def to_json(
-    made: Plan, chosen: list[Card], advice: dict[str, list[Change]], about: dict[str, Any], measured: int | None
-) -> dict[str, Any]:
-    """Return the plan as plain values; bytes, FLOPs, seconds and hours."""
+def to_json(outcomes: list[Outcome], about: dict[str, Any], measured: int | None) -> dict[str, Any]:
+    """Return the plan as plain values; bytes, FLOPs, seconds and hours. What stands outside `cards` is of the first."""
+    made = outcomes[0].plan
     return {
         **about,
         "parameters": made.parameters,
-        "memory": {phase.name: {**phase.parts, "total": phase.total} for phase in made.phases},
-        "peak": {"phase": made.peak.name, "bytes": made.peak.total},
+        "memory": _memory(made),
+        "peak": _peak(made),
         "measured_peak": measured,
         "step": {name: asdict(work) for name, work in made.work.items()},
         "checkpoint": made.checkpoint,
         "sent_a_step": made.sent,
-        "cards": {
-            card.name: {
-                "memory": card.memory,
-                "usable": card.usable,
-                "bandwidth": card.bandwidth,
-                "flops_per_second": card.rate,
-                "matrix_share": cards.MATRIX_SHARE,
-                "source": card.source,
-                "step_seconds": made.step_seconds(card),
-                "hours": made.hours(card),
-                "fits": made.fits(card),
-                "changes": [asdict(change) for change in advice[card.name]],
-            }
-            for card in chosen
-        },
+        "cards": {outcome.card.name: _of_card(outcome) for outcome in outcomes},
     }
 
 
-def show(
-    console: Console,
-    made: Plan,
-    chosen: list[Card],
-    advice: dict[str, list[Change]],
-    notes: list[str],
-    measured: int | None,
-) -> None:
+def _of_card(outcome: Outcome) -> dict[str, Any]:
+    card, made = outcome.card, outcome.plan
+    return {
+        "memory": card.memory,
+        "usable": card.usable,
+        "bandwidth": card.bandwidth,
+        "flops_per_second": card.rate,
+        "matrix_share": cards.MATRIX_SHARE,
+        "source": card.source,
+        "gradient_checkpointing": outcome.work.options.gradient_checkpointing,
+        "phases": _memory(made),
+        "peak": _peak(made),
+        "step_seconds": made.step_seconds(card),
+        "hours": made.hours(card),
+        "fits": made.fits(card),
+        "changes": [asdict(change) for change in outcome.changes],
+    }
+
+
+def _memory(made: Plan) -> dict[str, dict[str, int]]:
+    return {phase.name: {**phase.parts, "total": phase.total} for phase in made.phases}
+
+
+def _peak(made: Plan) -> dict[str, Any]:
+    return {"phase": made.peak.name, "bytes": made.peak.total}
+
+
+def show(console: Console, outcomes: list[Outcome], notes: list[str], measured: int | None) -> None:
     """Print the tables of memory and time, and what to change where the run does not fit."""
+    made = outcomes[0].plan
     for note in notes:
         console.print(note, highlight=False)
     counts = ", ".join(f"{name} {number / 1e6:,.1f}" for name, number in made.parameters.items())
     console.print(f"million parameters: {counts}", highlight=False)
-    console.print(memory_table(made))
+    for work in dict.fromkeys(outcome.work for outcome in outcomes):
+        console.print(memory_table([outcome for outcome in outcomes if outcome.work == work]))
     if measured is not None:
         console.print(
             f"measured peak {measured / GB:.3f} GB, planned {made.peak.total / GB:.3f} GB, "
@@ -202,32 +162,38 @@ def show(
             "weights. The time for that is in no table.",
             highlight=False,
         )
-    console.print(time_table(made, chosen))
+    console.print(time_table(outcomes))
     console.print(
         f"Least times: at {cards.MATRIX_SHARE:.0%} of the card's rate in bfloat16, or at its full bandwidth. Scorers, "
         f"and the evaluations of the test prompts, are in neither table. A checkpoint takes "
         f"{made.checkpoint / GB:.2f} GB.",
         highlight=False,
     )
-    for card in chosen:
-        if made.fits(card):
-            continue
-        console.print(
-            f"{card.name}: {made.peak.total / GB:.1f} GB in the phase {made.peak.name} do not fit into the "
-            f"{card.usable / GB:.0f} GB that a run can use",
-            highlight=False,
-        )
-        for change in advice[card.name]:
-            options = " ".join(f"{name} {value}" for name, value in change.options.items())
-            console.print(f"  {options}: {change.peak / GB:.1f} GB, {change.hours:.1f} h", highlight=False)
-        if not advice[card.name]:
-            console.print("  no change of batches, precision or adapters makes it fit", highlight=False)
+    for outcome in outcomes:
+        if not outcome.plan.fits(outcome.card):
+            _show_changes(console, outcome)
 
 
-def memory_table(made: Plan) -> Table:
-    table = Table(
-        title="memory at the peak of each phase, GB", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+def _show_changes(console: Console, outcome: Outcome) -> None:
+    card, peak = outcome.card, outcome.plan.peak
+    console.print(
+        f"{card.name}: {peak.total / GB:.1f} GB in the phase {peak.name} do not fit into the "
+        f"{card.usable / GB:.0f} GB that a run can use",
+        highlight=False,
     )
+    for change in outcome.changes:
+        options = " ".join(f"{name} {value}" for name, value in change.options.items())
+        console.print(f"  {options}: {change.peak / GB:.1f} GB, {change.hours:.1f} h", highlight=False)
+    if not outcome.changes:
+        console.print("  no change of batches, precision or adapters makes it fit", highlight=False)
+
+
+def memory_table(alike: list[Outcome]) -> Table:
+    """Make the table of cards on which the run is the same."""
+    made = alike[0].plan
+    names = ", ".join(outcome.card.name for outcome in alike)
+    title = f"memory at the peak of each phase, GB; gradient checkpointing {alike[0].checkpointing} ({names})"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("part", no_wrap=True)
     for phase in made.phases:
         table.add_column(phase.name + ("*" if phase is made.peak else ""), justify="right", no_wrap=True)
@@ -239,11 +205,12 @@ def memory_table(made: Plan) -> Table:
     return table
 
 
-def time_table(made: Plan, chosen: list[Card]) -> Table:
+def time_table(outcomes: list[Outcome]) -> Table:
     table = Table(title="least seconds of a step by card", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("card", *made.work, "step", "hours", "fits"):
+    for column in ("card", *outcomes[0].plan.work, "step", "hours", "fits"):
         table.add_column(column, justify="left" if column == "card" else "right", no_wrap=True)
-    for card in chosen:
+    for outcome in outcomes:
+        card, made = outcome.card, outcome.plan
         seconds = made.step_seconds(card)
         cells = [f"{value:.3f}" for value in (*seconds.values(), sum(seconds.values()))]
         table.add_row(card.name, *cells, f"{made.hours(card):.1f}", "yes" if made.fits(card) else "no")

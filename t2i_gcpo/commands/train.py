@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from rewards.registry import own_functions
-from t2i_gcpo.commands import out_of_memory
+from t2i_gcpo.commands import device_choices, out_of_memory
 from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.arguments import dump, load, parse, to_mapping
 from t2i_gcpo.commands.options.build import build_trainer
@@ -26,7 +26,7 @@ from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
 from t2i_gcpo.training.ranks import heard_once, is_first, torchrun
 from t2i_gcpo.training.resume import expects_checkpoint
-from t2i_gcpo.training.same_run import check_alike
+from t2i_gcpo.training.same_run import check_alike, check_share
 from t2i_gcpo.training.saving import resume_command
 from t2i_gcpo.training.trainer import IN_USE, Trainer
 from t2i_gcpo.utils.destination import check_folder
@@ -78,7 +78,7 @@ def run(config: TrainConfig, *, resume: bool = False, processes: Processes = ALO
             tracking.check_unused(folder)
         processes.wait()
         # All that may fail for a wrong option comes before the folder is written to.
-        trainer, test, before = _checked(config, folder, resume=resume, processes=processes)
+        config, trainer, test, before = _checked(config, folder, resume=resume, processes=processes)
         processes.wait()
         if main:
             if not resume:
@@ -105,9 +105,9 @@ def run(config: TrainConfig, *, resume: bool = False, processes: Processes = ALO
 
 def _checked(
     config: TrainConfig, folder: Path, *, resume: bool, processes: Processes
-) -> tuple[Trainer, list[Prompt], EvalResult | None]:
-    """Build the trainer, of a resumed run at its newest checkpoint; with it the test prompts and their scores before
-    training.
+) -> tuple[TrainConfig, Trainer, list[Prompt], EvalResult | None]:
+    """Build the trainer, of a resumed run at its newest checkpoint; with it the options without what they left to the
+    device, the test prompts, and their scores before training.
 
     ValueError where anything cannot be used. Nothing is written.
     """
@@ -126,14 +126,19 @@ def _checked(
         for source in (config.prompts.train, config.prompts.validation, config.prompts.test)
     )
     test = limit(test, config.evaluate.test_limit, repeat=True)
-    trainer = build_trainer(config, training, validation, test, processes)
+    check_share(config.prompts_per_step, processes)
+    scored = build.scorers(config, training, validation, test)
+    config, chosen = device_choices.settle(config, before=old if resume else None, processes=processes)
+    if chosen and processes.is_main:
+        print(chosen)
+    trainer = build_trainer(config, training, validation, scored, processes)
     trainer.config = to_mapping(config)
     trainer.generator.check_prompts([*validation, *test, *filter(None, [config.sampling.negative_prompt])])
     going_on = resume and (expects_checkpoint(folder, rows, old.checkpoint) or (folder / AFTER).exists())
     before = _known_before(folder) if going_on or not config.evaluate.before else None
     if going_on:
         trainer.resume()
-    return trainer, test, before
+    return config, trainer, test, before
 
 
 def _check_room(folder: Path) -> None:

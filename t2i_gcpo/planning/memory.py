@@ -115,26 +115,46 @@ def phases(
     it keeps its share of their sum. buckets: bytes that their exchange makes for a while.
     """
     held, stays = always.parts, {"keys and values": cache if cache_stays else 0}
-    # A single micro-batch begins without gradients, and a backward pass in bf16 has them only at its end.
-    without = {**held, "gradients": 0}
-    growing = own_gradients or always.gradients
-    if several:
-        passes = {**held, **stays, "activations": peak}
-        if own_gradients:
-            passes["activations"] = max(peak, own_gradients + peak - kept)
-    else:
-        passes = {**without, **stays, "activations": max(peak, growing + peak - kept)}
-        if own_gradients:  # turned to fp32 one after the other
-            passes["activations"] = max(passes["activations"], own_gradients + always.gradients)
+    update = update_phase(
+        always,
+        stays=stays["keys and values"],
+        kept=kept,
+        peak=peak,
+        several=several,
+        own_gradients=own_gradients,
+        sums=sums,
+    )
     exchange = [Phase("exchange", {**held, **stays, "gradient sums": sums, "buckets": buckets})] if buckets else []
     return [
         Phase("sample", {**held, "keys and values": cache, "merged weights": twice, "logits and prefill": sampling}),
         Phase("decode", {**held, **stays, "decoder activations": decoding}),
         Phase("score", {**held, **stays, "reference": held["reference"] + visiting, "forward pass": scoring}),
-        Phase("update", {**passes, "gradient sums": sums}),
+        update,
         *exchange,
         Phase("optimizer", {**held, **stays, "optimizer scratch": optimizer}),
     ]
+
+
+def update_phase(
+    always: State, *, stays: int, kept: int, peak: int, several: bool, own_gradients: int, sums: int
+) -> Phase:
+    """Return the peak of the update's passes alone; the arguments are those of `phases`.
+
+    stays: bytes of buffers that are held between the rollouts.
+    """
+    held, buffers = always.parts, {"keys and values": stays}
+    # A single micro-batch begins without gradients, and a backward pass in bf16 has them only at its end.
+    without = {**held, "gradients": 0}
+    growing = own_gradients or always.gradients
+    if several:
+        passes = {**held, **buffers, "activations": peak}
+        if own_gradients:
+            passes["activations"] = max(peak, own_gradients + peak - kept)
+    else:
+        passes = {**without, **buffers, "activations": max(peak, growing + peak - kept)}
+        if own_gradients:  # turned to fp32 one after the other
+            passes["activations"] = max(passes["activations"], own_gradients + always.gradients)
+    return Phase("update", {**passes, "gradient sums": sums})
 
 
 def checkpoint_bytes(*, policy: int, frozen: int, trained: int, adapters: int, itemsize: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 
@@ -14,6 +16,7 @@ from t2i_gcpo.planning.janus import PlannedJanus
 from t2i_gcpo.planning.memory import FP32, MOMENTS, Phase
 from t2i_gcpo.planning.models import PlannedModel
 from t2i_gcpo.planning.sources import Source
+from t2i_gcpo.planning.trace import Trace
 from t2i_gcpo.planning.workload import Workload
 
 MODELS: dict[str, type[PlannedJanus] | type[PlannedAmused]] = {"janus": PlannedJanus, "amused": PlannedAmused}
@@ -73,21 +76,7 @@ def load(source: Source, dtype: torch.dtype) -> PlannedModel:
 def plan(model: PlannedModel, load: Workload) -> Plan:
     """Plan a run."""
     options, itemsize = load.options, load.options.dtype.itemsize
-    adapters = options.lora_rank * model.adapters_per_rank
-    trained = adapters or model.policy
-    frozen = sum(model.frozen.values())
-    held = sum(number for part, number in model.frozen.items() if load.on_cpu or part not in model.idle)
-    sizes = {"policy": model.policy, "trained": trained, "adapters": adapters, "itemsize": itemsize}
-    # A reference that is needed now and then lies in the host's memory in between.
-    copied, parked = load.reference_share > 0, not (load.kl_always or load.on_cpu)
-    always = memory.state(
-        frozen=held,
-        fp32=model.fp32,
-        reference=copied and not parked,
-        moving=load.moving_reference,
-        gpus=load.gpus,
-        **sizes,
-    )
+    adapters, trained = _trained(model, load)
     folded = load.branches * load.sampled_at_once
     micro = load.micro_batches
     update = model.update(micro[0], options)
@@ -95,28 +84,90 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
     decoded = min(DECODE_ROWS_CPU, load.rows) if load.on_cpu else load.sampled_at_once
     decode = model.decode(decoded, options)
     phases = memory.phases(
-        always,
-        cache=model.cache(folded, options, compiled=load.compiled, on_cpu=load.on_cpu),
+        _state(model, load),
+        cache=_cache(model, load),
         cache_stays=load.compiled and load.on_cpu,
         sampling=model.sample(folded, min(load.prompts, load.sampled_at_once), options),
         decoding=decode.peak,
         scoring=score.peak,
-        kept=update.kept,
-        peak=update.peak,
-        several=len(micro) > 1,
-        own_gradients=0 if itemsize == FP32 else trained * itemsize,
         optimizer=_optimizer(model, load),
         twice=model.adapted * itemsize if adapters and load.merged else 0,
-        sums=trained * FP32 if load.gpus > 1 else 0,
         buckets=memory.bucket_bytes(trained=trained, largest=model.largest, gpus=load.gpus),
-        visiting=_visiting(model, load, trained, copied and parked),
+        visiting=_visiting(model, load, trained),
+        **_passes(model, load, update),
     )
     parameters = {"policy": model.policy, **model.frozen, "trained": trained}
     work = _work(model, load, trained, update.flops / micro[0], score.flops, decode.flops / decoded)
     validation = _validation(load, work["sample"], work["decode"])
-    checkpoint = memory.checkpoint_bytes(frozen=frozen, **sizes)
+    frozen = sum(model.frozen.values())
+    checkpoint = memory.checkpoint_bytes(
+        frozen=frozen, policy=model.policy, trained=trained, adapters=adapters, itemsize=itemsize
+    )
     sent = load.updates * memory.sent_bytes(trained=trained, itemsize=itemsize, gpus=load.gpus)
     return Plan(parameters, phases, work, validation, checkpoint, load.steps, sent)
+
+
+@functools.lru_cache(maxsize=16)  # the cards of a plan ask for the same passes
+def update_phase(model: PlannedModel, load: Workload) -> Phase:
+    """Return the peak of the update's passes, as `plan` has it among the others."""
+    passes = _passes(model, load, model.update(load.micro_batches[0], load.options))
+    stays = _cache(model, load) if load.compiled and load.on_cpu else 0
+    return memory.update_phase(_state(model, load), stays=stays, **passes)
+
+
+class _Passes(TypedDict):
+    """Holds what the update's phase follows from; `memory.phases` says what each is."""
+
+    kept: int
+    peak: int
+    several: bool
+    own_gradients: int
+    sums: int
+
+
+def _passes(model: PlannedModel, load: Workload, update: Trace) -> _Passes:
+    _, trained = _trained(model, load)
+    itemsize = load.options.dtype.itemsize
+    return {
+        "kept": update.kept,
+        "peak": update.peak,
+        "several": len(load.micro_batches) > 1,
+        "own_gradients": 0 if itemsize == FP32 else trained * itemsize,
+        "sums": trained * FP32 if load.gpus > 1 else 0,
+    }
+
+
+def _trained(model: PlannedModel, load: Workload) -> tuple[int, int]:
+    """Return the parameters of the adapters, and all that are trained."""
+    adapters = load.options.lora_rank * model.adapters_per_rank
+    return adapters, adapters or model.policy
+
+
+def _state(model: PlannedModel, load: Workload) -> memory.State:
+    """Count what is there in every phase."""
+    adapters, trained = _trained(model, load)
+    held = sum(number for part, number in model.frozen.items() if load.on_cpu or part not in model.idle)
+    return memory.state(
+        policy=model.policy,
+        frozen=held,
+        trained=trained,
+        adapters=adapters,
+        itemsize=load.options.dtype.itemsize,
+        fp32=model.fp32,
+        reference=load.reference_share > 0 and not _parked(load),
+        moving=load.moving_reference,
+        gpus=load.gpus,
+    )
+
+
+def _parked(load: Workload) -> bool:
+    """Say whether the reference, which is needed now and then, lies in the host's memory in between."""
+    return not (load.kl_always or load.on_cpu)
+
+
+def _cache(model: PlannedModel, load: Workload) -> int:
+    folded = load.branches * load.sampled_at_once
+    return model.cache(folded, load.options, compiled=load.compiled, on_cpu=load.on_cpu)
 
 
 def _validation(load: Workload, sampling: Work, decoding: Work) -> Work:
@@ -126,11 +177,12 @@ def _validation(load: Workload, sampling: Work, decoding: Work) -> Work:
     return Work(share * (sampling.flops + decoding.flops), share * (sampling.moved + decoding.moved))
 
 
-def _visiting(model: PlannedModel, load: Workload, trained: int, parked: bool) -> int:
+def _visiting(model: PlannedModel, load: Workload, trained: int) -> int:
     """Count the bytes of the reference's weights that are made, or come to the card, while it scores."""
     if load.moving_reference:
         return trained * load.options.dtype.itemsize if load.reference_share else 0
-    return model.policy * load.options.dtype.itemsize if parked and not load.options.lora_rank else 0
+    visits = load.reference_share > 0 and _parked(load) and not load.options.lora_rank
+    return model.policy * load.options.dtype.itemsize if visits else 0
 
 
 def _optimizer(model: PlannedModel, load: Workload) -> int:

@@ -37,15 +37,16 @@ class Source:
     """Whether the shape stands for a checkpoint of the hub, whose tokenizer is not here."""
 
 
-def find(name: str, *, layers: int = 0, width: int = 0) -> Source:
-    """Find the configuration of a checkpoint's name, without the hub.
+def find(name: str, *, layers: int = 0, width: int = 0, revision: str | None = None, hub: bool = False) -> Source:
+    """Find the configuration of a checkpoint's name.
 
+    hub: look on the hub as well, and download the checkpoint; without it a published shape stands for a repository.
     ValueError for a repository of the hub whose shape is not known, and for what no adapter reads.
     """
     if name.startswith(random_models.PREFIX):
         random = random_models.parse(name, layers=layers, width=width)
         return Source(random.kind, f"{random.name}: random weights of a published shape", random=random)
-    local = name in EMBEDDED or name in tuned() or Path(name).expanduser().is_dir()
+    local = hub or name in EMBEDDED or name in tuned() or Path(name).expanduser().is_dir()
     if not local and name in PUBLISHED:
         random = RandomModel(PUBLISHED[name])
         note = f"the published shape of {name}, which is not on this machine and was not looked for on the hub"
@@ -55,7 +56,7 @@ def find(name: str, *, layers: int = 0, width: int = 0) -> Source:
             f"{name!r} is no folder and no shape that a plan knows; a plan looks for nothing on the hub: give a local "
             f"folder, or one of {', '.join([*EMBEDDED, *PUBLISHED])}"
         )
-    checkpoint = locate(name)
+    checkpoint = locate(name, revision=revision)
     if checkpoint.random is not None:
         return Source(checkpoint.model_type, f"the base of {name}", random=checkpoint.random, adapters=True)
     note = f"the configuration in {checkpoint.folder}"

@@ -42,8 +42,8 @@ def _problem(value: Any, kind: Any) -> str | None:
     if origin is Literal:
         return None if value in parts else f"allowed: {', '.join(map(str, parts))}"
     if origin in (Union, types.UnionType):
-        problems = [_problem(value, part) for part in parts]
-        return None if None in problems else next(problem for problem in problems if problem)
+        problems = [_problem(value, part) for part in parts if part is not types.NoneType or value is None]
+        return None if None in problems else ", or ".join(problem for problem in problems if problem)
     if origin is tuple:
         items = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is Ellipsis else parts
         if not isinstance(value, tuple) or len(value) != len(items):

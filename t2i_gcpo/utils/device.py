@@ -26,6 +26,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that are free on a GPU of CUDA; None for another device, whose memory is not only its own."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free
+
+
 def check_dtype(device: torch.device, dtype: torch.dtype) -> None:
     """Raise ValueError where the weights' dtype is bfloat16 and the GPU does not compute in it."""
     if device.type != "cuda" or dtype != torch.bfloat16:

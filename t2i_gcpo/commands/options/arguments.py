@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 import yaml
@@ -92,13 +92,16 @@ def _declared_types() -> ConstructorRegistry:
     @registry.primitive_rule
     def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         kinds = members(info.type)
-        if not set(kinds) <= set(METAVARS) or kinds == (NoneType,):
+        types = tuple(kind for kind in kinds if kind in METAVARS)
+        words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        rest = [kind for kind in kinds if kind not in METAVARS and get_origin(kind) is not Literal]
+        if rest or not types or kinds == (NoneType,):
             return None
         return PrimitiveConstructorSpec(
             nargs=1,
-            metavar="|".join(METAVARS[kind] for kind in kinds),
-            instance_from_str=lambda words: _read_word(words[0], kinds),
-            is_instance=lambda value: isinstance(value, (*kinds, int) if float in kinds else kinds),
+            metavar="|".join([*words, *(METAVARS[kind] for kind in types)]),
+            instance_from_str=lambda given: _read_word(given[0], kinds),
+            is_instance=lambda value: value in words or isinstance(value, (*types, int) if float in types else types),
             str_from_instance=lambda value: [_word(value)],
         )
 

@@ -6,6 +6,7 @@ This is the last place that knows the option groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rewards.base import Reward
 from t2i_gcpo.commands.options.config import GeneratorConfig, RewardConfig, SamplingConfig, TrainConfig, WatchConfig
@@ -17,7 +18,6 @@ from t2i_gcpo.records import Prompt, Sampling
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
 from t2i_gcpo.training.callbacks.validation import Validation
-from t2i_gcpo.training.same_run import check_share
 from t2i_gcpo.training.trainer import Trainer
 from t2i_gcpo.utils.processes import ALONE, Processes
 
@@ -43,7 +43,7 @@ def generator(options: GeneratorConfig, *, seed: int, processes: Processes = ALO
         width=options.width,
         max_batch=options.max_batch,
         compile=COMPILE[options.compile],
-        gradient_checkpointing=options.gradient_checkpointing,
+        gradient_checkpointing=options.gradient_checkpointing is True,  # "auto" is settled in device_choices.py
         decode_dtype=options.decode_dtype,
         merge_adapters=options.merge_adapters,
         **masked,
@@ -73,22 +73,39 @@ def sampling(options: SamplingConfig, *, guidance: float | None = None) -> Sampl
     return Sampling.of(options, **({} if guidance is None else {"guidance": guidance}))
 
 
+@dataclass(frozen=True)
+class Scorers:
+    """Holds the scorers of a run."""
+
+    reward: Reward
+    watched: dict[str, Reward]
+    """Name -> scorer that is logged and not trained on."""
+
+
+def scorers(
+    config: TrainConfig, training: list[Prompt], validation: list[Prompt], test: Sequence[Prompt] = ()
+) -> Scorers:
+    """Load the scorers of a run. ValueError for a prompt that one cannot score; `test`: those of the evaluations."""
+    loaded = Scorers(reward(config.reward), held_out(config.watch))
+    check_scorable([*training, *validation, *test], loaded.reward)
+    check_scorable([*training, *test], *loaded.watched.values())
+    return loaded
+
+
 def build_trainer(
     config: TrainConfig,
     training: list[Prompt],
     validation: list[Prompt],
-    test: Sequence[Prompt] = (),
+    scored: Scorers | None = None,
     processes: Processes = ALONE,
 ) -> Trainer:
     """Build the trainer that the options describe, with its callbacks and without a tracker.
 
-    ValueError, before the generator is loaded, for a prompt that a scorer cannot score; `test`: the prompts of the
-    evaluations.
+    scored: the run's scorers where they are loaded already. ValueError, before the generator is loaded, for a prompt
+    that a scorer cannot score.
     """
-    check_share(config.prompts_per_step, processes)
-    scorer, watched = reward(config.reward), held_out(config.watch)
-    check_scorable([*training, *validation, *test], scorer)
-    check_scorable([*training, *test], *watched.values())
+    scored = scorers(config, training, validation) if scored is None else scored
+    scorer, watched = scored.reward, scored.watched
     evaluation = sampling(config.sampling, guidance=config.evaluate.guidance)
     validate = Validation(
         limit(validation, config.evaluate.limit, repeat=True),

@@ -64,9 +64,10 @@ class GeneratorConfig:
     merge_adapters: Literal["auto", "on", "off"] = "auto"
     """Add LoRA adapters to the weights while images are sampled: faster, and the adapted weights exist twice; auto does
     so in float32, as bfloat16 would round the adapters' share away."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
     """Recompute activations in the backward pass: less memory, about a third more time. Masked generators then hold
-    those of one sampling step at a time."""
+    those of one sampling step at a time. auto is false on a CPU, and on a GPU where the update's peak by
+    `t2i-gcpo plan` fits into the memory that is free; config.yaml has what was chosen."""
     max_batch: int = 64
     """Rows sampled or decoded in one forward pass; images do not depend on it."""
     masked_policy: Literal["commit_step", "transition", "transition_remask", "remask", "key_steps"] = "commit_step"

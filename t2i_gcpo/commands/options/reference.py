@@ -158,6 +158,8 @@ def type_name(hint: Any) -> str:
         return f"list of {type_name(parts[0])}" if parts[-1] is Ellipsis else f"{len(parts)} × {type_name(parts[0])}"
     if NoneType in parts:
         return f"{type_name(next(part for part in parts if part is not NoneType))} or null"
+    if parts:  # a union
+        return ", ".join(map(type_name, parts))
     return NAMES[hint]
 
 

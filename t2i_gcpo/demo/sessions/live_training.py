@@ -14,6 +14,7 @@ from pathlib import Path
 
 from t2i_gcpo.algorithms import resolve
 from t2i_gcpo.commands import train as train_command
+from t2i_gcpo.commands.device_choices import settle
 from t2i_gcpo.commands.options import arguments
 from t2i_gcpo.commands.options.config import (
     EvaluateConfig,
@@ -118,7 +119,7 @@ def _train(context: DemoContext, plan: Plan, stopped: Callable[[], bool]) -> Ite
     yield progress("loading the checkpoint")
     with ExitStack() as stack:
         for name, run in runs.items():
-            config = _config(context, plan, name, run, prompt_file)
+            config, _ = settle(_config(context, plan, name, run, prompt_file))
             trainer = train_command.build_trainer(config, list(plan.prompts), list(plan.prompts))
             prepare_run(run, arguments.dump(config))
             trainer.tracker = stack.enter_context(Tracker(run, steps=plan.steps, logging=config.logging))

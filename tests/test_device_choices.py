@@ -1,0 +1,198 @@
+"""What a run leaves to its card: chosen by the plan and the free memory, said, recorded, and kept when it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import tiny, tiny_amused
+from t2i_gcpo.cli import main
+from t2i_gcpo.commands import device_choices
+from t2i_gcpo.commands import plan as plan_command
+from t2i_gcpo.commands.device_choices import settle
+from t2i_gcpo.commands.options.arguments import dump, load, parse
+from t2i_gcpo.commands.options.config import GeneratorConfig, TrainConfig
+from t2i_gcpo.commands.options.planned import workload
+from t2i_gcpo.planning import cards, choices
+from t2i_gcpo.planning import plan as planning
+from t2i_gcpo.planning.choices import choose, enough, with_checkpointing
+from t2i_gcpo.planning.plan import plan, update_phase
+from t2i_gcpo.planning.sources import find
+from t2i_gcpo.utils.device import free_memory
+from t2i_gcpo.utils.processes import ALONE
+
+MUCH, LITTLE = 10**12, 10**6
+OPTION = "--generator.gradient-checkpointing"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("choices")
+    (folder / "prompts.txt").write_text("a red circle\na blue square\n")
+    return str(tiny.checkpoint(folder / "model"))
+
+
+def options(model: str, *more: str) -> TrainConfig:
+    prompts = f"--prompts.train={Path(model).parent / 'prompts.txt'}"
+    return parse(["--generator.checkpoint", model, "--generator.device", "cpu", prompts, *more]).settings
+
+
+def give(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
+    """Let a device have so many bytes free."""
+    monkeypatch.setattr(device_choices, "free_memory", lambda device: free)
+
+
+# -- the rule ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_margin_by_hand() -> None:
+    """100 GB of a plan need 115 and the 2 that a run cannot use."""
+    assert (choices.MARGIN, cards.RESERVED) == (0.15, 2 * cards.GB)
+    assert enough(100 * cards.GB, 117 * cards.GB) and not enough(100 * cards.GB, 117 * cards.GB - 1000)
+
+
+def test_activations_are_kept_where_the_update_fits(model: str) -> None:
+    """One byte below what the update needs with the margin, they are checkpointed; the plan has the same number."""
+    config = options(model)
+    planned, work = planning.load(find(model), torch.float32), workload(config, find(model), columns=8)
+    kept, again = (update_phase(planned, with_checkpointing(work, on=on)).total for on in (False, True))
+    assert again < kept
+    assert kept == next(phase.total for phase in plan(planned, work).phases if phase.name == "update")
+    limit = math.ceil((1 + choices.MARGIN) * kept) + cards.RESERVED
+    assert not choose(planned, work, limit).checkpointing
+    fewer = choose(planned, work, limit - 2)
+    assert fewer.checkpointing and fewer.work == with_checkpointing(work, on=True) and fewer.whole == kept
+
+
+def test_one_batch_of_all_passes_keeps_its_activations(tmp_path: Path) -> None:
+    """The masked generator refuses both; so the choice is off even where nothing fits."""
+    folder = str(tiny_amused.checkpoint(tmp_path / "masked"))
+    config = options(folder, "--generator.fold-passes", "true")
+    work = workload(config, find(folder), columns=0)
+    assert not choose(planning.load(find(folder), torch.float32), work, 0).checkpointing
+
+
+def test_free_memory_is_asked_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 9))
+    assert free_memory(torch.device("cuda:0")) == 7
+    assert free_memory(torch.device("cpu")) is None is free_memory(torch.device("mps"))
+
+
+# -- a run -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_settled_by_what_its_device_has_free(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = options(model)
+    assert config.generator.gradient_checkpointing == "auto"
+    for free, on, words in ((MUCH, False, "off; without it the update holds"), (LITTLE, True, "0.0 GB are free")):
+        give(monkeypatch, free)
+        settled, text = settle(config)
+        assert settled == replace(config, generator=replace(config.generator, gradient_checkpointing=on))
+        assert text.startswith(f"gradient checkpointing: {'on' if on else 'off'}") and words in text
+    give(monkeypatch, None)
+    assert settle(config) == (replace(config, generator=replace(config.generator, gradient_checkpointing=False)), "")
+
+
+def test_what_is_asked_for_stays(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, free in (("true", MUCH), ("false", LITTLE)):
+        give(monkeypatch, free)
+        config = options(model, OPTION, value)
+        assert settle(config) == (config, "")
+
+
+def test_a_run_that_goes_on_keeps_its_choice(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, MUCH)
+    before = options(model, OPTION, "true")
+    settled, text = settle(options(model), before=before)
+    assert settled == before and text == "gradient checkpointing: on, as the run has it"
+
+
+def test_without_a_plan_activations_are_checkpointed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: Any, **named: Any) -> None:
+        raise ValueError("there is no plan for models of type 'own'")
+
+    monkeypatch.setattr(device_choices, "find", unknown)
+    give(monkeypatch, MUCH)
+    settled, text = settle(options(model))
+    assert settled.generator.gradient_checkpointing is True
+    assert "on, as there is no plan to choose by (there is no plan for models of type 'own')" in text
+
+
+def test_processes_choose_alike_by_the_one_with_least(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(type(ALONE)):  # type: ignore[misc]
+        count = 2
+
+        def gather(self, item: Any) -> list[Any]:
+            return [item, LITTLE]
+
+    give(monkeypatch, MUCH)
+    assert settle(options(model), processes=Two())[0].generator.gradient_checkpointing is True
+
+
+def test_the_option_is_auto_or_a_truth_value(model: str, tmp_path: Path) -> None:
+    for word, value in (("auto", "auto"), ("true", True), ("False", False), ("off", False)):
+        config = options(model, OPTION, word)
+        assert config.generator.gradient_checkpointing == value
+        file = tmp_path / f"{word}.yaml"
+        file.write_text(dump(config), encoding="utf-8")
+        assert load(file) == config
+    with pytest.raises(ValueError, match="gradient_checkpointing is 3; allowed: auto, or it must be True or False"):
+        GeneratorConfig(gradient_checkpointing=3)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit):
+        parse([OPTION, "sometimes"])
+
+
+@pytest.mark.slow
+def test_the_choice_is_printed_recorded_and_kept(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that began on a full card goes on with checkpointing on an empty one, unless it is told otherwise."""
+    prompts, folder = Path(model).parent / "prompts.txt", tmp_path / "run"
+    files = [f"--prompts.{part}={prompts}" for part in ("train", "validation", "test")]
+    small = ["--prompts-per-step=1", "--algorithm.group-size=2", "--generator.device=cpu", "--prompts.balanced=false"]
+    quiet = ["--evaluate.before=false", "--evaluate.after=false", "--evaluate.every=0", "--pictures.every=0"]
+    reward = ["--reward.name=helpers.training:redness", "--logging.progress=false", f"--output-dir={folder}"]
+    argv = ["train", f"--generator.checkpoint={model}", *files, *small, *quiet, *reward]
+
+    def recorded() -> Any:
+        return load(folder / "config.yaml").generator.gradient_checkpointing
+
+    give(monkeypatch, LITTLE)
+    assert main([*argv, "--steps=1"]) == 0
+    assert "gradient checkpointing: on; without it the update holds" in capsys.readouterr().out and recorded() is True
+    give(monkeypatch, MUCH)
+    assert main(["train", f"--output-dir={folder}", "--resume", "--steps=2", OPTION, "auto"]) == 0
+    assert "gradient checkpointing: on, as the run has it" in capsys.readouterr().out and recorded() is True
+    assert main(["train", f"--output-dir={folder}", "--resume", "--steps=3", OPTION, "false"]) == 0
+    assert "gradient checkpointing" not in capsys.readouterr().out and recorded() is False
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_shows_what_each_card_would_get(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = replace(cards.CARDS["A100"], name="small", memory=cards.RESERVED + 10**6)
+    monkeypatch.setitem(cards.CARDS, "small", small)
+    monkeypatch.setattr(plan_command, "advise", lambda *args: [])  # nothing fits there, and it takes a minute to say so
+    file = tmp_path / "plan.json"
+    asked = ["plan", "--generator.checkpoint", model, "--prompt-columns", "8", "--card", "H100", "--card", "small"]
+    assert main([*asked, "--out", str(file)]) == 0
+    content = json.loads(file.read_text())
+    chosen = {name: card["gradient_checkpointing"] for name, card in content["cards"].items()}
+    assert chosen == {"H100": False, "small": True}
+    assert content["memory"] == content["cards"]["H100"]["phases"]
+    updates = {name: card["phases"]["update"]["total"] for name, card in content["cards"].items()}
+    assert updates["small"] < updates["H100"]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "gradient checkpointing off (H100)" in shown and "gradient checkpointing on (small)" in shown
+    assert main([*asked, "--out", str(file), OPTION, "true"]) == 0
+    content = json.loads(file.read_text())
+    assert all(card["gradient_checkpointing"] for card in content["cards"].values())
