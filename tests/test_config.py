@@ -12,6 +12,7 @@ import yaml
 from t2i_gcpo.algorithms import TABLE
 from t2i_gcpo.commands.options.arguments import dump, load, parse, to_mapping
 from t2i_gcpo.commands.options.config import TrainConfig
+from t2i_gcpo.commands.options.values import members
 
 
 def settings(*argv: str) -> TrainConfig:
@@ -158,10 +159,13 @@ def test_every_field_survives_the_round_trip(tmp_path: Path) -> None:
         nonlocal changed
         values = {}
         for field in dataclasses.fields(owner):
-            value = getattr(owner, field.name)
+            value, kinds = getattr(owner, field.name), members(get_type_hints(type(owner))[field.name])
             if dataclasses.is_dataclass(value) and field.name not in ("algorithm", "reward"):
                 values[field.name] = flip(value)
-            elif type(value) in flips and get_origin(get_type_hints(type(owner))[field.name]) is not Literal:
+            elif Literal in map(get_origin, kinds) and bool in kinds:  # a word, or true and false
+                values[field.name] = True
+                changed += 1
+            elif type(value) in flips and Literal not in map(get_origin, kinds):
                 values[field.name] = flips[type(value)](value)
                 changed += 1
         return dataclasses.replace(owner, **values)
