@@ -14,7 +14,7 @@ from helpers import tiny
 from helpers.ranks_cases import TESTS
 from helpers.training import generator
 from t2i_gcpo.cli import main
-from t2i_gcpo.planning.memory import bucket_bytes
+from t2i_gcpo.planning.memory import exchanged
 
 
 def test_one_process_is_told_how_to_start_several(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +41,6 @@ def test_two_processes_send_the_least_and_their_padding(tmp_path: Path) -> None:
     # Half of 4 bytes of gradients and half of 4 bytes of weights of each parameter.
     assert numbers["sent"]["baseline"] == pytest.approx(trained * (4 + 4) / 2 / 1e6)
     assert 1 <= numbers["sent"]["ratio"] < 1.01 and numbers["calls"]["ours"] == 2
-    largest = max(parameter.numel() for parameter in generator().trainable_parameters())
-    planned = 4 * trained + bucket_bytes(trained=trained, largest=largest, gpus=2)
-    assert numbers["exchange_memory"]["baseline"] == pytest.approx(planned / 1e6)
+    planned = exchanged([parameter.numel() for parameter in generator().trainable_parameters()], gpus=2)
+    assert numbers["exchange_memory"]["baseline"] == pytest.approx(sum(planned.values()) / 1e6)
     assert 0.75 < numbers["exchange_memory"]["ratio"] <= 1.02

@@ -28,6 +28,7 @@ from t2i_gcpo.planning.plan import Plan, load, plan
 from t2i_gcpo.planning.sources import find
 from t2i_gcpo.planning.trace import META, trace
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
+from t2i_gcpo.training import sharded_weights
 
 CPU = torch.device("cpu")
 
@@ -54,17 +55,36 @@ def test_the_state_by_hand() -> None:
     )
     moving = memory.state(policy=100, frozen=30, trained=10, adapters=10, itemsize=2, moving=True)
     assert moving.reference == 40
-    shared = memory.state(policy=100, frozen=30, trained=100, adapters=0, itemsize=2, gpus=3)
+    shared = memory.state(policy=100, frozen=30, trained=100, adapters=0, itemsize=2, gpus=3, averaged=True)
     assert (shared.weights, shared.masters, shared.moments, shared.gradients) == (200, 134, 267, 134)
+    assert shared.average == 400 == sum(shared.parts.values()) - sum(replace(shared, average=0).parts.values())
 
 
-def test_the_exchange_by_hand() -> None:
-    """3 cards of 100 parameters of 2 bytes: each sends two thirds of the fp32 gradients and of the weights."""
+def test_the_exchange_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two buckets, of 60 + 40 and of 90 parameters, between 3 cards.
+
+    Chunks of the first have 20 + 14 parameters: 34 of its sum are a card's, beside two buckets of 102 and the 90
+    gradients that are left; then 30, beside two of 90 and the 34.
+    """
+    monkeypatch.setattr(sharded_weights, "BUCKET", 100)
     assert memory.sent_bytes(trained=100, itemsize=2, gpus=3) == 400
-    assert memory.sent_bytes(trained=100, itemsize=2, gpus=1) == 0 == memory.bucket_bytes(trained=9, largest=9, gpus=1)
-    assert memory.bucket_bytes(trained=100, largest=40, gpus=3) == (100 + 34) * 4
-    large = 10 * memory.BUCKET
-    assert memory.bucket_bytes(trained=large, largest=40, gpus=2) == 6 * memory.BUCKET  # 1.5 of 4 bytes
+    assert memory.sent_bytes(trained=100, itemsize=2, gpus=1) == 0
+    assert memory.exchanged([60, 40, 90], gpus=3) == {"gradients": 4 * 90, "buckets": 4 * (2 * 102 + 34)}
+    assert memory.exchanged([1, 89, 10], gpus=2) == {"gradients": 0, "buckets": 4 * (2 * 102 + 51)}
+    assert memory.exchanged([10, 95], gpus=5) == {"gradients": 4 * 2, "buckets": 4 * (2 * 95 + 19)}
+
+
+def test_the_optimizers_scratch_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharded_weights, "BUCKET", 100)
+
+    def scratch(sizes: list[int], *, gpus: int = 1, on_cpu: bool = False, copied: bool = False) -> int:
+        return memory.optimizer_bytes(sizes, itemsize=2, gpus=gpus, on_cpu=on_cpu, copied=copied)
+
+    assert scratch([60, 90]) == 0 and scratch([60, 90], on_cpu=True) == 8 * 90
+    assert scratch([60, 90], copied=True) == 4 * 90
+    # The new weights of a bucket: chunks of 20 + 10 + 4 that are sent, and twice those of 3 cards.
+    assert scratch([60, 30, 10], gpus=3) == 2 * 34 * (1 + 2 * 3)
+    assert scratch([60, 90], gpus=3) == 16 * 30  # the larger tensor's share in fp64, and its squares
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 8])
@@ -78,26 +98,38 @@ def test_a_plan_counts_the_exchange(gpus: int) -> None:
     assert made.sent == 2 * memory.sent_bytes(trained=trained, itemsize=4, gpus=gpus)
     assert (exchange is None) == (gpus == 1)
     if exchange is not None:
-        assert exchange["gradient sums"] == 4 * trained and exchange["buckets"] > 4 * trained
+        assert exchange["gradients"] == 0, "one bucket, which all gradients are in"
+        assert exchange["buckets"] == pytest.approx((2 + 1 / gpus) * 4 * trained, rel=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("several", "own", "peak"),
+    ("several", "itemsize", "kept", "parts"),
     [
-        (True, 0, 70 + 90),  # the gradients of the batch before, and the activations
-        (False, 0, 90),  # activations go as gradients come
-        (False, 300, 300 + 70),  # bf16: all gradients, and their fp32 copies
-        (True, 300, 70 + 300 + 90 - 80),  # bf16: gradients at the end, with what the backward pass makes for a while
+        # The gradients of the batch before, and the activations; of a single batch these go as gradients come.
+        (True, 4, 80, {"gradients": 400, "activations": 90}),
+        (False, 4, 80, {"gradients": 0, "gradients of a pass": 400, "activations": 90 - 80}),
+        (False, 4, 480, {"gradients": 0, "activations": 490}),
+        # bf16: those of the pass at its end, and the fp32 sums beside them.
+        (True, 2, 80, {"gradients": 400, "gradients of a pass": 200, "activations": 90 - 80}),
+        (True, 2, 480, {"gradients": 400, "activations": 490}),
+        # Turned to fp32 one after the other: 280 bytes of the first, beside all 200 (then 400 beside 60 of the second).
+        (False, 2, 80, {"gradients": 4 * 70 + 2 * 100, "activations": 0}),
     ],
 )
-def test_the_updates_peak_by_hand(several: bool, own: int, peak: int) -> None:
+def test_the_updates_peak_by_hand(several: bool, itemsize: int, kept: int, parts: dict[str, int]) -> None:
+    peak = kept + 10
+    assert memory.passes([70, 30], itemsize=itemsize, kept=kept, peak=peak, several=several) == parts
+
+
+def test_the_phases_by_hand() -> None:
+    """On several cards the share of the sum is held between updates, and whole gradients while they are added up."""
     always = memory.State(weights=0, frozen=0, reference=0, masters=0, moments=0, gradients=70)
     made = memory.phases(
-        always, cache=1000, cache_stays=False, sampling=0, decoding=0, scoring=0, kept=80, peak=90, several=several,
-        own_gradients=own, optimizer=5, visiting=6, twice=9, sums=1,
+        always, cache=1000, cache_stays=False, sampling=0, decoding=0, scoring=0, update={"gradients": 300, "a": 7},
+        exchange={"gradients": 200, "b": 5}, optimizer=5, visiting=6, twice=9,
     )  # fmt: skip
     assert {phase.name: phase.total for phase in made} == {
-        "sample": 1079, "decode": 70, "score": 76, "update": peak + 1, "optimizer": 75
+        "sample": 1079, "decode": 70, "score": 76, "update": 307, "exchange": 205, "optimizer": 75
     }  # fmt: skip
 
 
@@ -219,7 +251,7 @@ def test_the_published_sizes_are_counted() -> None:
     column = 2 * 24 * 16 * 128 * 2 * 2
     assert model.cache(2, options, compiled=True, on_cpu=True) == 656 * column
     assert model.cache(2, options, compiled=True, on_cpu=False) == 640 * column
-    assert model.adapters_per_rank == 24 * (4 * (2048 + 2048) + 3 * (2048 + 5632))
+    assert sum(model.trained(2)) == 2 * 24 * (4 * (2048 + 2048) + 3 * (2048 + 5632))
 
 
 def test_each_weight_is_counted_once(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from t2i_gcpo import generators
 from t2i_gcpo.bench import positive
 from t2i_gcpo.bench.measure import Report, cost, peak_bytes, seconds
 from t2i_gcpo.commands.options.number_types import count
-from t2i_gcpo.planning.memory import FP32, bucket_bytes, sent_bytes
+from t2i_gcpo.planning.memory import exchanged, sent_bytes
 from t2i_gcpo.training.optim import adamw
 from t2i_gcpo.training.options import OptimConfig
 from t2i_gcpo.training.ranks import torchrun
@@ -106,7 +106,7 @@ def _report(
 ) -> Report:
     sizes = [parameter.numel() for parameter in update.trained]
     least = sent_bytes(trained=sum(sizes), itemsize=update.trained[0].element_size(), gpus=count)
-    planned = FP32 * sum(sizes) + bucket_bytes(trained=sum(sizes), largest=max(sizes), gpus=count)
+    planned = sum(exchanged(sizes, gpus=count).values())
     lines = (
         cost("sent", sent, [least] * len(sent), unit="MB", scale=1 / MB, seed=options.seed),
         cost("calls", calls, [LEAST_CALLS] * len(calls), unit="calls", seed=options.seed),

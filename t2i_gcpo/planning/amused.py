@@ -28,11 +28,12 @@ from t2i_gcpo.planning.models import (
     DRAWING,
     PassOptions,
     PlannedModel,
-    adapter_sizes,
+    adapted_layers,
     along_rows_and_layers,
     branch_values,
     count,
     give_gradients,
+    tensor_sizes,
     trained,
 )
 from t2i_gcpo.planning.sources import Source
@@ -50,9 +51,8 @@ class PlannedAmused(PlannedModel):
         self.layers = len(parts.transformer.transformer_layers)
         self.grid, self.pixels, self.mask_token = parts.grid, parts.pixels, parts.mask_token
         self.tokens, self.codebook = parts.grid[0] * parts.grid[1], int(parts.transformer.config.codebook_size)
-        self.policy = count(parts.transformer)
-        self.largest = max(parameter.numel() for parameter in parts.transformer.parameters())
-        self.adapters_per_rank, self.adapted = adapter_sizes(parts.transformer, UVIT_TARGETS)
+        self.policy, self.sizes = count(parts.transformer), tensor_sizes(parts.transformer)
+        self.adapted = adapted_layers(parts.transformer, UVIT_TARGETS)
         self.idle, self.fp32 = (), 0
         self.frozen = {
             "image decoder and encoder": count(parts.vqvae),

@@ -24,11 +24,12 @@ from t2i_gcpo.planning.models import (
     DRAWING,
     PassOptions,
     PlannedModel,
-    adapter_sizes,
+    adapted_layers,
     along_rows_and_layers,
     branch_values,
     count,
     give_gradients,
+    tensor_sizes,
     trained,
 )
 from t2i_gcpo.planning.sources import Source
@@ -48,9 +49,9 @@ class PlannedJanus(PlannedModel):
         self.tokens = int(self.config.vq_config.num_patches) ** 2
         self.heads, self.head = text.num_key_value_heads, text.head_dim or text.hidden_size // text.num_attention_heads
         policy = model.get_submodule(POLICY)
-        self.policy, self.largest = count(policy), max(parameter.numel() for parameter in policy.parameters())
+        self.policy, self.sizes = count(policy), tensor_sizes(policy)
         self.words = count(policy.get_input_embeddings())
-        self.adapters_per_rank, self.adapted = adapter_sizes(policy, LLAMA_TARGETS)
+        self.adapted = adapted_layers(policy, LLAMA_TARGETS)
         inner = model.model
         self.frozen = {
             "image decoder and encoder": count(inner.vqmodel),

@@ -50,18 +50,22 @@ class PlannedModel(ABC):
     codebook: int
     policy: int
     """Parameters of the trained submodule."""
-    largest: int
-    """Parameters of its largest tensor."""
-    adapters_per_rank: int
-    """Parameters that LoRA adds to it for each unit of rank."""
-    adapted: int
-    """Parameters of the layers that LoRA adapts."""
+    sizes: list[int]
+    """Parameters of each of its tensors."""
+    adapted: list[tuple[int, int]]
+    """Inputs and outputs of each layer that LoRA adapts."""
     frozen: dict[str, int]
     """Part -> parameters of the rest."""
     idle: tuple[str, ...]
     """Parts among them that a GPU does not hold."""
     fp32: int
     """Parameters among them that are fp32 whatever the dtype."""
+
+    def trained(self, rank: int) -> list[int]:
+        """Count the parameters of each tensor that is trained: the policy's, or those of adapters of this rank."""
+        if not rank:
+            return self.sizes
+        return [rank * width for layer in self.adapted for width in layer]
 
     @abstractmethod
     def update(self, rows: int, options: PassOptions) -> Trace:
@@ -115,11 +119,16 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def adapter_sizes(module: nn.Module, targets: tuple[str, ...]) -> tuple[int, int]:
-    """Count the parameters of LoRA of rank 1 on the linear layers that `targets` match, and those layers' own."""
+def tensor_sizes(module: nn.Module) -> list[int]:
+    """Count the parameters of each tensor of a module, in their order."""
+    return [parameter.numel() for parameter in module.parameters()]
+
+
+def adapted_layers(module: nn.Module, targets: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Return inputs and outputs of each linear layer that `targets` match."""
     pattern = re.compile(rf".*\.({'|'.join(targets)})")
     linear = [part for name, part in module.named_modules() if pattern.fullmatch(name) and isinstance(part, nn.Linear)]
-    return sum(part.in_features + part.out_features for part in linear), sum(part.weight.numel() for part in linear)
+    return [(part.in_features, part.out_features) for part in linear]
 
 
 def trained(model: nn.Module, path: str, targets: tuple[str, ...], options: PassOptions) -> PolicyWeights:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TypedDict
 
 import torch
 
@@ -90,11 +89,11 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
         sampling=model.sample(folded, min(load.prompts, load.sampled_at_once), options),
         decoding=decode.peak,
         scoring=score.peak,
+        update=_passes(model, load, update),
+        exchange=memory.exchanged(model.trained(options.lora_rank), gpus=load.gpus) if load.gpus > 1 else None,
         optimizer=_optimizer(model, load),
-        twice=model.adapted * itemsize if adapters and load.merged else 0,
-        buckets=memory.bucket_bytes(trained=trained, largest=model.largest, gpus=load.gpus),
+        twice=_twice(model, load, trained),
         visiting=_visiting(model, load, trained),
-        **_passes(model, load, update),
     )
     parameters = {"policy": model.policy, **model.frozen, "trained": trained}
     work = _work(model, load, trained, update.flops / micro[0], score.flops, decode.flops / decoded)
@@ -112,35 +111,24 @@ def update_phase(model: PlannedModel, load: Workload) -> Phase:
     """Return the peak of the update's passes, as `plan` has it among the others."""
     passes = _passes(model, load, model.update(load.micro_batches[0], load.options))
     stays = _cache(model, load) if load.compiled and load.on_cpu else 0
-    return memory.update_phase(_state(model, load), stays=stays, **passes)
+    return memory.update_phase(_state(model, load), stays=stays, update=passes)
 
 
-class _Passes(TypedDict):
-    """Holds what the update's phase follows from; `memory.phases` says what each is."""
-
-    kept: int
-    peak: int
-    several: bool
-    own_gradients: int
-    sums: int
-
-
-def _passes(model: PlannedModel, load: Workload, update: Trace) -> _Passes:
-    _, trained = _trained(model, load)
-    itemsize = load.options.dtype.itemsize
-    return {
-        "kept": update.kept,
-        "peak": update.peak,
-        "several": len(load.micro_batches) > 1,
-        "own_gradients": 0 if itemsize == FP32 else trained * itemsize,
-        "sums": trained * FP32 if load.gpus > 1 else 0,
-    }
+def _passes(model: PlannedModel, load: Workload, update: Trace) -> dict[str, int]:
+    """Return the gradients and activations of an update's passes."""
+    return memory.passes(
+        model.trained(load.options.lora_rank),
+        itemsize=load.options.dtype.itemsize,
+        kept=update.kept,
+        peak=update.peak,
+        several=len(load.micro_batches) > 1,
+    )
 
 
 def _trained(model: PlannedModel, load: Workload) -> tuple[int, int]:
     """Return the parameters of the adapters, and all that are trained."""
-    adapters = load.options.lora_rank * model.adapters_per_rank
-    return adapters, adapters or model.policy
+    trained = sum(model.trained(load.options.lora_rank))
+    return trained if load.options.lora_rank else 0, trained
 
 
 def _state(model: PlannedModel, load: Workload) -> memory.State:
@@ -156,6 +144,7 @@ def _state(model: PlannedModel, load: Workload) -> memory.State:
         fp32=model.fp32,
         reference=load.reference_share > 0 and not _parked(load),
         moving=load.moving_reference,
+        averaged=load.averaged,
         gpus=load.gpus,
     )
 
@@ -186,9 +175,24 @@ def _visiting(model: PlannedModel, load: Workload, trained: int) -> int:
 
 
 def _optimizer(model: PlannedModel, load: Workload) -> int:
-    """Count what AdamW makes for a while: nothing in the one kernel of a GPU, on the CPU two values a weight of one
-    tensor after the other."""
-    return 2 * FP32 * model.largest if load.on_cpu and not load.options.lora_rank else 0
+    """Count what the optimiser's step makes for a while."""
+    return memory.optimizer_bytes(
+        model.trained(load.options.lora_rank),
+        itemsize=load.options.dtype.itemsize,
+        gpus=load.gpus,
+        on_cpu=load.on_cpu,
+        copied=load.averaged or load.moving_reference,
+    )
+
+
+def _twice(model: PlannedModel, load: Workload, trained: int) -> int:
+    """Count the bytes of weights that exist a second time while tokens are sampled.
+
+    Those that adapters are added to, and what is trained while its average is in its place, at a validation.
+    """
+    merged = sum(inputs * outputs for inputs, outputs in model.adapted) if load.options.lora_rank and load.merged else 0
+    averaged = trained if load.averaged and load.validation_every else 0
+    return (merged + averaged) * load.options.dtype.itemsize
 
 
 def _work(

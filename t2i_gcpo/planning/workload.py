@@ -38,6 +38,8 @@ class Workload:
     options: PassOptions
     moving_reference: bool = False
     """Whether the reference follows the policy."""
+    averaged: bool = False
+    """Whether an average of the trained weights is kept, and scored."""
     validation_every: int = 0
     validation_images: int = 0
     gpus: int = 1

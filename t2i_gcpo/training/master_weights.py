@@ -81,8 +81,10 @@ class MasterWeights(Masters):
     def add_gradients(self) -> None:
         for parameter, master in self._copies():
             if parameter.grad is not None:
-                gradient = parameter.grad.float()
-                master.grad = gradient if master.grad is None else master.grad + gradient
+                if master.grad is None:
+                    master.grad = parameter.grad.float()
+                else:
+                    master.grad.add_(parameter.grad)
                 parameter.grad = None
 
     def reduce(self) -> None:

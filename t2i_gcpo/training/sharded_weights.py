@@ -68,18 +68,7 @@ class ShardedWeights(Masters):
         return parameter.flatten()[self._place * chunk : (self._place + 1) * chunk]
 
     def _buckets(self) -> Iterator[list[int]]:
-        """Yield the indices of the parameters of each bucket, all of one precision."""
-        bucket: list[int] = []
-        size = 0
-        for index, parameter in enumerate(self._trained):
-            other = bucket and self._trained[bucket[0]].dtype != parameter.dtype
-            if bucket and (other or size + parameter.numel() > BUCKET):
-                yield bucket
-                bucket, size = [], 0
-            bucket.append(index)
-            size += parameter.numel()
-        if bucket:
-            yield bucket
+        return buckets([(parameter.numel(), parameter.dtype) for parameter in self._trained])
 
     # -- gradients -----------------------------------------------------------------------------------------------------
 
@@ -91,32 +80,37 @@ class ShardedWeights(Masters):
     def add_gradients(self) -> None:
         for index, parameter in enumerate(self._trained):
             if parameter.dtype != torch.float32 and parameter.grad is not None:
-                gradient = parameter.grad.float()
-                self._sums[index] = self._sums[index] + gradient if index in self._sums else gradient
+                if index in self._sums:
+                    self._sums[index].add_(parameter.grad)
+                else:
+                    self._sums[index] = parameter.grad.float()
                 parameter.grad = None
 
     @torch.no_grad()
     def reduce(self) -> None:
         """Sum the gradients over the processes; each gets its chunks, and a whole gradient is kept nowhere."""
-        own = [self._sums.get(i, p.grad) for i, p in enumerate(self._trained)]
-        used = self.ranks.sum(torch.tensor([gradient is not None for gradient in own]).int())
+        gradients = [self._sums.get(index, parameter.grad) for index, parameter in enumerate(self._trained)]
+        used = self.ranks.sum(torch.tensor([gradient is not None for gradient in gradients]).int())
+        del gradients  # or they would outlive their copies in a bucket
         for bucket in self._buckets():
-            if not bool(used[bucket].any()):
-                continue
-            lengths = [self._chunk(self._trained[index]) for index in bucket]
-            device = self._trained[bucket[0]].device
-            whole = torch.zeros(self._count, sum(lengths), device=device)
-            for index, columns in zip(bucket, whole.split(lengths, dim=1), strict=True):
-                gradient = own[index]
-                if gradient is not None:
-                    _fill(columns, gradient.float().flatten())
-                own[index] = self._trained[index].grad = None
-                self._sums.pop(index, None)
-            mine = self._reduce_scatter(whole)
-            for index, chunk in zip(bucket, mine.split(lengths), strict=True):
-                if used[index]:
-                    master = self.masters[index]
-                    master.grad = chunk[: master.numel()].view_as(master)
+            if bool(used[bucket].any()):
+                self._reduce_bucket(bucket, used)
+
+    def _reduce_bucket(self, bucket: list[int], used: Tensor) -> None:
+        """Sum the gradients of a bucket, which are freed as they are copied into it."""
+        lengths = [self._chunk(self._trained[index]) for index in bucket]
+        whole = torch.zeros(self._count, sum(lengths), device=self._trained[bucket[0]].device)
+        for index, columns in zip(bucket, whole.split(lengths, dim=1), strict=True):
+            parameter = self._trained[index]
+            gradient = self._sums.pop(index, parameter.grad)
+            if gradient is not None:
+                _fill(columns, gradient.float().flatten())
+            parameter.grad = gradient = None
+        mine = self._reduce_scatter(whole)
+        for index, chunk in zip(bucket, mine.split(lengths), strict=True):
+            if used[index]:
+                master = self.masters[index]
+                master.grad = chunk[: master.numel()].view_as(master)
 
     def _reduce_scatter(self, whole: Tensor) -> Tensor:
         mine = torch.empty_like(whole[0])
@@ -165,19 +159,22 @@ class ShardedWeights(Masters):
     @torch.no_grad()
     def write_back(self) -> None:
         for bucket in self._buckets():
-            lengths = [self._chunk(self._trained[index]) for index in bucket]
-            first = self._trained[bucket[0]]
-            mine = torch.zeros(sum(lengths), dtype=first.dtype, device=first.device)
-            for index, chunk in zip(bucket, mine.split(lengths), strict=True):
-                chunk[: self.masters[index].numel()] = self.masters[index].flatten()
-            whole = [torch.empty_like(mine) for _ in range(self._count)]
-            with self.ranks.collective():
-                dist.all_gather(whole, mine, group=self._shard)
-            self._count_traffic((self._count - 1) * mine.numel(), mine)
-            rows = torch.stack(whole)
-            for index, columns in zip(bucket, rows.split(lengths, dim=1), strict=True):
-                parameter = self._trained[index]
-                parameter.copy_(columns.reshape(-1)[: parameter.numel()].view_as(parameter))
+            self._publish_bucket(bucket)
+
+    def _publish_bucket(self, bucket: list[int]) -> None:
+        """Send this process's updated chunks of a bucket to all, and write theirs into the trained parameters."""
+        lengths = [self._chunk(self._trained[index]) for index in bucket]
+        first = self._trained[bucket[0]]
+        mine = torch.zeros(sum(lengths), dtype=first.dtype, device=first.device)
+        for index, chunk in zip(bucket, mine.split(lengths), strict=True):
+            chunk[: self.masters[index].numel()] = self.masters[index].flatten()
+        whole = mine.new_empty(self._count, len(mine))
+        with self.ranks.collective():
+            dist.all_gather(list(whole), mine, group=self._shard)
+        self._count_traffic((self._count - 1) * mine.numel(), mine)
+        for index, columns in zip(bucket, whole.split(lengths, dim=1), strict=True):
+            parameter = self._trained[index]
+            parameter.copy_(columns.reshape(-1)[: parameter.numel()].view_as(parameter))
 
     def finite(self) -> bool:
         own = [master.detach() for master in self.masters]
@@ -186,6 +183,20 @@ class ShardedWeights(Masters):
     def _count_traffic(self, elements: int, of: Tensor) -> None:
         self.traffic.calls += 1
         self.traffic.bytes += elements * of.element_size()
+
+
+def buckets(parameters: Sequence[tuple[int, torch.dtype]]) -> Iterator[list[int]]:
+    """Yield the indices of the parameters of each bucket, all of one precision. parameters: elements and precision."""
+    bucket: list[int] = []
+    filled = 0
+    for index, (elements, dtype) in enumerate(parameters):
+        if bucket and (parameters[bucket[0]][1] != dtype or filled + elements > BUCKET):
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append(index)
+        filled += elements
+    if bucket:
+        yield bucket
 
 
 def _shaped(chunk: Tensor, parameter: Tensor) -> Tensor:

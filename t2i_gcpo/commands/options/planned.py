@@ -57,6 +57,7 @@ def workload(config: TrainConfig, source: Source, *, columns: int, gpus: int = 1
         merged=merging.pays(options.merge_adapters, passes.dtype),
         options=passes,
         moving_reference=config.optim.reference_every > 0,
+        averaged=config.optim.average_decay > 0,
         validation_every=config.evaluate.every,
         validation_images=config.evaluate.limit,
         gpus=gpus,

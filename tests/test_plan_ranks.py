@@ -1,0 +1,60 @@
+"""What a plan says that a card of several holds, against every tensor of an update by the code that trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers import ranks_memory, tiny
+from helpers.ranks_cases import together
+from helpers.ranks_memory import GROUP, PROMPTS, Alike, Copying, measure
+from t2i_gcpo import generators
+from t2i_gcpo.commands.options.arguments import parse
+from t2i_gcpo.commands.options.planned import workload
+from t2i_gcpo.planning.plan import load, plan
+from t2i_gcpo.planning.sources import find
+from t2i_gcpo.training import sharded_weights
+
+
+def planned(folder: str, dtype: str, micro_batch: int, gpus: int) -> dict[str, int]:
+    """Return each phase's bytes beside the generator's own weights."""
+    prompts = str(gpus * len(PROMPTS))
+    options = {"--generator.checkpoint": folder, "--generator.dtype": dtype, "--micro-batch": str(micro_batch),
+               "--prompts-per-step": prompts, "--algorithm.group-size": str(GROUP), "--algorithm.kl-coef": "0",
+               "--kl-every": "0", "--generator.device": "cpu"}  # fmt: skip
+    config, source = parse([word for pair in options.items() for word in pair]).settings, find(folder)
+    columns = generators.load(folder, compile=False).prompts.encode([prompt.text for prompt in PROMPTS]).ids.shape[1]
+    made = plan(load(source, generators.as_dtype(dtype)), workload(config, source, columns=columns, gpus=gpus))
+    own = ("policy", "rest of the model")
+    return {phase.name: sum(size for part, size in phase.parts.items() if part not in own) for phase in made.phases}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "dtype", "micro_batch"), [(2, "float32", 1), (8, "bfloat16", 1), (4, "bfloat16", 8)])
+def test_each_phase_holds_what_the_plan_says(
+    count: int, dtype: str, micro_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tiny.checkpoint(tmp_path / "model", width=64))
+    monkeypatch.setattr(sharded_weights, "BUCKET", 30_000)  # several buckets
+    monkeypatch.setattr(sharded_weights, "dist", Copying)
+    measured = measure(folder, dtype, micro_batch, Alike(count))
+    said = planned(folder, dtype, micro_batch, count)
+    print({phase: (measured[phase], said[phase], round(said[phase] / measured[phase] - 1, 3)) for phase in measured})
+    for phase in measured:
+        assert said[phase] == pytest.approx(measured[phase], rel=0.05), phase
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_hold_what_the_plan_says(tmp_path: Path) -> None:
+    """gloo's copies are its own, and not counted."""
+    folder, file = str(tiny.checkpoint(tmp_path / "model", width=64)), tmp_path / "peaks.json"
+    done = together(2, Path(ranks_memory.__file__), folder, "bfloat16", "1", file)
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured, said = json.loads(file.read_text()), planned(folder, "bfloat16", 1, 2)
+    print({phase: (measured[phase], said[phase]) for phase in measured})
+    assert said["update"] == pytest.approx(measured["update"], rel=0.05)
+    for phase in ("exchange", "optimizer"):
+        assert 0.75 < measured[phase] / said[phase] <= 1.01, phase
