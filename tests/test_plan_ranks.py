@@ -6,16 +6,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers import ranks_memory, tiny
+from helpers.pages import ROOT
 from helpers.ranks_cases import together
 from helpers.ranks_memory import GROUP, PROMPTS, Alike, Copying, measure
 from t2i_gcpo import generators
 from t2i_gcpo.commands.options.arguments import parse
-from t2i_gcpo.commands.options.planned import workload
+from t2i_gcpo.commands.options.planned import USUAL_COLUMNS, workload
+from t2i_gcpo.planning import cards
 from t2i_gcpo.planning.plan import load, plan
 from t2i_gcpo.planning.sources import find
 from t2i_gcpo.training import sharded_weights
+
+PAGE = ROOT / "docs" / "many_gpus.md"
+TABLE = "| part | 1 process | 8 processes |\n|---|---|---|\n"
 
 
 def planned(folder: str, dtype: str, micro_batch: int, gpus: int) -> dict[str, int]:
@@ -58,3 +64,21 @@ def test_two_processes_hold_what_the_plan_says(tmp_path: Path) -> None:
     assert said["update"] == pytest.approx(measured["update"], rel=0.05)
     for phase in ("exchange", "optimizer"):
         assert 0.75 < measured[phase] / said[phase] <= 1.01, phase
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["gcpo", "dapo"])
+def test_the_numbers_of_the_7b_recipes_are_those_of_their_plans(name: str) -> None:
+    """The files' own, and the table of the page, by part and in all."""
+    path = ROOT / "configs" / f"janus_pro_7b_geneval_{name}.yaml"
+    config = parse(["--config", str(path)]).settings
+    source = find(config.generator.checkpoint)
+    made = plan(load(source, torch.bfloat16), workload(config, source, columns=USUAL_COLUMNS, gpus=8))
+    assert f"{made.peak.total / cards.GB:.1f} GB a card at the {made.peak.name}'s peak" in path.read_text()
+    if name == "gcpo":
+        rows = [
+            line.strip("| ").split(" | ") for line in PAGE.read_text().split(TABLE)[1].split("\n\n")[0].splitlines()
+        ]
+        sizes = [f"{size / cards.GB:.1f}" for size in (*made.peak.parts.values(), made.peak.total) if size]
+        assert sorted(row[-1] for row in rows) == sorted(sizes)
