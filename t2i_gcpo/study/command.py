@@ -16,7 +16,8 @@ FILE.yaml:
 
 A trial is an arm at a point of the grid with a seed: a `t2i-gcpo train` of its own, in OUT/trials/ARM-KEY=VALUE/seed_S,
 its output in OUT/logs/. The same command again goes on where the study stopped: finished trials are skipped, unfinished
-ones resumed, failed ones tried again.
+ones resumed, failed ones tried again. Arms that stand against one another must start from one checkpoint, with the same
+prompts and the same number of images, and all trials must be run by the same code.
 
 A trial ends with the study, whatever way that ends. SIGTERM is taken as Ctrl-C, and SIGUSR1 lets the running trials
 save and go on.
@@ -46,6 +47,7 @@ from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.reports import comparison as compare
 from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.reports.tables import number, with_interval
+from t2i_gcpo.study.comparable import FILE, check_arms, check_code, check_unchanged, record_code
 from t2i_gcpo.study.results import Results
 from t2i_gcpo.study.rows import Outcome
 from t2i_gcpo.study.spec import Study, Trial, read
@@ -56,6 +58,7 @@ from t2i_gcpo.utils.device import pick_device
 from t2i_gcpo.utils.interrupt import on_interrupt, on_save_request
 from t2i_gcpo.utils.lock import holder, locked
 from t2i_gcpo.utils.secret_options import masked
+from t2i_gcpo.utils.sources import code_hash
 
 POLL_SECONDS = 0.1
 PROGRESS_SECONDS = 2.0
@@ -67,6 +70,7 @@ def main(argv: list[str]) -> int:
     if args.jobs < 1:
         raise ValueError(f"--jobs is {args.jobs}; it must be at least 1")
     study = read(args.file, args.out)
+    check_arms(study)
     damaged = {trial.name: reason for trial in study.trials if (reason := damage(trial))}
     states = {trial.name: state(trial) for trial in study.trials if trial.name not in damaged}
     if args.dry_run:
@@ -74,7 +78,8 @@ def main(argv: list[str]) -> int:
             line = shown_command(trial, resume=states.get(trial.name) == "unfinished")
             tqdm.write(f"{trial.name} ({states.get(trial.name, 'damaged')}): {shlex.join(line)}")
         return 0
-    check_folder(study.out, "results.json", "table.md")
+    check_folder(study.out, "results.json", "table.md", FILE)
+    check_code(study, [name for name, found in states.items() if found != "new"], mixed=args.mixed_code)
     study.out.mkdir(parents=True, exist_ok=True)
     with locked(study.out, remedy="wait for the end of that study or stop it, or name another --out"):
         return _run_and_report(study, damaged, args)
@@ -93,7 +98,7 @@ def _run_and_report(study: Study, damaged: Mapping[str, str], args: argparse.Nam
         else:
             todo.append(trial)
     results.write()
-    interrupted = _run(study, todo, results, args.jobs, threads)
+    interrupted = _run(study, todo, results, args.jobs, threads, mixed=args.mixed_code)
     results.show()
     written = [study.out / "results.json", study.out / "table.md"]
     if interrupted:
@@ -114,6 +119,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=home_path, help="folder to write to, instead of the file's `out`")
     parser.add_argument(
         "--jobs", type=int, default=1, help="trials at once, which share the cores (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--mixed-code", action="store_true", help="go on although trials that are done ran with other code"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the trials and their commands, and run nothing")
     return parser
@@ -140,7 +148,7 @@ class _Job:
     started: float
 
 
-def _run(study: Study, todo: list[Trial], results: Results, jobs: int, threads: int) -> bool:
+def _run(study: Study, todo: list[Trial], results: Results, jobs: int, threads: int, *, mixed: bool) -> bool:
     """Run the trials `todo`, `jobs` at once, and record each outcome. Returns whether Ctrl-C (or SIGTERM) ended it."""
     running: list[_Job] = []
     awaited: set[str] = set()  # trials that run already, left over of a study that was killed
@@ -154,7 +162,7 @@ def _run(study: Study, todo: list[Trial], results: Results, jobs: int, threads: 
         for job in running:
             job.process.send_signal(signal.SIGUSR1)
 
-    total = len(study.trials)
+    total, code = len(study.trials), code_hash()
     with (
         tqdm(total=total, initial=total - len(todo), unit="trial", dynamic_ncols=True, disable=None) as bar,
         _until(stop),
@@ -163,7 +171,10 @@ def _run(study: Study, todo: list[Trial], results: Results, jobs: int, threads: 
         try:
             while running or (todo and not stopping):
                 while len(running) < jobs and not stopping and (trial := _next(todo, awaited)) is not None:
-                    running.append(_start(trial, threads, resume=state(trial) != "new"))
+                    resume = state(trial) != "new"
+                    check_unchanged(code, mixed=mixed)
+                    record_code(study.out, trial, resume=resume)
+                    running.append(_start(trial, threads, resume=resume))
                 if stopping and not told:
                     told = True
                     tqdm.write("stopping: the running trials finish their step and save; Ctrl-C again kills them")

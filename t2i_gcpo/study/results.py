@@ -9,7 +9,7 @@ from typing import Any
 
 from t2i_gcpo.reports.run import Run
 from t2i_gcpo.reports.tables import PAIRED_NOTE, markdown, number, print_note, print_table, with_interval
-from t2i_gcpo.study import learning
+from t2i_gcpo.study import comparable, learning
 from t2i_gcpo.study.rows import LAST_STEPS, Outcome, against_row, group_row, trial_row
 from t2i_gcpo.study.spec import Study, Trial
 from t2i_gcpo.utils.files import write_atomically
@@ -59,6 +59,7 @@ class Results:
             "study": study,
             **self.about,
             "note": self.note(),
+            "code": comparable.read_code(self.study.out),
             "trials": [*self._trials.values()],
             "groups": [*self._groups.values()],
             "against": self._against,
@@ -109,7 +110,10 @@ class Results:
 
     def note(self) -> str:
         single = any(row["seeds"] == 1 for row in self._groups.values())
-        return NOTE + (f"; {ONE_SEED_NOTE}" if single else "")
+        budgets = comparable.unequal(self._groups.values(), self._against)
+        versions = {one for hashes in comparable.read_code(self.study.out).values() for one in hashes}
+        mixed = f"trials were run by {len(versions)} versions of the code" if len(versions) > 1 else ""
+        return "; ".join(filter(None, (NOTE, ONE_SEED_NOTE if single else "", budgets, mixed)))
 
     def write(self) -> None:
         """Write results.json and table.md, each of which is replaced as a whole."""

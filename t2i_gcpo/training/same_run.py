@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import rewards
-import t2i_gcpo
 from t2i_gcpo.utils.nested import flatten
 from t2i_gcpo.utils.processes import Processes
+from t2i_gcpo.utils.sources import code_hash
 
 
 def check_share(prompts_per_step: int, processes: Processes) -> None:
@@ -31,7 +29,7 @@ def check_alike(processes: Processes, seen: Mapping[str, Any]) -> None:
     if processes.count == 1:
         return
     own = {name: _hashes(value) for name, value in seen.items()}
-    everybody = processes.gather({**own, "code": _hashes(_code())})
+    everybody = processes.gather({**own, "code": _hashes(code_hash())})
     for name, first in everybody[0].items():
         others = [rank for rank, hashes in enumerate(everybody) if hashes[name] != first]
         if others:
@@ -51,13 +49,6 @@ def _hashes(value: Any) -> dict[str, str]:
     """Return a hash of each part of a mapping by its dotted name, or of another value as a whole, named ""."""
     parts = flatten(value) if isinstance(value, Mapping) else {"": value}
     return {name: _hash(json.dumps(part, sort_keys=True, default=str).encode()) for name, part in parts.items()}
-
-
-def _code() -> str:
-    """Return a hash of the sources of both packages."""
-    folders = [Path(str(package.__file__)).parent for package in (t2i_gcpo, rewards)]
-    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
-    return _hash(b"".join(path.read_bytes() for path in files))
 
 
 def _hash(content: bytes) -> str:
