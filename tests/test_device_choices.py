@@ -16,13 +16,16 @@ from t2i_gcpo.cli import main
 from t2i_gcpo.commands import device_choices
 from t2i_gcpo.commands import plan as plan_command
 from t2i_gcpo.commands.device_choices import settle
+from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.arguments import dump, load, parse
 from t2i_gcpo.commands.options.config import GeneratorConfig, TrainConfig
 from t2i_gcpo.commands.options.planned import workload
+from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.planning import cards, choices
 from t2i_gcpo.planning import plan as planning
-from t2i_gcpo.planning.choices import choose, enough, with_checkpointing
-from t2i_gcpo.planning.plan import plan, update_phase
+from t2i_gcpo.planning.choices import choose, enough, with_options
+from t2i_gcpo.planning.memory import Phase
+from t2i_gcpo.planning.plan import plan, score_phase, update_phase
 from t2i_gcpo.planning.sources import find
 from t2i_gcpo.utils.device import free_memory
 from t2i_gcpo.utils.processes import ALONE
@@ -61,13 +64,47 @@ def test_activations_are_kept_where_the_update_fits(model: str) -> None:
     """One byte below what the update needs with the margin, they are checkpointed; the plan has the same number."""
     config = options(model)
     planned, work = planning.load(find(model), torch.float32), workload(config, find(model), columns=8)
-    kept, again = (update_phase(planned, with_checkpointing(work, on=on)).total for on in (False, True))
+    kept, again = (update_phase(planned, with_options(work, gradient_checkpointing=on)).total for on in (False, True))
     assert again < kept
     assert kept == next(phase.total for phase in plan(planned, work).phases if phase.name == "update")
     limit = math.ceil((1 + choices.MARGIN) * kept) + cards.RESERVED
-    assert not choose(planned, work, limit).checkpointing
-    fewer = choose(planned, work, limit - 2)
-    assert fewer.checkpointing and fewer.work == with_checkpointing(work, on=True) and fewer.whole == kept
+    assert not choose(planned, work, limit, head_chunk=False).checkpointing
+    fewer = choose(planned, work, limit - 2, head_chunk=False)
+    assert fewer.checkpointing and fewer.work == with_options(work, gradient_checkpointing=True) and fewer.whole == kept
+
+
+@pytest.mark.slow
+def test_the_largest_chunk_of_logits_that_fits_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,024 tokens of 4,096 codes; the scoring of the reference has to fit as well as the update."""
+    folder = str(tiny.checkpoint(tmp_path / "model", grid=8, codebook=4096))
+    work = workload(options(folder), find(folder), columns=8)
+    planned = planning.load(find(folder), torch.float32)
+
+    def needed(chunk: int) -> int:
+        larger = with_options(work, head_chunk=chunk)
+        peak = max(update_phase(planned, larger).total, score_phase(planned, larger).total)
+        return math.ceil((1 + choices.MARGIN) * peak) + cards.RESERVED
+
+    needs = [needed(chunk) for chunk in choices.CHUNKS]
+    assert needs == sorted(needs, reverse=True) and len(set(needs)) == 4
+    for chunk, free in zip(choices.CHUNKS, needs, strict=True):
+        assert choose(planned, work, free + 2, gradient_checkpointing=False).head_chunk == chunk
+    assert choose(planned, work, 0).head_chunk == DEFAULT_CHUNK
+    score = next(phase.total for phase in plan(planned, work).phases if phase.name == "score")
+    assert score_phase(planned, work).total == score
+    large = {1024: MUCH, 512: MUCH, 256: 0}
+    monkeypatch.setattr(choices, "score_phase", lambda model, load: Phase("", {"": large[load.options.head_chunk]}))
+    assert choose(planned, work, MUCH).head_chunk == 256
+
+
+def test_the_chosen_chunk_reaches_the_scorer(model: str, tmp_path: Path) -> None:
+    def chunk(*more: str) -> int:
+        return build.generator(options(model, "--generator.compile", "off", *more).generator, seed=0).scorer.head_chunk
+
+    assert chunk() == DEFAULT_CHUNK and chunk("--generator.head-chunk", "512") == 512
+    masked = options(str(tiny_amused.checkpoint(tmp_path / "masked")), "--generator.head-chunk", "512")
+    with pytest.raises(ValueError, match="head_chunk: for generators that draw their tokens one after the other"):
+        build.generator(masked.generator, seed=0)
 
 
 def test_one_batch_of_all_passes_keeps_its_activations(tmp_path: Path) -> None:
@@ -90,11 +127,17 @@ def test_free_memory_is_asked_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_run_is_settled_by_what_its_device_has_free(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = options(model)
     assert config.generator.gradient_checkpointing == "auto"
-    for free, on, words in ((MUCH, False, "off; without it the update holds"), (LITTLE, True, "0.0 GB are free")):
+    for free, on, chunk, words in (
+        (MUCH, False, 1024, "off; without it the update holds"),
+        (LITTLE, True, 128, "0.0 GB are free"),
+    ):
         give(monkeypatch, free)
         settled, text = settle(config)
-        assert settled == replace(config, generator=replace(config.generator, gradient_checkpointing=on))
-        assert text.startswith(f"gradient checkpointing: {'on' if on else 'off'}") and words in text
+        chosen = {"gradient_checkpointing": on, "head_chunk": chunk}
+        assert settled == replace(config, generator=replace(config.generator, **chosen))
+        first, second = text.splitlines()
+        assert first.startswith(f"gradient checkpointing: {'on' if on else 'off'}") and words in first
+        assert second == f"head chunk: {chunk}"
     give(monkeypatch, None)
     assert settle(config) == (replace(config, generator=replace(config.generator, gradient_checkpointing=False)), "")
 
@@ -102,15 +145,21 @@ def test_a_run_is_settled_by_what_its_device_has_free(model: str, monkeypatch: p
 def test_what_is_asked_for_stays(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for value, free in (("true", MUCH), ("false", LITTLE)):
         give(monkeypatch, free)
-        config = options(model, OPTION, value)
+        config = options(model, OPTION, value, "--generator.head-chunk", "200")
         assert settle(config) == (config, "")
+        part = options(model, OPTION, value)
+        settled, text = settle(part)
+        chunk = 1024 if free == MUCH else 128
+        assert settled == replace(part, generator=replace(part.generator, head_chunk=chunk))
+        assert text == f"head chunk: {chunk}"
 
 
 def test_a_run_that_goes_on_keeps_its_choice(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, MUCH)
-    before = options(model, OPTION, "true")
+    before = options(model, OPTION, "true", "--generator.head-chunk", "256")
     settled, text = settle(options(model), before=before)
-    assert settled == before and text == "gradient checkpointing: on, as the run has it"
+    assert settled == before
+    assert text == "gradient checkpointing: on, as the run has it\nhead chunk: 256, as the run has it"
 
 
 def test_without_a_plan_activations_are_checkpointed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +169,7 @@ def test_without_a_plan_activations_are_checkpointed(model: str, monkeypatch: py
     monkeypatch.setattr(device_choices, "find", unknown)
     give(monkeypatch, MUCH)
     settled, text = settle(options(model))
-    assert settled.generator.gradient_checkpointing is True
+    assert settled.generator.gradient_checkpointing is True and settled.generator.head_chunk == 0
     assert "on, as there is no plan to choose by (there is no plan for models of type 'own')" in text
 
 
@@ -176,6 +225,7 @@ def test_the_choice_is_printed_recorded_and_kept(
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_plan_shows_what_each_card_would_get(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,13 +236,14 @@ def test_a_plan_shows_what_each_card_would_get(
     asked = ["plan", "--generator.checkpoint", model, "--prompt-columns", "8", "--card", "H100", "--card", "small"]
     assert main([*asked, "--out", str(file)]) == 0
     content = json.loads(file.read_text())
-    chosen = {name: card["gradient_checkpointing"] for name, card in content["cards"].items()}
-    assert chosen == {"H100": False, "small": True}
+    chosen = {name: (card["gradient_checkpointing"], card["head_chunk"]) for name, card in content["cards"].items()}
+    assert chosen == {"H100": (False, 1024), "small": (True, 128)}
     assert content["memory"] == content["cards"]["H100"]["phases"]
     updates = {name: card["phases"]["update"]["total"] for name, card in content["cards"].items()}
     assert updates["small"] < updates["H100"]
     shown = " ".join(capsys.readouterr().out.split())
-    assert "gradient checkpointing off (H100)" in shown and "gradient checkpointing on (small)" in shown
+    assert "gradient checkpointing off, head chunk 1024 (H100)" in shown
+    assert "gradient checkpointing on, head chunk 128 (small)" in shown
     assert main([*asked, "--out", str(file), OPTION, "true"]) == 0
     content = json.loads(file.read_text())
     assert all(card["gradient_checkpointing"] for card in content["cards"].values())

@@ -223,6 +223,30 @@ def test_an_update_holds_what_its_trace_says(helper: Any, rank: int, checkpointi
     assert counted == pytest.approx(peak_bytes(update, CPU), rel=0.05)
 
 
+def test_a_larger_chunk_of_logits_holds_what_its_trace_says(tmp_path: Path) -> None:
+    """1,024 codes and 256 tokens at once, where logits are most of what the update holds: within 5 %."""
+    folder = str(tiny.checkpoint(tmp_path / "model", grid=8, codebook=1024))
+    peaks = {}
+    for chunk in (128, 256):
+        generator = generators.load(folder, compile=False, head_chunk=chunk)
+        asked = rollout(generator, 2, 8)
+        for parameter in generator.trainable_parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        columns = len(generator.prompts.encode([asked.prompts[0].text]).ids[0])
+
+        def update(generator: Any = generator, asked: Rollout = asked) -> None:
+            generator.training_scores(asked, distribution="guided").logprob.sum().backward()
+
+        update()
+        options = PassOptions(
+            dtype=torch.float32, distribution="guided", guidance=2.0, prompt_columns=columns, head_chunk=chunk
+        )
+        counted = load(find(folder), torch.float32).update(asked.batch, options).peak
+        peaks[chunk] = peak_bytes(update, CPU)
+        assert counted == pytest.approx(peaks[chunk], rel=0.05)
+    assert peaks[256] > 1.05 * peaks[128]
+
+
 def test_rows_and_layers_go_along_lines(tmp_path: Path) -> None:
     """Seven rows of six layers, from traces of two and four of each, are what a trace of all of them is."""
     options = PassOptions(dtype=torch.bfloat16, distribution="guided", guidance=2.0, prompt_columns=8)

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from t2i_gcpo.commands.device_choices import settle
+from t2i_gcpo.commands.device_choices import LEFT, left_open, settle
 from t2i_gcpo.commands.options.arguments import parse
 from t2i_gcpo.commands.options.config import TrainConfig
 from t2i_gcpo.commands.options.number_types import count, positive
@@ -41,9 +41,15 @@ class Outcome:
     changes: list[Change]
     """What to change where it does not fit."""
 
+    chunked: bool
+    """Whether the model scores tokens in chunks."""
+
     @property
-    def checkpointing(self) -> str:
-        return "on" if self.work.options.gradient_checkpointing else "off"
+    def chosen(self) -> str:
+        """Say what may differ between the cards."""
+        options = self.work.options
+        chunk = f", head chunk {options.head_chunk}" if self.chunked else ""
+        return f"gradient checkpointing {'on' if options.gradient_checkpointing else 'off'}{chunk}"
 
 
 def main(argv: list[str]) -> int:
@@ -71,15 +77,15 @@ def plans(config: TrainConfig, source: Source, chosen: list[Card], work: Workloa
     """Plan the run on each card, with what it leaves to the device chosen for the card's whole memory."""
     models = {work.options.dtype: load(source, work.options.dtype)}
     model = models[work.options.dtype]
-    automatic = config.generator.gradient_checkpointing == "auto" and not work.on_cpu
+    left = [] if work.on_cpu else left_open(config)
     made: dict[Workload, Plan] = {}
     outcomes = []
     for card in chosen:
-        own = choose(model, work, card.memory).work if automatic else work
+        own = choose(model, work, card.memory, **{name: name in left for name in LEFT}).work if left else work
         if own not in made:
             made[own] = plan(model, own)
         changes = [] if made[own].fits(card) else advise(source, own, card, models)
-        outcomes.append(Outcome(card, own, made[own], changes))
+        outcomes.append(Outcome(card, own, made[own], changes, model.chunked_head))
     return outcomes
 
 
@@ -124,6 +130,7 @@ def _of_card(outcome: Outcome) -> dict[str, Any]:
         "matrix_share": cards.MATRIX_SHARE,
         "source": card.source,
         "gradient_checkpointing": outcome.work.options.gradient_checkpointing,
+        "head_chunk": outcome.work.options.head_chunk if outcome.chunked else None,
         "phases": _memory(made),
         "peak": _peak(made),
         "step_seconds": made.step_seconds(card),
@@ -192,7 +199,7 @@ def memory_table(alike: list[Outcome]) -> Table:
     """Make the table of cards on which the run is the same."""
     made = alike[0].plan
     names = ", ".join(outcome.card.name for outcome in alike)
-    title = f"memory at the peak of each phase, GB; gradient checkpointing {alike[0].checkpointing} ({names})"
+    title = f"memory at the peak of each phase, GB; {alike[0].chosen} ({names})"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("part", no_wrap=True)
     for phase in made.phases:

@@ -22,6 +22,9 @@ ADAPTERS: dict[str, str] = {
 #: Options of masked generators alone.
 MASKED_OPTIONS: tuple[str, ...] = ("masked_policy", "masked_passes", "fold_passes")
 
+#: Options of generators that draw their tokens one after the other.
+SEQUENTIAL_OPTIONS: tuple[str, ...] = ("head_chunk",)
+
 #: model_type of checkpoints in a layout that transformers does not read -> what to load instead.
 ADVICE: dict[str, str] = {
     "multi_modality": "Janus in its authors' own layout; write it in that of transformers with t2i-gcpo convert "
@@ -70,12 +73,14 @@ def load(
     with LOADING:
         module, name = target.split(":")
         adapter: Any = getattr(importlib.import_module(module), name)
-        foreign = [option for option in MASKED_OPTIONS if option in options]
-        if foreign and not adapter.masked:
+        kinds = ("masked generators", "generators that draw their tokens one after the other")
+        theirs, how = (SEQUENTIAL_OPTIONS, kinds[1]) if adapter.masked else (MASKED_OPTIONS, kinds[0])
+        foreign = [option for option in theirs if option in options]
+        if foreign:
+            way = "unmasks many at a time" if adapter.masked else "draws its tokens one after the other"
             raise ValueError(
-                f"{', '.join(f'generator.{option}' for option in foreign)}: for masked generators, and "
-                f"{name_or_path} is a "
-                f"{checkpoint.model_type} checkpoint, which draws its tokens one after the other; leave the option out"
+                f"{', '.join(f'generator.{option}' for option in foreign)}: for {how}, and {name_or_path} is a "
+                f"{checkpoint.model_type} checkpoint, which {way}; leave the option out"
             )
         chosen, precision = pick_device(str(device)), as_dtype(dtype)
         check_dtype(chosen, precision)

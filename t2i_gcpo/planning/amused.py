@@ -45,6 +45,8 @@ POLICY = "transformer"
 class PlannedAmused(PlannedModel):
     """Holds aMUSEd's sizes, and makes its parts on the meta device at the depth that is asked for."""
 
+    chunked_head = False
+
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
         self.source, self.dtype = source, dtype
         parts = self._parts(None)

@@ -1,16 +1,24 @@
-"""Choose by the plan what changes memory and time alone: whether the update's activations are checkpointed."""
+"""Choose by the plan what changes memory and time alone.
+
+Whether the update's activations are checkpointed, and how many tokens have logits at once.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
+from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.planning.cards import RESERVED
 from t2i_gcpo.planning.models import PlannedModel
-from t2i_gcpo.planning.plan import update_phase
+from t2i_gcpo.planning.plan import score_phase, update_phase
 from t2i_gcpo.planning.workload import Workload
 
 #: The share by which a run may hold more than its plan says: a plan is held to 15 % of the measured peak.
 MARGIN = 0.15
+#: Tokens whose logits may exist at once, largest first. The product of 1,024 rows and Janus' head is 69 GFLOP, far more
+#: than its launch costs, so that a larger chunk would hold more and gain nothing; no GPU was measured.
+CHUNKS = (1024, 512, 256, DEFAULT_CHUNK)
 
 
 @dataclass(frozen=True)
@@ -23,21 +31,34 @@ class Choice:
     """Bytes that the update holds at most when it keeps all activations."""
     free: int
     """Bytes that there are."""
+    chunked: bool
+    """Whether the model scores tokens in chunks."""
 
     @property
     def checkpointing(self) -> bool:
         return self.work.options.gradient_checkpointing
 
+    @property
+    def head_chunk(self) -> int:
+        return self.work.options.head_chunk
 
-def choose(model: PlannedModel, work: Workload, free: int) -> Choice:
+
+def choose(
+    model: PlannedModel, work: Workload, free: int, *, gradient_checkpointing: bool = True, head_chunk: bool = True
+) -> Choice:
     """Keep all activations where the update then fits into `free` bytes, with a margin; else checkpoint them.
 
-    A masked model that scores all passes in one batch keeps them in any case.
+    Then take the largest chunk of logits that fits as well. gradient_checkpointing, head_chunk: what of the two is
+    chosen; the other stays. A masked model that scores all passes in one batch keeps their activations in any case.
     """
-    kept = with_checkpointing(work, on=False)
-    whole = update_phase(model, kept).total
-    fits = work.options.fold_passes or enough(whole, free)
-    return Choice(kept if fits else with_checkpointing(work, on=True), whole, free)
+    whole = update_phase(model, with_options(work, gradient_checkpointing=False)).total
+    chosen = work
+    if gradient_checkpointing:
+        fits = work.options.fold_passes or enough(whole, free)
+        chosen = with_options(chosen, gradient_checkpointing=not fits)
+    if head_chunk and model.chunked_head:
+        chosen = _with_chunk(model, chosen, free)
+    return Choice(chosen, whole, free, model.chunked_head)
 
 
 def enough(needed: int, free: int) -> bool:
@@ -45,5 +66,14 @@ def enough(needed: int, free: int) -> bool:
     return (1 + MARGIN) * needed + RESERVED <= free
 
 
-def with_checkpointing(work: Workload, *, on: bool) -> Workload:
-    return replace(work, options=replace(work.options, gradient_checkpointing=on))
+def with_options(work: Workload, **options: Any) -> Workload:
+    """Change options of the run's passes."""
+    return replace(work, options=replace(work.options, **options))
+
+
+def _with_chunk(model: PlannedModel, work: Workload, free: int) -> Workload:
+    for chunk in CHUNKS[:-1]:
+        larger = with_options(work, head_chunk=chunk)
+        if enough(max(phase(model, larger).total for phase in (update_phase, score_phase)), free):
+            return larger
+    return with_options(work, head_chunk=CHUNKS[-1])

@@ -19,7 +19,7 @@ from t2i_gcpo.generators.janus.kv_cache import buffer_columns
 from t2i_gcpo.generators.janus.sampler import WIDTH_MULTIPLE
 from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
 from t2i_gcpo.generators.random_models import fresh_weights
-from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK, token_logprob
+from t2i_gcpo.generators.tokens.logprobs import token_logprob
 from t2i_gcpo.planning.models import (
     DRAWING,
     PassOptions,
@@ -29,6 +29,7 @@ from t2i_gcpo.planning.models import (
     branch_values,
     count,
     give_gradients,
+    rows_of_whole_chunks,
     tensor_sizes,
     trained,
 )
@@ -40,6 +41,8 @@ POLICY = "model.language_model"
 
 class PlannedJanus(PlannedModel):
     """Holds Janus' sizes, and makes the model on the meta device at the depth that is asked for."""
+
+    chunked_head = True
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
         self.source, self.dtype = source, dtype
@@ -84,10 +87,14 @@ class PlannedJanus(PlannedModel):
     # -- the update ----------------------------------------------------------------------------------------------------
 
     def update(self, rows: int, options: PassOptions) -> Trace:
-        return along_rows_and_layers(rows, self.layers, partial(self._pass, options, True))
+        return self._traced(rows, options, True)
 
     def score(self, rows: int, options: PassOptions) -> Trace:
-        return along_rows_and_layers(rows, self.layers, partial(self._pass, options, False))
+        return self._traced(rows, options, False)
+
+    def _traced(self, rows: int, options: PassOptions, backward: bool) -> Trace:
+        at = rows_of_whole_chunks(self.tokens, options.head_chunk)
+        return along_rows_and_layers(rows, self.layers, partial(self._pass, options, backward), at)
 
     def _pass(self, options: PassOptions, backward: bool, rows: int, layers: int) -> Trace:
         model = self._model(layers)
@@ -116,7 +123,7 @@ class PlannedJanus(PlannedModel):
             tokens = torch.zeros(rows, self.tokens, dtype=torch.long, device=META)
             guidance = 1.0 if unconditional is None else options.guidance
             return token_logprob(
-                conditional, head, tokens, unconditional=unconditional, guidance=guidance, chunk=DEFAULT_CHUNK
+                conditional, head, tokens, unconditional=unconditional, guidance=guidance, chunk=options.head_chunk
             )
 
         return trace(forward, backward=backward)

@@ -121,11 +121,18 @@ def phases(
     return [
         Phase("sample", {**held, "keys and values": cache, "second weights": twice, "logits and prefill": sampling}),
         Phase("decode", {**held, **stays, "decoder activations": decoding}),
-        Phase("score", {**held, **stays, "reference": held["reference"] + visiting, "forward pass": scoring}),
+        score_phase(always, stays=stays["keys and values"], visiting=visiting, scoring=scoring),
         update_phase(always, stays=stays["keys and values"], update=update),
         *([] if exchange is None else [Phase("exchange", {**held, **stays, **exchange})]),
         Phase("optimizer", {**held, **stays, "optimizer scratch": optimizer}),
     ]
+
+
+def score_phase(always: State, *, stays: int, visiting: int, scoring: int) -> Phase:
+    """Return the peak of scoring under the reference alone; the arguments are those of `phases` and `update_phase`."""
+    held = always.parts
+    reference = held["reference"] + visiting
+    return Phase("score", {**held, "keys and values": stays, "reference": reference, "forward pass": scoring})
 
 
 def update_phase(always: State, *, stays: int, update: dict[str, int]) -> Phase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.policy_weights import PolicyWeights
+from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.planning.trace import Trace
 
 #: Layers and rows at which a pass is traced. All layers are alike, and so are all rows: a larger pass follows on the
@@ -30,6 +32,8 @@ class PassOptions:
     guidance: float
     lora_rank: int = 0
     gradient_checkpointing: bool = False
+    head_chunk: int = DEFAULT_CHUNK
+    """Tokens whose logits exist at once where a model scores them in chunks."""
     prompt_columns: int = 0
     """Columns of an autoregressive model's prompt."""
     sampling_steps: int = 1
@@ -60,6 +64,8 @@ class PlannedModel(ABC):
     """Parts among them that a GPU does not hold."""
     fp32: int
     """Parameters among them that are fp32 whatever the dtype."""
+    chunked_head: bool
+    """Whether tokens are scored in chunks of `PassOptions.head_chunk`."""
 
     def trained(self, rank: int) -> list[int]:
         """Count the parameters of each tensor that is trained: the policy's, or those of adapters of this rank."""
@@ -92,12 +98,20 @@ class PlannedModel(ABC):
         """Count the FLOPs, and the bytes read, of sampling folded rows."""
 
 
-def along_rows_and_layers(rows: int, layers: int, traced: Callable[[int, int], Trace]) -> Trace:
+def along_rows_and_layers(
+    rows: int, layers: int, traced: Callable[[int, int], Trace], at: tuple[int, int] = ROWS
+) -> Trace:
     """Trace a pass of few rows and layers, and go along the lines through these to all of them.
 
-    What a pass holds and computes is a plane over rows and layers; small ones are traced as they are.
+    What a pass holds and computes is a plane over rows and layers; small ones are traced as they are. at: the rows.
     """
-    return _along(rows, ROWS, lambda few: _along(layers, DEPTHS, lambda depth: traced(few, depth)))
+    return _along(rows, at, lambda few: _along(layers, DEPTHS, lambda depth: traced(few, depth)))
+
+
+def rows_of_whole_chunks(tokens: int, chunk: int) -> tuple[int, int]:
+    """Return the rows to trace at, so that their tokens fill chunks: a chunk that is not full would hold less."""
+    few = max(ROWS[0], chunk // math.gcd(chunk, tokens))
+    return few, 2 * few
 
 
 def _along(size: int, at: tuple[int, int], traced: Callable[[int], Trace]) -> Trace:

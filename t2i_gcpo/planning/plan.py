@@ -114,6 +114,15 @@ def update_phase(model: PlannedModel, load: Workload) -> Phase:
     return memory.update_phase(_state(model, load), stays=stays, update=passes)
 
 
+@functools.lru_cache(maxsize=16)
+def score_phase(model: PlannedModel, load: Workload) -> Phase:
+    """Return the peak of scoring under the reference, as `plan` has it among the others."""
+    score = model.score(min(load.micro_batch, load.rows), load.options)
+    stays = _cache(model, load) if load.compiled and load.on_cpu else 0
+    visiting = _visiting(model, load, _trained(model, load)[1])
+    return memory.score_phase(_state(model, load), stays=stays, visiting=visiting, scoring=score.peak)
+
+
 def _passes(model: PlannedModel, load: Workload, update: Trace) -> dict[str, int]:
     """Return the gradients and activations of an update's passes."""
     return memory.passes(

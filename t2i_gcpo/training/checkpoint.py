@@ -54,6 +54,7 @@ MAY_CHANGE = (
     "generator.merge_adapters",
     "generator.max_batch",
     "generator.gradient_checkpointing",
+    "generator.head_chunk",
     "generator.fold_passes",
     "prompts.validation",
     "prompts.test",

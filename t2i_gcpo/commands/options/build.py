@@ -32,8 +32,8 @@ def generator(options: GeneratorConfig, *, seed: int, processes: Processes = ALO
     from t2i_gcpo import generators
 
     # Only what was asked for, so that a generator that has no such option refuses it.
-    masked = {name: vars(options)[name] for name in generators.MASKED_OPTIONS
-              if vars(options)[name] != vars(GeneratorConfig())[name]}  # fmt: skip
+    own = {name: vars(options)[name] for name in (*generators.MASKED_OPTIONS, *generators.SEQUENTIAL_OPTIONS)
+           if vars(options)[name] != vars(GeneratorConfig())[name]}  # fmt: skip
     loaded = generators.load(
         options.checkpoint,
         device=processes.device(options.device),
@@ -46,7 +46,7 @@ def generator(options: GeneratorConfig, *, seed: int, processes: Processes = ALO
         gradient_checkpointing=options.gradient_checkpointing is True,  # "auto" is settled in device_choices.py
         decode_dtype=options.decode_dtype,
         merge_adapters=options.merge_adapters,
-        **masked,
+        **own,
     )
     if options.lora_rank:
         loaded.add_lora(rank=options.lora_rank, alpha=options.lora_alpha, seed=seed)

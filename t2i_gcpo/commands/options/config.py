@@ -68,6 +68,9 @@ class GeneratorConfig:
     """Recompute activations in the backward pass: less memory, about a third more time. Masked generators then hold
     those of one sampling step at a time. auto is false on a CPU, and on a GPU where the update's peak by
     `t2i-gcpo plan` fits into the memory that is free; config.yaml has what was chosen."""
+    head_chunk: int = 0
+    """Janus: tokens whose logits exist at once when log-probs are computed; it changes memory and time alone. 0 is 128
+    on a CPU, and on a GPU as many, up to 1,024, as fit by `t2i-gcpo plan`; config.yaml has what was chosen."""
     max_batch: int = 64
     """Rows sampled or decoded in one forward pass; images do not depend on it."""
     masked_policy: Literal["commit_step", "transition", "transition_remask", "remask", "key_steps"] = "commit_step"
@@ -85,7 +88,7 @@ class GeneratorConfig:
         at_least(0, "generator.", layers=self.layers, width=self.width, lora_rank=self.lora_rank)
         above_zero("generator.", lora_alpha=self.lora_alpha)
         at_least(1, "generator.", max_batch=self.max_batch)
-        at_least(0, "generator.", masked_passes=self.masked_passes)
+        at_least(0, "generator.", masked_passes=self.masked_passes, head_chunk=self.head_chunk)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.config import TrainConfig
 from t2i_gcpo.data.formats import read_named
 from t2i_gcpo.generators import merging
+from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.planning.models import PassOptions
 from t2i_gcpo.planning.sources import Source
 from t2i_gcpo.planning.workload import Workload, branches
@@ -32,6 +33,7 @@ def workload(config: TrainConfig, source: Source, *, columns: int, gpus: int = 1
         guidance=sampling.guidance,
         lora_rank=options.lora_rank,
         gradient_checkpointing=options.gradient_checkpointing is True,
+        head_chunk=options.head_chunk or DEFAULT_CHUNK,
         prompt_columns=columns,
         sampling_steps=sampling.unmasking.steps,
         masked_policy=options.masked_policy,
