@@ -218,8 +218,10 @@ def test_the_choice_is_printed_recorded_and_kept(
     give(monkeypatch, MUCH)
     assert main(["train", f"--output-dir={folder}", "--resume", "--steps=2", OPTION, "auto"]) == 0
     assert "gradient checkpointing: on, as the run has it" in capsys.readouterr().out and recorded() is True
-    assert main(["train", f"--output-dir={folder}", "--resume", "--steps=3", OPTION, "false"]) == 0
+    told = [OPTION, "false", "--generator.head-chunk", "64"]
+    assert main(["train", f"--output-dir={folder}", "--resume", "--steps=3", *told]) == 0
     assert "gradient checkpointing" not in capsys.readouterr().out and recorded() is False
+    assert load(folder / "config.yaml").generator.head_chunk == 64
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
@@ -247,3 +249,7 @@ def test_a_plan_shows_what_each_card_would_get(
     assert main([*asked, "--out", str(file), OPTION, "true"]) == 0
     content = json.loads(file.read_text())
     assert all(card["gradient_checkpointing"] for card in content["cards"].values())
+    assert main([*asked, "--out", str(file), "--generator.head-chunk", "256"]) == 0
+    content = json.loads(file.read_text())
+    assert [card["head_chunk"] for card in content["cards"].values()] == [256, 256]
+    assert [card["gradient_checkpointing"] for card in content["cards"].values()] == [False, True]
