@@ -1,0 +1,300 @@
+"""Write docs/evidence.md from the results that are committed below docs/results/: `python docs/evidence.py`.
+
+Every number of the page, and every sentence about what was told from what, is made of these files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from t2i_gcpo.reports.tables import number, with_interval
+from t2i_gcpo.study.comparable import unequal
+
+DOCS = Path(__file__).parent
+BASELINE, CONTROL = "grpo", "gcpo_shuffled"
+#: What would have counted as a gain, set before the studies: this much above GRPO with the interval above 0, or GRPO's
+#: final level within this share of its images; and above the shuffled control.
+LEAST_GAIN, MOST_IMAGES = 0.05, 0.6
+#: Fewer pairs of rule and world than this are not correlated.
+LEAST_PAIRS = 5
+
+
+@dataclass(frozen=True)
+class World:
+    """Holds what was measured on one checkpoint; None where it was not."""
+
+    name: str
+    about: str
+    alignment: Mapping[str, Any] | None = None
+    truth: Mapping[str, Any] | None = None
+    study: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None
+    studies: tuple[str, ...] = field(default=())
+    """Folders below docs/results/ of the study and the tuning."""
+
+    @property
+    def aligned(self) -> dict[str, Mapping[str, Any]]:
+        return {row["rule"]: row for row in (self.alignment or {}).get("rules", ())}
+
+    @property
+    def credited(self) -> dict[str, Mapping[str, Any]]:
+        return dict((self.truth or {}).get("rules", {}))
+
+    def against(self, baseline: str) -> dict[str, Mapping[str, Any]]:
+        """Return the study's groups that were compared with a baseline after training, by name."""
+        rows = (self.study or {}).get("against", ())
+        return {row["group"]: row for row in rows if row["against"] == baseline and row["difference"]}
+
+    def learning(self) -> dict[str, Mapping[str, Any]]:
+        rows = (self.study or {}).get("learning", ())
+        return {row["group"]: row for row in rows if row["against"] == BASELINE}
+
+    @property
+    def rules(self) -> list[str]:
+        return list(dict.fromkeys([*self.aligned, *self.credited, *self.against(BASELINE)]))
+
+
+def worlds(results: Path) -> list[World]:
+    """Read the worlds of which anything is there."""
+
+    def read(folder: str, name: str) -> Mapping[str, Any] | None:
+        file = results / folder / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    plain = "ShapeScenes on plain backgrounds, where hardly a token is undecided"
+    textured = "ShapeScenes on textures that no prompt decides: most tokens are open, and few matter"
+    found = []
+    for name, about, study, tuning in (
+        ("janus-mini", plain, "shapes", "tune"), ("janus-textured", textured, "textured", "textured_tune")
+    ):  # fmt: skip
+        slug = name.replace("-", "_")
+        files = {
+            "alignment": read(f"alignment_{slug}", "alignment.json"),
+            "truth": read(f"truth_{slug}", "truth.json"),
+            "study": read(study, "results.json"),
+            "tuning": read(tuning, "results.json"),
+        }
+        if any(files.values()):
+            found.append(World(name, about, **files, studies=(study, tuning)))
+    return found
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of cells that are Markdown themselves."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+# -- what each world says ----------------------------------------------------------------------------------------------
+
+
+def rule_table(world: World) -> str:
+    """Return one row a rule: the two instruments, and what training gained."""
+    header = [
+        "rule", "alignment", "alignment, as AdamW sees it", "AUROC, deciding tokens", "credit on them",
+        f"final score, less {BASELINE}'s", f"area under the learning curve, less {BASELINE}'s",
+    ]  # fmt: skip
+    trained, learnt = world.against(BASELINE), world.learning()
+    rows = []
+    for rule in world.rules:
+        aligned, credited = world.aligned.get(rule), world.credited.get(rule)
+        difference = trained[rule]["difference"] if rule in trained else None
+        area = learnt[rule]["difference"] if rule in learnt else None
+        rows.append(
+            [
+                f"`{rule}`",
+                *(_of_alignment(aligned, metric) for metric in ("plain", "adamw")),
+                *(_of_truth(credited, measure) for measure in ("auroc", "share")),
+                number(None) if difference is None else _signed(difference["overall"], difference["ci95"]),
+                number(None) if area is None else _signed(area["mean"], area["ci95"]),
+            ]
+        )
+    return markdown(header, rows)
+
+
+def _of_alignment(row: Mapping[str, Any] | None, metric: str) -> str:
+    if row is None or row["values"][metric]["alignment"] is None:
+        return number(None)
+    return with_interval(row["values"][metric]["alignment"], row["intervals"][metric]["alignment"])
+
+
+def _of_truth(row: Mapping[str, Any] | None, measure: str) -> str:
+    return number(None) if row is None else with_interval(row[measure]["mean"], row[measure]["ci95"])
+
+
+def _signed(value: float, interval: Sequence[float] | None) -> str:
+    return number(value, signed=True) if interval is None else with_interval(value, tuple(interval), signed=True)
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f} %"
+
+
+def told(interval: Sequence[float]) -> str:
+    """Say whether an interval tells a difference from 0."""
+    low, high = interval
+    return "above 0" if low > 0 else "below 0" if high < 0 else "not told from 0"
+
+
+def findings(world: World) -> Iterator[str]:
+    """Say what each instrument and the study told of a world, a sentence a line."""
+    if world.truth is not None:
+        shares = {rule: row["share"]["mean"] for rule, row in world.credited.items()}
+        best = max(shares, key=lambda rule: shares[rule])
+        yield (
+            f"**Few tokens decide.** {_percent(world.truth['half_tokens'])} of the tokens hold half of the influence "
+            f"on the reward. The paper's ranks give them {_percent(shares['gcpo'])} of the credit, the best rule "
+            f"measured (`{best}`) {_percent(shares[best])}."
+        )
+    if world.alignment is not None:
+        base = world.aligned[BASELINE]["values"]["plain"]["alignment"]
+        bounds = {rule: row["intervals"]["plain"]["alignment"][0] for rule, row in world.aligned.items()}
+        beyond = ", ".join(f"`{rule}`" for rule, low in bounds.items() if low > base)
+        plain, adamw = (number(world.alignment["stability"][metric], digits=2) for metric in ("plain", "adamw"))
+        yield (
+            f"**Alignment.** {beyond or 'No rule'} has an interval above `{BASELINE}`'s estimate of "
+            f"{base:.3f}. The halves of the batches order the rules alike by {plain} (as AdamW sees it {adamw}); "
+            "below 0.8 no rule should be "
+            "chosen by it."
+        )
+    if world.study is not None and (budgets := unequal(world.study["groups"], world.study["against"])):
+        yield f"**Budgets**: {budgets.split(' (')[0]}."
+    for rule, row in world.against(BASELINE).items():
+        interval = row["difference"]["ci95"]
+        yield (
+            f"**`{rule}` against `{BASELINE}`**, {row['seeds']} seeds, {row['images']:,} images: "
+            f"{_signed(row['difference']['overall'], interval)}, {told(interval)}; lowest seed "
+            f"{number(row['lowest_seed']['difference'], signed=True)}."
+        )
+
+
+def verdict(world: World) -> str:
+    """Say of a world whether a rule met what was set before, and which."""
+    control = world.against(CONTROL)
+    met = []
+    for rule, row in world.against(BASELINE).items():
+        low = row["difference"]["ci95"][0]
+        gained = row["difference"]["overall"] >= LEAST_GAIN and low > 0
+        shares = [one for one in (world.learning().get(rule) or {}).get("share", ()) if one is not None]
+        faster = bool(shares) and sorted(shares)[len(shares) // 2] <= MOST_IMAGES
+        beyond = rule in control and control[rule]["difference"]["ci95"][0] > 0
+        if rule != CONTROL and (gained or faster) and beyond:
+            met.append(f"`{rule}`")
+    if not world.against(BASELINE):
+        return f"{world.name}: no study compares rules there."
+    if CONTROL not in world.against(BASELINE):
+        return f"{world.name}: **no rule met it**; the control was not trained there."
+    return f"{world.name}: {', '.join(met)} met it." if met else f"{world.name}: **no rule met it.**"
+
+
+# -- do the instruments predict the gain? ------------------------------------------------------------------------------
+
+
+def pairs(found: Sequence[World]) -> list[tuple[str, str, float, float | None, float]]:
+    """Return (world, rule, alignment above GRPO's, share of credit on deciding tokens, gain), by rule and world."""
+    rows = []
+    for world in found:
+        for rule, row in world.against(BASELINE).items():
+            aligned = world.aligned.get(rule)
+            if aligned is None or aligned["values"]["plain"]["alignment"] is None:
+                continue
+            less = aligned["values"]["plain"]["alignment"] - world.aligned[BASELINE]["values"]["plain"]["alignment"]
+            credited = world.credited.get(rule)
+            share = None if credited is None else credited["share"]["mean"]
+            rows.append((world.name, rule, less, share, row["difference"]["overall"]))
+    return rows
+
+
+def prediction(found: Sequence[World]) -> str:
+    """Correlate each instrument with the gain over rules and worlds, with Fisher's interval."""
+    rows = pairs(found)
+    if len(rows) < LEAST_PAIRS:
+        known = "is one pair" if len(rows) == 1 else f"are {len(rows)} pairs"
+        return (
+            f"There {known} of a rule and a world with both an alignment and a trained gain; a correlation over "
+            f"fewer than {LEAST_PAIRS} would say nothing."
+        )
+    lines = []
+    for name, column in (("alignment above GRPO's", 2), ("credit on the deciding tokens", 3)):
+        known = [(row[column], row[4]) for row in rows if row[column] is not None]
+        if len(known) < LEAST_PAIRS:
+            continue
+        result = stats.pearsonr(*zip(*known, strict=True))
+        bounds = result.confidence_interval()
+        value = with_interval(float(result.statistic), (bounds.low, bounds.high), signed=True)
+        lines.append(f"* {name}: correlation with the gain {value} over {len(known)} pairs of rule and world.")
+    return "\n".join(lines)
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+INTRODUCTION = """# Does it matter which token gets the credit?
+
+*Written by `python docs/evidence.py` from the files below `docs/results/`; the numbers, and what is said of them,
+follow from these.*
+
+## The question
+
+GCPO gives the tokens that the prompt drives more of an image's advantage. Three things can be asked of such a rule, in
+rising order of cost: does it put the credit on the tokens that *decide* the reward ([causal truth](truth.md)); does one
+batch's gradient point better along the true one ([alignment](alignment.md)); and does a run end higher, or sooner
+([studies](studies.md))? This page puts the three side by side.
+
+## How it was asked
+
+* **What would count**, set before the studies: at least {gain:+.2f} above `{baseline}` with the 95 % interval above 0,
+  or `{baseline}`'s final level within {images:.0f} % of its images; and above the control `{control}`, which has the
+  same weights at places that mean nothing.
+* **Alike for all**: start, prompts, noise, and the number of images where it does not say otherwise. Differences are
+  image by image under the same seed, prompt and noise, their intervals over seeds and prompts.
+* **Tuned alike**: each rule had the same trials, on `shapes:val`. The scores here are of `shapes:test`, whose
+  combinations are in no training prompt.
+
+## The short answer
+"""
+
+
+def page(found: Sequence[World]) -> str:
+    """Return the whole page."""
+    values = {"gain": LEAST_GAIN, "images": MOST_IMAGES * 100, "baseline": BASELINE, "control": CONTROL}
+    parts = [INTRODUCTION.format(**values), "\n".join(f"* {verdict(world)}" for world in found)]
+    for world in found:
+        parts += [f"## {world.name}", f"{world.about}.", rule_table(world)]
+        parts += ["\n".join(f"* {line}" for line in findings(world))]
+    parts += ["## Do the instruments predict the gain?", prediction(found), "## What it cost", cost(found)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def cost(found: Sequence[World]) -> str:
+    """List the studies with their trials, seeds and hours."""
+    rows = []
+    for world in found:
+        for folder, study in zip(world.studies, (world.study, world.tuning), strict=True):
+            if study is None:
+                continue
+            trials = [trial for trial in study["trials"] if trial["seconds"]]
+            failed = sum(trial["status"] == "failed" for trial in study["trials"])
+            hours = sum(trial["seconds"] for trial in trials) / 3600
+            rows.append(
+                [
+                    f"[{folder}](results/{folder}/results.json)", world.name, str(len(trials)), str(failed),
+                    f"{len({trial['seed'] for trial in trials})}",
+                    f"{sum(trial['images_sampled'] for trial in trials):,.0f}", f"{hours:.1f}",
+                ]
+            )  # fmt: skip
+    return markdown(
+        ["study", "world", "trials", "failed", "seeds", "images sampled", "hours of training, all trials"], rows
+    )
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "evidence.md"
+    target.write_text(page(worlds(DOCS / "results")), encoding="utf-8")
+    sys.stdout.write(f"wrote {target}\n")

@@ -1,0 +1,100 @@
+"""The page of the evidence: it is what its script writes, and its sentences follow the numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers import pages
+
+SPEC = importlib.util.spec_from_file_location("evidence", pages.DOCS / "evidence.py")
+assert SPEC is not None and SPEC.loader is not None
+evidence: Any = importlib.util.module_from_spec(SPEC)
+sys.modules["evidence"] = evidence  # dataclasses look their module up
+SPEC.loader.exec_module(evidence)
+
+
+def test_the_page_is_what_its_script_writes() -> None:
+    written = (pages.DOCS / "evidence.md").read_text(encoding="utf-8")
+    assert written == evidence.page(evidence.worlds(pages.DOCS / "results"))
+
+
+def aligned(rule: str, value: float, low: float) -> dict[str, Any]:
+    of = {"alignment": value}
+    pair = {"alignment": [low, value + 0.1]}
+    return {"rule": rule, "values": {"plain": of, "adamw": of}, "intervals": {"plain": pair, "adamw": pair}}
+
+
+def compared(group: str, against: str, overall: float, low: float) -> dict[str, Any]:
+    difference = {"overall": overall, "ci95": [low, overall + 0.02]}
+    lowest = {"seed": 0, "difference": low}
+    return {
+        "group": group,
+        "against": against,
+        "seeds": 5,
+        "images": 3000,
+        "difference": difference,
+        "lowest_seed": lowest,
+    }
+
+
+def world(gain: float = 0.06, low: float = 0.03, beyond: float = 0.01, share: float = 0.9) -> Any:
+    against = [
+        compared("ours", "grpo", gain, low), compared("gcpo_shuffled", "grpo", 0.0, -0.02),
+        compared("ours", "gcpo_shuffled", gain, beyond),
+    ]  # fmt: skip
+    learnt = [
+        {"group": "ours", "against": "grpo", "difference": {"mean": 0.01, "ci95": [0.0, 0.02]}, "share": [share] * 5}
+    ]
+    groups = [{"group": name, "images_sampled": 100.0} for name in ("grpo", "ours", "gcpo_shuffled")]
+    trials = [{"seconds": 3600.0, "seed": k, "images_sampled": 100.0, "status": "done"} for k in range(2)]
+    study = {"against": against, "learning": learnt, "groups": groups, "trials": trials}
+    alignment = {
+        "rules": [aligned("grpo", 0.2, 0.15), aligned("ours", 0.3, 0.25), aligned("gcpo_shuffled", 0.1, 0.05)],
+        "stability": {"plain": 0.9, "adamw": None},
+    }
+    return evidence.World("a world", "About it", alignment=alignment, study=study, studies=("one", "other"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "met"),
+    [
+        ({}, True),
+        ({"gain": 0.04, "low": 0.03}, False),  # too little
+        ({"low": -0.01}, False),  # not told from 0
+        ({"beyond": -0.01}, False),  # no better than the shuffled control
+        ({"gain": 0.0, "low": -0.02, "share": 0.5}, True),  # as high, in half of the images
+        ({"gain": 0.0, "low": -0.02, "share": 0.7}, False),
+    ],
+)
+def test_what_was_set_before_decides(changes: dict[str, float], met: bool) -> None:
+    assert ("`ours` met it" in evidence.verdict(world(**changes))) is met
+    assert ("no rule met it" in evidence.verdict(world(**changes))) is not met
+
+
+def test_sentences_and_rows_follow_the_numbers() -> None:
+    text = evidence.page([world()])
+    assert "**Alignment.** `ours` has an interval above `grpo`'s estimate of 0.200" in text
+    assert (
+        "**`ours` against `grpo`**, 5 seeds, 3,000 images: +0.060 [+0.030, +0.080], above 0; lowest seed +0.030."
+        in text
+    )
+    instruments, gains = "0.300 [0.250, 0.400] | " * 2 + "– | – | ", "+0.060 [+0.030, +0.080] | +0.010 [+0.000, +0.020]"
+    assert f"| `ours` | {instruments}{gains} |" in text
+    assert "There are 2 pairs of a rule" in text
+    assert "| [one](results/one/results.json) | a world | 2 | 0 | 2 | 200 | 2.0 |" in text
+    assert "not told from 0" in evidence.page([world(low=-0.01)]) and "below 0" in evidence.page([world(-0.1, -0.2)])
+
+
+def test_the_instruments_are_correlated_with_the_gain() -> None:
+    found = [replace(world(gain), name=str(gain)) for gain in (0.02, 0.04, 0.09)]
+    # Alignment above GRPO's is +0.1, -0.1, ..., the gains are 0.02, 0, 0.04, 0, 0.09, 0.
+    expected = np.corrcoef([0.1, -0.1] * 3, [0.02, 0, 0.04, 0, 0.09, 0])[0, 1]
+    assert f"alignment above GRPO's: correlation with the gain {expected:+.3f} [" in evidence.prediction(found)
+    assert "over 6 pairs" in evidence.prediction(found)
+    assert evidence.prediction(found[:1]).startswith("There are 2 pairs")
