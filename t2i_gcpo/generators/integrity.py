@@ -41,6 +41,9 @@ JSON_FILES = (
     "diffusion_pytorch_model.safetensors.index.json",
 )
 
+#: safetensors' names of the dtypes that models are made in.
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
 
 def check_manifest(folder: Path) -> None:
     """Check that the files of a folder are those of its manifest, where it has one.
@@ -116,13 +119,21 @@ def reading(folder: Path, part: str = "the checkpoint") -> Iterator[None]:
         raise ValueError(f"{part} in {folder} cannot be loaded: {reason(error)}") from error
 
 
-def load_model(kind: Any, folder: Path, **options: Any) -> Any:
+def load_model(kind: Any, folder: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
     """Return the model that `kind`, a class of transformers or diffusers, reads from the safetensors in `folder`.
+
+    For another device than the CPU no copy of the model is made in the host's memory. Files whose weights have the
+    wanted dtype are mapped there instead: the processes of a machine share their pages, and the caller moves one weight
+    after the other to `device`. Weights of another dtype are cast one by one on their way to `device`, where the model
+    then is.
 
     ValueError, naming file or folder: files that are missing or damaged, or weights that the model has and the files
     have not, which the libraries would draw at random.
     """
     _check_size(kind, folder)
+    options: dict[str, Any] = {"dtype" if _of_transformers(kind) else "torch_dtype": dtype}
+    if device.type != "cpu" and _dtypes(folder) - {dtype}:
+        options["device_map"] = {"": device}  # one device: the libraries put no hooks on the model
     with reading(folder):
         model, report = kind.from_pretrained(
             folder,
@@ -143,6 +154,23 @@ def load_model(kind: Any, folder: Path, **options: Any) -> Any:
     return model
 
 
+def _of_transformers(kind: Any) -> bool:
+    from transformers import PreTrainedModel
+
+    return issubclass(kind, PreTrainedModel)
+
+
+def _dtypes(folder: Path) -> set[torch.dtype | None]:
+    """Return the dtypes of the weights in the files of a model; None for those that no model here is made in."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return {DTYPES.get(name) for name in names}
+
+
 def check_finite(module: nn.Module, what: str) -> None:
     """Check that no weight is NaN or infinite: images would still be drawn, from nothing. ValueError names one."""
     for name, parameter in module.named_parameters():
@@ -152,13 +180,11 @@ def check_finite(module: nn.Module, what: str) -> None:
 
 def _check_size(kind: Any, folder: Path) -> None:
     """Check, before anything is allocated, that the files hold as many weights as the configuration describes."""
-    from transformers import PreTrainedModel
-
     stored = sum(sum(tensor_sizes(path).values()) for path in sorted(folder.glob("*.safetensors")))
     if not stored:
         raise ValueError(f"the checkpoint in {folder} is not whole: it has no weights (*.safetensors)")
     with reading(folder), torch.device("meta"):
-        if issubclass(kind, PreTrainedModel):
+        if _of_transformers(kind):
             model = kind(kind.config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         else:
             model = kind.from_config(kind.load_config(folder, local_files_only=True))

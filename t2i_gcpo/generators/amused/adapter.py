@@ -131,7 +131,7 @@ class Amused(TrainableGenerator):
     @classmethod
     def from_folder(cls, folder: Path, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Amused:
         """Load the whole model in a folder of diffusers' layout. `options` go to `__init__`."""
-        return cls(AmusedParts.load(folder, dtype).to(device), **options)
+        return cls(AmusedParts.load(folder, dtype, device), **options)
 
     @classmethod
     def from_random(cls, random: RandomModel, *, device: torch.device, dtype: torch.dtype, **options: Any) -> Amused:

@@ -65,7 +65,7 @@ class AmusedParts(nn.Module):
         self.mask_token, self.factor = mask_token, factor
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype) -> AmusedParts:
+    def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> AmusedParts:
         mend()  # transformers and diffusers import torchvision
         from diffusers import AmusedScheduler, UVit2DModel, VQModel
         from transformers import AutoTokenizer, CLIPTextModelWithProjection
@@ -78,12 +78,12 @@ class AmusedParts(nn.Module):
         if missing:
             raise ValueError(f"{folder} is no whole aMUSEd checkpoint: it has no {', '.join(missing)}/")
         return cls(
-            load_model(UVit2DModel, folder / "transformer", torch_dtype=dtype),
-            load_model(VQModel, folder / "vqvae", torch_dtype=dtype),
-            load_model(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype),
+            load_model(UVit2DModel, folder / "transformer", dtype=dtype, device=device),
+            load_model(VQModel, folder / "vqvae", dtype=dtype, device=device),
+            load_model(CLIPTextModelWithProjection, folder / "text_encoder", dtype=dtype, device=device),
             load_part(AutoTokenizer, folder / "tokenizer"),
             load_part(AmusedScheduler, folder / "scheduler"),
-        )
+        ).to(device)
 
     def save(self, folder: Path) -> None:
         """Write the layout that `load`, and diffusers' `AmusedPipeline.from_pretrained`, read."""

@@ -117,7 +117,7 @@ class Janus(TrainableGenerator):
         mend()  # transformers imports torchvision
         from transformers import JanusForConditionalGeneration, JanusProcessor
 
-        model = load_model(JanusForConditionalGeneration, folder, dtype=dtype)
+        model = load_model(JanusForConditionalGeneration, folder, dtype=dtype, device=device)
         processor = load_part(JanusProcessor, folder)
         return cls(place(model, device), processor, **options)
 
