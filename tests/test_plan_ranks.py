@@ -24,12 +24,12 @@ PAGE = ROOT / "docs" / "many_gpus.md"
 TABLE = "| part | 1 process | 8 processes |\n|---|---|---|\n"
 
 
-def planned(folder: str, dtype: str, micro_batch: int, gpus: int) -> dict[str, int]:
+def planned(folder: str, dtype: str, micro_batch: int, gpus: int, reduce: str = "update") -> dict[str, int]:
     """Return each phase's bytes beside the generator's own weights."""
     prompts = str(gpus * len(PROMPTS))
     options = {"--generator.checkpoint": folder, "--generator.dtype": dtype, "--micro-batch": str(micro_batch),
                "--prompts-per-step": prompts, "--algorithm.group-size": str(GROUP), "--algorithm.kl-coef": "0",
-               "--kl-every": "0", "--generator.device": "cpu"}  # fmt: skip
+               "--kl-every": "0", "--generator.device": "cpu", "--reduce-gradients": reduce}  # fmt: skip
     config, source = parse([word for pair in options.items() for word in pair]).settings, find(folder)
     columns = generators.load(folder, compile=False).prompts.encode([prompt.text for prompt in PROMPTS]).ids.shape[1]
     made = plan(load(source, generators.as_dtype(dtype)), workload(config, source, columns=columns, gpus=gpus))
@@ -38,15 +38,23 @@ def planned(folder: str, dtype: str, micro_batch: int, gpus: int) -> dict[str, i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "dtype", "micro_batch"), [(2, "float32", 1), (8, "bfloat16", 1), (4, "bfloat16", 8)])
+@pytest.mark.parametrize(
+    ("count", "dtype", "micro_batch", "reduce"),
+    [
+        (2, "float32", 1, "update"),
+        (8, "bfloat16", 1, "update"),
+        (4, "bfloat16", 8, "update"),
+        (8, "bfloat16", 1, "micro_batch"),
+    ],
+)
 def test_each_phase_holds_what_the_plan_says(
-    count: int, dtype: str, micro_batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, dtype: str, micro_batch: int, reduce: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = str(tiny.checkpoint(tmp_path / "model", width=64))
     monkeypatch.setattr(sharded_weights, "BUCKET", 30_000)  # several buckets
     monkeypatch.setattr(sharded_weights, "dist", Copying)
-    measured = measure(folder, dtype, micro_batch, Alike(count))
-    said = planned(folder, dtype, micro_batch, count)
+    measured = measure(folder, dtype, micro_batch, Alike(count), reduce)
+    said = planned(folder, dtype, micro_batch, count, reduce)
     print({phase: (measured[phase], said[phase], round(said[phase] / measured[phase] - 1, 3)) for phase in measured})
     for phase in measured:
         assert said[phase] == pytest.approx(measured[phase], rel=0.05), phase

@@ -21,7 +21,7 @@ SCRIPT = Path(ranks_cases.__file__)
 #: Each is one start of torchrun, of less than a minute on two cores.
 GROUPS = {
     "full": ["grpo", "gcpo", "dapo", "random", "failing"],
-    "more": ["shuffled", "variance", "passes", "uneven"],
+    "more": ["shuffled", "variance", "passes", "uneven", "each_pass"],
     "lora": ["lora", "lora_dapo", "lora_passes"],
     "masked": ["masked_grpo", "masked_gcpo", "masked_random", "masked_dapo", "masked_passes", "masked_lora"],
 }

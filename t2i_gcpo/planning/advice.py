@@ -72,16 +72,21 @@ def _bfloat16(work: Workload) -> Workload:
     return replace(work, options=replace(work.options, dtype=torch.bfloat16))
 
 
+def _shared_gradients(work: Workload) -> Workload:
+    return replace(work, each_pass=work.gpus > 1)
+
+
 def _adapters(work: Workload) -> Workload:
     return replace(work, options=replace(work.options, lora_rank=work.options.lora_rank or RANK))
 
 
-#: What may be changed: how rows are batched, what is computed twice, the precision, and adapters instead of all
+#: What may be changed: how rows are batched, what is computed or sent twice, the precision, and adapters instead of all
 #: weights. The images of a step, their group and the trained distribution stay.
 CHANGES: dict[str, Callable[[Workload], Workload]] = {
     "micro_batch": _few_rows,
     "max_batch": _few_sampled,
     "gradient_checkpointing": _checkpointed,
+    "reduce_gradients": _shared_gradients,
     "dtype": _bfloat16,
     "lora_rank": _adapters,
 }
@@ -93,6 +98,7 @@ def _options(before: Workload, after: Workload) -> dict[str, str]:
         {
             "--micro-batch": str(work.micro_batch),
             "--generator.max-batch": str(work.max_batch),
+            "--reduce-gradients": "micro_batch" if work.each_pass else "update",
             "--generator.gradient-checkpointing": str(work.options.gradient_checkpointing).lower(),
             "--generator.fold-passes": str(work.options.fold_passes).lower(),
             "--generator.dtype": str(work.options.dtype).removeprefix("torch."),

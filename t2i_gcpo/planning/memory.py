@@ -140,15 +140,27 @@ def update_phase(always: State, *, stays: int, update: dict[str, int]) -> Phase:
     return Phase("update", {**always.parts, "keys and values": stays, **update})
 
 
-def passes(sizes: Sequence[int], *, itemsize: int, kept: int, peak: int, several: bool) -> dict[str, int]:
+def passes(
+    sizes: Sequence[int],
+    *,
+    itemsize: int,
+    kept: int,
+    peak: int,
+    several: bool,
+    gpus: int = 1,
+    each_pass: bool = False,
+) -> dict[str, int]:
     """Return the gradients and activations of an update's passes, where they hold most.
 
     sizes: parameters of each trained tensor. kept, peak: bytes of a micro-batch's forward and backward pass. several:
     gradients of an earlier micro-batch are there when its backward pass begins; of a single one they grow while
     activations go, and the larger of the two counts. In lower precision each pass makes gradients of its own, which are
-    then added to fp32 ones, tensor after tensor.
+    then added to fp32 ones, tensor after tensor. each_pass: several cards sum their gradients after each pass, and hold
+    a share of the sum.
     """
     whole, own = sum(sizes) * FP32, sum(sizes) * itemsize
+    if each_pass and gpus > 1:
+        return {"gradients": _share(whole, gpus) if several else 0, **_ending(peak, kept, own)}
     if itemsize == FP32:
         return {"gradients": whole, "activations": peak} if several else {"gradients": 0, **_ending(peak, kept, whole)}
     result = {"gradients": whole if several else 0, **_ending(peak, kept, own)}
@@ -173,18 +185,20 @@ def _turned(sizes: Sequence[int], itemsize: int) -> int:
     return most
 
 
-def exchanged(sizes: Sequence[int], *, gpus: int) -> dict[str, int]:
+def exchanged(sizes: Sequence[int], *, gpus: int, itemsize: int = FP32, earlier: bool = False) -> dict[str, int]:
     """Return the gradients and the buckets of their exchange, where they hold most.
 
     The gradients of a bucket are freed as they are copied into it; a second copy, which NCCL sends, takes their place.
-    Each card then has its share of the bucket's sum.
+    Each card then has its share of the bucket's sum. itemsize: bytes of a whole gradient's value. earlier: the shares
+    of an earlier exchange are there, and the new ones are added to them.
     """
-    left, shares, parts = sum(sizes) * FP32, 0, []
+    left, parts = sum(sizes) * itemsize, []
+    shares = _share(sum(sizes) * FP32, gpus) if earlier else 0
     for bucket in _buckets(sizes):
         chunks = sum(_share(sizes[index], gpus) for index in bucket) * FP32
-        left -= sum(sizes[index] for index in bucket) * FP32
+        left -= sum(sizes[index] for index in bucket) * itemsize
         parts.append({"gradients": left + shares, "buckets": 2 * gpus * chunks + chunks})
-        shares += chunks
+        shares += 0 if earlier else chunks
     return max(parts, key=lambda part: sum(part.values()))
 
 
@@ -213,13 +227,15 @@ def checkpoint_bytes(*, policy: int, frozen: int, trained: int, adapters: int, i
     return (adapters or policy + frozen) * itemsize + trained * (1 + MOMENTS) * FP32
 
 
-def sent_bytes(*, trained: int, itemsize: int, gpus: int) -> int:
+def sent_bytes(*, trained: int, itemsize: int, gpus: int, exchanges: int = 1) -> int:
     """Count the bytes that each card sends at least for an update: fp32 gradients, and the weights that they changed.
+
+    exchanges: times that the gradients are summed.
 
     Of N cards each sends (N - 1) / N of either in a ring (reduce-scatter and all-gather; NCCL's documentation of
     performance, "bus bandwidth").
     """
-    return _share((gpus - 1) * trained * (FP32 + itemsize), gpus)
+    return _share((gpus - 1) * trained * (exchanges * FP32 + itemsize), gpus)
 
 
 def _share(bytes_: int, gpus: int) -> int:

@@ -90,7 +90,7 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
         decoding=decode.peak,
         scoring=score.peak,
         update=_passes(model, load, update),
-        exchange=memory.exchanged(model.trained(options.lora_rank), gpus=load.gpus) if load.gpus > 1 else None,
+        exchange=_exchange(model, load) if load.gpus > 1 else None,
         optimizer=_optimizer(model, load),
         twice=_twice(model, load, trained),
         visiting=_visiting(model, load, trained),
@@ -102,7 +102,8 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
     checkpoint = memory.checkpoint_bytes(
         frozen=frozen, policy=model.policy, trained=trained, adapters=adapters, itemsize=itemsize
     )
-    sent = load.updates * memory.sent_bytes(trained=trained, itemsize=itemsize, gpus=load.gpus)
+    exchanges = len(micro) if load.each_pass else 1
+    sent = load.updates * memory.sent_bytes(trained=trained, itemsize=itemsize, gpus=load.gpus, exchanges=exchanges)
     return Plan(parameters, phases, work, validation, checkpoint, load.steps, sent)
 
 
@@ -131,7 +132,18 @@ def _passes(model: PlannedModel, load: Workload, update: Trace) -> dict[str, int
         kept=update.kept,
         peak=update.peak,
         several=len(load.micro_batches) > 1,
+        gpus=load.gpus,
+        each_pass=load.each_pass,
     )
+
+
+def _exchange(model: PlannedModel, load: Workload) -> dict[str, int]:
+    """Return the gradients and buckets of their exchange between several cards."""
+    sizes = model.trained(load.options.lora_rank)
+    if not load.each_pass:
+        return memory.exchanged(sizes, gpus=load.gpus)
+    itemsize, several = load.options.dtype.itemsize, len(load.micro_batches) > 1
+    return memory.exchanged(sizes, gpus=load.gpus, itemsize=itemsize, earlier=several)
 
 
 def _trained(model: PlannedModel, load: Workload) -> tuple[int, int]:

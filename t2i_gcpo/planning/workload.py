@@ -43,6 +43,8 @@ class Workload:
     validation_every: int = 0
     validation_images: int = 0
     gpus: int = 1
+    each_pass: bool = False
+    """Whether several cards sum their gradients after each micro-batch, not once an update."""
 
     @property
     def rows(self) -> int:

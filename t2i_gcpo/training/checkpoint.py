@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "kl_every",
     "max_nonfinite",
     "micro_batch",
+    "reduce_gradients",
     "ranks",
     "generator.device",
     "generator.compile",

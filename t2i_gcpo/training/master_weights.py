@@ -35,9 +35,13 @@ class Masters(nn.Module):
     def add_gradients(self) -> None:
         """Add the gradients of a backward pass to those of the masters, in fp32. Call it after each backward pass."""
 
+    def passes(self, own: int) -> int:
+        """Return how often `add_gradients` is called for an optimiser step, by a process of `own` backward passes."""
+        return own
+
     @abstractmethod
     def reduce(self) -> None:
-        """Sum the gradients over the processes. Call it once before the optimiser's step."""
+        """Finish the sum of the gradients over the processes. Call it once before the optimiser's step."""
 
     @abstractmethod
     def clip_gradients(self, max_norm: float) -> Tensor:

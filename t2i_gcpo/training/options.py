@@ -41,6 +41,10 @@ class LoopOptions:
     micro_batch: int = 16
     """Rows in one training forward and backward pass; gradients are accumulated, so it changes memory and time, not the
     update."""
+    reduce_gradients: Literal["update", "micro_batch"] = "update"
+    """When several processes sum their gradients: once an `update`, for which each adds up whole fp32 gradients, or
+    after each `micro_batch`, which sends as many times the bytes and leaves each process its share of the sum. It
+    changes memory and time, not the update."""
     kl_stop: float | None = None
     """Stop the run when the KL to the reference exceeds this many nats a token; null never does."""
     kl_every: int = 10

@@ -2,9 +2,9 @@
 
 The trained parameters themselves are whole on every process, so that sampling and scoring know nothing of this. A
 parameter is flattened and cut into N chunks of equal length, the last ones shorter or empty, as DTensor's Shard(0)
-does. Gradients are summed once an optimiser step, each process getting its own chunks of the sum (reduce-scatter); the
-updated chunks then go to all (all-gather). Both run over buckets of parameters: N rows, one for each process, in which
-the chunks of a bucket's parameters lie one after the other.
+does. Gradients are summed once an optimiser step, or after each backward pass; each process gets its own chunks of the
+sum (reduce-scatter). The updated chunks then go to all (all-gather). Both run over buckets of parameters: N rows, one
+for each process, in which the chunks of a bucket's parameters lie one after the other.
 """
 
 from __future__ import annotations
@@ -39,11 +39,16 @@ class Traffic:
 class ShardedWeights(Masters):
     """fp32 shards of the trained parameters, one a parameter, which the optimiser updates."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], ranks: Ranks, mesh: DeviceMesh) -> None:
-        """parameters: the trained ones by name, the same on every process."""
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], ranks: Ranks, mesh: DeviceMesh, *, each_pass: bool = False
+    ) -> None:
+        """parameters: the trained ones by name, the same on every process.
+
+        each_pass: sum the gradients over the processes after each backward pass, and hold no whole fp32 gradients.
+        """
         super().__init__()
         self.names, self._trained = list(parameters), list(parameters.values())
-        self.ranks, self.mesh = ranks, mesh
+        self.ranks, self.mesh, self.each_pass = ranks, mesh, each_pass
         self._shard, self._replicate = mesh.get_group("shard"), mesh.get_group("replicate")
         self._count, self._place = mesh["shard"].size(), mesh["shard"].get_local_rank()
         self._copies = mesh["replicate"].size()
@@ -77,7 +82,14 @@ class ShardedWeights(Masters):
         for parameter in (*self._trained, *self.masters):
             parameter.grad = None
 
+    def passes(self, own: int) -> int:
+        """Return the most passes of any process where each is an exchange: one that has fewer sends no gradient."""
+        return max(self.ranks.gather(own)) if self.each_pass else own
+
     def add_gradients(self) -> None:
+        if self.each_pass:
+            self._exchange()
+            return
         for index, parameter in enumerate(self._trained):
             if parameter.dtype != torch.float32 and parameter.grad is not None:
                 if index in self._sums:
@@ -86,8 +98,12 @@ class ShardedWeights(Masters):
                     self._sums[index] = parameter.grad.float()
                 parameter.grad = None
 
-    @torch.no_grad()
     def reduce(self) -> None:
+        if not self.each_pass:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
         """Sum the gradients over the processes; each gets its chunks, and a whole gradient is kept nowhere."""
         gradients = [self._sums.get(index, parameter.grad) for index, parameter in enumerate(self._trained)]
         used = self.ranks.sum(torch.tensor([gradient is not None for gradient in gradients]).int())
@@ -104,13 +120,14 @@ class ShardedWeights(Masters):
             parameter = self._trained[index]
             gradient = self._sums.pop(index, parameter.grad)
             if gradient is not None:
-                _fill(columns, gradient.float().flatten())
+                _fill(columns, gradient.flatten())
             parameter.grad = gradient = None
         mine = self._reduce_scatter(whole)
         for index, chunk in zip(bucket, mine.split(lengths), strict=True):
             if used[index]:
                 master = self.masters[index]
-                master.grad = chunk[: master.numel()].view_as(master)
+                share = chunk[: master.numel()].view_as(master)
+                master.grad = share if master.grad is None else master.grad.add_(share)
 
     def _reduce_scatter(self, whole: Tensor) -> Tensor:
         mine = torch.empty_like(whole[0])
@@ -211,8 +228,11 @@ def _fill(columns: Tensor, values: Tensor) -> None:
         columns[whole, :rest] = values[-rest:]
 
 
-def masters_of(generator: ImageGenerator, processes: Processes) -> Masters:
-    """Return what the optimiser updates of a generator on this process. ValueError where a parameter has no name."""
+def masters_of(generator: ImageGenerator, processes: Processes, *, each_pass: bool = False) -> Masters:
+    """Return what the optimiser updates of a generator on this process. ValueError where a parameter has no name.
+
+    each_pass: several processes sum their gradients after each backward pass, not once an optimiser step.
+    """
     trained = generator.trainable_parameters()
     if not isinstance(processes, Ranks):
         return MasterWeights(trained)
@@ -224,4 +244,4 @@ def masters_of(generator: ImageGenerator, processes: Processes) -> Masters:
             "their names in it"
         )
     named = {names[id(parameter)]: parameter for parameter in trained}
-    return ShardedWeights(named, processes, processes.mesh(generator.device))
+    return ShardedWeights(named, processes, processes.mesh(generator.device), each_pass=each_pass)

@@ -47,7 +47,7 @@ class Updater:
         self.generator, self.algorithm, self.loop, self.optim = generator, algorithm, loop, optim
         self.processes = processes
         self.guard = NonFiniteGuard(loop.max_nonfinite)
-        self.weights = masters_of(generator, processes)
+        self.weights = masters_of(generator, processes, each_pass=loop.reduce_gradients == "micro_batch")
         self.optimizer = adamw(self.weights, optim)
         self.average = PolicyAverage(generator, optim.average_decay) if optim.average_decay else None
         self.moving = (
@@ -103,10 +103,13 @@ class Updater:
                 continue  # all of its images failed
             denominator = loss_denominator(self.algorithm, batch_targets, self.processes)
             self.weights.clear_gradients()
-            parts = [self._accumulate(rollout, targets, part, old, reference, denominator, clock)
-                     for part in index.split(self.loop.micro_batch) if len(part)]  # fmt: skip
+            micro = [part for part in index.split(self.loop.micro_batch) if len(part)]
+            more = self.weights.passes(len(micro)) - len(micro)
+            parts = [self._accumulate(rollout, targets, part, old, reference, denominator, clock) for part in micro]
             history += parts
             with clock.phase("backward"):
+                for _ in range(more):
+                    self.weights.add_gradients()
                 lost = self.processes.any(not all_finite(*(part["loss"] for part in parts)))
                 self.weights.reduce()
                 norms.append(self.weights.clip_gradients(self.optim.max_grad_norm))
@@ -166,7 +169,7 @@ class Updater:
         with clock.phase("backward"):
             if all_finite(output.loss.detach()):
                 output.loss.backward()
-                self.weights.add_gradients()
+            self.weights.add_gradients()  # also those of a pass that gave none: the other processes may wait
         counted = part_targets.mask if scale is None else part_targets.mask & (scale > 0)
         metrics = {**output.metrics, "loss": output.loss.detach(), "_tokens": counted.sum()}
         if reference is not None:

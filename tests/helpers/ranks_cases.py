@@ -78,6 +78,13 @@ CASES: dict[str, dict[str, Any]] = {
     "failing": {"name": "gcpo", "reward": as_reward(failing, failure="mark")},
     "passes": {"name": "gcpo", "epochs": 2, "minibatches": 2, "micro_batch": 3},
     "uneven": {"name": "gcpo_dapo", "reward": halves, "minibatches": 4, "epochs": 2},
+    "each_pass": {
+        "name": "gcpo_dapo",
+        "reward": halves,
+        "minibatches": 4,
+        "micro_batch": 2,
+        "reduce_gradients": "micro_batch",
+    },
     "lora": {"name": "gcpo", "lora": True},
     "lora_dapo": {"name": "dapo", "lora": True, "reward": halves},
     "lora_passes": {"name": "gcpo_random", "lora": True, "epochs": 2, "minibatches": 2, "micro_batch": 3},

@@ -70,7 +70,7 @@ class Copying:
             output.copy_(row)
 
 
-def measure(folder: str, dtype: str, micro_batch: int, processes: Processes) -> dict[str, int]:
+def measure(folder: str, dtype: str, micro_batch: int, processes: Processes, reduce: Any = "update") -> dict[str, int]:
     """Return the most bytes of each phase of a second update that are held beside the generator's own weights."""
     generator = generators.load(folder, dtype=dtype, compile=False)
     drawn = generator.sample(PROMPTS, Sampling(guidance=2.0, group_size=GROUP, seed=1))
@@ -79,21 +79,22 @@ def measure(folder: str, dtype: str, micro_batch: int, processes: Processes) -> 
     rows = Rows(torch.arange(8) + 8 * processes.rank, 8 * processes.count)
     peaks: dict[str, int] = {}
     with _Ledger() as ledger:
-        updater = Updater(
-            generator, algorithm, LoopOptions(micro_batch=micro_batch, kl_every=0), OptimConfig(), processes
-        )
-        reduce = updater.weights.reduce
+        loop = LoopOptions(micro_batch=micro_batch, kl_every=0, reduce_gradients=reduce)
+        updater = Updater(generator, algorithm, loop, OptimConfig(), processes)
+        exchange = updater.weights._exchange  # type: ignore[union-attr]
 
         def close(phase: str) -> None:
-            peaks[phase], ledger.peak = ledger.peak, ledger.held
+            peaks[phase] = max(peaks.get(phase, 0), ledger.peak)
+            ledger.peak = ledger.held
 
         def counted() -> None:
             close("update")
-            reduce()
+            exchange()
             close("exchange")
 
-        updater.weights.reduce = counted  # type: ignore[method-assign]
+        updater.weights._exchange = counted  # type: ignore[union-attr]
         for _ in range(2):  # from the second on there are moments, and gradients of the one before
+            peaks.clear()
             ledger.peak = ledger.held
             updater.update(drawn, targets, Clock(torch.device("cpu")), torch.Generator(), rows=rows)
             close("optimizer")

@@ -63,6 +63,7 @@ def workload(config: TrainConfig, source: Source, *, columns: int, gpus: int = 1
         validation_every=config.evaluate.every,
         validation_images=config.evaluate.limit,
         gpus=gpus,
+        each_pass=config.reduce_gradients == "micro_batch",
     )
 
 
