@@ -20,7 +20,7 @@ from t2i_gcpo.cli import main
 from t2i_gcpo.commands.options.arguments import parse
 from t2i_gcpo.commands.options.planned import prompt_columns, training_prompts, workload
 from t2i_gcpo.commands.plan_measure import measure
-from t2i_gcpo.planning import cards, memory
+from t2i_gcpo.planning import advice, cards, memory
 from t2i_gcpo.planning.advice import advise
 from t2i_gcpo.planning.janus import PlannedJanus
 from t2i_gcpo.planning.models import PassOptions
@@ -69,9 +69,13 @@ def test_the_exchange_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharded_weights, "BUCKET", 100)
     assert memory.sent_bytes(trained=100, itemsize=2, gpus=3) == 400
     assert memory.sent_bytes(trained=100, itemsize=2, gpus=1) == 0
+    assert memory.sent_bytes(trained=100, itemsize=2, gpus=3, exchanges=3) == (3 * 400 + 200) * 2 // 3 + 1
     assert memory.exchanged([60, 40, 90], gpus=3) == {"gradients": 4 * 90, "buckets": 4 * (2 * 102 + 34)}
     assert memory.exchanged([1, 89, 10], gpus=2) == {"gradients": 0, "buckets": 4 * (2 * 102 + 51)}
     assert memory.exchanged([10, 95], gpus=5) == {"gradients": 4 * 2, "buckets": 4 * (2 * 95 + 19)}
+    # After each pass: gradients in bf16, added to shares of 21.
+    again = memory.exchanged([10, 95], gpus=5, itemsize=2, earlier=True)
+    assert again == {"gradients": 4 * 21, "buckets": 4 * (2 * 95 + 19)}
 
 
 def test_the_optimizers_scratch_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +123,15 @@ def test_a_plan_counts_the_exchange(gpus: int) -> None:
 def test_the_updates_peak_by_hand(several: bool, itemsize: int, kept: int, parts: dict[str, int]) -> None:
     peak = kept + 10
     assert memory.passes([70, 30], itemsize=itemsize, kept=kept, peak=peak, several=several) == parts
+
+
+def test_the_updates_peak_where_each_pass_is_exchanged_by_hand() -> None:
+    """Beside the gradients of a pass there is a card's share of those before."""
+    options: dict[str, Any] = {"kept": 80, "peak": 90, "gpus": 4, "each_pass": True}
+    gradients = {"gradients of a pass": 200, "activations": 10}
+    assert memory.passes([70, 30], itemsize=2, several=True, **options) == {"gradients": 100, **gradients}
+    assert memory.passes([70, 30], itemsize=2, several=False, **options) == {"gradients": 0, **gradients}
+    assert memory.passes([70, 30], itemsize=4, several=True, **options)["gradients of a pass"] == 400
 
 
 def test_the_phases_by_hand() -> None:
@@ -329,6 +342,21 @@ def test_what_does_not_fit_is_told_what_to_change(tmp_path: Path) -> None:
         assert after.fits(card) and after.peak.total == change.peak
     hopeless = replace(card, memory=cards.RESERVED + 1)
     assert advise(source, work, hopeless, {torch.float32: model}) == []
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_several_cards_may_sum_their_gradients_more_often(
+    gpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advice, "CHANGES", {"reduce_gradients": advice.CHANGES["reduce_gradients"]})
+    folder = str(tiny.checkpoint(tmp_path / "model"))
+    config, source = parse(["--generator.checkpoint", folder, "--micro-batch", "1"]).settings, find(folder)
+    work, model = workload(config, source, columns=8, gpus=gpus), load(source, torch.float32)
+    often = plan(model, replace(work, each_pass=True)).peak.total
+    card = replace(cards.CARDS["H100"], memory=cards.RESERVED + often)
+    changes = advise(source, work, card, {torch.float32: model})
+    assert [change.options for change in changes] == [{"--reduce-gradients": "micro_batch"}] * (gpus > 1)
+    assert parse(["--reduce-gradients", "micro_batch"]).settings.reduce_gradients == "micro_batch"
 
 
 # -- against a measured run --------------------------------------------------------------------------------------------
