@@ -8,34 +8,37 @@ bandwidth that a copy reaches here. Weights are random, so that no hub is needed
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from t2i_gcpo import generators
-from t2i_gcpo.algorithms import resolve, token_advantages
-from t2i_gcpo.bench import plain_loop, positive
-from t2i_gcpo.bench.measure import machine, seconds, versions
+from t2i_gcpo.algorithms import Algorithm, resolve, token_advantages
+from t2i_gcpo.bench import gpu_memory, plain_loop, positive
+from t2i_gcpo.bench.gpu_report import GIB, GpuReport, Row
+from t2i_gcpo.bench.measure import seconds
 from t2i_gcpo.commands.options.number_types import count, finite
 from t2i_gcpo.data import prompts as prompt_files
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.generators.janus.adapter import Janus
+from t2i_gcpo.planning.choices import choose, with_options
+from t2i_gcpo.planning.models import PlannedModel
+from t2i_gcpo.planning.workload import Workload
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils.clock import Clock
-from t2i_gcpo.utils.device import pick_device
+from t2i_gcpo.utils.device import free_memory, pick_device
 
-GIB = 2**30
 #: Bytes that are copied to measure the bandwidth, on a GPU and on a CPU.
 COPIED = {"cuda": GIB, "cpu": 64 * 2**20}
 DRIFT_SEEDS = 3
@@ -55,71 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit-s", type=positive, default=480, help="begin no further part after so many seconds")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None,
                         help="compile our sampler; None: where torch can")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Row:
-    """Holds one number of the report."""
-
-    part: str
-    what: str
-    images: int
-    value: float | None
-    """None where it could not be measured; `note` says why."""
-    unit: str
-    peak_gib: float | None = None
-    """Most memory of the GPU during it; None on a CPU."""
-    note: str = ""
-
-
-@dataclass
-class GpuReport:
-    """Holds all rows, with what `bench.main` asks of a report."""
-
-    device: torch.device
-    settings: dict[str, Any]
-    rows: list[Row] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        about = {"settings": self.settings, "machine": machine(self.device), "versions": versions()}
-        return {"name": "gpu", "rows": [asdict(row) for row in self.rows], "seconds": self.seconds, **about}
-
-    def cells(self) -> list[tuple[str, ...]]:
-        """Return the cells of the table, a row of texts each."""
-        return [
-            (
-                row.part,
-                row.what,
-                str(row.images),
-                "-" if row.value is None else f"{row.value:.4g} {row.unit}",
-                "-" if row.peak_gib is None else f"{row.peak_gib:.1f} GiB",
-                row.note,
-            )
-            for row in self.rows
-        ]
-
-    def table(self) -> Table:
-        table = Table(title=f"gpu: {self.settings['checkpoint']} on {self.name}", title_justify="left")
-        for column in HEADER:
-            table.add_column(column)
-        for row in self.cells():
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        """Return the table as docs/speed.md shows it."""
-        lines = [HEADER, tuple("---" for _ in HEADER), *self.cells()]
-        return f"{self.name}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-    @property
-    def name(self) -> str:
-        """Return the name of what it ran on."""
-        about = machine(self.device)
-        return str(about.get("gpu", about["cpu"]))
-
-
-HEADER = ("part", "what", "images", "value", "peak", "note")
 
 
 class Bench:
@@ -145,6 +83,23 @@ class Bench:
         settings = {name: vars(options)[name] for name in shown}
         self.report = GpuReport(self.device, {**settings, "compiled": self.compile, "tokens": self.tokens})
 
+    @functools.cached_property
+    def planned(self) -> PlannedModel:
+        """The model as it is planned."""
+        options = self.options
+        return gpu_memory.planned_model(
+            options.checkpoint, layers=options.layers, width=options.width, dtype=self.generator.dtype
+        )
+
+    def work(self, images: int, algorithm: Algorithm, *, checkpointing: bool = False) -> Workload:
+        """Return what a step of so many images asks of the model."""
+        columns = plain_loop.encoded(self.generator, self.prompts(images), 1).ids.shape[1]
+        loop = LoopOptions(micro_batch=self.options.micro_batch)
+        work = gpu_memory.workload(
+            self.generator, algorithm, self.sampling(), loop, images=images, columns=columns, compile=self.compile
+        )
+        return with_options(work, gradient_checkpointing=checkpointing)
+
     def prompts(self, images: int) -> list[Prompt]:
         """Return the prompts of a rollout of so many images."""
         return limit(prompt_files.read(self.options.prompts), images // self.options.group_size, repeat=True)
@@ -158,16 +113,37 @@ class Bench:
         number = "-" if value is None else f"{value:.4g} {unit}"
         self.console.print(f"{part}, {what}, {images} images: {number} {row.note}", highlight=False, soft_wrap=True)
 
-    def time(self, part: str, what: str, images: int, side: Callable[[], Any], *, unit: str, scale: float) -> None:
-        """Call a side once to warm up and then `rounds` times; add the quickest, with its peak memory."""
-        if time.perf_counter() - self.started > self.options.limit_s:
+    def over(self, part: str, what: str, images: int, unit: str) -> bool:
+        """Say whether the time is over, and add a row that says so."""
+        over = time.perf_counter() - self.started > self.options.limit_s
+        if over:
             self.add(part, what, images, None, unit, note=f"not begun: {self.options.limit_s} s were over")
+        return over
+
+    def time(
+        self,
+        part: str,
+        what: str,
+        images: int,
+        side: Callable[[], Any],
+        *,
+        unit: str,
+        scale: float,
+        planned: int | None = None,
+    ) -> None:
+        """Call a side once to warm up and then `rounds` times; add the quickest, with its peak memory.
+
+        planned: bytes that it holds at most by the plan.
+        """
+        if self.over(part, what, images, unit):
             return
         try:
             side()
             with self.peak() as peak:
                 spent = min(seconds(side, self.device) for _ in range(self.options.rounds))
-            self.add(part, what, images, scale * spent, unit, peak_gib=peak[0] if peak else None)
+            measured, gib = peak[0] if peak else None, None if planned is None else planned / GIB
+            ratio = None if gib is None or measured is None else gib / measured
+            self.add(part, what, images, scale * spent, unit, peak_gib=measured, planned_gib=gib, ratio=ratio)
         except torch.OutOfMemoryError:
             self.add(part, what, images, None, unit, note="out of memory")
 
@@ -190,6 +166,7 @@ def run(options: argparse.Namespace, console: Console) -> GpuReport:
     if options.guidance <= 1:
         raise ValueError(f"--guidance is {options.guidance}; it must be above 1, as both branches are measured")
     bench = Bench(options, console)
+    choose_chunk(bench)
     bandwidth = measure_bandwidth(bench)
     for images in options.images:
         rollouts(bench, images, bandwidth)
@@ -198,6 +175,16 @@ def run(options: argparse.Namespace, console: Console) -> GpuReport:
     steps(bench, min(options.images))
     bench.report.seconds = time.perf_counter() - bench.started
     return bench.report
+
+
+def choose_chunk(bench: Bench) -> None:
+    """Let as many logits exist at once as a run on this GPU would; on a CPU it stays as it is."""
+    free = free_memory(bench.device)
+    if free is not None:
+        work = bench.work(min(bench.options.images), resolve("gcpo", group_size=bench.options.group_size))
+        chosen = choose(bench.planned, work, free, gradient_checkpointing=False)
+        bench.generator.scorer.head_chunk = chosen.head_chunk
+    bench.report.settings["head_chunk"] = bench.generator.scorer.head_chunk
 
 
 def measure_bandwidth(bench: Bench) -> float:
@@ -239,6 +226,8 @@ def rollouts(bench: Bench, images: int, bandwidth: float) -> None:
             generator.compiles.choice = False
             steps.fused_attention, steps.keys_in_one_piece, steps.row_attention, steps.graphs = before
 
+    work = bench.work(images, resolve("grpo", group_size=how.group_size))
+    planned = gpu_memory.rollout_bytes(bench.planned, work)
     plain = lambda: plain_loop.sample(generator, prompts, how)  # noqa: E731
     fused = bench.device.type != "cpu"
     bench.time("rollout", "the paper's loop", images, plain, unit=unit, scale=scale)
@@ -248,7 +237,7 @@ def rollouts(bench: Bench, images: int, bandwidth: float) -> None:
         bench.time("rollout", "ours, masked attention", images, lambda: ours(fused=True, one_piece=True, row=False),
                    unit=unit, scale=scale)  # fmt: skip
     bench.time("rollout", "ours", images, lambda: ours(fused=fused, one_piece=fused, row=steps.row_attention),
-               unit=unit, scale=scale)  # fmt: skip
+               unit=unit, scale=scale, planned=planned)  # fmt: skip
     if steps.row_attention and bench.compile:
         graphs = lambda: ours(fused=fused, one_piece=fused, row=True, graphs=True)  # noqa: E731
         bench.time("rollout", "ours, CUDA graphs", images, graphs, unit=unit, scale=scale)
@@ -280,10 +269,13 @@ def updates(bench: Bench) -> None:
         generator.training_scores(rows, distribution="guided").logprob.mean().backward()
         generator.policy.zero_grad(set_to_none=True)
 
-    bench.time("update", "forward and backward", size, both_passes, unit="s", scale=1.0)
+    algorithm = resolve("gcpo", group_size=group)
+    planned = [gpu_memory.passes_bytes(bench.planned, bench.work(rollout.batch, algorithm, checkpointing=on))
+               for on in (False, True)]  # fmt: skip
+    bench.time("update", "forward and backward", size, both_passes, unit="s", scale=1.0, planned=planned[0])
     generator.weights.checkpoint_activations()
     generator.gradient_checkpointing = True
-    bench.time("update", "with gradient checkpointing", size, both_passes, unit="s", scale=1.0)
+    bench.time("update", "with gradient checkpointing", size, both_passes, unit="s", scale=1.0, planned=planned[1])
     generator.gradient_checkpointing = False
 
 
@@ -305,9 +297,42 @@ def steps(bench: Bench, images: int) -> None:
         updater = Updater(generator, resolve(name, group_size=how.group_size), loop, optim)
         bench.time("step", name, images, lambda name=name, updater=updater: step(name, updater),  # type: ignore[misc]
                    unit="s", scale=1.0)  # fmt: skip
+        if name == "gcpo":
+            phases(bench, images, updater)
         del updater
     plain = plain_loop.PlainStep(generator, how, micro_batch=loop.micro_batch, lr=optim.lr, kl_coef=0.03)
     bench.time("step", "the paper's, written plainly", images, lambda: plain(prompts, redness), unit="s", scale=1.0)
+
+
+def phases(bench: Bench, images: int, updater: Updater) -> None:
+    """Set the peak of each phase of a step against the plan's."""
+    generator, prompts, algorithm = bench.generator, bench.prompts(images), updater.algorithm
+    how = replace(bench.sampling(), contrast=algorithm.needs_contrast)
+
+    def update(rollout: Rollout) -> None:
+        targets = token_advantages(algorithm, rollout, torch.arange(rollout.batch) / rollout.batch)
+        updater.update(rollout, targets, Clock(bench.device), torch.Generator())
+
+    def sample() -> Rollout:
+        generator.compiles.choice = bench.compile
+        try:
+            return generator.sample(prompts, how)
+        finally:
+            generator.compiles.choice = False
+
+    if bench.over("memory", "phases of a step", images, "GiB"):
+        return
+    try:
+        rows = gpu_memory.phases(updater, bench.planned, bench.work(images, algorithm), sample, update)
+    except torch.OutOfMemoryError:
+        bench.add("memory", "phases of a step", images, None, "GiB", note="out of memory")
+        return
+    for row in rows:
+        planned, measured = row.planned / GIB, None if row.measured is None else row.measured / GIB
+        ratio = None if measured is None else planned / measured
+        note = "on a CPU not told apart from the rest of the process" if measured is None else ""
+        what = row.phase if row.phase == "state" else f"{row.phase}, beyond the state"
+        bench.add("memory", what, images, measured, "GiB", planned_gib=planned, ratio=ratio, note=note)
 
 
 def redness(images: Tensor) -> Tensor:
