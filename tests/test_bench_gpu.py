@@ -12,7 +12,8 @@ import torch
 from helpers import tiny
 from helpers.training import generator
 from t2i_gcpo import cli, generators
-from t2i_gcpo.bench import gpu, plain_loop
+from t2i_gcpo.bench import gpu, gpu_memory, plain_loop
+from t2i_gcpo.planning.memory import Phase
 from t2i_gcpo.records import Prompt, Sampling
 
 PROMPTS = "a red circle\na blue square\n"
@@ -71,6 +72,19 @@ def test_the_phases_stand_beside_their_plans(options: list[str], tmp_path: Path)
     assert found["state"]["planned_gib"] * 2**30 == pytest.approx(state, rel=1e-6)
     whole, again = (found[name]["planned_gib"] for name in ("forward and backward", "with gradient checkpointing"))
     assert again < whole and found["ours"]["planned_gib"] > held / 2**30 and found["ours"]["ratio"] is None
+
+
+def test_what_is_beyond_the_state_by_hand() -> None:
+    """100 bytes of weights, 40 of gradients, a cache of 7 that stays, and what each phase makes."""
+    held = {"policy": 100, "gradients": 40}
+    planned = [
+        Phase("sample", {**held, "keys and values": 9, "logits and prefill": 1}),
+        Phase("score", {**held, "reference": 5, "keys and values": 7, "forward pass": 2}),
+        Phase("update", {**held, "gradients": 0, "keys and values": 7, "activations": 60}),
+        Phase("optimizer", {**held, "keys and values": 7, "optimizer scratch": 3}),
+    ]
+    state, beyond = gpu_memory.beyond_state(planned)
+    assert state == 140 and beyond == {"sample": 10, "score": 14, "update": 67, "optimizer": 50}
 
 
 def test_no_part_begins_after_the_limit(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
