@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from helpers import ranks_memory, tiny
 from helpers.pages import ROOT
@@ -15,6 +14,7 @@ from helpers.ranks_memory import GROUP, PROMPTS, Alike, Copying, measure
 from t2i_gcpo import generators
 from t2i_gcpo.commands.options.arguments import parse
 from t2i_gcpo.commands.options.planned import USUAL_COLUMNS, workload
+from t2i_gcpo.commands.plan import plans
 from t2i_gcpo.planning import cards
 from t2i_gcpo.planning.plan import load, plan
 from t2i_gcpo.planning.sources import find
@@ -82,7 +82,8 @@ def test_the_numbers_of_the_7b_recipes_are_those_of_their_plans(name: str) -> No
     path = ROOT / "configs" / f"janus_pro_7b_geneval_{name}.yaml"
     config = parse(["--config", str(path)]).settings
     source = find(config.generator.checkpoint)
-    made = plan(load(source, torch.bfloat16), workload(config, source, columns=USUAL_COLUMNS, gpus=8))
+    asked = workload(config, source, columns=USUAL_COLUMNS, gpus=8)
+    made = plans(config, source, [cards.CARDS["H100"]], asked)[0].plan
     assert f"{made.peak.total / cards.GB:.1f} GB a card at the {made.peak.name}'s peak" in path.read_text()
     if name == "gcpo":
         rows = [
