@@ -160,8 +160,7 @@ def findings(world: World) -> Iterator[str]:
         yield (
             f"**Alignment.** {beyond or 'No rule'} has an interval above `{BASELINE}`'s estimate of "
             f"{base:.3f}. The halves of the batches order the rules alike by {plain} (as AdamW sees it {adamw}); "
-            "below 0.8 no rule should be "
-            "chosen by it."
+            "below 0.8 no rule should be chosen by it."
         )
     if world.study is not None and (budgets := unequal(world.study["groups"], world.study["against"])):
         yield f"**Budgets**: {budgets.split(' (')[0]}."
