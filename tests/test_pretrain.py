@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.data.shapes.prompts import split
 from t2i_gcpo.data.shapes.scene import sample_scene
+from t2i_gcpo.pretrain.janus import language
 from t2i_gcpo.pretrain.janus.codes import patch_codes
 from t2i_gcpo.pretrain.janus.language import (
     PROMPT_LENGTH,
@@ -128,6 +130,22 @@ def test_attention_is_in_float32_within_a_step_in_bfloat16_and_as_it_was_after_i
     trainer.finished()
     assert config._attn_implementation == "sdpa"
     assert torch.equal(found, trainer._losses(ids, mask, tokens))
+
+
+def test_the_first_steps_may_be_of_plain_scenes(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = language_trainer(tokenizer)
+    trainer.settings = replace(trainer.settings, style="textured", plain_steps=2)
+    styles: list[str] = []
+    drawn = language.draw_pairs(trainer.rng, trainer.codes, trainer.settings)
+
+    def draw(rng: random.Random, codes: torch.Tensor, settings: Any, *, style: str) -> Any:
+        styles.append(style)
+        return drawn
+
+    monkeypatch.setattr(language, "draw_pairs", draw)
+    for _ in range(3):
+        trainer.step()
+    assert styles == ["plain", "plain", "textured"]
 
 
 def test_dropped_words_leave_a_class_or_colour_open() -> None:

@@ -63,6 +63,9 @@ class LanguageSettings:
     compile: bool = True
     seed: int = 0
     style: Style = "plain"
+    plain_steps: int = 0
+    """The first steps learn from plain scenes, named by the same codes. What a prompt says about a picture is a few
+    nats on a few tokens, and the noise of a hundred textured ones hides it for thousands of steps."""
     codes_as_features: bool = False
     """Whether codes are embedded, and predicted, by what their patches look like at the start of the training."""
 
@@ -210,7 +213,8 @@ class LanguageTrainer:
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        texts, tokens = draw_pairs(self.rng, self.codes, self.settings, style=self.settings.style)
+        style: Style = "plain" if self.step_number < self.settings.plain_steps else self.settings.style
+        texts, tokens = draw_pairs(self.rng, self.codes, self.settings, style=style)
         ids, mask = encode_prompts(texts, self.tokenizer)
         dropped = torch.tensor([self.rng.random() < self.settings.dropped_prompts for _ in texts])
         inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
