@@ -12,6 +12,8 @@ import torch
 from helpers import tiny
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
+from t2i_gcpo.commands.options import build
+from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils import device
 
@@ -63,3 +65,51 @@ def test_a_run_that_is_out_of_memory_says_what_to_lower(
     assert "By the plan most is held in the phase" in error and "--micro-batch (now 16)" in error
     assert "Step 1 is saved; go on with: t2i-gcpo train --output-dir" in error
     assert (folder / "checkpoints" / "step_000001" / "manifest.json").is_file()
+
+
+def test_a_model_that_does_not_fit_says_so_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+
+    monkeypatch.setattr(build, "generator", full)
+    prompts, folder = tmp_path / "prompts.txt", tmp_path / "run"
+    prompts.write_text("a red circle\na blue square\n")
+    files = [f"--prompts.{part}={prompts}" for part in ("train", "validation", "test")]
+    model = f"--generator.checkpoint={tiny.checkpoint(tmp_path / 'model')}"
+    small = ["--prompts-per-step=1", "--algorithm.group-size=2", "--generator.device=cpu", "--prompts.balanced=false"]
+    argv = ["train", model, *files, *small, "--reward.name=helpers.training:redness", f"--output-dir={folder}"]
+    capsys.readouterr()
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert "out of memory while the run is loaded (CUDA out of memory" in error and "By the plan the phase" in error
+    assert "--generator.dtype bfloat16" in error and error.count("\n") == 1 and not folder.exists()
+
+
+def test_other_commands_that_are_out_of_memory_say_what_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(error: Exception) -> Any:
+        def load(*_: Any, **__: Any) -> None:
+            raise error
+
+        return load
+
+    argv = ["sample", "--checkpoint", "janus-mini", "--prompt", "a red circle", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(generators, "load", fails(torch.OutOfMemoryError("CUDA out of memory.\nTried 3 GiB")))
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert "error: the device is out of memory (CUDA out of memory. Tried 3 GiB); do less at once (--batch)" in error
+    monkeypatch.setattr(generators, "load", fails(RuntimeError("a fault of ours")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main(argv)
+
+
+def test_a_policy_of_several_dtypes_is_refused() -> None:
+    model = tiny.model()
+    model.model.language_model.layers[0].mlp.bfloat16()
+    with pytest.raises(
+        ValueError, match=r"several dtypes: \d+ in float32 such as .*, 3 in bfloat16 such as layers.0.mlp"
+    ):
+        Janus(model, tiny.processor())

@@ -28,6 +28,24 @@ def advised(config: TrainConfig, trainer: Trainer) -> Iterator[None]:
         raise ValueError(message(config, trainer, short(error))) from error
 
 
+@contextmanager
+def while_loading(config: TrainConfig) -> Iterator[None]:
+    """Inside, an out-of-memory error becomes a ValueError that says how to load less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        options = ["a smaller model", "a device with more memory (--generator.device)"]
+        if config.generator.dtype != "bfloat16":
+            options.insert(0, "half of the weights' bytes (--generator.dtype bfloat16)")
+        peak = _peak(config)
+        planned = "" if peak is None else f" By the plan the phase {peak.name} will hold {peak.total / GB:.1f} GB."
+        raise ValueError(
+            f"the device is out of memory while the run is loaded ({short(error)}).{planned} Take "
+            f"{', '.join(options)}; t2i-gcpo plan says which cards hold a run. Scorers and other programs on the same "
+            "device count, too. Nothing was changed"
+        ) from error
+
+
 def message(config: TrainConfig, trainer: Trainer, reason: str) -> str:
     """Say what held the memory by the plan, what to lower, and how to go on."""
     options = ", ".join(_lower(config)) or "train a smaller model, or adapters (--generator.lora-rank 32)"

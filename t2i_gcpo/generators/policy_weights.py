@@ -21,6 +21,21 @@ LLAMA_TARGETS: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
+def check_one_dtype(module: nn.Module, path: str) -> None:
+    """Raise a ValueError where the weights of a trained part differ in precision: its layers would refuse each other's
+    results, or cast every one of them."""
+    of_dtype: dict[torch.dtype, list[str]] = {}
+    for name, parameter in module.named_parameters():
+        of_dtype.setdefault(parameter.dtype, []).append(name)
+    if len(of_dtype) > 1:
+        parts = [f"{len(names)} in {str(dtype).removeprefix('torch.')} such as {names[0]}"
+                 for dtype, names in of_dtype.items()]  # fmt: skip
+        raise ValueError(
+            f"the weights of {path} have several dtypes: {', '.join(parts)}; put the model into one (model.to(dtype)), "
+            "or load it with generators.load, which does"
+        )
+
+
 class PolicyWeights:
     """The trained submodule of a model. Everything else in the model is frozen."""
 
@@ -29,6 +44,7 @@ class PolicyWeights:
         self.model = model
         self.path = path
         self.module: nn.Module = model.get_submodule(path)
+        check_one_dtype(self.module, path)
         self.peft: Any = None
         self._reference: list[Tensor] | None = None  # the trained parameters' values
         model.requires_grad_(False)
