@@ -72,11 +72,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 #: `parser()`.
 GROUPS: tuple[str, ...] = ("bench", "pretrain", "text")
 
-OUT_OF_MEMORY = (
-    "the device is out of memory ({reason}); do less at once (--batch), hold the model in bfloat16 (--dtype bfloat16), "
-    "or take another device (--device); the command's --help lists those that it has"
-)
-
 USAGE = """usage: t2i-gcpo COMMAND [OPTIONS]
        t2i-gcpo --version
 
@@ -135,7 +130,12 @@ def _run(arguments: list[str]) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError" or os.environ.get("T2I_GCPO_TRACEBACK"):
             raise  # torch's error, known by its name, as torch is not imported here
-        print(f"error: {OUT_OF_MEMORY.format(reason=' '.join(str(error).split())[:300])}", file=sys.stderr)
+        reason = " ".join(str(error).split())[:300]
+        print(
+            f"error: the device is out of memory ({reason}); do less at once (--batch), hold the model in bfloat16 "
+            "(--dtype bfloat16), or take another device (--device); the command's --help lists those that it has",
+            file=sys.stderr,
+        )
         return 2
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("T2I_GCPO_TRACEBACK"):
