@@ -14,6 +14,7 @@ LIMIT = 400
 #: How a process fails -> the line that says so, and the step of the newest checkpoint.
 FAILURES = {
     "raise": ("rank 1: Traceback", STEP - 1),
+    "memory": ("error: the device is out of memory (rank 1: CUDA out of memory). By the plan", STEP - 1),
     "kill": ("error: rank 1 (process ", STEP - 1),
     "SIGTERM": ("rank 1: interrupted (SIGTERM)", STEP),
     "Ctrl-C": ("rank 1: interrupted (Ctrl-C)", STEP),

@@ -48,8 +48,9 @@ def while_loading(config: TrainConfig) -> Iterator[None]:
 
 def message(config: TrainConfig, trainer: Trainer, reason: str) -> str:
     """Say what held the memory by the plan, what to lower, and how to go on."""
-    options = ", ".join(_lower(config)) or "train a smaller model, or adapters (--generator.lora-rank 32)"
-    peak = _peak(config)
+    gpus = trainer.processes.count
+    options = ", ".join(_lower(config, gpus)) or "train a smaller model, or adapters (--generator.lora-rank 32)"
+    peak = _peak(config, gpus)
     planned = "" if peak is None else f" By the plan most is held in the phase {peak.name}, {peak.total / GB:.1f} GB."
     saved = (
         f"Step {trainer.step_number} is saved; go on with: {resume_command(config.output_dir)} and these options"
@@ -58,15 +59,18 @@ def message(config: TrainConfig, trainer: Trainer, reason: str) -> str:
     )
     return (
         f"the device is out of memory ({reason}).{planned} Lower {options}; "
-        f"t2i-gcpo plan --config {config.output_dir}/config.yaml says which is enough. {saved}"
+        f"t2i-gcpo plan --config {config.output_dir}/config.yaml{f' --gpus {gpus}' if gpus > 1 else ''} says which is "
+        f"enough. {saved}"
     )
 
 
-def _lower(config: TrainConfig) -> list[str]:
+def _lower(config: TrainConfig, gpus: int) -> list[str]:
     """Return the options that can be lowered and change neither images nor updates, as train takes them."""
     generator, options = config.generator, []
     if config.micro_batch > 1:
         options.append(f"--micro-batch (now {config.micro_batch})")
+    if gpus > 1 and config.reduce_gradients == "update":
+        options.append("the gradients that each process adds up (--reduce-gradients micro_batch)")
     if generator.max_batch > 1:
         options.append(f"--generator.max-batch (now {generator.max_batch})")
     if not generator.gradient_checkpointing and not generator.fold_passes:
@@ -74,12 +78,12 @@ def _lower(config: TrainConfig) -> list[str]:
     return options
 
 
-def _peak(config: TrainConfig) -> Phase | None:
-    """Return the phase that holds most by the plan; None where there is no plan."""
+def _peak(config: TrainConfig, gpus: int = 1) -> Phase | None:
+    """Return the phase that holds most by the plan on each of `gpus` cards; None where there is no plan."""
     generator = config.generator
     try:
         source = find(generator.checkpoint, layers=generator.layers, width=generator.width)
-        work = workload(config, source, columns=prompt_columns(source, config, 0)[0])
+        work = workload(config, source, columns=prompt_columns(source, config, 0)[0], gpus=gpus)
         return plan(load(source, work.options.dtype), work).peak
     except ValueError:
         return None

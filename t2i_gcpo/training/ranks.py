@@ -34,7 +34,15 @@ ROLL_CALL = 5.0
 #: Errors that keep their kind on every process: they are messages for the user, or requests.
 _KINDS: dict[str, type[BaseException]] = {
     kind.__name__: kind
-    for kind in (ValueError, OSError, ImportError, FloatingPointError, KeyboardInterrupt, Terminated)
+    for kind in (
+        ValueError,
+        OSError,
+        ImportError,
+        FloatingPointError,
+        torch.OutOfMemoryError,
+        KeyboardInterrupt,
+        Terminated,
+    )
 }
 
 

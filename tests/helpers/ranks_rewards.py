@@ -28,6 +28,8 @@ def score(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) ->
         return red
     if mode == "raise":
         raise RuntimeError("the scorer died")
+    if mode == "memory":
+        raise torch.OutOfMemoryError("CUDA out of memory")
     if mode == "nan":
         return torch.full_like(red, torch.nan)
     if mode == "hang":
