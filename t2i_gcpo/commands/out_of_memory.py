@@ -29,7 +29,7 @@ def advised(config: TrainConfig, trainer: Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def while_loading(config: TrainConfig) -> Iterator[None]:
+def while_loading(config: TrainConfig, gpus: int) -> Iterator[None]:
     """Inside, an out-of-memory error becomes a ValueError that says how to load less."""
     try:
         yield
@@ -37,7 +37,7 @@ def while_loading(config: TrainConfig) -> Iterator[None]:
         options = ["a smaller model", "a device with more memory (--generator.device)"]
         if config.generator.dtype != "bfloat16":
             options.insert(0, "half of the weights' bytes (--generator.dtype bfloat16)")
-        peak = _peak(config)
+        peak = _peak(config, gpus)
         planned = "" if peak is None else f" By the plan the phase {peak.name} will hold {peak.total / GB:.1f} GB."
         raise ValueError(
             f"the device is out of memory while the run is loaded ({short(error)}).{planned} Take "

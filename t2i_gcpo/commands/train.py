@@ -131,14 +131,14 @@ def _checked(
     config, chosen = device_choices.settle(config, before=old if resume else None, processes=processes)
     if chosen and processes.is_main:
         print(chosen)
-    with out_of_memory.while_loading(config):
+    with out_of_memory.while_loading(config, processes.count):
         trainer = build_trainer(config, training, validation, scored, processes)
     trainer.config = to_mapping(config)
     trainer.generator.check_prompts([*validation, *test, *filter(None, [config.sampling.negative_prompt])])
     going_on = resume and (expects_checkpoint(folder, rows, old.checkpoint) or (folder / AFTER).exists())
     before = _known_before(folder) if going_on or not config.evaluate.before else None
     if going_on:
-        with out_of_memory.while_loading(config):
+        with out_of_memory.while_loading(config, processes.count):
             trainer.resume()
     return config, trainer, test, before
 
