@@ -42,12 +42,17 @@ def _ctrl_c_interrupts() -> Any:
     signal.signal(signal.SIGINT, previous)
 
 
+def one_clause(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
+    return RewardOutput(redness(images, prompts, metadata), {"clause/0": redness(images, prompts, metadata)})
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_algorithm_trains(name: str, tmp_path: Path) -> None:
-    run = trainer(tmp_path, name=name, steps=10, optim=Schedule(lr=2e-3, warmup_steps=2), kl_every=1)
+    reward = one_clause if name == "gcpo_clauses" else redness
+    run = trainer(tmp_path, name=name, reward=reward, steps=10, optim=Schedule(lr=2e-3, warmup_steps=2), kl_every=1)
     before = weights(run.generator)  # type: ignore[arg-type]
     run.train()
     after = weights(run.generator)  # type: ignore[arg-type]

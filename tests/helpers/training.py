@@ -18,7 +18,7 @@ from t2i_gcpo.training.options import CheckpointPlan, Schedule
 from t2i_gcpo.training.trainer import Trainer
 
 PROMPTS = [
-    Prompt(f"a {color} {shape}", {"tag": shape})
+    Prompt(f"a {color} {shape}", {"tag": shape, "include": [{"class": shape, "count": 1, "color": color}]})
     for shape in ("circle", "square")
     for color in ("red", "green", "blue", "white")
 ]
