@@ -132,20 +132,25 @@ def test_attention_is_in_float32_within_a_step_in_bfloat16_and_as_it_was_after_i
     assert torch.equal(found, trainer._losses(ids, mask, tokens))
 
 
-def test_the_first_steps_may_be_of_plain_scenes(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_scenes_come_first_and_become_fewer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = language_trainer(tokenizer)
-    trainer.settings = replace(trainer.settings, style="textured", plain_steps=2)
-    styles: list[str] = []
-    drawn = language.draw_pairs(trainer.rng, trainer.codes, trainer.settings)
+    trainer.settings = replace(trainer.settings, style="textured", batch=8, plain_steps=2, mixed_steps=3)
+    drawn: list[tuple[int, str]] = []
 
     def draw(rng: random.Random, codes: torch.Tensor, settings: Any, *, style: str) -> Any:
-        styles.append(style)
-        return drawn
+        drawn.append((settings.batch, style))
+        return ["a star"] * settings.batch, torch.zeros(settings.batch, 144, dtype=torch.int64)
 
     monkeypatch.setattr(language, "draw_pairs", draw)
-    for _ in range(3):
-        trainer.step()
-    assert styles == ["plain", "plain", "textured"]
+    steps = []
+    for number in range(7):
+        trainer.optimisation.step_number = number
+        drawn.clear()
+        texts, tokens = trainer._pairs()
+        assert len(texts) == len(tokens) == 8
+        steps.append({style: count for count, style in drawn})
+    mixed = [{"plain": 8 - count, "textured": count} for count in (2, 4, 6)]
+    assert steps == [{"plain": 8}] * 2 + mixed + [{"textured": 8}] * 2
 
 
 def test_dropped_words_leave_a_class_or_colour_open() -> None:

@@ -11,7 +11,7 @@ B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -66,6 +66,8 @@ class LanguageSettings:
     plain_steps: int = 0
     """The first steps learn from plain scenes, named by the same codes. What a prompt says about a picture is a few
     nats on a few tokens, and the noise of a hundred textured ones hides it for thousands of steps."""
+    mixed_steps: int = 0
+    """Over so many steps after them the share of plain scenes in a batch falls to none."""
     codes_as_features: bool = False
     """Whether codes are embedded, and predicted, by what their patches look like at the start of the training."""
 
@@ -213,14 +215,30 @@ class LanguageTrainer:
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        style: Style = "plain" if self.step_number < self.settings.plain_steps else self.settings.style
-        texts, tokens = draw_pairs(self.rng, self.codes, self.settings, style=style)
+        texts, tokens = self._pairs()
         ids, mask = encode_prompts(texts, self.tokenizer)
         dropped = torch.tensor([self.rng.random() < self.settings.dropped_prompts for _ in texts])
         inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
         inside[:, -1] = False
         ids = ids.masked_fill(inside & dropped[:, None], self.tokenizer.pad_token_id)
         return ids, mask, tokens
+
+    def _pairs(self) -> tuple[list[str], Tensor]:
+        """Draw texts and the tokens [B, T] of their scenes, the plain ones first."""
+        batch = self.settings.batch
+        plain = round(batch * self._plain_share())
+        parts: list[tuple[int, Style]] = [(plain, "plain"), (batch - plain, self.settings.style)]
+        pairs = [
+            draw_pairs(self.rng, self.codes, replace(self.settings, batch=count), style=style)
+            for count, style in parts
+            if count
+        ]
+        return [text for texts, _ in pairs for text in texts], torch.cat([tokens for _, tokens in pairs])
+
+    def _plain_share(self) -> float:
+        """Return the share of plain scenes in this step's batch."""
+        after = self.step_number - self.settings.plain_steps
+        return 1.0 if after < 0 else max(0.0, 1 - (after + 1) / (self.settings.mixed_steps + 1))
 
     def step(self) -> dict[str, float | Tensor]:
         """Make one optimiser step; returns its loss in nats a token."""
