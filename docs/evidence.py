@@ -6,9 +6,11 @@ Every number of the page, and every sentence about what was told from what, is m
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ class World:
     truth: Mapping[str, Any] | None = None
     study: Mapping[str, Any] | None = None
     tuning: Mapping[str, Any] | None = None
-    studies: tuple[str, ...] = field(default=())
+    studies: tuple[str, ...] = ()
     """Folders below docs/results/ of the study and the tuning."""
 
     @property
@@ -180,8 +182,8 @@ def verdict(world: World) -> str:
     for rule, row in world.against(BASELINE).items():
         low = row["difference"]["ci95"][0]
         gained = row["difference"]["overall"] >= LEAST_GAIN and low > 0
-        shares = [one for one in (world.learning().get(rule) or {}).get("share", ()) if one is not None]
-        faster = bool(shares) and sorted(shares)[len(shares) // 2] <= MOST_IMAGES
+        shares = [math.inf if one is None else one for one in (world.learning().get(rule) or {}).get("share", ())]
+        faster = bool(shares) and statistics.median(shares) <= MOST_IMAGES
         beyond = rule in control and control[rule]["difference"]["ci95"][0] > 0
         if rule != CONTROL and (gained or faster) and beyond:
             met.append(f"`{rule}`")

@@ -77,6 +77,12 @@ def test_what_was_set_before_decides(changes: dict[str, float], met: bool) -> No
     assert ("no rule met it" in evidence.verdict(world(**changes))) is not met
 
 
+def test_a_level_that_most_seeds_never_reach_is_not_reached_soon() -> None:
+    seen = world(0.0, -0.02, share=0.5)
+    seen.study["learning"][0]["share"] = [0.5, 0.5, None, None, None]
+    assert "no rule met it" in evidence.verdict(seen)
+
+
 def test_sentences_and_rows_follow_the_numbers() -> None:
     text = evidence.page([world()])
     assert "**Alignment.** `ours` has an interval above `grpo`'s estimate of 0.200" in text

@@ -33,7 +33,7 @@ class State:
     """fp32 copies of what is trained in lower precision, or shards of them."""
     moments: int
     gradients: int
-    """Those of the last update, whole or this card's share."""
+    """The last update's, whole or this card's share."""
     average: int = 0
     """An fp32 average of what is trained."""
 

@@ -33,9 +33,7 @@ def check_arms(study: Study) -> None:
     """
     first = {group: members[0] for group, members in study.groups.items()}
     for group, trial in first.items():
-        point = group.removeprefix(trial.arm)
-        for arm in study.baselines:
-            other = first[f"{arm}{point}"]
+        for other in (first[baseline] for baseline in study.compared_with(trial)):
             where = f"{study.file}: {group} is compared with {other.group}"
             mine, theirs = (flatten(to_mapping(one.settings)) for one in (trial, other))
             changed = [f"{name} is {mine[name]!r} and {theirs[name]!r}" for name in WORLD if mine[name] != theirs[name]]

@@ -73,7 +73,9 @@ class Results:
             group: [(one.seed, run) for one in members if (run := self.outcomes[one.name].run) is not None]
             for group, members in groups.items()
         }
-        return learning.rows(finished, {group: self._baselines(members[0]) for group, members in groups.items()})
+        return learning.rows(
+            finished, {group: self.study.compared_with(members[0]) for group, members in groups.items()}
+        )
 
     def _beside(self) -> list[dict[str, Any]]:
         """Compare the groups with the study's baselines after training, over the seeds that both have done."""
@@ -81,16 +83,8 @@ class Results:
         return [
             against_row(group, members, baseline, groups[baseline], self.outcomes)
             for group, members in groups.items()
-            for baseline in self._baselines(members[0])
+            for baseline in self.study.compared_with(members[0])
         ]
-
-    def _baselines(self, trial: Trial) -> list[str]:
-        """Name the groups that a trial's group is compared with.
-
-        The baselines at its point of the grid, for a baseline those before it.
-        """
-        point, arms = trial.group.removeprefix(trial.arm), self.study.baselines
-        return [f"{arm}{point}" for arm in (arms[: arms.index(trial.arm)] if trial.arm in arms else arms)]
 
     def finished(self) -> dict[str, list[Run]]:
         """Return the runs that are done by group; groups without any are left out."""

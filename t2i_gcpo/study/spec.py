@@ -74,6 +74,14 @@ class Study:
             groups.setdefault(trial.group, []).append(trial)
         return groups
 
+    def compared_with(self, trial: Trial) -> list[str]:
+        """Name the groups that a trial's group is compared with.
+
+        The baselines at its point of the grid, for a baseline those before it.
+        """
+        point, arms = trial.group.removeprefix(trial.arm), self.baselines
+        return [f"{arm}{point}" for arm in (arms[: arms.index(trial.arm)] if trial.arm in arms else arms)]
+
 
 def read(path: str | Path, out: str | Path | None = None) -> Study:
     """Read the trials, arm by arm, grid point by grid point, seed by seed. `out` goes before the file's own.
