@@ -165,7 +165,7 @@ def findings(world: World) -> Iterator[str]:
             "below 0.8 no rule should be chosen by it."
         )
     if world.study is not None and (budgets := unequal(world.study["groups"], world.study["against"])):
-        yield f"**Budgets**: {budgets.split(' (')[0]}."
+        yield f"**Budgets**: {budgets}."
     for rule, row in world.against(BASELINE).items():
         interval = row["difference"]["ci95"]
         yield (

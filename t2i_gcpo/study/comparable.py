@@ -106,4 +106,4 @@ def unequal(groups: Iterable[Mapping[str, Any]], against: Iterable[Mapping[str, 
         for one, other in pairs
         if sampled[one] and sampled[other] and sampled[one] != sampled[other]
     ]
-    return f"not at an equal number of images: {'; '.join(named)} (max_images ends runs alike)" if named else ""
+    return f"not at an equal number of images: {'; '.join(named)}" if named else ""

@@ -104,7 +104,8 @@ class Results:
 
     def note(self) -> str:
         single = any(row["seeds"] == 1 for row in self._groups.values())
-        budgets = comparable.unequal(self._groups.values(), self._against)
+        unequal = comparable.unequal(self._groups.values(), self._against)
+        budgets = f"{unequal} (max_images ends runs alike)" if unequal else ""
         versions = {one for hashes in comparable.read_code(self.study.out).values() for one in hashes}
         mixed = f"trials were run by {len(versions)} versions of the code" if len(versions) > 1 else ""
         return "; ".join(filter(None, (NOTE, ONE_SEED_NOTE if single else "", budgets, mixed)))
