@@ -5,6 +5,7 @@ P prompts, G images a prompt, B = P * G rows with row = p * G + g, T tokens of t
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -26,6 +27,7 @@ Negative = str | Sequence[str] | None
 """A negative prompt for all, one for each prompt, or None: the null prompt that guidance uses."""
 
 Item = TypeVar("Item")
+Self = TypeVar("Self", bound="ImageGenerator")
 
 
 class TrainingScores(NamedTuple):
@@ -224,6 +226,13 @@ class ImageGenerator(Protocol):
     @abstractmethod
     def save(self, path: str | Path) -> None:
         """Write a folder that `generators.load` accepts."""
+
+    def snapshot(self: Self) -> Self:
+        """Return a copy that `save` writes as the generator is now, in another thread, while this one is trained on.
+
+        By default it is a deep copy, on the same device.
+        """
+        return copy.deepcopy(self)
 
 
 def as_prompts(prompts: Sequence[Prompt | str]) -> tuple[Prompt, ...]:

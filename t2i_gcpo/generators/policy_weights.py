@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from t2i_gcpo.generators import snapshot
 from t2i_gcpo.generators.integrity import check_finite, reading, tensor_sizes
 
 #: The projections of a Llama block.
@@ -119,6 +121,15 @@ class PolicyWeights:
         config.base_model_name_or_path, config.revision = base, revision
         # "auto" would ask the hub whether the vocabulary was changed
         self.peft.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def snapshot(self) -> PolicyWeights:
+        """Return a copy to be saved. What is trained is copied, and what else is saved is in the host's memory."""
+        whole = self.model if self.peft is None else self.peft
+        copies = snapshot.of_modules(whole, only_trained=self.peft is not None)  # an adapter's base is not written
+        twin = copy.copy(self)
+        twin.model, twin.peft = copies[self.model], None if self.peft is None else copies[self.peft]
+        twin.module, twin._reference = copies[self.unwrapped()], None
+        return twin
 
     def merge_lora(self) -> None:
         """Add the adapters to the weights, and train these from here on."""

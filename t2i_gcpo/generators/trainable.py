@@ -5,6 +5,7 @@ B rows, T tokens, H, W pixels.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -138,7 +139,13 @@ class TrainableGenerator(ImageGenerator):
 
     @abstractmethod
     def save_model(self, folder: Path) -> None:
-        """Write the whole model into an existing folder, in the layout that `from_folder` reads."""
+        """Write the whole model, `weights.model`, into an existing folder, in the layout that `from_folder` reads."""
+
+    def snapshot(self: Self) -> Self:
+        """Return a copy for `save` alone, whose weights do not change: those that are written are in host memory."""
+        twin = copy.copy(self)
+        twin.weights = self.weights.snapshot()
+        return twin
 
     # -- the trained weights -------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,9 +47,36 @@ class PolicyAverage:
         with self.in_place():
             self.generator.save(checkpoint / FOLDER)
 
+    def snapshot(self) -> ImageGenerator:
+        """Return a copy of the averaged generator, which `save` writes from another thread."""
+        with self.in_place():
+            return self.generator.snapshot()
+
     def load(self, values: Sequence[Tensor]) -> None:
         """Go on from the values of a checkpoint. ValueError where they are those of another model."""
         if [value.shape for value in values] != [value.shape for value in self.values]:
             raise ValueError("the checkpoint's averaged weights are those of another model; start a new run")
         for own, value in zip(self.values, values, strict=True):
             own.copy_(value)
+
+
+ModelWriter = Callable[[Path], None]
+"""Writes a generator into a checkpoint's folder, and its average, where there is one, into one beside it."""
+
+
+def model_writer(generator: ImageGenerator, average: PolicyAverage | None, *, copied: bool) -> ModelWriter:
+    """Return what writes both.
+
+    copied: as they are now, from another thread, while they are trained on.
+    """
+    own = generator.snapshot() if copied else generator
+    averaged = average.snapshot() if copied and average is not None else None
+
+    def write(folder: Path) -> None:
+        own.save(folder)
+        if averaged is not None:
+            averaged.save(folder / FOLDER)
+        elif average is not None:
+            average.save(folder)
+
+    return write

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step_000100/    the generator's own files (`--checkpoint` takes this folder), and beside them
         trainer.pt                  optimiser, schedule, random generators, ...: tensors and plain values
-        shards/                     of several processes: weights and optimiser, by name (updater_state.py)
+        shards/                     of several processes: weights and optimiser, by name (shard_write.py)
         manifest.json               every file's size, and its SHA-256 up to 64 MiB; written last
     RUN/checkpoints/best.json       {"step", "score"} of the best score on the validation prompts
 
@@ -12,7 +12,6 @@ A folder without a manifest that fits is not whole and is never resumed from. Le
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import re
@@ -26,15 +25,13 @@ import torch
 
 from rewards.models.device import short
 from t2i_gcpo.training.options import CheckpointConfig
+from t2i_gcpo.training.writing import FOLDER, SHARDS, STATE, CheckpointWrite, remove
 from t2i_gcpo.utils import manifest
-from t2i_gcpo.utils.files import ASIDE, NO_ROOM, describe, no_room, sync, write_atomically
+from t2i_gcpo.utils.files import ASIDE, write_atomically
 from t2i_gcpo.utils.json_files import read_json
 from t2i_gcpo.utils.nested import flatten
-from t2i_gcpo.utils.processes import ALONE, Processes
 
-FOLDER = "checkpoints"
-SHARDS = "shards"
-STATE, MANIFEST, BEST = "trainer.pt", manifest.MANIFEST, "best.json"
+MANIFEST, BEST = manifest.MANIFEST, "best.json"
 
 #: Options that a resumed run may change, by dotted name or group; everything else decides what is trained on what.
 MAY_CHANGE = (
@@ -66,55 +63,11 @@ MAY_CHANGE = (
 )
 
 
-def save(
-    run_dir: str | Path,
-    step: int,
-    *,
-    state: Mapping[str, Any],
-    save_model: Callable[[Path], object],
-    write_shards: Callable[[Path], object] = lambda folder: None,
-    processes: Processes = ALONE,
-) -> Path:
-    """Write `checkpoints/step_N` whole or not at all. Every process calls it.
-
-    `save_model(path)` writes the generator's files into the folder `path`, on the main process; `write_shards(path)`
-    what each process has of its own.
-
-    OSError, with what to do, where the disk is full; the checkpoints that were there stay as they were.
-    """
-    folder = Path(run_dir) / FOLDER
-    final, aside = folder / f"step_{step:06d}", folder / f"{ASIDE}step_{step:06d}"
-    try:
-        if processes.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove(aside)
-            aside.mkdir()
-        processes.wait()
-        write_shards(aside)
-        processes.wait()
-        if processes.is_main:
-            save_model(aside)
-            torch.save(dict(state), aside / STATE)
-            files = {str(path.relative_to(aside)): describe(path) for path in _files(aside)}
-            (aside / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
-            for path in (*_files(aside), *(p for p in aside.rglob("*") if p.is_dir()), aside):
-                sync(path)
-            _remove(final)  # written before by a run that was resumed from an earlier step
-            aside.rename(final)
-            sync(folder)
-        processes.wait()
-    except BaseException as error:
-        number = _no_room(error, folder)  # asked before the half-written folder gives its room back
-        shutil.rmtree(aside, ignore_errors=True)
-        if number is not None:
-            raise OSError(
-                number,
-                f"{NO_ROOM[number]}: the checkpoint of step {step} was not written. "
-                "Free some space, or keep fewer (--checkpoint.keep), and go on with --resume",
-                str(folder),
-            ) from error
-        raise
-    return final
+def save(run_dir: str | Path, step: int, *, state: Mapping[str, Any], save_model: Callable[[Path], object]) -> Path:
+    """Write `checkpoints/step_N` of a run of one process, whole or not at all; see `CheckpointWrite`."""
+    write = CheckpointWrite(run_dir, step, state=state, save_model=save_model)
+    write.write()
+    return write.finish()
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -238,7 +191,7 @@ def prune(
     whole = [path for path in _steps(run_dir) if (step is None or step_of(path) <= step) and damage(path) is None]
     removed = [path for path in whole[:-keep] if top is None or step_of(path) != top[0]]
     for path in removed:
-        _remove(path)
+        remove(path)
     return removed
 
 
@@ -273,25 +226,3 @@ def _steps(run_dir: str | Path) -> list[Path]:
     """Return what may be the checkpoints of a run, oldest first."""
     paths = (path for path in (Path(run_dir) / FOLDER).glob("step_*") if re.fullmatch("step_[0-9]{1,18}", path.name))
     return sorted(paths, key=step_of)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder; renamed first, so that a crash half-way leaves a `.tmp_*` and no half checkpoint."""
-    if not path.exists():
-        return
-    doomed = path.with_name(f".tmp_old_{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _no_room(error: BaseException, folder: Path) -> int | None:
-    """Return the number of an error that says there is no room. Where it does not say, the disk itself is asked."""
-    number = no_room(error)
-    if number is None and isinstance(error, Exception) and shutil.disk_usage(folder).free < 2**20:
-        number = errno.ENOSPC
-    return number

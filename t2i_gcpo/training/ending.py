@@ -19,6 +19,8 @@ class Ending:
         """What ended the last `train` before its time, "Ctrl-C" or "SIGTERM", or None."""
         self.save_requested = False
         """Whether a checkpoint is wanted after the present step."""
+        self.all_written = False
+        """Whether all processes had written their files of the checkpoint before when they last agreed."""
         self._unscored_steps = 0  # in a row
 
     def begin(self) -> None:
@@ -40,16 +42,20 @@ class Ending:
         self.stop(f"interrupted ({by})")
         return news
 
-    def agree(self, processes: Processes) -> bool:
-        """Share the requests of all processes, and return whether a checkpoint is wanted now."""
-        mine = (self.reason, self.interrupted_by, self.save_requested)
+    def agree(self, processes: Processes, *, written: bool = False) -> bool:
+        """Share the requests of all processes, and return whether a checkpoint is wanted now.
+
+        written: whether this process has written its files of the checkpoint before; see `all_written`.
+        """
+        mine = (self.reason, self.interrupted_by, self.save_requested, written)
         asked = processes.gather(mine)
-        for rank, (reason, interrupted_by, _) in enumerate(asked):
+        for rank, (reason, interrupted_by, _, _) in enumerate(asked):
             if reason is not None and self.reason is None:
                 self.reason = f"rank {rank}: {reason}"
             self.interrupted_by = self.interrupted_by or interrupted_by
-        wanted = any(saves for _, _, saves in asked)
+        wanted = any(saves for _, _, saves, _ in asked)
         self.save_requested = self.save_requested and not mine[2]  # one that came just now waits for the next step
+        self.all_written = all(done for *_, done in asked)
         return wanted or self.reason is not None
 
     def check_kl(self, kl: float, limit: float | None) -> None:

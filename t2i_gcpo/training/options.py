@@ -96,6 +96,13 @@ class SamplingConfig(SamplingOptions):
         above_zero("sampling.", temperature=self.temperature)
         super().__post_init__()
 
+    @classmethod
+    def of(cls, options: SamplingOptions) -> SamplingConfig:
+        """Return the group of a training from any group of sampling options."""
+        if isinstance(options, SamplingConfig):
+            return options
+        return cls(**{field.name: vars(options)[field.name] for field in fields(SamplingOptions)})
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -150,6 +157,14 @@ class OptimConfig:
         if self.lr > largest:
             raise ValueError(f"optim.lr is {self.lr}; it must be at most {largest:g}, or a step leaves float32's range")
 
+    def check_reference(self, *, looked_at: bool) -> None:
+        """Raise ValueError where a reference moves that nothing looks at."""
+        if self.reference_every and not looked_at:
+            raise ValueError(
+                f"optim.reference_every is {self.reference_every}, and nothing looks at the reference: the loss has no "
+                "KL term, and kl_every is 0; set algorithm.kl_coef or kl_every, or leave reference_every out"
+            )
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -161,6 +176,9 @@ class CheckpointConfig:
     """Newest checkpoints kept; 0 keeps all."""
     keep_best: bool = True
     """Keep the checkpoint with the best validation score as well."""
+    asynchronous: bool = False
+    """Write a checkpoint while training goes on: a save then takes as long as a copy into the host's memory, which must
+    have room for all that is written. The last one of a run is written at once."""
 
     def __post_init__(self) -> None:
         declared(self, "checkpoint.")

@@ -154,8 +154,12 @@ def expects_checkpoint(run_dir: str | Path, rows: list[dict[str, Any]], plan: Ch
         return folder.is_dir() and any(folder.glob("step_*"))
     if not folder.is_dir() or any(folder.glob("step_*")) or (folder / checkpoint.BEST).exists():
         return True
-    # The last row may be that of a step whose checkpoint was being written.
-    return any(
-        (plan.every and row["step"] % plan.every == 0) or (plan.keep_best and row.get("validation/overall") is not None)
+    # The last row may be that of a step whose checkpoint was being written. One that is written while training goes on
+    # is whole when the next begins.
+    done = [
+        row
         for row in rows[:-1]
-    )
+        if (plan.every and row["step"] % plan.every == 0)
+        or (plan.keep_best and row.get("validation/overall") is not None)
+    ]
+    return len(done) > int(plan.asynchronous)

@@ -6,7 +6,7 @@ What one step does is in `step.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from t2i_gcpo.records import Prompt, Sampling, SamplingOptions
 from t2i_gcpo.training import checkpoint as checkpoints
 from t2i_gcpo.training import credit_inputs
 from t2i_gcpo.training.ending import Ending
+from t2i_gcpo.training.identity import RunIdentity
 from t2i_gcpo.training.options import (
     DEFAULT_ALGORITHM,
     CheckpointPlan,
@@ -34,7 +35,6 @@ from t2i_gcpo.training.options import (
     with_options,
 )
 from t2i_gcpo.training.progress import Progress
-from t2i_gcpo.training.resume import built_options, fingerprint
 from t2i_gcpo.training.same_run import check_alike, check_share
 from t2i_gcpo.training.saving import Saving
 from t2i_gcpo.training.step import Step, StepRecord
@@ -103,7 +103,7 @@ class Trainer:
         groups: dict[str, Any] = {
             "algorithm": resolve(algorithm) if isinstance(algorithm, str) else algorithm,
             "loop": loop,
-            "sampling": _training_sampling(sampling),
+            "sampling": SamplingConfig.of(sampling),
             "optim": optim,
             "checkpoint": checkpoint,
         }
@@ -135,11 +135,7 @@ class Trainer:
         self.rng = torch.Generator().manual_seed(self.loop.seed)
         always = self.loop.kl_always(self.algorithm) or self.algorithm.entropy_reward_coef > 0
         looked_at, moving = always or self.loop.kl_every > 0, self.optim.reference_every
-        if moving and not looked_at:
-            raise ValueError(
-                f"optim.reference_every is {moving}, and nothing looks at the reference: the loss has no KL term, and "
-                "kl_every is 0; set algorithm.kl_coef or kl_every, or leave reference_every out"
-            )
+        self.optim.check_reference(looked_at=looked_at)
         self.has_reference = (looked_at and not moving) or self.generator.has_lora  # one that moves is the updater's
         """Whether `generator.reference()` can be used: a copy of the weights that nothing needs is not made."""
         if self.has_reference:
@@ -148,13 +144,26 @@ class Trainer:
             self.generator.park_reference()
         own_rows = self.loop.prompts_per_step * self.algorithm.group_size // processes.count
         self.generator.prepare(rollouts_ahead=self.steps, rows=own_rows)
-        # A plain function has no identity but its name, which says nothing of what it does.
-        self._scorer = self.reward.identity() if self.reward is reward else None
-        self._began_with = fingerprint(self.generator.policy)
+        self._identity = RunIdentity(
+            self.generator.policy,
+            # A plain function has no identity but its name, which says nothing of what it does.
+            self.reward.identity() if self.reward is reward else None,
+            algorithm=self.algorithm,
+            sampling=self.sampling,
+            optim=self.optim,
+            loop=self.loop,
+            negative_prompt=self.negative_prompt,
+            balanced=balanced,
+        )
         self.updater = Updater(self.generator, self.algorithm, self.loop, self.optim, processes)
         self.progress = Progress(self.rng, self.prompt_sampler)
         self._saving = Saving(
-            self.output_dir, self.checkpoint, self.generator, self.updater, self.progress, self._identity, processes
+            self.output_dir,
+            self.checkpoint,
+            self.updater,
+            self.progress,
+            lambda: self._identity.state(self.config),
+            processes,
         )
         self._ending = Ending()
         self._step = Step(
@@ -172,8 +181,11 @@ class Trainer:
         )
         self._begun = False
         drawn = self.prompt_sampler.state_dict()["prompts"]
-        options = {**self._options(), "scorer": self._scorer}
-        check_alike(processes, {"options": options, "prompts": drawn, "weights": self._began_with})
+        own = self._identity
+        check_alike(
+            processes,
+            {"options": {**own.options, "scorer": own.scorer}, "prompts": drawn, "weights": own.generator},
+        )
 
     @property
     def step_number(self) -> int:
@@ -241,7 +253,8 @@ class Trainer:
         """Run to `steps` and yield each step's record when it is logged. Signals are the caller's affair.
 
         After `stop(reason)` the next round saves the present step and ends. A loop that is left in its middle saves
-        nothing more.
+        nothing more; on several processes a checkpoint that is still being written is dropped then, unless `save`
+        follows.
         """
         self._ending.begin()
         return self._locked_rounds()
@@ -279,6 +292,7 @@ class Trainer:
 
     def _run(self, tracker: Tracker) -> Iterator[StepRecord]:
         self._begun = True
+        self._saving.finish()  # what an interruption left
         if self.processes.is_main:
             checkpoints.clean(self.output_dir)
             # A run whose folder of checkpoints is missing has lost them.
@@ -298,7 +312,12 @@ class Trainer:
                 if error is own:
                     raise
                 raise error from own
-            yield record
+            try:
+                yield record
+            except GeneratorExit:
+                self._saving.leave()
+                raise
+        self._saving.finish()
         if self.step_number and not self.images_scored:
             raise FloatingPointError("no image of the run has a score, and nothing was learnt; mend the scorer")
         if self.stopped is not None:
@@ -315,8 +334,10 @@ class Trainer:
                 callback(self, record)
         finally:
             tracker.log(record.step, record.metrics)
-        wanted = self._ending.agree(self.processes) or self.finished
-        self._saving.after_step(record.metrics.get("validation/overall"), wanted=wanted)
+        wanted = self._ending.agree(self.processes, written=self._saving.written) or self.finished
+        last = self.finished or self.stopped is not None
+        validation = record.metrics.get("validation/overall")
+        self._saving.after_step(validation, wanted=wanted, written=self._ending.all_written, last=last)
 
     def stop(self, reason: str) -> None:
         """Save and end the run after the present step."""
@@ -356,19 +377,6 @@ class Trainer:
         """Return everything that the rest of the run depends on."""
         return self._saving.state()
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what a resumed run must share with the run that it goes on from."""
-        scorer: dict[str, Any] | None = None if self._scorer is None else {**self._scorer}
-        built = built_options(self.config)
-        return {"options": self._options(), "config": built, "generator": self._began_with, "scorer": scorer}
-
-    def _options(self) -> dict[str, Any]:
-        """Return the options that decide what is trained on what, nested."""
-        names = ("distribution", "prompts_per_step", "epochs", "minibatches", "seed")
-        groups = {"algorithm": asdict(self.algorithm), "sampling": asdict(self.sampling), "optim": asdict(self.optim)}
-        own = {"negative_prompt": self.negative_prompt, "balanced": self.balanced}
-        return {**groups, **own, **{name: vars(self.loop)[name] for name in names}}
-
     def save(self) -> Path:
         """Write the checkpoint of the present step: a folder that `--checkpoint` takes, and that `resume` goes on from.
 
@@ -389,10 +397,3 @@ class Trainer:
 
 
 Callback = Callable[[Trainer, StepRecord], None]
-
-
-def _training_sampling(options: SamplingOptions) -> SamplingConfig:
-    """Return the group of a training from any group of sampling options."""
-    if isinstance(options, SamplingConfig):
-        return options
-    return SamplingConfig(**{field.name: vars(options)[field.name] for field in fields(SamplingOptions)})

@@ -17,12 +17,13 @@ from t2i_gcpo.algorithms import Algorithm, TokenAdvantages, loss, loss_denominat
 from t2i_gcpo.generators.base import ImageGenerator, TrainingScores
 from t2i_gcpo.records import Rollout, Rows
 from t2i_gcpo.training import updater_state
-from t2i_gcpo.training.average import PolicyAverage
+from t2i_gcpo.training.average import ModelWriter, PolicyAverage, model_writer
 from t2i_gcpo.training.master_weights import AFTER_DIVERGENCE
 from t2i_gcpo.training.moving_reference import MovingReference
 from t2i_gcpo.training.optim import NonFiniteGuard, adamw, lr_factor
 from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.training.sharded_weights import masters_of
+from t2i_gcpo.training.writing import Shards
 from t2i_gcpo.utils.clock import Clock
 from t2i_gcpo.utils.finite import all_finite
 from t2i_gcpo.utils.processes import ALONE, Processes, joined, mean
@@ -271,15 +272,13 @@ class Updater:
             "skipped_in_all": self.guard.total,
         }
 
-    def save_model(self, folder: Path) -> None:
-        """Write the generator into a checkpoint's folder, and its average, where there is one, into one beside it."""
-        self.generator.save(folder)
-        if self.average is not None:
-            self.average.save(folder)
+    def model_writer(self, *, copied: bool) -> ModelWriter:
+        """Return what writes the generator, and its average, into a checkpoint's folder."""
+        return model_writer(self.generator, self.average, copied=copied)
 
-    def write_shards(self, folder: Path) -> None:
-        """Write what several processes hold in shards into a checkpoint's folder. Every process calls it."""
-        updater_state.write_shards(folder, self.weights, self.optimizer)
+    def plan_shards(self, folder: Path, *, copied: bool) -> Shards | None:
+        """Return what this process writes of its own into a checkpoint's folder. Every process calls it."""
+        return updater_state.plan_shards(folder, self.weights, self.optimizer, self.processes, copied=copied)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         trained = {id(parameter) for parameter in self.generator.trainable_parameters()}

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i_gcpo.training.checkpoint import SHARDS
 from t2i_gcpo.training.master_weights import Masters, MasterWeights
 from t2i_gcpo.training.sharded_weights import ShardedWeights
+from t2i_gcpo.training.writing import SHARDS, Shards
+from t2i_gcpo.utils.processes import Processes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHTS, STEP = "weights", "step"
@@ -33,14 +34,18 @@ def whole_state(weights: Masters, optimizer: torch.optim.Optimizer) -> dict[str,
     return {"weights": weights.values(), "optimizer": optimizer.state_dict()}
 
 
-def write_shards(folder: Path, weights: Masters, optimizer: torch.optim.Optimizer) -> None:
-    """Write what is in shards into `folder`/shards; every process calls it. Nothing for one process."""
-    if isinstance(weights, ShardedWeights):
-        import torch.distributed.checkpoint as dcp
+def plan_shards(
+    folder: Path, weights: Masters, optimizer: torch.optim.Optimizer, processes: Processes, *, copied: bool
+) -> Shards | None:
+    """Return what this process writes into `folder`/shards; every process calls it. None for one process.
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcp.save(_shards(weights, optimizer), checkpoint_id=folder / SHARDS)
+    copied: what it writes is as it is now, whenever it is written.
+    """
+    if not isinstance(weights, ShardedWeights):
+        return None
+    from t2i_gcpo.training.shard_write import ShardWrite  # its libraries take seconds to load
+
+    return ShardWrite(folder / SHARDS, _shards(weights, optimizer), processes, copied=copied)
 
 
 def _shards(weights: ShardedWeights, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

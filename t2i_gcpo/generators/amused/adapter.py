@@ -10,7 +10,9 @@ negative prompt, like a token of an autoregressive generator. What is trained ma
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +148,19 @@ class Amused(TrainableGenerator):
 
     def save_model(self, folder: Path) -> None:
         """Write all parts in diffusers' layout."""
-        self.parts.save(folder)
+        parts: Any = self.weights.model
+        parts.save(folder)
+
+    def snapshot(self) -> Amused:
+        twin = super().snapshot()
+        parts: Any = twin.weights.model
+        parts.tokenizer = self._written_tokenizer
+        return twin
+
+    @cached_property
+    def _written_tokenizer(self) -> Any:
+        """A copy that one thread writes while another encodes prompts; of a large vocabulary it takes half a second."""
+        return copy.deepcopy(self.parts.tokenizer)
 
     @property
     def device(self) -> torch.device:

@@ -7,9 +7,11 @@ model are frozen.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +131,20 @@ class Janus(TrainableGenerator):
 
     def save_model(self, folder: Path) -> None:
         """Write model and processor in the hub's layout."""
-        with self.head.in_dtype_of(self.model):
-            self.model.save_pretrained(folder)
+        model: Any = self.weights.model
+        with Fp32Head.in_dtype_of(model):
+            model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+    def snapshot(self) -> Janus:
+        twin = super().snapshot()
+        twin.processor = self._written_processor
+        return twin
+
+    @cached_property
+    def _written_processor(self) -> Any:
+        """A copy that one thread writes while another encodes prompts; of a large vocabulary it takes half a second."""
+        return copy.deepcopy(self.processor)
 
     @property
     def device(self) -> torch.device:

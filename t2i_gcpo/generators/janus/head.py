@@ -24,11 +24,15 @@ class Fp32Head:
         """Compute [*, D] -> [*, V] fp32."""
         return self.module(hidden.to(self.module.proj_out.weight.dtype)).float()
 
+    @staticmethod
     @contextmanager
-    def in_dtype_of(self, model: Any) -> Iterator[None]:
-        """Give the head the dtype of the other weights inside, to be saved with them: its values have no more bits."""
-        self.module.to(model.model.language_model.dtype)
+    def in_dtype_of(model: Any) -> Iterator[None]:
+        """Give the head of `model` the dtype of its other weights inside, to be saved with them.
+
+        Its values have no more bits.
+        """
+        head = model.model.generation_head.to(model.model.language_model.dtype)
         try:
             yield
         finally:
-            self.module.float()
+            head.float()
