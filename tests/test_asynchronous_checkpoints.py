@@ -22,6 +22,7 @@ from t2i_gcpo.records import Sampling, Unmasking
 from t2i_gcpo.training import checkpoint
 from t2i_gcpo.training.options import CheckpointPlan, Schedule
 from t2i_gcpo.training.resume import expects_checkpoint
+from t2i_gcpo.training.saving import Saving
 from t2i_gcpo.training.trainer import StepRecord, Trainer
 from t2i_gcpo.training.writing import CheckpointWrite
 
@@ -123,17 +124,34 @@ def test_a_write_that_is_held_up_writes_the_weights_of_its_step(
         assert [name for name in written if written[name] != expected[name]] == []
 
 
-def test_the_same_checkpoints_are_kept_and_the_same_is_the_best(tmp_path: Path) -> None:
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch, gate: threading.Event) -> None:
+    """Let threads write as late as they can: when a checkpoint is waited for."""
+    finish = Saving.finish
+
+    def open_the_gate(self: Saving) -> None:
+        gate.set()
+        finish(self)
+        gate.clear()
+
+    monkeypatch.setattr(Saving, "finish", open_the_gate)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0, (1, 2, 4, 5, 7)), (1, (5, 7))])
+@pytest.mark.usefixtures("late")
+def test_the_same_checkpoints_are_kept_and_the_same_is_the_best(
+    keep: int, kept: tuple[int, ...], tmp_path: Path
+) -> None:
     def validation(run: Trainer, record: StepRecord) -> None:
-        scores = {1: 0.2, 2: 0.9, 4: 0.1, 5: 0.95, 6: 0.95}
+        scores = {1: 0.2, 2: 0.9, 3: 0.5, 5: 0.95, 6: 0.95}
         if record.step in scores:
             record.metrics["validation/overall"] = scores[record.step]
 
     for name in ("at_once", "aside"):
         options: dict[str, Any] = {"steps": 7, "callbacks": [validation], "optim": Schedule(lr=1e-3)}
-        kept = plan(every=3, keep=1, asynchronous=name == "aside")
-        trainer(tmp_path / name, checkpoint=kept, **options).train()
-    assert names(tmp_path / "aside") == names(tmp_path / "at_once") == ["best.json", "step_000005", "step_000007"]
+        saved = plan(every=4, keep=keep, asynchronous=name == "aside")
+        trainer(tmp_path / name, checkpoint=saved, **options).train()
+        assert names(tmp_path / name) == ["best.json", *(f"step_{step:06d}" for step in kept)]
     assert checkpoint.best(tmp_path / "aside") == (5, 0.95)
 
 
@@ -209,12 +227,16 @@ def test_a_loop_that_is_left_and_a_second_run_finish_what_is_being_written(tmp_p
     assert names(tmp_path) == ["step_000002", "step_000003"]
 
 
-def test_a_stop_between_two_steps_finishes_what_is_being_written(tmp_path: Path) -> None:
+def test_a_stop_between_two_steps_finishes_what_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = CheckpointWrite.write, []
+    monkeypatch.setattr(CheckpointWrite, "write", lambda self: (written.append(self.step), write(self))[1])
     run = trainer(tmp_path, steps=4, checkpoint=plan())
     for record in run.iterate():
         if record.step == 2:
             run.stop("enough")
-    assert names(tmp_path) == ["step_000001", "step_000002"]
+    assert names(tmp_path) == ["step_000001", "step_000002"] and written == [1, 2]
 
 
 def test_a_generator_of_ones_own_is_copied_whole() -> None:

@@ -159,7 +159,6 @@ class Saving:
             self.progress.set(before)  # nothing was learnt from this step: the resumed run repeats it
         not_written = self._not_written
         try:
-            self.finish()
             if self.saved_step != self.progress.step or isinstance(error, FloatingPointError):
                 self.save()
         except FloatingPointError as useless:
