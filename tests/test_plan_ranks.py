@@ -39,18 +39,26 @@ def planned(folder: str, dtype: str, micro_batch: int, gpus: int, reduce: str = 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "dtype", "micro_batch", "reduce"),
+    ("count", "dtype", "micro_batch", "reduce", "sizes"),
     [
-        (2, "float32", 1, "update"),
-        (8, "bfloat16", 1, "update"),
-        (4, "bfloat16", 8, "update"),
-        (8, "bfloat16", 1, "micro_batch"),
+        (2, "float32", 1, "update", {"width": 64}),
+        (8, "bfloat16", 1, "update", {"width": 64}),
+        (4, "bfloat16", 8, "update", {"width": 64}),
+        (8, "bfloat16", 1, "micro_batch", {"width": 64}),
+        # Gradients of a pass are more than its activations, as in a large model whose layers are checkpointed.
+        (8, "bfloat16", 1, "micro_batch", {"width": 256, "layers": 6}),
     ],
 )
 def test_each_phase_holds_what_the_plan_says(
-    count: int, dtype: str, micro_batch: int, reduce: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: int,
+    dtype: str,
+    micro_batch: int,
+    reduce: str,
+    sizes: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = str(tiny.checkpoint(tmp_path / "model", width=64))
+    folder = str(tiny.checkpoint(tmp_path / "model", **sizes))
     monkeypatch.setattr(sharded_weights, "BUCKET", 30_000)  # several buckets
     monkeypatch.setattr(sharded_weights, "dist", Copying)
     measured = measure(folder, dtype, micro_batch, Alike(count), reduce)

@@ -32,7 +32,6 @@ from t2i_gcpo.planning.models import (
     along_rows_and_layers,
     branch_values,
     count,
-    give_gradients,
     tensor_sizes,
     trained,
 )
@@ -137,8 +136,6 @@ class PlannedAmused(PlannedModel):
     def _passes(self, scored: Sequence[int], options: PassOptions, backward: bool, rows: int, layers: int) -> Trace:
         parts = self._parts(layers)
         weights = trained(parts, POLICY, UVIT_TARGETS, options)
-        if backward and self.dtype == torch.float32:
-            give_gradients(weights)
 
         def one(tokens: int) -> Tensor:
             conditional, unconditional = branch_values(
@@ -150,7 +147,10 @@ class PlannedAmused(PlannedModel):
             mixed = behaviour_logits(conditional, unconditional, guidance=options.guidance, keep=index)
             return selected_logprob(mixed, index)
 
-        return trace(lambda: torch.stack([one(tokens).sum() for tokens in scored]).sum(), backward=backward)
+        def forward() -> Tensor:
+            return torch.stack([one(tokens).sum() for tokens in scored]).sum()
+
+        return trace(forward, backward=backward, parameters=weights.trainable_parameters())
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,6 @@ from t2i_gcpo.planning.models import (
     along_rows_and_layers,
     branch_values,
     count,
-    give_gradients,
     rows_of_whole_chunks,
     tensor_sizes,
     trained,
@@ -103,8 +102,6 @@ class PlannedJanus(PlannedModel):
             weights.checkpoint_activations()
         head = Fp32Head(model)
         policy: Any = weights.module.train(options.gradient_checkpointing and backward)
-        if backward and self.dtype == torch.float32:
-            give_gradients(weights)
         width, length = options.prompt_columns, options.prompt_columns + self.tokens - 1
 
         def hidden(branch_rows: int) -> Tensor:
@@ -126,7 +123,7 @@ class PlannedJanus(PlannedModel):
                 conditional, head, tokens, unconditional=unconditional, guidance=guidance, chunk=options.head_chunk
             )
 
-        return trace(forward, backward=backward)
+        return trace(forward, backward=backward, parameters=weights.trainable_parameters())
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class PlannedModel(ABC):
 
     @abstractmethod
     def update(self, rows: int, options: PassOptions) -> Trace:
-        """Trace the forward and backward pass of a micro-batch, with gradients there from the one before it."""
+        """Trace the forward and backward pass of a micro-batch, whose gradients are not counted."""
 
     @abstractmethod
     def score(self, rows: int, options: PassOptions) -> Trace:
@@ -166,9 +166,3 @@ def branch_values(values: Callable[[int], Tensor], rows: int, options: PassOptio
     conditional = values(rows)
     with torch.no_grad():
         return conditional, values(rows)
-
-
-def give_gradients(weights: PolicyWeights) -> None:
-    """Give each fp32 parameter a gradient, so that a backward pass adds to it; others are moved to fp32 masters."""
-    for parameter in weights.trainable_parameters():
-        parameter.grad = torch.empty_like(parameter)

@@ -8,7 +8,7 @@ kernel, which keeps no scores.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,20 +38,42 @@ class Trace:
     kept: int
     """Bytes held when the forward pass has ended: what the backward pass reads, and the result."""
     peak: int
-    """The most bytes held at a time, gradients of the parameters included."""
+    """The most bytes held at a time beside the gradients of the parameters."""
     flops: int
     """FLOPs of the matrix products and convolutions of both passes."""
 
 
-def trace(forward: Callable[[], Tensor], *, backward: bool) -> Trace:
-    """Run `forward` on meta tensors, and where wanted the backward pass of its result."""
+def trace(forward: Callable[[], Tensor], *, backward: bool, parameters: Sequence[Tensor] = ()) -> Trace:
+    """Run `forward` on meta tensors, and where wanted the backward pass of its result.
+
+    parameters: those whose gradients are not counted. Which of them stay, and beside what, is the update's business;
+    and a peak with them would be on no line over rows and layers: at few rows they are most of what is held.
+    """
     with _fused_attention() as attention, _Ledger() as ledger, torch.set_grad_enabled(backward):
         result = forward()
         kept = ledger.held
         if backward:
-            result.backward(torch.empty_like(result))
-        peak = ledger.peak
+            with _thrown_away(parameters, ledger):
+                result.backward(torch.empty_like(result))
+        peak = ledger.peak_of_the_rest()
     return Trace(kept, peak, ledger.flops + attention.flops)
+
+
+@contextmanager
+def _thrown_away(parameters: Sequence[Tensor], ledger: _Ledger) -> Iterator[None]:
+    """Inside, let each parameter's gradient go once the backward pass has made it, and leave it out of the ledger."""
+
+    def forget(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            ledger.leave_out(parameter.grad)
+            parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(forget) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Ledger(TorchDispatchMode):
@@ -60,6 +82,9 @@ class _Ledger(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.held = self.peak = self.flops = 0
+        self._changes: list[tuple[int, int]] = []  # number of a storage, and bytes: less them when it is freed
+        self._numbers: dict[int, int] = {}  # key of a storage -> the number of the last one that had it
+        self._left_out: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -73,17 +98,32 @@ class _Ledger(TorchDispatchMode):
         for tensor in _tensors(result):
             if _key(tensor) not in given:  # else a view, or written in place
                 given.add(_key(tensor))
-                self._hold(tensor.untyped_storage())
+                self._hold(tensor.untyped_storage(), _key(tensor))
         return result
 
-    def _hold(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
+    def leave_out(self, tensor: Tensor) -> None:
+        """Leave the tensor out of `peak_of_the_rest`, from when it was made."""
+        self._left_out.add(self._numbers[_key(tensor)])
+
+    def peak_of_the_rest(self) -> int:
+        """Return the most bytes held at a time by the tensors that were not left out."""
+        held = peak = 0
+        for number, change in self._changes:
+            if number not in self._left_out:
+                held += change
+                peak = max(peak, held)
+        return peak
+
+    def _hold(self, storage: torch.UntypedStorage, key: int) -> None:
+        size, number = storage.nbytes(), len(self._changes)
+        self._numbers[key] = number
+        self._change(number, size)
+        weakref.finalize(storage, self._change, number, -size)
+
+    def _change(self, number: int, size: int) -> None:
+        self._changes.append((number, size))
         self.held += size
         self.peak = max(self.peak, self.held)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self.held -= size
 
 
 @contextmanager
