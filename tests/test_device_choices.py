@@ -20,13 +20,15 @@ from t2i_gcpo.commands.options import build
 from t2i_gcpo.commands.options.arguments import dump, load, parse
 from t2i_gcpo.commands.options.config import GeneratorConfig, TrainConfig
 from t2i_gcpo.commands.options.planned import workload
+from t2i_gcpo.generators.compilation import batches
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.planning import cards, choices
 from t2i_gcpo.planning import plan as planning
 from t2i_gcpo.planning.choices import choose, enough, with_options
 from t2i_gcpo.planning.memory import Phase
-from t2i_gcpo.planning.plan import plan, score_phase, update_phase
+from t2i_gcpo.planning.plan import decode_phase, plan, sample_phase, score_phase, update_phase
 from t2i_gcpo.planning.sources import find
+from t2i_gcpo.planning.workload import Workload
 from t2i_gcpo.utils.device import free_memory
 from t2i_gcpo.utils.processes import ALONE
 
@@ -68,8 +70,9 @@ def test_activations_are_kept_where_the_update_fits(model: str) -> None:
     assert again < kept
     assert kept == next(phase.total for phase in plan(planned, work).phases if phase.name == "update")
     limit = math.ceil((1 + choices.MARGIN) * kept) + cards.RESERVED
-    assert not choose(planned, work, limit, head_chunk=False).checkpointing
-    fewer = choose(planned, work, limit - 2, head_chunk=False)
+    alone = {"head_chunk": False, "max_batch": False}
+    assert not choose(planned, work, limit, **alone).checkpointing
+    fewer = choose(planned, work, limit - 2, **alone)
     assert fewer.checkpointing and fewer.work == with_options(work, gradient_checkpointing=True) and fewer.whole == kept
 
 
@@ -95,6 +98,57 @@ def test_the_largest_chunk_of_logits_that_fits_is_taken(tmp_path: Path, monkeypa
     large = {1024: MUCH, 512: MUCH, 256: 0}
     monkeypatch.setattr(choices, "score_phase", lambda model, load: Phase("", {"": large[load.options.head_chunk]}))
     assert choose(planned, work, MUCH).head_chunk == 256
+
+
+def test_as_many_images_are_sampled_at_once_as_fit(model: str) -> None:
+    """Sampling and decoding have to fit, of a step's images and of an evaluation's, which are more here."""
+    config = options(model, "--prompts-per-step", "2", "--algorithm.group-size", "8")
+    planned, work = planning.load(find(model), torch.float32), workload(config, find(model), columns=8)
+    assert (work.rows, work.evaluated_at_once) == (16, 64)
+
+    def needed(batch: int, of: Workload = work) -> int:
+        larger = replace(of, max_batch=batch)
+        peak = max(phase(planned, larger).total for phase in (sample_phase, decode_phase))
+        return math.ceil((1 + choices.MARGIN) * peak) + cards.RESERVED
+
+    needs = [needed(batch) for batch in choices.BATCHES]
+    assert needs == sorted(needs, reverse=True)
+    assert needed(64) > needed(64, replace(work, evaluated=0)) == needed(16, replace(work, evaluated=0))
+    for batch, free in zip(choices.BATCHES, needs, strict=True):
+        chosen = choose(planned, work, free + 2)
+        assert chosen.max_batch == chosen.work.max_batch == batch
+    assert choose(planned, work, 0).max_batch == 8
+    assert choose(planned, replace(work, max_batch=7), MUCH, max_batch=False).max_batch == 7
+    phases = {phase.name: phase.total for phase in plan(planned, work).phases}
+    assert (phases["sample"], phases["decode"]) == (
+        sample_phase(planned, work).total,
+        decode_phase(planned, work).total,
+    )
+
+
+def test_the_images_of_an_evaluation_by_hand(model: str) -> None:
+    """96 validation prompts every 50 steps, all test prompts before and after."""
+
+    def at_once(*more: str, gpus: int = 1) -> int:
+        return workload(options(model, *more), find(model), columns=8, gpus=gpus).evaluated_at_once
+
+    without = ["--evaluate.before", "false", "--evaluate.after", "false", "--evaluate.limit", "24"]
+    assert (at_once(), at_once(*without), at_once(*without, gpus=5)) == (64, 24, 5)
+    assert at_once(*without, "--evaluate.every", "0") == 0
+    assert at_once("--evaluate.every", "0", "--evaluate.test-limit", "40") == 40
+
+
+def test_a_step_is_cut_into_equal_parts(model: str) -> None:
+    """96 images of at most 64 are sampled as 48 and 48, as the generator does; fewer than 64 are compiled as well."""
+
+    def work(images: int) -> Workload:
+        config = options(model, "--prompts-per-step", str(images // 2), "--algorithm.group-size", "2")
+        return workload(config, find(model), columns=8)
+
+    for images, rows in ((96, 48), (64, 64), (16, 16)):
+        (first, *_) = batches(range(images), 64, True, images)
+        assert work(images).sampled_at_once == rows == len(first.rows)
+        assert work(images).compiled and first.compile
 
 
 def test_the_chosen_chunk_reaches_the_scorer(model: str, tmp_path: Path) -> None:
@@ -127,17 +181,17 @@ def test_free_memory_is_asked_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_run_is_settled_by_what_its_device_has_free(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = options(model)
     assert config.generator.gradient_checkpointing == "auto"
-    for free, on, chunk, words in (
-        (MUCH, False, 1024, "off; without it the update holds"),
-        (LITTLE, True, 128, "0.0 GB are free"),
+    for free, on, chunk, batch, words in (
+        (MUCH, False, 1024, 64, "off; without it the update holds"),
+        (LITTLE, True, 128, 8, "0.0 GB are free"),
     ):
         give(monkeypatch, free)
         settled, text = settle(config)
-        chosen = {"gradient_checkpointing": on, "head_chunk": chunk}
+        chosen = {"gradient_checkpointing": on, "head_chunk": chunk, "max_batch": batch}
         assert settled == replace(config, generator=replace(config.generator, **chosen))
-        first, second = text.splitlines()
+        first, *others = text.splitlines()
         assert first.startswith(f"gradient checkpointing: {'on' if on else 'off'}") and words in first
-        assert second == f"head chunk: {chunk}"
+        assert others == [f"head chunk: {chunk}", f"max batch: {batch}"]
     give(monkeypatch, None)
     assert settle(config) == (replace(config, generator=replace(config.generator, gradient_checkpointing=False)), "")
 
@@ -145,9 +199,9 @@ def test_a_run_is_settled_by_what_its_device_has_free(model: str, monkeypatch: p
 def test_what_is_asked_for_stays(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for value, free in (("true", MUCH), ("false", LITTLE)):
         give(monkeypatch, free)
-        config = options(model, OPTION, value, "--generator.head-chunk", "200")
+        config = options(model, OPTION, value, "--generator.head-chunk", "200", "--generator.max-batch", "24")
         assert settle(config) == (config, "")
-        part = options(model, OPTION, value)
+        part = options(model, OPTION, value, "--generator.max-batch", "24")
         settled, text = settle(part)
         chunk = 1024 if free == MUCH else 128
         assert settled == replace(part, generator=replace(part.generator, head_chunk=chunk))
@@ -156,10 +210,14 @@ def test_what_is_asked_for_stays(model: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_run_that_goes_on_keeps_its_choice(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     give(monkeypatch, MUCH)
-    before = options(model, OPTION, "true", "--generator.head-chunk", "256")
+    before = options(model, OPTION, "true", "--generator.head-chunk", "256", "--generator.max-batch", "16")
     settled, text = settle(options(model), before=before)
     assert settled == before
-    assert text == "gradient checkpointing: on, as the run has it\nhead chunk: 256, as the run has it"
+    assert text.splitlines() == [
+        "gradient checkpointing: on, as the run has it",
+        "head chunk: 256, as the run has it",
+        "max batch: 16, as the run has it",
+    ]
 
 
 def test_without_a_plan_activations_are_checkpointed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +228,7 @@ def test_without_a_plan_activations_are_checkpointed(model: str, monkeypatch: py
     give(monkeypatch, MUCH)
     settled, text = settle(options(model))
     assert settled.generator.gradient_checkpointing is True and settled.generator.head_chunk == 0
+    assert (settled.generator.max_batch, settled.generator.rows_at_once) == (0, 64)
     assert "on, as there is no plan to choose by (there is no plan for models of type 'own')" in text
 
 
@@ -238,14 +297,15 @@ def test_a_plan_shows_what_each_card_would_get(
     asked = ["plan", "--generator.checkpoint", model, "--prompt-columns", "8", "--card", "H100", "--card", "small"]
     assert main([*asked, "--out", str(file)]) == 0
     content = json.loads(file.read_text())
-    chosen = {name: (card["gradient_checkpointing"], card["head_chunk"]) for name, card in content["cards"].items()}
-    assert chosen == {"H100": (False, 1024), "small": (True, 128)}
+    names = ("gradient_checkpointing", "head_chunk", "max_batch")
+    chosen = {card: tuple(values[name] for name in names) for card, values in content["cards"].items()}
+    assert chosen == {"H100": (False, 1024, 64), "small": (True, 128, 8)}
     assert content["memory"] == content["cards"]["H100"]["phases"]
     updates = {name: card["phases"]["update"]["total"] for name, card in content["cards"].items()}
     assert updates["small"] < updates["H100"]
     shown = " ".join(capsys.readouterr().out.split())
-    assert "gradient checkpointing off, head chunk 1024 (H100)" in shown
-    assert "gradient checkpointing on, head chunk 128 (small)" in shown
+    assert "gradient checkpointing off, head chunk 1024, max batch 64 (H100)" in shown
+    assert "gradient checkpointing on, head chunk 128, max batch 8 (small)" in shown
     assert main([*asked, "--out", str(file), OPTION, "true"]) == 0
     content = json.loads(file.read_text())
     assert all(card["gradient_checkpointing"] for card in content["cards"].values())

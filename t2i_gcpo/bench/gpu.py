@@ -182,7 +182,7 @@ def choose_chunk(bench: Bench) -> None:
     free = free_memory(bench.device)
     if free is not None:
         work = bench.work(min(bench.options.images), resolve("gcpo", group_size=bench.options.group_size))
-        chosen = choose(bench.planned, work, free, gradient_checkpointing=False)
+        chosen = choose(bench.planned, work, free, gradient_checkpointing=False, max_batch=False)
         bench.generator.scorer.head_chunk = chosen.head_chunk
     bench.report.settings["head_chunk"] = bench.generator.scorer.head_chunk
 

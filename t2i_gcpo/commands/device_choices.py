@@ -18,7 +18,7 @@ from t2i_gcpo.utils.device import free_memory
 from t2i_gcpo.utils.processes import ALONE, Processes
 
 #: The options that are settled here -> the value that leaves them to the device.
-LEFT: dict[str, Any] = {"gradient_checkpointing": "auto", "head_chunk": 0}
+LEFT: dict[str, Any] = {"gradient_checkpointing": "auto", "head_chunk": 0, "max_batch": 0}
 CHECKPOINTING = "gradient checkpointing"
 
 
@@ -27,9 +27,9 @@ def settle(
 ) -> tuple[TrainConfig, str]:
     """Return the options with those settled that were left to the device, and what there is to say about it, or "".
 
-    before: the options of the run that goes on, whose choices stay. On a CPU gradient checkpointing is off, and the
-    chunk of logits that of the generator. The processes of a run choose alike, by the one with least memory. Call it
-    when the scorers are loaded: what they hold is not free.
+    before: the options of the run that goes on, whose choices stay. On a CPU gradient checkpointing is off, the chunk
+    of logits that of the generator, and 64 images are sampled at once. The processes of a run choose alike, by the one
+    with least memory. Call it when the scorers are loaded: what they hold is not free.
     """
     settled, texts = (config, []) if before is None else _as_before(config, before)
     left = left_open(settled)
@@ -67,8 +67,10 @@ def _by_plan(config: TrainConfig, free: int, left: list[str], gpus: int) -> tupl
             f"{CHECKPOINTING}: on, as there is no plan to choose by ({error}); --generator.gradient-checkpointing false"
         )
         return _with(config, gradient_checkpointing=True), [f"{text} switches it off"]
-    options = {"gradient_checkpointing": chosen.checkpointing, "head_chunk": chosen.head_chunk}
-    texts = {"gradient_checkpointing": sentence(chosen), "head_chunk": f"head chunk: {chosen.head_chunk}"}
+    options = {"gradient_checkpointing": chosen.checkpointing, "head_chunk": chosen.head_chunk,
+               "max_batch": chosen.max_batch}  # fmt: skip
+    texts = {"gradient_checkpointing": sentence(chosen), "head_chunk": f"head chunk: {chosen.head_chunk}",
+             "max_batch": f"max batch: {chosen.max_batch}"}  # fmt: skip
     names = left if chosen.chunked else [name for name in left if name != "head_chunk"]
     return _with(config, **{name: options[name] for name in names}), [texts[name] for name in names]
 

@@ -71,8 +71,8 @@ def _lower(config: TrainConfig, gpus: int) -> list[str]:
         options.append(f"--micro-batch (now {config.micro_batch})")
     if gpus > 1 and config.reduce_gradients == "update":
         options.append("the gradients that each process adds up (--reduce-gradients micro_batch)")
-    if generator.max_batch > 1:
-        options.append(f"--generator.max-batch (now {generator.max_batch})")
+    if generator.rows_at_once > 1:
+        options.append(f"--generator.max-batch (now {generator.rows_at_once})")
     if not generator.gradient_checkpointing and not generator.fold_passes:
         options.append("the activations that are kept (--generator.gradient-checkpointing true)")
     return options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich import box
@@ -49,7 +49,8 @@ class Outcome:
         """Say what may differ between the cards."""
         options = self.work.options
         chunk = f", head chunk {options.head_chunk}" if self.chunked else ""
-        return f"gradient checkpointing {'on' if options.gradient_checkpointing else 'off'}{chunk}"
+        checkpointing = "on" if options.gradient_checkpointing else "off"
+        return f"gradient checkpointing {checkpointing}{chunk}, max batch {self.work.max_batch}"
 
 
 def main(argv: list[str]) -> int:
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
     if args.out is not None:
         check_file(args.out)
     if args.measure:
-        config, _ = settle(config)  # what is measured is this machine's choice
+        config, _ = settle(_without_evaluations(config))  # what is measured is this machine's choice
     source = find(config.generator.checkpoint, layers=config.generator.layers, width=config.generator.width)
     columns, about = prompt_columns(source, config, args.prompt_columns)
     outcomes = plans(config, source, chosen, workload(config, source, columns=columns, gpus=args.gpus))
@@ -89,6 +90,11 @@ def plans(config: TrainConfig, source: Source, chosen: list[Card], work: Workloa
     return outcomes
 
 
+def _without_evaluations(config: TrainConfig) -> TrainConfig:
+    """Return the options of the steps alone, which are what is measured."""
+    return replace(config, evaluate=replace(config.evaluate, every=0, before=False, after=False))
+
+
 def measured_peak(config: TrainConfig, source: Source) -> int:
     """Run the first steps, and return the bytes that they held at most. ValueError: no weights to run with."""
     from t2i_gcpo.commands.plan_measure import measure
@@ -114,6 +120,7 @@ def to_json(outcomes: list[Outcome], about: dict[str, Any], measured: int | None
         "peak": _peak(made),
         "measured_peak": measured,
         "step": {name: asdict(work) for name, work in made.work.items()},
+        "logits_of_the_update": made.logits,
         "checkpoint": made.checkpoint,
         "sent_a_step": made.sent,
         "cards": {outcome.card.name: _of_card(outcome) for outcome in outcomes},
@@ -131,6 +138,7 @@ def _of_card(outcome: Outcome) -> dict[str, Any]:
         "source": card.source,
         "gradient_checkpointing": outcome.work.options.gradient_checkpointing,
         "head_chunk": outcome.work.options.head_chunk if outcome.chunked else None,
+        "max_batch": outcome.work.max_batch,
         "phases": _memory(made),
         "peak": _peak(made),
         "step_seconds": made.step_seconds(card),
@@ -156,10 +164,15 @@ def show(console: Console, outcomes: list[Outcome], notes: list[str], measured: 
     counts = ", ".join(f"{name} {number / 1e6:,.1f}" for name, number in made.parameters.items())
     console.print(f"million parameters: {counts}", highlight=False)
     for work in dict.fromkeys(outcome.work for outcome in outcomes):
-        console.print(memory_table([outcome for outcome in outcomes if outcome.work == work]))
+        alike = [outcome for outcome in outcomes if outcome.work == work]
+        console.print(memory_table(alike))
+        console.print(
+            f"Logits hold {alike[0].plan.logits / GB:.3f} GB of the update's activations at most, where they are made.",
+            highlight=False,
+        )
     if measured is not None:
         console.print(
-            f"measured peak {measured / GB:.3f} GB, planned {made.peak.total / GB:.3f} GB, "
+            f"steps without evaluations: measured peak {measured / GB:.3f} GB, planned {made.peak.total / GB:.3f} GB, "
             f"{made.peak.total / measured - 1:+.1%}",
             highlight=False,
         )

@@ -247,7 +247,7 @@ def _evaluate(config: TrainConfig, trainer: Trainer, prompts: list[Prompt], *, n
         prompts,
         trainer.reward,
         sampling=build.sampling(config.sampling, guidance=config.evaluate.guidance),
-        batch=config.generator.max_batch,
+        batch=config.generator.rows_at_once,
         seed=config.evaluate.seed,
         progress=config.logging.progress,
         keep_images=True,

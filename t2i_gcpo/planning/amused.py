@@ -29,7 +29,6 @@ from t2i_gcpo.planning.models import (
     PassOptions,
     PlannedModel,
     adapted_layers,
-    along_rows_and_layers,
     branch_values,
     count,
     tensor_sizes,
@@ -47,6 +46,7 @@ class PlannedAmused(PlannedModel):
     chunked_head = False
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
+        super().__init__()
         self.source, self.dtype = source, dtype
         parts = self._parts(None)
         self.layers = len(parts.transformer.transformer_layers)
@@ -109,12 +109,13 @@ class PlannedAmused(PlannedModel):
         largest = self._traced(rows, [max(scored)], options, True)
         again = self._traced(rows, [max(scored)], options, False)
         kept = len(scored) * rows * self.tokens * 8  # each pass' token ids
-        return Trace(kept, largest.peak + kept, len(scored) * (largest.flops + again.flops))
+        flops = len(scored) * (largest.flops + again.flops)
+        return Trace(kept, largest.peak + kept, flops, largest.logits)
 
     def score(self, rows: int, options: PassOptions) -> Trace:
         scored = self.scored(options)
         one = self._traced(rows, [max(scored)], options, False)
-        return Trace(one.kept, one.peak, len(scored) * one.flops)
+        return replace(one, flops=len(scored) * one.flops)
 
     def scored(self, options: PassOptions) -> list[int]:
         """Count the tokens that each pass of an update scores."""
@@ -131,7 +132,9 @@ class PlannedAmused(PlannedModel):
         return sorted(committed, reverse=True)[:number]
 
     def _traced(self, rows: int, scored: Sequence[int], options: PassOptions, backward: bool) -> Trace:
-        return along_rows_and_layers(rows, self.layers, partial(self._passes, scored, options, backward))
+        options = replace(options, gradient_checkpointing=False)  # it says which passes are traced
+        traced = partial(self._passes, scored, options, backward)
+        return self.along((tuple(scored), options, backward), rows, self.layers, traced)
 
     def _passes(self, scored: Sequence[int], options: PassOptions, backward: bool, rows: int, layers: int) -> Trace:
         parts = self._parts(layers)
@@ -150,7 +153,8 @@ class PlannedAmused(PlannedModel):
         def forward() -> Tensor:
             return torch.stack([one(tokens).sum() for tokens in scored]).sum()
 
-        return trace(forward, backward=backward, parameters=weights.trainable_parameters())
+        parameters = weights.trainable_parameters()
+        return trace(forward, backward=backward, parameters=parameters, codebook=self.codebook)
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
@@ -158,13 +162,16 @@ class PlannedAmused(PlannedModel):
         return 0
 
     def sample(self, folded: int, prompts: int, options: PassOptions) -> int:
-        one = along_rows_and_layers(folded, self.layers, partial(self._forward, options))
+        one = self._sampled(folded, options)
         drawn = folded * self.tokens * self.codebook * (self.dtype.itemsize + DRAWING * torch.float32.itemsize)
         return max(one.peak, drawn)
 
     def sampling_work(self, folded: int, options: PassOptions) -> tuple[float, float]:
-        one = along_rows_and_layers(folded, self.layers, partial(self._forward, options))
+        one = self._sampled(folded, options)
         return options.sampling_steps * one.flops, options.sampling_steps * self.policy * self.dtype.itemsize
+
+    def _sampled(self, folded: int, options: PassOptions) -> Trace:
+        return self.along(("sample", options.lora_rank), folded, self.layers, partial(self._forward, options))
 
     def _forward(self, options: PassOptions, folded: int, layers: int) -> Trace:
         weights = trained(self._parts(layers), POLICY, UVIT_TARGETS, options)
@@ -180,7 +187,7 @@ class PlannedAmused(PlannedModel):
             shape = (*grid.shape, int(vqvae.config.latent_channels))
             return trace(lambda: vqvae.decode(grid, force_not_quantize=True, shape=shape).sample, backward=False)
 
-        return along_rows_and_layers(rows, 1, one)
+        return self.along("decode", rows, 1, one)
 
 
 def _first(values: Tensor, tokens: int) -> Tensor:

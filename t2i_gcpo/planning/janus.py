@@ -25,7 +25,6 @@ from t2i_gcpo.planning.models import (
     PassOptions,
     PlannedModel,
     adapted_layers,
-    along_rows_and_layers,
     branch_values,
     count,
     rows_of_whole_chunks,
@@ -44,6 +43,7 @@ class PlannedJanus(PlannedModel):
     chunked_head = True
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
+        super().__init__()
         self.source, self.dtype = source, dtype
         self.config = self._config()
         text, model = self.config.text_config, self._model(self.config.text_config.num_hidden_layers)
@@ -93,7 +93,7 @@ class PlannedJanus(PlannedModel):
 
     def _traced(self, rows: int, options: PassOptions, backward: bool) -> Trace:
         at = rows_of_whole_chunks(self.tokens, options.head_chunk)
-        return along_rows_and_layers(rows, self.layers, partial(self._pass, options, backward), at)
+        return self.along((options, backward), rows, self.layers, partial(self._pass, options, backward), at)
 
     def _pass(self, options: PassOptions, backward: bool, rows: int, layers: int) -> Trace:
         model = self._model(layers)
@@ -123,7 +123,8 @@ class PlannedJanus(PlannedModel):
                 conditional, head, tokens, unconditional=unconditional, guidance=guidance, chunk=options.head_chunk
             )
 
-        return trace(forward, backward=backward, parameters=weights.trainable_parameters())
+        parameters = weights.trainable_parameters()
+        return trace(forward, backward=backward, parameters=parameters, codebook=self.codebook)
 
     # -- sampling ------------------------------------------------------------------------------------------------------
 
@@ -160,7 +161,7 @@ class PlannedJanus(PlannedModel):
             tokens = torch.zeros(rows, self.tokens, dtype=torch.long, device=META)
             return trace(lambda: model.decode_image_tokens(tokens), backward=False)
 
-        return along_rows_and_layers(rows, 1, one)
+        return self.along("decode", rows, 1, one)
 
 
 def processor(source: Source) -> Any:

@@ -119,13 +119,24 @@ def phases(
     """
     held, stays = always.parts, {"keys and values": cache if cache_stays else 0}
     return [
-        Phase("sample", {**held, "keys and values": cache, "second weights": twice, "logits and prefill": sampling}),
-        Phase("decode", {**held, **stays, "decoder activations": decoding}),
+        sample_phase(always, cache=cache, twice=twice, sampling=sampling),
+        decode_phase(always, stays=stays["keys and values"], decoding=decoding),
         score_phase(always, stays=stays["keys and values"], visiting=visiting, scoring=scoring),
         update_phase(always, stays=stays["keys and values"], update=update),
         *([] if exchange is None else [Phase("exchange", {**held, **stays, **exchange})]),
         Phase("optimizer", {**held, **stays, "optimizer scratch": optimizer}),
     ]
+
+
+def sample_phase(always: State, *, cache: int, twice: int, sampling: int) -> Phase:
+    """Return the peak of sampling alone; the arguments are those of `phases`."""
+    own = {"keys and values": cache, "second weights": twice, "logits and prefill": sampling}
+    return Phase("sample", {**always.parts, **own})
+
+
+def decode_phase(always: State, *, stays: int, decoding: int) -> Phase:
+    """Return the peak of decoding alone; the arguments are those of `phases` and `update_phase`."""
+    return Phase("decode", {**always.parts, "keys and values": stays, "decoder activations": decoding})
 
 
 def score_phase(always: State, *, stays: int, visiting: int, scoring: int) -> Phase:

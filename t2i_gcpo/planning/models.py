@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +67,30 @@ class PlannedModel(ABC):
     chunked_head: bool
     """Whether tokens are scored in chunks of `PassOptions.head_chunk`."""
 
+    def __init__(self) -> None:
+        self._traces: dict[Hashable, Trace] = {}
+
+    def along(
+        self,
+        name: Hashable,
+        rows: int,
+        layers: int,
+        traced: Callable[[int, int], Trace],
+        at: tuple[int, int] | None = None,
+    ) -> Trace:
+        """Call `along_rows_and_layers`, and trace under a name no number of rows and layers twice.
+
+        Larger batches follow from the same small ones, so that a plan for another card needs no new trace.
+        """
+
+        def once(few: int, depth: int) -> Trace:
+            key = (name, few, depth)
+            if key not in self._traces:
+                self._traces[key] = traced(few, depth)
+            return self._traces[key]
+
+        return along_rows_and_layers(rows, layers, once, at or ROWS)
+
     def trained(self, rank: int) -> list[int]:
         """Count the parameters of each tensor that is trained: the policy's, or those of adapters of this rank."""
         if not rank:
@@ -125,7 +149,8 @@ def _along(size: int, at: tuple[int, int], traced: Callable[[int], Trace]) -> Tr
     def to(a: int, b: int) -> int:
         return round(a + (b - a) * steps)
 
-    return Trace(to(first.kept, second.kept), to(first.peak, second.peak), to(first.flops, second.flops))
+    names = ("kept", "peak", "flops", "logits")
+    return Trace(**{name: to(vars(first)[name], vars(second)[name]) for name in names})
 
 
 def count(module: nn.Module) -> int:

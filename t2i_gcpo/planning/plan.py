@@ -46,6 +46,8 @@ class Plan:
     steps: int
     sent: int
     """Bytes that each card sends to the others in a step; 0 for one."""
+    logits: int = 0
+    """The most bytes of logits, and of what is made of them, that the update's passes hold at a time."""
 
     @property
     def peak(self) -> Phase:
@@ -76,17 +78,16 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
     """Plan a run."""
     options, itemsize = load.options, load.options.dtype.itemsize
     adapters, trained = _trained(model, load)
-    folded = load.branches * load.sampled_at_once
     micro = load.micro_batches
     update = model.update(micro[0], options)
     score = model.score(min(load.micro_batch, load.rows), options)
-    decoded = min(DECODE_ROWS_CPU, load.rows) if load.on_cpu else load.sampled_at_once
+    decoded, (cache, sampling) = _decoded(load), _sampling(model, load)
     decode = model.decode(decoded, options)
     phases = memory.phases(
         _state(model, load),
-        cache=_cache(model, load),
-        cache_stays=load.compiled and load.on_cpu,
-        sampling=model.sample(folded, min(load.prompts, load.sampled_at_once), options),
+        cache=cache,
+        cache_stays=_cache_stays(load),
+        sampling=sampling,
         decoding=decode.peak,
         scoring=score.peak,
         update=_passes(model, load, update),
@@ -104,23 +105,36 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
     )
     exchanges = len(micro) if load.each_pass else 1
     sent = load.updates * memory.sent_bytes(trained=trained, itemsize=itemsize, gpus=load.gpus, exchanges=exchanges)
-    return Plan(parameters, phases, work, validation, checkpoint, load.steps, sent)
+    return Plan(parameters, phases, work, validation, checkpoint, load.steps, sent, update.logits)
 
 
 @functools.lru_cache(maxsize=16)  # the cards of a plan ask for the same passes
+def sample_phase(model: PlannedModel, load: Workload) -> Phase:
+    """Return the peak of sampling, as `plan` has it among the others."""
+    cache, sampling = _sampling(model, load)
+    twice = _twice(model, load, _trained(model, load)[1])
+    return memory.sample_phase(_state(model, load), cache=cache, twice=twice, sampling=sampling)
+
+
+@functools.lru_cache(maxsize=16)
+def decode_phase(model: PlannedModel, load: Workload) -> Phase:
+    """Return the peak of decoding, as `plan` has it among the others."""
+    decoding = model.decode(_decoded(load), load.options).peak
+    return memory.decode_phase(_state(model, load), stays=_staying_cache(model, load), decoding=decoding)
+
+
+@functools.lru_cache(maxsize=16)
 def update_phase(model: PlannedModel, load: Workload) -> Phase:
     """Return the peak of the update's passes, as `plan` has it among the others."""
     passes = _passes(model, load, model.update(load.micro_batches[0], load.options))
-    stays = _cache(model, load) if load.compiled and load.on_cpu else 0
-    return memory.update_phase(_state(model, load), stays=stays, update=passes)
+    return memory.update_phase(_state(model, load), stays=_staying_cache(model, load), update=passes)
 
 
 @functools.lru_cache(maxsize=16)
 def score_phase(model: PlannedModel, load: Workload) -> Phase:
     """Return the peak of scoring under the reference, as `plan` has it among the others."""
     score = model.score(min(load.micro_batch, load.rows), load.options)
-    stays = _cache(model, load) if load.compiled and load.on_cpu else 0
-    visiting = _visiting(model, load, _trained(model, load)[1])
+    stays, visiting = _staying_cache(model, load), _visiting(model, load, _trained(model, load)[1])
     return memory.score_phase(_state(model, load), stays=stays, visiting=visiting, scoring=score.peak)
 
 
@@ -175,9 +189,36 @@ def _parked(load: Workload) -> bool:
     return not (load.kl_always or load.on_cpu)
 
 
-def _cache(model: PlannedModel, load: Workload) -> int:
-    folded = load.branches * load.sampled_at_once
-    return model.cache(folded, load.options, compiled=load.compiled, on_cpu=load.on_cpu)
+def _sampling(model: PlannedModel, load: Workload) -> tuple[int, int]:
+    """Count the bytes of the buffers of keys and values, and what sampling holds beside them.
+
+    Of a step's images or those of an evaluation, which has one a prompt: what holds more.
+    """
+    sizes = {(load.sampled_at_once, min(load.prompts, load.sampled_at_once))}
+    if load.evaluated:
+        sizes.add((load.evaluated_at_once, load.evaluated_at_once))
+    held = []
+    for rows, prompts in sizes:
+        folded = load.branches * rows
+        cache = model.cache(folded, load.options, compiled=load.compiled, on_cpu=load.on_cpu)
+        held.append((cache, model.sample(folded, prompts, load.options)))
+    return max(held, key=sum)
+
+
+def _cache_stays(load: Workload) -> bool:
+    """Say whether the buffers of keys and values are held between the rollouts."""
+    return load.compiled and load.on_cpu
+
+
+def _staying_cache(model: PlannedModel, load: Workload) -> int:
+    return _sampling(model, load)[0] if _cache_stays(load) else 0
+
+
+def _decoded(load: Workload) -> int:
+    """Return the images that are decoded at once."""
+    if load.on_cpu:
+        return min(DECODE_ROWS_CPU, max(load.rows, load.evaluated))
+    return max(load.sampled_at_once, load.evaluated_at_once)
 
 
 def _validation(load: Workload, sampling: Work, decoding: Work) -> Work:

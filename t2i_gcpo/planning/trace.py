@@ -41,22 +41,27 @@ class Trace:
     """The most bytes held at a time beside the gradients of the parameters."""
     flops: int
     """FLOPs of the matrix products and convolutions of both passes."""
+    logits: int = 0
+    """The most bytes of logits, and of tensors as wide as these, that are held at a time."""
 
 
-def trace(forward: Callable[[], Tensor], *, backward: bool, parameters: Sequence[Tensor] = ()) -> Trace:
+def trace(
+    forward: Callable[[], Tensor], *, backward: bool, parameters: Sequence[Tensor] = (), codebook: int = 0
+) -> Trace:
     """Run `forward` on meta tensors, and where wanted the backward pass of its result.
 
+    codebook: V; a tensor with such a dimension is one of logits.
     parameters: those whose gradients are not counted. Which of them stay, and beside what, is the update's business;
     and a peak with them would be on no line over rows and layers: at few rows they are most of what is held.
     """
-    with _fused_attention() as attention, _Ledger() as ledger, torch.set_grad_enabled(backward):
+    with _fused_attention() as attention, _Ledger(codebook) as ledger, torch.set_grad_enabled(backward):
         result = forward()
         kept = ledger.held
         if backward:
             with _thrown_away(parameters, ledger):
                 result.backward(torch.empty_like(result))
-        peak = ledger.peak_of_the_rest()
-    return Trace(kept, peak, ledger.flops + attention.flops)
+        peak, logits = ledger.peak_of_the_rest()
+    return Trace(kept, peak, ledger.flops + attention.flops, logits)
 
 
 @contextmanager
@@ -79,12 +84,14 @@ def _thrown_away(parameters: Sequence[Tensor], ledger: _Ledger) -> Iterator[None
 class _Ledger(TorchDispatchMode):
     """Count the storages that operations made and that are still alive, and FLOPs."""
 
-    def __init__(self) -> None:
+    def __init__(self, codebook: int = 0) -> None:
         super().__init__()
+        self.codebook = codebook
         self.held = self.peak = self.flops = 0
         self._changes: list[tuple[int, int]] = []  # number of a storage, and bytes: less them when it is freed
         self._numbers: dict[int, int] = {}  # key of a storage -> the number of the last one that had it
         self._left_out: set[int] = set()
+        self._logits: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -98,25 +105,28 @@ class _Ledger(TorchDispatchMode):
         for tensor in _tensors(result):
             if _key(tensor) not in given:  # else a view, or written in place
                 given.add(_key(tensor))
-                self._hold(tensor.untyped_storage(), _key(tensor))
+                self._hold(tensor)
         return result
 
     def leave_out(self, tensor: Tensor) -> None:
         """Leave the tensor out of `peak_of_the_rest`, from when it was made."""
         self._left_out.add(self._numbers[_key(tensor)])
 
-    def peak_of_the_rest(self) -> int:
-        """Return the most bytes held at a time by the tensors that were not left out."""
-        held = peak = 0
+    def peak_of_the_rest(self) -> tuple[int, int]:
+        """Return the most bytes held at a time by tensors that were not left out, and the most by logits among them."""
+        held = logits = most = most_logits = 0
         for number, change in self._changes:
             if number not in self._left_out:
                 held += change
-                peak = max(peak, held)
-        return peak
+                logits += change if number in self._logits else 0
+                most, most_logits = max(most, held), max(most_logits, logits)
+        return most, most_logits
 
-    def _hold(self, storage: torch.UntypedStorage, key: int) -> None:
-        size, number = storage.nbytes(), len(self._changes)
-        self._numbers[key] = number
+    def _hold(self, tensor: Tensor) -> None:
+        storage, number = tensor.untyped_storage(), len(self._changes)
+        size, self._numbers[_key(tensor)] = storage.nbytes(), number
+        if self.codebook in tensor.shape:
+            self._logits.add(number)
         self._change(number, size)
         weakref.finalize(storage, self._change, number, -size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from t2i_gcpo.generators.compilation import CompileChoice, compilation_pays, worth_compiling
+from t2i_gcpo.generators.compilation import CompileChoice, compilation_pays
 from t2i_gcpo.generators.tokens.branches import Branches
 from t2i_gcpo.planning.models import PassOptions
 from t2i_gcpo.records import Sampling
@@ -42,6 +42,8 @@ class Workload:
     """Whether an average of the trained weights is kept, and scored."""
     validation_every: int = 0
     validation_images: int = 0
+    evaluated: int = 0
+    """Images of the largest evaluation, one a prompt, that are sampled max_batch at a time; 0: there is none."""
     gpus: int = 1
     each_pass: bool = False
     """Whether several cards sum their gradients after each micro-batch, not once an update."""
@@ -58,12 +60,17 @@ class Workload:
 
     @property
     def sampled_at_once(self) -> int:
-        return min(self.max_batch, self.rows)
+        """Return the images of each equal part that a step's are cut into, as `batches` does."""
+        return math.ceil(self.rows / math.ceil(self.rows / self.max_batch))
+
+    @property
+    def evaluated_at_once(self) -> int:
+        return min(self.max_batch, math.ceil(self.evaluated / self.gpus))
 
     @property
     def compiled(self) -> bool:
-        """Say whether the sampling step is compiled, as `Compilation` and `batches` decide."""
-        return compilation_pays(self.compile, self.steps) and worth_compiling(self.rows, self.max_batch)
+        """Say whether the sampling step is compiled, as `Compilation` decides where it knows a step's images."""
+        return compilation_pays(self.compile, self.steps)
 
     @property
     def micro_batches(self) -> list[int]:

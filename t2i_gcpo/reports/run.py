@@ -29,6 +29,8 @@ INCIDENTAL = (
     "generator.device",
     "generator.compile",
     "generator.max_batch",
+    "generator.gradient_checkpointing",
+    "generator.head_chunk",
 )
 
 

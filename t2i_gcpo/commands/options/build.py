@@ -41,7 +41,7 @@ def generator(options: GeneratorConfig, *, seed: int, processes: Processes = ALO
         revision=options.revision,
         layers=options.layers,
         width=options.width,
-        max_batch=options.max_batch,
+        max_batch=options.rows_at_once,
         compile=COMPILE[options.compile],
         gradient_checkpointing=options.gradient_checkpointing is True,  # "auto" is settled in device_choices.py
         decode_dtype=options.decode_dtype,
@@ -113,7 +113,7 @@ def build_trainer(
         sampling=evaluation,
         every=config.evaluate.every,
         seed=config.evaluate.seed,
-        batch=config.generator.max_batch,
+        batch=config.generator.rows_at_once,
     )
     draw = Pictures(
         limit(validation, max(config.pictures.prompts, config.pictures.candidates)),

@@ -31,6 +31,9 @@ from t2i_gcpo.training.options import (
 )
 from t2i_gcpo.utils.checks import above_zero, at_least, declared
 
+#: Rows that are sampled at once where there is no plan to choose by.
+ROWS = 64
+
 
 @dataclass(frozen=True)
 class GeneratorConfig:
@@ -71,8 +74,9 @@ class GeneratorConfig:
     head_chunk: int = 0
     """Janus: tokens whose logits exist at once when log-probs are computed; it changes memory and time alone. 0 is 128
     on a CPU, and on a GPU as many, up to 1,024, as fit by `t2i-gcpo plan`; config.yaml has what was chosen."""
-    max_batch: int = 64
-    """Rows sampled or decoded in one forward pass; images do not depend on it."""
+    max_batch: int = 0
+    """Rows sampled or decoded in one forward pass; images do not depend on it. 0 is 64 on a CPU, and on a GPU as many,
+    up to 64, as fit by `t2i-gcpo plan`; config.yaml has what was chosen."""
     masked_policy: Literal["commit_step", "transition", "transition_remask", "remask", "key_steps"] = "commit_step"
     """Masked generators: which probability of an image is trained. docs/likelihoods.md says what is exact and what a
     surrogate."""
@@ -87,8 +91,14 @@ class GeneratorConfig:
         declared(self, "generator.")
         at_least(0, "generator.", layers=self.layers, width=self.width, lora_rank=self.lora_rank)
         above_zero("generator.", lora_alpha=self.lora_alpha)
-        at_least(1, "generator.", max_batch=self.max_batch)
-        at_least(0, "generator.", masked_passes=self.masked_passes, head_chunk=self.head_chunk)
+        at_least(
+            0, "generator.", masked_passes=self.masked_passes, head_chunk=self.head_chunk, max_batch=self.max_batch
+        )
+
+    @property
+    def rows_at_once(self) -> int:
+        """Return `max_batch`, or `ROWS` where it is left to a device that nothing was planned for."""
+        return self.max_batch or ROWS
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from t2i_gcpo import generators
 from t2i_gcpo.commands.options import build
-from t2i_gcpo.commands.options.config import TrainConfig
+from t2i_gcpo.commands.options.config import EvaluateConfig, TrainConfig
 from t2i_gcpo.data.formats import read_named
 from t2i_gcpo.generators import merging
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
@@ -15,6 +15,8 @@ from t2i_gcpo.records import Prompt, Sampling
 
 #: Columns of a prompt whose tokenizer is not here: a frame of some 14 tokens, and a sentence of 30 words.
 USUAL_COLUMNS = 64
+#: Prompts of an evaluation that takes all of a file: more than are sampled at once.
+MANY = 10**6
 
 
 def workload(config: TrainConfig, source: Source, *, columns: int, gpus: int = 1) -> Workload:
@@ -47,7 +49,7 @@ def workload(config: TrainConfig, source: Source, *, columns: int, gpus: int = 1
         prompts=config.prompts_per_step,
         group=config.algorithm.group_size,
         micro_batch=config.micro_batch,
-        max_batch=options.max_batch,
+        max_batch=options.rows_at_once,
         updates=config.epochs * config.minibatches,
         epochs=config.epochs,
         branches=folded,
@@ -62,9 +64,17 @@ def workload(config: TrainConfig, source: Source, *, columns: int, gpus: int = 1
         averaged=config.optim.average_decay > 0,
         validation_every=config.evaluate.every,
         validation_images=config.evaluate.limit,
+        evaluated=_evaluated(config.evaluate),
         gpus=gpus,
         each_pass=config.reduce_gradients == "micro_batch",
     )
+
+
+def _evaluated(options: EvaluateConfig) -> int:
+    """Return the images of the largest evaluation: one a prompt, of `MANY` prompts where it takes all."""
+    sizes = [options.limit] if options.every else []
+    sizes += [options.test_limit] if options.before or options.after else []
+    return max((size or MANY for size in sizes), default=0)
 
 
 def prompt_columns(source: Source, config: TrainConfig, given: int) -> tuple[int, str]:
