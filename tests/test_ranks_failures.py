@@ -15,6 +15,9 @@ LIMIT = 400
 FAILURES = {
     "raise": ("rank 1: Traceback", STEP - 1),
     "memory": ("error: the device is out of memory (rank 1: CUDA out of memory). By the plan", STEP - 1),
+    "step": ("error: the device is out of memory (rank 1: CUDA out of memory). By the plan", STEP - 1),
+    "reduce": ("while the processes exchanged gradients or weights, ran out of memory (CUDA out of memory)", STEP - 1),
+    "publish": ("while the processes exchanged gradients or weights, ran out of memory (CUDA out of memory)", STEP - 1),
     "kill": ("error: rank 1 (process ", STEP - 1),
     "SIGTERM": ("rank 1: interrupted (SIGTERM)", STEP),
     "Ctrl-C": ("rank 1: interrupted (Ctrl-C)", STEP),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from rewards.models.device import short
 from t2i_gcpo.training.options import RanksConfig
 from t2i_gcpo.utils.device import pick_device
 from t2i_gcpo.utils.interrupt import Terminated
@@ -31,6 +33,10 @@ Item = TypeVar("Item")
 
 #: Seconds that the processes have to answer when one of them is missed.
 ROLL_CALL = 5.0
+GO_ON = "the run goes on from its newest checkpoint with --resume"
+#: Name in torchrun's store, before a rank, of why that process left an exchange.
+LEFT = "t2i_gcpo/left/"
+_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 #: Errors that keep their kind on every process: they are messages for the user, or requests.
 _KINDS: dict[str, type[BaseException]] = {
     kind.__name__: kind
@@ -152,13 +158,41 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise
             self._roll_call(error)
 
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Inside, an error of this process alone ends all, with its own text: the others wait for tensors, not for it.
+
+        They hear of it from torchrun's store, when this process is gone.
+        """
+        try:
+            yield
+        except LostRank:
+            raise
+        except Exception as error:
+            what = (
+                f"ran out of memory ({short(error)})"
+                if _is_out_of_memory(error)
+                else f"failed:\n{_described(error)[1]}"
+            )
+            text = f"{self._names[self.rank]}, while the processes exchanged gradients or weights, {what}; {GO_ON}"
+            with contextlib.suppress(RuntimeError):
+                _store().set(f"{LEFT}{self.rank}", text)
+            self._shared, self.speaks = LostRank(text), True
+            raise self._shared from error
+
     def _roll_call(self, error: RuntimeError) -> NoReturn:
-        store = dist.distributed_c10d._get_default_store()
+        store = _store()
         deadline = time.monotonic() + ROLL_CALL
         missing = set(range(self.count))
         with contextlib.suppress(RuntimeError):  # the store may be gone with the machine that it was on
+            left = [rank for rank in range(self.count) if store.check([f"{LEFT}{rank}"])]
+            if left:
+                self._shared, self.speaks = LostRank(store.get(f"{LEFT}{left[0]}").decode()), False
+                raise self._shared from error
             store.set(f"t2i_gcpo/alive/{self.rank}", "1")
             while missing and time.monotonic() < deadline:
                 missing = {rank for rank in missing if not store.check([f"t2i_gcpo/alive/{rank}"])}
@@ -166,10 +200,7 @@ class Ranks:
         names = ", ".join(self._names[rank] for rank in sorted(missing - {self.rank}))
         reason = str(error).split("\n")[0]
         what = f"{names} is gone, or hangs" if names else "the processes lost one another"
-        self._shared = LostRank(
-            f"{what} ({reason}); the run goes on from its newest checkpoint with --resume. A process that was killed "
-            "may have run out of memory"
-        )
+        self._shared = LostRank(f"{what} ({reason}); {GO_ON}. A process that was killed may have run out of memory")
         self.speaks = self.rank == min(set(range(self.count)) - missing, default=self.rank)
         raise self._shared from error
 
@@ -201,6 +232,17 @@ def check_cards(cards: Sequence[str]) -> None:
                 f"ranks {first} and {rank} have the same card ({card}); start all processes of a machine with one "
                 "torchrun, and give each its own card in CUDA_VISIBLE_DEVICES"
             )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: torch's own, or one of the CPU's allocator or of NCCL."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+    )
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
 
 
 def _described(error: BaseException) -> tuple[str, str]:

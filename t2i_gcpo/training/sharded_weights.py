@@ -58,7 +58,6 @@ class ShardedWeights(Masters):
         self.masters = nn.ParameterList(
             nn.Parameter(_shaped(self._own(p.detach()).float().clone(), p)) for p in self._trained
         )
-        ranks.wait()  # one may load its files for longer than the others
         self.write_back()  # what the processes loaded is the same to the bit from here on
 
     # -- the cut -------------------------------------------------------------------------------------------------------
@@ -108,9 +107,10 @@ class ShardedWeights(Masters):
         gradients = [self._sums.get(index, parameter.grad) for index, parameter in enumerate(self._trained)]
         used = self.ranks.sum(torch.tensor([gradient is not None for gradient in gradients]).int())
         del gradients  # or they would outlive their copies in a bucket
-        for bucket in self._buckets():
-            if bool(used[bucket].any()):
-                self._reduce_bucket(bucket, used)
+        with self.ranks.exchange():
+            for bucket in self._buckets():
+                if bool(used[bucket].any()):
+                    self._reduce_bucket(bucket, used)
 
     def _reduce_bucket(self, bucket: list[int], used: Tensor) -> None:
         """Sum the gradients of a bucket, which are freed as they are copied into it."""
@@ -175,8 +175,10 @@ class ShardedWeights(Masters):
 
     @torch.no_grad()
     def write_back(self) -> None:
-        for bucket in self._buckets():
-            self._publish_bucket(bucket)
+        self.ranks.wait()  # one may load its files for longer than the others, or fail in the optimiser's step
+        with self.ranks.exchange():
+            for bucket in self._buckets():
+                self._publish_bucket(bucket)
 
     def _publish_bucket(self, bucket: list[int]) -> None:
         """Send this process's updated chunks of a bucket to all, and write theirs into the trained parameters."""

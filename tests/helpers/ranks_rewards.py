@@ -11,11 +11,18 @@ import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 #: The step and the process that fail.
 STEP, RANK = 3, 1
+#: Exchange in which memory runs out, by the failure's name: of the gradients, of the new weights.
+EXCHANGES = {"reduce": "reduce_scatter", "publish": "all_gather"}
 _calls = 0
+
+
+def out_of_memory(*given: object, **options: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def score(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> Tensor:
@@ -30,6 +37,10 @@ def score(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) ->
         raise RuntimeError("the scorer died")
     if mode == "memory":
         raise torch.OutOfMemoryError("CUDA out of memory")
+    if mode in EXCHANGES:
+        setattr(dist, EXCHANGES[mode], out_of_memory)
+    if mode == "step":
+        torch.optim.AdamW.step = out_of_memory  # type: ignore[method-assign]
     if mode == "nan":
         return torch.full_like(red, torch.nan)
     if mode == "hang":
