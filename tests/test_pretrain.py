@@ -13,7 +13,6 @@ import torch
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.data.shapes.prompts import split
 from t2i_gcpo.data.shapes.scene import sample_scene
-from t2i_gcpo.pretrain.janus import language
 from t2i_gcpo.pretrain.janus.codes import patch_codes
 from t2i_gcpo.pretrain.janus.language import (
     PROMPT_LENGTH,
@@ -132,25 +131,29 @@ def test_attention_is_in_float32_within_a_step_in_bfloat16_and_as_it_was_after_i
     assert torch.equal(found, trainer._losses(ids, mask, tokens))
 
 
-def test_plain_scenes_come_first_and_become_fewer(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_are_learnt_first_and_the_codes_weight_rises(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = language_trainer(tokenizer)
-    trainer.settings = replace(trainer.settings, style="textured", batch=8, plain_steps=2, mixed_steps=3)
-    drawn: list[tuple[int, str]] = []
-
-    def draw(rng: random.Random, codes: torch.Tensor, settings: Any, *, style: str) -> Any:
-        drawn.append((settings.batch, style))
-        return ["a star"] * settings.batch, torch.zeros(settings.batch, 144, dtype=torch.int64)
-
-    monkeypatch.setattr(language, "draw_pairs", draw)
-    steps = []
+    trainer.settings = replace(trainer.settings, color_weight=4.0, color_steps=2, ramp_steps=3)
+    parts = torch.full((2, 144), 2.0), torch.full((2, 144), 5.0)
+    monkeypatch.setattr(trainer, "scores", lambda ids, mask, tokens: parts)
+    losses = []
+    monkeypatch.setattr(trainer.optimisation, "step", lambda loss: losses.append(float(loss)))
     for number in range(7):
         trainer.optimisation.step_number = number
-        drawn.clear()
-        texts, tokens = trainer._pairs()
-        assert len(texts) == len(tokens) == 8
-        steps.append({style: count for count, style in drawn})
-    mixed = [{"plain": 8 - count, "textured": count} for count in (2, 4, 6)]
-    assert steps == [{"plain": 8}] * 2 + mixed + [{"textured": 8}] * 2
+        logged = trainer.step()
+    assert losses == [4 * 2 + weight * 5 for weight in (0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
+    assert logged["loss"] == 7 and logged["color_loss"] == 2
+
+
+def test_the_default_loss_is_cross_entropy(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = language_trainer(tokenizer)
+    ids, mask, tokens = trainer._batch()
+    monkeypatch.setattr(trainer, "_batch", lambda: (ids, mask, tokens))
+    trainer.settings = replace(trainer.settings, bfloat16=False)
+    losses: list[torch.Tensor] = []
+    monkeypatch.setattr(trainer.optimisation, "step", losses.append)
+    trainer.step()
+    assert torch.allclose(losses[0], trainer._losses(ids, mask, tokens).mean(), rtol=1e-5)
 
 
 def test_dropped_words_leave_a_class_or_colour_open() -> None:

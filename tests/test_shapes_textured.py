@@ -16,7 +16,8 @@ from rewards.geneval.vocabulary import BACKGROUND, COLORS
 from t2i_gcpo.data.shapes.prompts import split
 from t2i_gcpo.data.shapes.scene import IMAGE_SIZE, Difficulty, Scene, SceneObject, random_scene, sample_scene
 from t2i_gcpo.data.shapes.textured import MUTED, Backdrop, Shading, draw_backdrop, paint_backdrop
-from t2i_gcpo.pretrain.janus.codes import patch_codes, principal_components
+from t2i_gcpo.pretrain.janus.codes import as_pixels, patch_codes, patches, principal_components
+from t2i_gcpo.pretrain.janus.colors import LEAST_PIXELS, shown_color, split_cross_entropy
 from t2i_gcpo.pretrain.janus.command import saved_codes
 from t2i_gcpo.pretrain.janus.model import VQSettings
 from t2i_gcpo.pretrain.verdicts import agreement, draw_cases
@@ -138,3 +139,51 @@ def test_codes_that_look_alike_start_with_like_embeddings_and_logits() -> None:
         assert distances[0, 1] < 0.05 * distances[0, 2:].min()
     components = principal_components(codes, 4)
     assert torch.allclose(components.T @ components / len(codes), torch.eye(4), atol=1e-4)
+    deviations = torch.linalg.svdvals(codes - codes.mean(0))[:4]
+    for power in (0.5, 1.0):
+        variance = principal_components(codes, 4, power).square().mean(0)
+        assert variance.mean() == pytest.approx(1.0, abs=1e-4)
+        assert torch.allclose(variance / variance[0], (deviations / deviations[0]) ** (2 * power), atol=1e-4)
+
+
+def test_a_patch_shows_the_colour_of_its_object_and_a_backdrop_shows_none() -> None:
+    rng, difficulty = random.Random(0), Difficulty.of_style("textured")
+    right = wrong = none = 0
+    for _ in range(40):
+        scene = random_scene(rng, difficulty)
+        lone = replace(scene, objects=scene.objects[:1])
+        full, empty = (patches(as_pixels([one.render()])) for one in (lone, replace(scene, objects=())))
+        shows = (full - empty).abs().amax(dim=1) > 0.3
+        assert not shown_color(empty).any()
+        found = shown_color(full[shows])
+        right += int((found == 1 + list(COLORS).index(scene.objects[0].color)).sum())
+        none += int((found == 0).sum())
+        wrong += int(shows.sum())
+    wrong -= right + none
+    assert wrong <= 0.01 * right and none <= 0.25 * right
+    picture = torch.zeros(2, 3, 8, 8)
+    picture[:] = torch.tensor(BACKGROUND).view(3, 1, 1) / 127.5 - 1
+    red = torch.tensor(COLORS["red"]).view(3, 1) / 127.5 - 1
+    picture[0, :, 0, : LEAST_PIXELS - 1], picture[1, :, 0, :LEAST_PIXELS] = red, red
+    assert shown_color(patches(picture)).tolist() == [0, 1 + list(COLORS).index("red")]
+
+
+def test_cross_entropy_is_split_into_colour_and_code_by_hand() -> None:
+    colors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().view(1, 1, 3).expand(1, 3, 3) + 7.0
+    color, code = split_cross_entropy(logits, torch.tensor([[0, 1, 2]]), colors)
+    assert torch.allclose(color.exp(), torch.tensor([[4 / 3, 4 / 3, 4.0]]))
+    assert torch.allclose(code.exp(), torch.tensor([[1.5, 3.0, 1.0]]))
+
+
+def test_no_weight_of_colour_and_code_moves_where_the_loss_is_least() -> None:
+    generator = torch.Generator().manual_seed(0)
+    colors = torch.eye(3)[torch.randint(3, (12,), generator=generator)]
+    truth = torch.randn(12, generator=generator)
+    tokens, share = torch.arange(12)[None], truth.softmax(-1)
+    for start, least in ((truth, True), (torch.randn(12, generator=generator), False)):
+        for weight in (0.5, 4.0):
+            logits = start.clone().requires_grad_()
+            color, code = split_cross_entropy(logits.expand(1, 12, 12), tokens, colors)
+            ((weight * color + code) * share).sum().backward()
+            assert logits.grad is not None and bool((logits.grad.abs() < 1e-6).all()) == least

@@ -74,10 +74,15 @@ def kmeans(points: Tensor, count: int, rounds: int, generator: torch.Generator) 
     return centres
 
 
-def principal_components(centres: Tensor, dim: int) -> Tensor:
-    """Return the centres' first principal components [K, dim], each of variance 1."""
-    left, _, _ = torch.linalg.svd(centres - centres.mean(0), full_matrices=False)
-    return left[:, :dim] * len(centres) ** 0.5
+def principal_components(centres: Tensor, dim: int, power: float = 0.0) -> Tensor:
+    """Return the centres' first principal components [K, dim], of variance 1 on average.
+
+    The deviation of each is in proportion to its own to the `power`: 0 makes all alike, so that a detail of a patch
+    counts as much as its colour; 1 leaves the distances of the patches as they are.
+    """
+    left, deviations, _ = torch.linalg.svd(centres - centres.mean(0), full_matrices=False)
+    scale = deviations[:dim] ** power
+    return left[:, :dim] * len(centres) ** 0.5 * scale / scale.square().mean().sqrt()
 
 
 def directions(centres: Tensor, dim: int) -> Tensor:

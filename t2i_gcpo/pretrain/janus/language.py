@@ -11,7 +11,7 @@ B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -19,12 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rewards.geneval.vocabulary import CLASSES, PLURALS
+from rewards.geneval.vocabulary import CLASSES, COLORS, PLURALS
 from t2i_gcpo.data.shapes.prompts import TASKS, split
 from t2i_gcpo.data.shapes.scene import Difficulty, Style, sample_scene
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.pretrain import float32_attention
 from t2i_gcpo.pretrain.janus.codes import as_pixels, nearest, patches, principal_components
+from t2i_gcpo.pretrain.janus.colors import shown_color, split_cross_entropy
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape
 from t2i_gcpo.pretrain.optimisation import Optimisation
 from t2i_gcpo.records import Prompt
@@ -63,11 +64,13 @@ class LanguageSettings:
     compile: bool = True
     seed: int = 0
     style: Style = "plain"
-    plain_steps: int = 0
-    """The first steps learn from plain scenes, named by the same codes. What a prompt says about a picture is a few
-    nats on a few tokens, and the noise of a hundred textured ones hides it for thousands of steps."""
-    mixed_steps: int = 0
-    """Over so many steps after them the share of plain scenes in a batch falls to none."""
+    color_weight: float = 1.0
+    """Weight in the loss of the colour that a token shows (`colors.py`); that of the code given its colour is 1 at
+    most. With 1 for both the loss is cross-entropy."""
+    color_steps: int = 0
+    """The first steps learn the colours alone."""
+    ramp_steps: int = 0
+    """Over so many steps after them the weight of the codes of a colour rises to 1."""
     codes_as_features: bool = False
     """Whether codes are embedded, and predicted, by what their patches look like at the start of the training."""
 
@@ -181,6 +184,7 @@ class LanguageTrainer:
         ).train()
         if settings.codes_as_features:
             show_codes(inner, codes, settings.seed)
+        self.shown = F.one_hot(shown_color(codes), len(COLORS) + 1).float()
         self.optimisation = Optimisation(
             self.modules,
             settings,
@@ -190,7 +194,7 @@ class LanguageTrainer:
         held_out = draw_prompts(self.rng, VALIDATION_SCENES, "val")
         self.validation = [p.text for p in held_out], encode_scenes(held_out, codes, self.rng, style=settings.style)
         compiled = settings.compile and can_compile(torch.device("cpu"))
-        self.losses = torch.compile(self._losses, dynamic=False) if compiled else self._losses
+        self.scores = torch.compile(self._scores, dynamic=False) if compiled else self._scores
 
     @property
     def step_number(self) -> int:
@@ -198,6 +202,15 @@ class LanguageTrainer:
 
     def _losses(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """Compute the cross-entropy of each image token, `[B, T]`."""
+        logits = self._logits(ids, mask, tokens)
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+
+    def _scores(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the cross-entropy of each image token's colour, and of it given its colour, each `[B, T]`."""
+        return split_cross_entropy(self._logits(ids, mask, tokens), tokens, self.shown)
+
+    def _logits(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        """Compute the logits [B, T, V] fp32 of each image token."""
         inner = self.model.model
         words = inner.language_model.get_input_embeddings()(ids)
         images = inner.generation_aligner(inner.generation_embeddings(tokens[:, :-1]))
@@ -211,11 +224,11 @@ class LanguageTrainer:
         hidden = inner.language_model(
             inputs_embeds=embeds, attention_mask=allowed[:, None], position_ids=positions, use_cache=False
         ).last_hidden_state
-        logits = inner.generation_head(hidden[:, ids.shape[1] - 1 :]).float()
-        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+        logits: Tensor = inner.generation_head(hidden[:, ids.shape[1] - 1 :]).float()
+        return logits
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        texts, tokens = self._pairs()
+        texts, tokens = draw_pairs(self.rng, self.codes, self.settings, style=self.settings.style)
         ids, mask = encode_prompts(texts, self.tokenizer)
         dropped = torch.tensor([self.rng.random() < self.settings.dropped_prompts for _ in texts])
         inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
@@ -223,30 +236,18 @@ class LanguageTrainer:
         ids = ids.masked_fill(inside & dropped[:, None], self.tokenizer.pad_token_id)
         return ids, mask, tokens
 
-    def _pairs(self) -> tuple[list[str], Tensor]:
-        """Draw texts and the tokens [B, T] of their scenes, the plain ones first."""
-        batch = self.settings.batch
-        plain = round(batch * self._plain_share())
-        parts: list[tuple[int, Style]] = [(plain, "plain"), (batch - plain, self.settings.style)]
-        pairs = [
-            draw_pairs(self.rng, self.codes, replace(self.settings, batch=count), style=style)
-            for count, style in parts
-            if count
-        ]
-        return [text for texts, _ in pairs for text in texts], torch.cat([tokens for _, tokens in pairs])
-
-    def _plain_share(self) -> float:
-        """Return the share of plain scenes in this step's batch."""
-        after = self.step_number - self.settings.plain_steps
-        return 1.0 if after < 0 else max(0.0, 1 - (after + 1) / (self.settings.mixed_steps + 1))
+    def _code_weight(self) -> float:
+        """Return the weight of the codes of a colour in this step."""
+        after = self.step_number - self.settings.color_steps
+        return 0.0 if after < 0 else min(1.0, (after + 1) / (self.settings.ramp_steps + 1))
 
     def step(self) -> dict[str, float | Tensor]:
-        """Make one optimiser step; returns its loss in nats a token."""
+        """Make one optimiser step; returns the cross-entropy of tokens, and of their colours, in nats a token."""
         ids, mask, tokens = self._batch()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
-            loss = self.losses(ids, mask, tokens).mean()
-        norm = self.optimisation.step(loss)
-        return {"loss": loss.detach(), "grad_norm": norm}
+            color, code = (part.mean() for part in self.scores(ids, mask, tokens))
+        norm = self.optimisation.step(self.settings.color_weight * color + self._code_weight() * code)
+        return {"loss": (color + code).detach(), "color_loss": color.detach(), "grad_norm": norm}
 
     @torch.no_grad()
     def validation_loss(self) -> float:
@@ -281,8 +282,8 @@ def show_codes(inner: Any, codes: Tensor, seed: int) -> None:
     itself; here codes that look alike have embeddings and logits that are alike from the first step.
     """
     embedding, head = inner.generation_embeddings.weight, inner.generation_head.vision_head.weight
-    embedding.copy_(principal_components(codes, embedding.shape[1]))
-    features = principal_components(codes, min(head.shape[1], codes.shape[1]) // 2)
+    embedding.copy_(principal_components(codes, embedding.shape[1], power=0.5))
+    features = principal_components(codes, min(head.shape[1], codes.shape[1]) // 2, power=0.5)
     mixing = torch.randn(features.shape[1], head.shape[1], generator=torch.Generator().manual_seed(seed))
     head.copy_(features @ mixing / (features.shape[1] * head.shape[1]) ** 0.5)
 

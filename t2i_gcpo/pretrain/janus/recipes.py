@@ -41,7 +41,14 @@ TEXTURED = Recipe(
         background_codes=512,
     ),
     LanguageModelShape(width=160, layers=5, heads=5, mlp=432),
-    LanguageSettings(steps=3600, style="textured", plain_steps=1000, mixed_steps=1600, codes_as_features=True),
+    LanguageSettings(
+        steps=3000,
+        style="textured",
+        color_weight=4.0,
+        color_steps=800,
+        ramp_steps=600,
+        codes_as_features=True,
+    ),
 )
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (MINI, TEXTURED)}
