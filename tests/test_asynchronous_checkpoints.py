@@ -137,7 +137,7 @@ def late(monkeypatch: pytest.MonkeyPatch, gate: threading.Event) -> None:
     monkeypatch.setattr(Saving, "finish", open_the_gate)
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(0, (1, 2, 4, 5, 7)), (1, (5, 7))])
+@pytest.mark.parametrize(("keep", "kept"), [(0, (1, 2, 4, 5, 7)), pytest.param(1, (5, 7), marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("late")
 def test_the_same_checkpoints_are_kept_and_the_same_is_the_best(
     keep: int, kept: tuple[int, ...], tmp_path: Path

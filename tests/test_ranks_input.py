@@ -11,7 +11,7 @@ import torch
 
 from helpers import tiny
 from helpers.ranks_command import Rank, apart, arguments, finished, start
-from t2i_gcpo.training.ranks import check_cards, own_card
+from t2i_gcpo.training.cards import check_cards, own_card
 
 slow = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rewards.models.device import short
+from t2i_gcpo.training.cards import check_cards, own_card
 from t2i_gcpo.training.options import RanksConfig
 from t2i_gcpo.utils.device import pick_device
 from t2i_gcpo.utils.interrupt import Terminated
@@ -203,35 +204,6 @@ class Ranks:
         self._shared = LostRank(f"{what} ({reason}); {GO_ON}. A process that was killed may have run out of memory")
         self.speaks = self.rank == min(set(range(self.count)) - missing, default=self.rank)
         raise self._shared from error
-
-
-def own_card(wanted: torch.device, local_rank: int, local_count: int, cards: int) -> int:
-    """Return the number of this process's card.
-
-    ValueError where one card is named for several processes of a machine, or they are more than its cards.
-    """
-    if wanted.index is not None and local_count > 1:
-        raise ValueError(
-            f"device is '{wanted}', and {local_count} processes of this machine would share that card; "
-            "use cuda, which gives each process its own"
-        )
-    if cards < local_count:
-        raise ValueError(
-            f"{local_count} processes on a machine with {cards} CUDA devices; start at most that many (torchrun "
-            f"--nproc-per-node {cards}), or use device cpu"
-        )
-    return local_rank if wanted.index is None else wanted.index
-
-
-def check_cards(cards: Sequence[str]) -> None:
-    """Raise ValueError where two processes have the same card. cards: the identity of each process's."""
-    for rank, card in enumerate(cards):
-        first = cards.index(card)
-        if first < rank:
-            raise ValueError(
-                f"ranks {first} and {rank} have the same card ({card}); start all processes of a machine with one "
-                "torchrun, and give each its own card in CUDA_VISIBLE_DEVICES"
-            )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -157,12 +157,13 @@ class Trainer:
         )
         self.updater = Updater(self.generator, self.algorithm, self.loop, self.optim, processes)
         self.progress = Progress(self.rng, self.prompt_sampler)
+        identity = self._identity
         self._saving = Saving(
             self.output_dir,
             self.checkpoint,
             self.updater,
             self.progress,
-            lambda: self._identity.state(self.config),
+            lambda: identity.state(self.config),
             processes,
         )
         self._ending = Ending()
@@ -181,11 +182,8 @@ class Trainer:
         )
         self._begun = False
         drawn = self.prompt_sampler.state_dict()["prompts"]
-        own = self._identity
-        check_alike(
-            processes,
-            {"options": {**own.options, "scorer": own.scorer}, "prompts": drawn, "weights": own.generator},
-        )
+        options = {**identity.options, "scorer": identity.scorer}
+        check_alike(processes, {"options": options, "prompts": drawn, "weights": identity.generator})
 
     @property
     def step_number(self) -> int:
@@ -335,8 +333,7 @@ class Trainer:
         finally:
             tracker.log(record.step, record.metrics)
         wanted = self._ending.agree(self.processes, written=self._saving.written) or self.finished
-        last = self.finished or self.stopped is not None
-        validation = record.metrics.get("validation/overall")
+        last, validation = self.finished or self.stopped is not None, record.metrics.get("validation/overall")
         self._saving.after_step(validation, wanted=wanted, written=self._ending.all_written, last=last)
 
     def stop(self, reason: str) -> None:
