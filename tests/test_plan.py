@@ -261,6 +261,26 @@ def test_a_larger_chunk_of_logits_holds_what_its_trace_says(tmp_path: Path) -> N
     assert peaks[256] > 1.05 * peaks[128]
 
 
+@pytest.mark.slow
+def test_a_rollout_holds_what_the_plan_says(tmp_path: Path) -> None:
+    """Buffers, and the prompts' keys and values, of a model whose heads are in pairs or on their own: within 5 %."""
+    prompts = [Prompt("a red circle left of a blue square"), Prompt("a white star right of a green circle")]
+    for grid, key_heads in ((8, 4), (12, 2)):
+        sizes = {"grid": grid, "codebook": 256, "width": 128, "layers": 8, "heads": 4, "kv_heads": key_heads}
+        folder = str(tiny.checkpoint(tmp_path / str(grid), **sizes))
+        generator, model = generators.load(folder, dtype="bfloat16", compile=False), load(find(folder), torch.bfloat16)
+        columns = generator.prompts.encode([prompt.text for prompt in prompts]).ids.shape[1]
+        options = PassOptions(dtype=torch.bfloat16, distribution="guided", guidance=2.0, prompt_columns=columns)
+        counted = model.cache(16, options, compiled=False, on_cpu=True) + model.sample(16, 4, options)
+        how = Sampling(group_size=4, guidance=2.0, seed=0)
+
+        def draw(generator: Any = generator, how: Sampling = how) -> None:
+            generator.sample(prompts, how)
+
+        draw()
+        assert counted == pytest.approx(peak_bytes(draw, CPU), rel=0.05)
+
+
 def test_logits_by_hand(tmp_path: Path) -> None:
     """Of 256 tokens in chunks of 128: fp32 logits and their exponentials; under guidance those of both branches."""
     model = load(find(str(tiny.checkpoint(tmp_path / "model", grid=8, codebook=1024))), torch.bfloat16)

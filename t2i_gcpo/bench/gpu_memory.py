@@ -83,7 +83,7 @@ def rollout_bytes(model: PlannedModel, work: Workload) -> int:
     """Return the bytes that a rollout holds at most, weights included, before anything is trained."""
     folded = work.branches * work.sampled_at_once
     cache = model.cache(folded, work.options, compiled=work.compiled, on_cpu=work.on_cpu)
-    return weights_bytes(model, work) + cache + model.sample(folded, work.prompts, work.options)
+    return weights_bytes(model, work) + cache + model.sample(folded, work.branches * work.prompts, work.options)
 
 
 def passes_bytes(model: PlannedModel, work: Workload) -> int:

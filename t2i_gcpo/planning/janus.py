@@ -138,7 +138,14 @@ class PlannedJanus(PlannedModel):
     def sample(self, folded: int, prompts: int, options: PassOptions) -> int:
         prefix = self._keys_and_values(folded + prompts, options.prompt_columns - 1)  # copied from prompts to rows
         drawn = folded * self.codebook * (1 + DRAWING) * torch.float32.itemsize  # logits, and what is made of them
-        return max(prefix, drawn)
+        return max(prefix, drawn, self._repeated(folded, options))
+
+    def _repeated(self, folded: int, options: PassOptions) -> int:
+        """Count the keys and values of one layer, repeated for the heads that share them; 0 where each has its own."""
+        text = self.config.text_config
+        groups = text.num_attention_heads // text.num_key_value_heads
+        layer = self._keys_and_values(folded, options.prompt_columns + self.tokens) / self.layers
+        return round(groups * layer) if groups > 1 else 0
 
     def sampling_work(self, folded: int, options: PassOptions) -> tuple[float, float]:
         read = self.policy - self.words + self.image_head  # of the words only a row a token is read

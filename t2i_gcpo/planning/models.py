@@ -115,7 +115,10 @@ class PlannedModel(ABC):
 
     @abstractmethod
     def sample(self, folded: int, prompts: int, options: PassOptions) -> int:
-        """Count the bytes that sampling folded rows holds at most beside weights and buffers."""
+        """Count the bytes that sampling folded rows holds at most beside weights and buffers.
+
+        prompts: rows of the distinct prompts, of all branches.
+        """
 
     @abstractmethod
     def sampling_work(self, folded: int, options: PassOptions) -> tuple[float, float]:

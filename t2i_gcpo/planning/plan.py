@@ -201,7 +201,7 @@ def _sampling(model: PlannedModel, load: Workload) -> tuple[int, int]:
     for rows, prompts in sizes:
         folded = load.branches * rows
         cache = model.cache(folded, load.options, compiled=load.compiled, on_cpu=load.on_cpu)
-        held.append((cache, model.sample(folded, prompts, load.options)))
+        held.append((cache, model.sample(folded, load.branches * prompts, load.options)))
     return max(held, key=sum)
 
 
