@@ -5,7 +5,6 @@ b rows, T tokens, c tokens that a pass scores, V codebook, N sampling steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -35,7 +34,7 @@ from t2i_gcpo.planning.models import (
     trained,
 )
 from t2i_gcpo.planning.sources import Source
-from t2i_gcpo.planning.trace import META, Trace, trace
+from t2i_gcpo.planning.trace import META, Trace, in_a_row, on_line, trace
 
 POLICY = "transformer"
 
@@ -103,18 +102,22 @@ class PlannedAmused(PlannedModel):
         """Trace the passes of a micro-batch: all at once, or one by one where they are checkpointed."""
         scored = self.scored(options)
         if options.fold_passes:
-            return self._traced(len(scored) * rows, [max(scored)], options, True)
+            return self._traced(len(scored) * rows, max(scored), options, True)
+        largest = self._traced(rows, max(scored), options, True)
         if not options.gradient_checkpointing:
-            return self._traced(rows, scored, options, True)
-        largest = self._traced(rows, [max(scored)], options, True)
-        again = self._traced(rows, [max(scored)], options, False)
+            if len(set(scored)) == 1:
+                return in_a_row([largest] * len(scored))
+            least, span = min(scored), max(scored) - min(scored)
+            smallest = self._traced(rows, least, options, True)
+            return in_a_row([on_line(smallest, largest, (tokens - least) / span) for tokens in scored])
+        again = self._traced(rows, max(scored), options, False)
         kept = len(scored) * rows * self.tokens * 8  # each pass' token ids
         flops = len(scored) * (largest.flops + again.flops)
-        return Trace(kept, largest.peak + kept, flops, largest.logits)
+        return Trace(kept, largest.peak + kept, flops, largest.logits, 0)
 
     def score(self, rows: int, options: PassOptions) -> Trace:
         scored = self.scored(options)
-        one = self._traced(rows, [max(scored)], options, False)
+        one = self._traced(rows, max(scored), options, False)
         return replace(one, flops=len(scored) * one.flops)
 
     def scored(self, options: PassOptions) -> list[int]:
@@ -131,27 +134,25 @@ class PlannedAmused(PlannedModel):
         committed = (before - after for before, after in pairwise(left))
         return sorted(committed, reverse=True)[:number]
 
-    def _traced(self, rows: int, scored: Sequence[int], options: PassOptions, backward: bool) -> Trace:
+    def _traced(self, rows: int, tokens: int, options: PassOptions, backward: bool) -> Trace:
+        """Trace one pass, which scores `tokens` of its tokens."""
         options = replace(options, gradient_checkpointing=False)  # it says which passes are traced
-        traced = partial(self._passes, scored, options, backward)
-        return self.along((tuple(scored), options, backward), rows, self.layers, traced)
+        traced = partial(self._pass, tokens, options, backward)
+        return self.along((tokens, options, backward), rows, self.layers, traced)
 
-    def _passes(self, scored: Sequence[int], options: PassOptions, backward: bool, rows: int, layers: int) -> Trace:
+    def _pass(self, tokens: int, options: PassOptions, backward: bool, rows: int, layers: int) -> Trace:
         parts = self._parts(layers)
         weights = trained(parts, POLICY, UVIT_TARGETS, options)
 
-        def one(tokens: int) -> Tensor:
+        def forward() -> Tensor:
             conditional, unconditional = branch_values(
                 lambda number: _first(self._logits(weights, number), tokens), rows, options
             )
             index = torch.zeros(rows, tokens, dtype=torch.long, device=META)
             if unconditional is None:
-                return selected_logprob(conditional, index)
+                return selected_logprob(conditional, index).sum()
             mixed = behaviour_logits(conditional, unconditional, guidance=options.guidance, keep=index)
-            return selected_logprob(mixed, index)
-
-        def forward() -> Tensor:
-            return torch.stack([one(tokens).sum() for tokens in scored]).sum()
+            return selected_logprob(mixed, index).sum()
 
         parameters = weights.trainable_parameters()
         return trace(forward, backward=backward, parameters=parameters, codebook=self.codebook)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
-from t2i_gcpo.planning.trace import Trace
+from t2i_gcpo.planning.trace import Trace, on_line
 
 #: Layers and rows at which a pass is traced. All layers are alike, and so are all rows: a larger pass follows on the
 #: line through both.
@@ -146,14 +146,7 @@ def _along(size: int, at: tuple[int, int], traced: Callable[[int], Trace]) -> Tr
     low, high = at
     if size <= high:
         return traced(size)
-    first, second = traced(low), traced(high)
-    steps = (size - low) / (high - low)
-
-    def to(a: int, b: int) -> int:
-        return round(a + (b - a) * steps)
-
-    names = ("kept", "peak", "flops", "logits")
-    return Trace(**{name: to(vars(first)[name], vars(second)[name]) for name in names})
+    return on_line(traced(low), traced(high), (size - low) / (high - low))
 
 
 def count(module: nn.Module) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -43,6 +43,23 @@ class Trace:
     """FLOPs of the matrix products and convolutions of both passes."""
     logits: int = 0
     """The most bytes of logits, and of tensors as wide as these, that are held at a time."""
+    kept_logits: int = 0
+    """Those of them that are held when the forward pass has ended."""
+
+
+def on_line(first: Trace, second: Trace, steps: float) -> Trace:
+    """Return the trace on the line through two: 0 steps is the first, 1 the second."""
+    pairs = {field.name: (vars(first)[field.name], vars(second)[field.name]) for field in fields(Trace)}
+    return Trace(**{name: round(a + (b - a) * steps) for name, (a, b) in pairs.items()})
+
+
+def in_a_row(passes: Sequence[Trace]) -> Trace:
+    """Return the trace of passes made one after the other, through which one backward pass goes, the last first."""
+    kept = kept_logits = peak = logits = 0
+    for one in passes:
+        peak, logits = max(peak, kept + one.peak), max(logits, kept_logits + one.logits)
+        kept, kept_logits = kept + one.kept, kept_logits + one.kept_logits
+    return Trace(kept, peak, sum(one.flops for one in passes), logits, kept_logits)
 
 
 def trace(
@@ -56,12 +73,12 @@ def trace(
     """
     with _fused_attention() as attention, _Ledger(codebook) as ledger, torch.set_grad_enabled(backward):
         result = forward()
-        kept = ledger.held
+        kept, kept_logits = ledger.held, ledger.held_logits()
         if backward:
             with _thrown_away(parameters, ledger):
                 result.backward(torch.empty_like(result))
         peak, logits = ledger.peak_of_the_rest()
-    return Trace(kept, peak, ledger.flops + attention.flops, logits)
+    return Trace(kept, peak, ledger.flops + attention.flops, logits, kept_logits)
 
 
 @contextmanager
@@ -111,6 +128,10 @@ class _Ledger(TorchDispatchMode):
     def leave_out(self, tensor: Tensor) -> None:
         """Leave the tensor out of `peak_of_the_rest`, from when it was made."""
         self._left_out.add(self._numbers[_key(tensor)])
+
+    def held_logits(self) -> int:
+        """Return the bytes of logits that are held now."""
+        return sum(change for number, change in self._changes if number in self._logits)
 
     def peak_of_the_rest(self) -> tuple[int, int]:
         """Return the most bytes held at a time by tensors that were not left out, and the most by logits among them."""
