@@ -27,7 +27,7 @@ from t2i_gcpo.planning.janus import PlannedJanus
 from t2i_gcpo.planning.models import PassOptions
 from t2i_gcpo.planning.plan import Plan, load, plan
 from t2i_gcpo.planning.sources import find
-from t2i_gcpo.planning.trace import META, trace
+from t2i_gcpo.planning.trace import META, Trace, in_a_row, on_line, trace
 from t2i_gcpo.records import Prompt, Rollout, Sampling, Unmasking
 from t2i_gcpo.training import sharded_weights
 
@@ -166,6 +166,32 @@ def test_a_trace_counts_what_is_held_and_computed() -> None:
     assert counted.kept == 2 * 4 * 8 * 4 + 4
     # Forward, the weights' gradients, and that of the second layer's input.
     assert counted.flops == 2 * 4 * 8 * 8 * (2 + 2 + 1)
+
+
+def test_passes_in_a_row_are_what_a_trace_of_all_of_them_counts() -> None:
+    sizes = (40, 8, 24)
+    layer, head = (nn.Linear(*shape, device=META).requires_grad_(False) for shape in ((32, 64), (64, 500)))
+    inputs = {tokens: torch.zeros(tokens, 32, device=META, requires_grad=True) for tokens in sizes}
+
+    def one(tokens: int) -> torch.Tensor:
+        return head(layer(inputs[tokens]).relu()).log_softmax(dim=-1)[:, :1].sum()
+
+    def counted(*passes: int) -> Trace:
+        return trace(
+            lambda: torch.stack([one(tokens) for tokens in passes]).sum(),
+            backward=True,
+            parameters=list(inputs.values()),
+            codebook=500,
+        )
+
+    together, alone = counted(*sizes), [counted(tokens) for tokens in sizes]
+    row = in_a_row(alone)
+    assert row.flops == together.flops
+    for name in ("kept", "peak", "logits", "kept_logits"):
+        assert vars(row)[name] == pytest.approx(vars(together)[name], rel=0.01), name
+    assert row.peak > alone[0].kept + alone[1].kept + alone[2].kept
+    assert on_line(alone[1], alone[0], 0.5).flops == alone[2].flops
+    assert in_a_row([alone[0]]) == alone[0]
 
 
 def test_attention_keeps_no_scores() -> None:
