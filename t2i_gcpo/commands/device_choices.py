@@ -67,12 +67,13 @@ def _by_plan(config: TrainConfig, free: int, left: list[str], gpus: int) -> tupl
             f"{CHECKPOINTING}: on, as there is no plan to choose by ({error}); --generator.gradient-checkpointing false"
         )
         return _with(config, gradient_checkpointing=True), [f"{text} switches it off"]
-    options = {"gradient_checkpointing": chosen.checkpointing, "head_chunk": chosen.head_chunk,
-               "max_batch": chosen.max_batch}  # fmt: skip
-    texts = {"gradient_checkpointing": sentence(chosen), "head_chunk": f"head chunk: {chosen.head_chunk}",
-             "max_batch": f"max batch: {chosen.max_batch}"}  # fmt: skip
+    choices: dict[str, tuple[Any, str]] = {
+        "gradient_checkpointing": (chosen.checkpointing, sentence(chosen)),
+        "head_chunk": (chosen.head_chunk, f"head chunk: {chosen.head_chunk}"),
+        "max_batch": (chosen.max_batch, f"max batch: {chosen.max_batch}"),
+    }
     names = left if chosen.chunked else [name for name in left if name != "head_chunk"]
-    return _with(config, **{name: options[name] for name in names}), [texts[name] for name in names]
+    return _with(config, **{name: choices[name][0] for name in names}), [choices[name][1] for name in names]
 
 
 def planned(config: TrainConfig, free: int, left: list[str], *, gpus: int) -> Choice:

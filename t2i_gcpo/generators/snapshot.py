@@ -1,4 +1,4 @@
-"""Copies of modules that are saved while the modules themselves are trained on."""
+"""Copies modules that are to be saved while the modules themselves are trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which card is whose, of the processes of one machine."""
+"""Gives each process of a machine a card of its own."""
 
 from __future__ import annotations
 

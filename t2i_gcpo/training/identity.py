@@ -1,4 +1,4 @@
-"""What makes a run this one: its options, the generator that it began with, its scorer."""
+"""Says what makes a run this one: its options, the generator that it began with, its scorer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several processes hold in shards, written by each with torch.distributed.checkpoint.
+"""Writes what several processes hold in shards, each its part, with torch.distributed.checkpoint.
 
 Its own `save` exchanges messages while it writes. Here the processes agree before and after, in the main thread, and
 each may write its part in a thread of its own; the files are those of `save`.
@@ -40,11 +40,13 @@ class ShardWrite:
             self._planner.copy(self._plan.items)
 
     def write(self) -> list[Path]:
+        """Write this process's files, and return them."""
         self._results = self._writer.write_data(self._plan, self._planner).wait()
         self._planner.forget()
         return sorted(self.folder.glob(f"{self._plan.storage_data.prefix}*"))
 
     def conclude(self) -> list[Path]:
+        """Write on the main process what describes the files of all, and return that."""
         results = self.processes.gather(self._results)
         if not self.processes.is_main:
             return []
@@ -53,7 +55,7 @@ class ShardWrite:
 
 
 class _Planner(DefaultSavePlanner):
-    """A planner that hands out the tensors, or their copies of an earlier moment."""
+    """Hands out the tensors, or their copies of an earlier moment."""
 
     def __init__(self) -> None:
         super().__init__()

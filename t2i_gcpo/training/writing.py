@@ -1,4 +1,4 @@
-"""One checkpoint that is being written: begun by all processes, written by each, made whole by all.
+"""Writes a checkpoint, which all processes begin, each writes its part of, and all make whole.
 
 `write` exchanges nothing, so a thread can do it while training goes on; `finish` is for a step's end.
 """
@@ -24,7 +24,7 @@ SHARDS = "shards"
 
 
 class Shards(Protocol):
-    """What one process writes of a sharded state."""
+    """Writes the part that one process has of a sharded state."""
 
     def write(self) -> list[Path]:
         """Write this process's files, force them to disk and return them. Nothing is exchanged."""

@@ -1,4 +1,4 @@
-"""A copy in the host's memory of nested tensors and plain values."""
+"""Copies nested tensors and plain values into the host's memory."""
 
 from __future__ import annotations
 
