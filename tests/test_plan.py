@@ -308,7 +308,7 @@ def test_a_rollout_holds_what_the_plan_says(tmp_path: Path) -> None:
 
 
 def test_logits_by_hand(tmp_path: Path) -> None:
-    """Of 256 tokens in chunks of 128: fp32 logits and their exponentials; under guidance those of both branches."""
+    """256 tokens in chunks of 128 have fp32 logits and their exponentials; under guidance both branches have them."""
     model = load(find(str(tiny.checkpoint(tmp_path / "model", grid=8, codebook=1024))), torch.bfloat16)
     options = PassOptions(
         dtype=torch.bfloat16, distribution="conditional", guidance=2.0, prompt_columns=8, head_chunk=128
@@ -494,7 +494,7 @@ def test_every_shipped_config_is_planned(path: Path) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem)
 def test_the_numbers_in_a_config_are_those_of_its_plan(path: Path) -> None:
-    """Those of the choices that a run makes on each card, and the page's table and that of the phases."""
+    """The numbers are those of a run's choices on each card, of the page's table and of the table of phases."""
     said = SAID.search(path.read_text(encoding="utf-8"))
     assert said is not None
     config = parse(["--config", str(path)]).settings

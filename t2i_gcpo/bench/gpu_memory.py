@@ -19,7 +19,7 @@ from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.planning import memory
 from t2i_gcpo.planning.memory import Phase
 from t2i_gcpo.planning.models import PassOptions, PlannedModel
-from t2i_gcpo.planning.plan import load, plan
+from t2i_gcpo.planning.plan import load, plan, sampling_bytes
 from t2i_gcpo.planning.sources import find
 from t2i_gcpo.planning.workload import Workload, branches
 from t2i_gcpo.records import Rollout, Sampling
@@ -81,9 +81,7 @@ def planned_model(checkpoint: str, *, layers: int, width: int, dtype: torch.dtyp
 
 def rollout_bytes(model: PlannedModel, work: Workload) -> int:
     """Return the bytes that a rollout holds at most, weights included, before anything is trained."""
-    folded = work.branches * work.sampled_at_once
-    cache = model.cache(folded, work.options, compiled=work.compiled, on_cpu=work.on_cpu)
-    return weights_bytes(model, work) + cache + model.sample(folded, work.branches * work.prompts, work.options)
+    return weights_bytes(model, work) + sum(sampling_bytes(model, work))
 
 
 def passes_bytes(model: PlannedModel, work: Workload) -> int:

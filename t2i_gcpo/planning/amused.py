@@ -105,15 +105,13 @@ class PlannedAmused(PlannedModel):
             return self._traced(len(scored) * rows, max(scored), options, True)
         largest = self._traced(rows, max(scored), options, True)
         if not options.gradient_checkpointing:
-            if len(set(scored)) == 1:
-                return in_a_row([largest] * len(scored))
-            least, span = min(scored), max(scored) - min(scored)
+            least, span = min(scored), max(1, max(scored) - min(scored))
             smallest = self._traced(rows, least, options, True)
             return in_a_row([on_line(smallest, largest, (tokens - least) / span) for tokens in scored])
         again = self._traced(rows, max(scored), options, False)
         kept = len(scored) * rows * self.tokens * 8  # each pass' token ids
         flops = len(scored) * (largest.flops + again.flops)
-        return Trace(kept, largest.peak + kept, flops, largest.logits, 0)
+        return Trace(kept, largest.peak + kept, flops, largest.logits)
 
     def score(self, rows: int, options: PassOptions) -> Trace:
         scored = self.scored(options)

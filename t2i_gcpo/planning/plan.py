@@ -81,7 +81,7 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
     micro = load.micro_batches
     update = model.update(micro[0], options)
     score = model.score(min(load.micro_batch, load.rows), options)
-    decoded, (cache, sampling) = _decoded(load), _sampling(model, load)
+    decoded, (cache, sampling) = _decoded(load), sampling_bytes(model, load)
     decode = model.decode(decoded, options)
     phases = memory.phases(
         _state(model, load),
@@ -111,7 +111,7 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
 @functools.lru_cache(maxsize=16)  # the cards of a plan ask for the same passes
 def sample_phase(model: PlannedModel, load: Workload) -> Phase:
     """Return the peak of sampling, as `plan` has it among the others."""
-    cache, sampling = _sampling(model, load)
+    cache, sampling = sampling_bytes(model, load)
     twice = _twice(model, load, _trained(model, load)[1])
     return memory.sample_phase(_state(model, load), cache=cache, twice=twice, sampling=sampling)
 
@@ -189,7 +189,7 @@ def _parked(load: Workload) -> bool:
     return not (load.kl_always or load.on_cpu)
 
 
-def _sampling(model: PlannedModel, load: Workload) -> tuple[int, int]:
+def sampling_bytes(model: PlannedModel, load: Workload) -> tuple[int, int]:
     """Count the bytes of the buffers of keys and values, and what sampling holds beside them.
 
     Of a step's images or those of an evaluation, which has one a prompt: what holds more.
@@ -211,7 +211,7 @@ def _cache_stays(load: Workload) -> bool:
 
 
 def _staying_cache(model: PlannedModel, load: Workload) -> int:
-    return _sampling(model, load)[0] if _cache_stays(load) else 0
+    return sampling_bytes(model, load)[0] if _cache_stays(load) else 0
 
 
 def _decoded(load: Workload) -> int:

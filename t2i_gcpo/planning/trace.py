@@ -44,7 +44,7 @@ class Trace:
     logits: int = 0
     """The most bytes of logits, and of tensors as wide as these, that are held at a time."""
     kept_logits: int = 0
-    """Those of them that are held when the forward pass has ended."""
+    """Bytes of logits that are held when the forward pass has ended."""
 
 
 def on_line(first: Trace, second: Trace, steps: float) -> Trace:
@@ -104,7 +104,7 @@ class _Ledger(TorchDispatchMode):
     def __init__(self, codebook: int = 0) -> None:
         super().__init__()
         self.codebook = codebook
-        self.held = self.peak = self.flops = 0
+        self.held = self.flops = 0
         self._changes: list[tuple[int, int]] = []  # number of a storage, and bytes: less them when it is freed
         self._numbers: dict[int, int] = {}  # key of a storage -> the number of the last one that had it
         self._left_out: set[int] = set()
@@ -154,7 +154,6 @@ class _Ledger(TorchDispatchMode):
     def _change(self, number: int, size: int) -> None:
         self._changes.append((number, size))
         self.held += size
-        self.peak = max(self.peak, self.held)
 
 
 @contextmanager

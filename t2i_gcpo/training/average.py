@@ -14,6 +14,9 @@ from t2i_gcpo.generators.base import ImageGenerator
 #: Folder of the averaged generator in a checkpoint's.
 FOLDER = "average"
 
+ModelWriter = Callable[[Path], None]
+"""Writes a generator into a checkpoint's folder, and its average, where there is one, into one beside it."""
+
 
 class PolicyAverage:
     """Holds the average of a generator's trained parameters in fp32: `average = decay average + (1 - decay) weight`."""
@@ -47,10 +50,11 @@ class PolicyAverage:
         with self.in_place():
             self.generator.save(checkpoint / FOLDER)
 
-    def snapshot(self) -> ImageGenerator:
-        """Return a copy of the averaged generator, which `save` writes from another thread."""
+    def snapshot_writer(self) -> ModelWriter:
+        """Return what `save` is, for the average as it is now, from another thread."""
         with self.in_place():
-            return self.generator.snapshot()
+            twin = self.generator.snapshot()
+        return lambda checkpoint: twin.save(checkpoint / FOLDER)
 
     def load(self, values: Sequence[Tensor]) -> None:
         """Go on from the values of a checkpoint. ValueError where they are those of another model."""
@@ -60,23 +64,18 @@ class PolicyAverage:
             own.copy_(value)
 
 
-ModelWriter = Callable[[Path], None]
-"""Writes a generator into a checkpoint's folder, and its average, where there is one, into one beside it."""
-
-
 def model_writer(generator: ImageGenerator, average: PolicyAverage | None, *, copied: bool) -> ModelWriter:
     """Return what writes both.
 
     copied: as they are now, from another thread, while they are trained on.
     """
-    own = generator.snapshot() if copied else generator
-    averaged = average.snapshot() if copied and average is not None else None
+    own = (generator.snapshot() if copied else generator).save
+    if average is None:
+        return own
+    averaged = average.snapshot_writer() if copied else average.save
 
     def write(folder: Path) -> None:
-        own.save(folder)
-        if averaged is not None:
-            averaged.save(folder / FOLDER)
-        elif average is not None:
-            average.save(folder)
+        own(folder)
+        averaged(folder)
 
     return write

@@ -72,14 +72,12 @@ class Saving:
     def _begin(self, *, copied: bool) -> CheckpointWrite:
         """Begin the checkpoint of the present step. copied: it is written while training goes on."""
         self.updater.check_usable()
-        state, save_model = self.state(), self.updater.model_writer(copied=False)
-        if copied and self.processes.is_main:
-            state, save_model = host_copy(state), self.updater.model_writer(copied=True)
+        state, copies_model = self.state(), copied and self.processes.is_main
         return CheckpointWrite(
             self.folder,
             self.progress.step,
-            state=state,
-            save_model=save_model,
+            state=host_copy(state) if copies_model else state,
+            save_model=self.updater.model_writer(copied=copies_model),
             plan_shards=partial(self.updater.plan_shards, copied=copied),
             processes=self.processes,
         )
@@ -93,7 +91,7 @@ class Saving:
 
     @property
     def written(self) -> bool:
-        """Whether this process has written its files of a checkpoint that is not whole yet."""
+        """Say whether this process has written its files of a checkpoint that is not whole yet."""
         return self._pending is not None and not self._pending.thread.is_alive()
 
     def finish(self) -> None:
@@ -186,9 +184,8 @@ class Saving:
         self.validation = state["validation"]
         if path is None:
             self.saved_step = self.progress.step
-            self._keep_best(
-                self.progress.step, self.validation
-            )  # the run may have been killed before it noted its best score
+            # The run may have been killed before it noted its best score.
+            self._keep_best(self.progress.step, self.validation)
 
     def _state(self, path: str | Path | None) -> dict[str, Any]:
         """Return the state in a checkpoint (None: the newest whole one, which the main process looks for)."""

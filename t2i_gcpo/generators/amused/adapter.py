@@ -159,7 +159,7 @@ class Amused(TrainableGenerator):
 
     @cached_property
     def _written_tokenizer(self) -> Any:
-        """A copy that one thread writes while another encodes prompts; of a large vocabulary it takes half a second."""
+        """Copy it once, for a thread that writes while another encodes; a large vocabulary takes half a second."""
         return copy.deepcopy(self.parts.tokenizer)
 
     @property

@@ -143,7 +143,7 @@ class Janus(TrainableGenerator):
 
     @cached_property
     def _written_processor(self) -> Any:
-        """A copy that one thread writes while another encodes prompts; of a large vocabulary it takes half a second."""
+        """Copy it once, for a thread that writes while another encodes; a large vocabulary takes half a second."""
         return copy.deepcopy(self.processor)
 
     @property
