@@ -7,10 +7,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from t2i_gcpo.commands.images_at_once import settle_batch
 from t2i_gcpo.commands.options import build
+from t2i_gcpo.commands.options.config import ROWS
 from t2i_gcpo.commands.options.number_types import count
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import (
@@ -23,7 +26,7 @@ from t2i_gcpo.commands.options.shared import (
 )
 from t2i_gcpo.data.prompts import limit
 from t2i_gcpo.evaluation.benchmarks import layout
-from t2i_gcpo.evaluation.benchmarks.run import Run, describe, records, work
+from t2i_gcpo.evaluation.benchmarks.run import ABOUT, Run, describe, records, work
 from t2i_gcpo.evaluation.benchmarks.summary import Summary, summarise
 from t2i_gcpo.evaluation.benchmarks.table import BENCHMARKS, Benchmark, find
 from t2i_gcpo.evaluation.scorable import check_scorable
@@ -33,6 +36,7 @@ from t2i_gcpo.reports.tables import number, print_note, print_table, with_interv
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.files import describe as describe_file
 from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.json_files import read_json
 
 OPTION = "--benchmark"
 EVALUATION, RESULT = "eval.json", "benchmark.json"
@@ -64,12 +68,13 @@ def main(argv: list[str]) -> int:
         args.out,
         sampling(args),
         images=args.images or benchmark.images,
-        batch=args.batch,
+        batch=args.batch or ROWS,
         reward=options.name,
         shard=_shard(args.shard),
     )
     reward = build.reward(options)
     check_scorable(prompts, reward)
+    args, run = _settled(args, run)
     describe(run.image_folder, _about_images(args, run, benchmark))
     describe(run.score_folder, reward.identity())
     work(run, lambda: _load(args, prompts), reward, progress=True)
@@ -89,6 +94,16 @@ def main(argv: list[str]) -> int:
     for path in [*written, run.image_folder]:
         print(f"wrote {path}")
     return int(summary.result.failed == summary.result.n)
+
+
+def _settled(args: argparse.Namespace, run: Run) -> tuple[argparse.Namespace, Run]:
+    """Return options and run with `--batch` chosen where it is left open; images that are there keep theirs."""
+    there = run.image_folder / ABOUT
+    if not args.batch and there.is_file() and isinstance(batch := read_json(there).get("batch"), int) and batch > 0:
+        args = argparse.Namespace(**{**vars(args), "batch": batch})
+    drawn = replace(run.sampling, group_size=run.images, contrast=False, stats=())
+    args = settle_batch(args, run.prompts, drawn, images=run.images * len(run.prompts))
+    return args, replace(run, batch=args.batch)
 
 
 def _with_reward(argv: Sequence[str], benchmark: Benchmark) -> list[str]:

@@ -16,6 +16,7 @@ import rewards
 from rewards.base import Reward
 from t2i_gcpo.advantages import informative_groups
 from t2i_gcpo.algorithms import TABLE, Algorithm
+from t2i_gcpo.commands.images_at_once import settle_batch
 from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.rules import read_rules
@@ -62,12 +63,13 @@ def main(argv: list[str]) -> int:
     prompts = prompt_files.read(args.prompts)
     reward = rewards.load(args.reward)
     check_scorable(prompts, reward)
+    stats = sorted({stat for rule in rules.values() for stat in rule.needed_stats})
+    drawn = sampling(args, group_size=args.group_size, stats=tuple(stats))
+    args = settle_batch(args, prompts, drawn, images=args.prompts_per_batch * args.group_size)
     generator = load_generator(args)
     generator.check_prompts(prompts)
     if args.lora_rank:
         generator.add_lora(rank=args.lora_rank, alpha=2.0 * args.lora_rank, seed=args.seed)
-    stats = sorted({stat for rule in rules.values() for stat in rule.needed_stats})
-    drawn = sampling(args, group_size=args.group_size, stats=tuple(stats))
     try:
         with ended_by_sigterm():
             result = run(generator, reward, prompts, drawn, rules, args)

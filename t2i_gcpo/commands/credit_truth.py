@@ -15,6 +15,7 @@ from tqdm import tqdm
 import rewards
 from rewards.base import Reward
 from t2i_gcpo.algorithms import ALL_STATS, TABLE, Algorithm
+from t2i_gcpo.commands.images_at_once import settle_batch
 from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.rules import read_rules
@@ -94,11 +95,12 @@ def measured(args: argparse.Namespace, plan: Plan) -> Truth:
     prompts = limit(prompt_files.read(args.prompts), args.limit, repeat=True)
     reward = rewards.load(args.reward)
     check_scorable(prompts, reward)
+    drawn = sampling(args, group_size=GROUP, stats=ALL_STATS)
+    args = settle_batch(args, prompts, drawn, scored=True)
     generator = load_generator(args)
     generator.check_prompts(prompts)
     # Each image needs several rollouts of like size.
     generator.prepare(rollouts_ahead=1 + plan.alternatives * plan.completions)
-    drawn = sampling(args, group_size=GROUP, stats=ALL_STATS)
     return draw_and_measure(generator, reward, prompts, drawn, plan, args)
 
 

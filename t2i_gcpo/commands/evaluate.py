@@ -10,6 +10,7 @@ import rewards
 from rewards.geneval.detectors import load as load_detector
 from t2i_gcpo.algorithms import ALL_STATS
 from t2i_gcpo.commands import benchmark
+from t2i_gcpo.commands.images_at_once import settle_batch
 from t2i_gcpo.commands.options.number_types import count
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
@@ -46,12 +47,15 @@ def main(argv: list[str]) -> int:
     truth = _truth(args)
     drawn = sampling(args, stats=ALL_STATS) if args.credit else sampling(args)
     names = list(dict.fromkeys([args.checkpoint, *([args.against] if args.against else [])]))
-    generator = _checked(args, names, prompts)
+    asked = drawn if args.credit else replace(drawn, contrast=False, stats=())
+    args = settle_batch(args, prompts, replace(asked, group_size=1), *names[1:], images=len(prompts))
+    generator: ImageGenerator | None = _checked(args, names, prompts)
     results, measured, written = {}, {}, []
     for name in names:
         observer = CreditObserver(load_detector("shapes")) if args.credit else None
+        generator = generator or load_generator(args, name)
         results[name] = evaluate(
-            generator if name == names[0] else load_generator(args, name),
+            generator,
             prompts,
             reward,
             sampling=drawn,
@@ -64,6 +68,7 @@ def main(argv: list[str]) -> int:
             reward_name=args.reward,
             observe=observer,
         )
+        generator = None  # a card need not hold both
         # Saved at once: what happens to the other checkpoint, or to the terminal, cannot take it away.
         written.append(_save(results[name], args.out / EVALUATION, name, args))
         if observer is not None:
@@ -100,9 +105,10 @@ def _truth(args: argparse.Namespace) -> Agreement | None:
 
 def _checked(args: argparse.Namespace, names: list[str], prompts: list[Prompt]) -> ImageGenerator:
     """Load every checkpoint once, so that one that cannot be used shows before any is evaluated; returns the first."""
-    for name in reversed(names):
-        generator = load_generator(args, name)
-        generator.check_prompts(prompts)
+    for name in reversed(names[1:]):
+        load_generator(args, name).check_prompts(prompts)  # and let go of it: a card need not hold both
+    generator = load_generator(args, names[0])
+    generator.check_prompts(prompts)
     return generator
 
 

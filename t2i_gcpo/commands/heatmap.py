@@ -11,16 +11,17 @@ import torch
 
 import rewards
 from t2i_gcpo.algorithms import ALL_STATS, TABLE, resolve, token_advantages, token_weights
+from t2i_gcpo.commands.images_at_once import settle_batch
 from t2i_gcpo.commands.options.number_types import count, finite, positive
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
 from t2i_gcpo.data.shapes.grammar import find_prompt, not_understood
 from t2i_gcpo.evaluation.scorable import check_scorable
-from t2i_gcpo.generators.base import ImageGenerator
+from t2i_gcpo.generators.base import ImageGenerator, in_chunks
 from t2i_gcpo.heatmap import KINDS, Heatmap, Recipe, load, noise, over_steps, reweigh, without
 from t2i_gcpo.heatmap.animation import over_images, over_order, write_gif
 from t2i_gcpo.heatmap.files import write
-from t2i_gcpo.records import Prompt, ScoredRollout
+from t2i_gcpo.records import Prompt, Rollout, ScoredRollout
 from t2i_gcpo.training.credit_inputs import credit_inputs
 from t2i_gcpo.utils.checks import at_least
 from t2i_gcpo.utils.destination import check_folder
@@ -90,13 +91,14 @@ def sampled(args: argparse.Namespace) -> Heatmap:
     reward = rewards.load(reward_name) if reward_name else None
     if reward is not None:
         check_scorable([prompt], reward)
+    args = settle_batch(args, [prompt], drawn, images=args.num, negative=negative, beside=args.reference)
     generator = load_generator(args)
     generator.check_prompts([prompt, *([negative] if negative is not None else [])])
     reference = None if args.reference is None else _reference(args, generator)
     rollout = generator.sample([prompt], drawn, negative_prompts=negative)
     with torch.no_grad():
         images = generator.decode(rollout.tokens).cpu()
-        logprob_reference = None if reference is None else reference.token_logprobs(rollout)
+        logprob_reference = None if reference is None else _logprobs(reference, rollout, args.batch)
     rng = torch.Generator().manual_seed(args.seed)  # the controls draw from it
     inputs = credit_inputs(generator, algorithm, rollout)
     if reward is None:
@@ -139,6 +141,11 @@ def _reference(args: argparse.Namespace, generator: ImageGenerator) -> ImageGene
             f"--reference {args.reference} has a grid of {other.grid}, --checkpoint one of {tuple(generator.grid)}"
         )
     return other
+
+
+def _logprobs(generator: ImageGenerator, rollout: Rollout, batch: int) -> torch.Tensor:
+    """Score the tokens of so many images at once."""
+    return in_chunks(lambda rows: generator.token_logprobs(rollout.rows(rows)), torch.arange(rollout.batch), batch)
 
 
 def _reward(args: argparse.Namespace, prompt: Prompt) -> tuple[str | None, str]:

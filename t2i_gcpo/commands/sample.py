@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from t2i_gcpo.commands.images_at_once import settle_batch
 from t2i_gcpo.commands.options.number_types import count, positive
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.commands.options.shared import add_generator_options, add_sampling_options, load_generator, sampling
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
     names = [f"{p:03d}_{g:02d}.png" for p in range(len(prompts)) for g in range(args.num)]
     check_folder(args.out, GRID, SAMPLES, *names)
     drawn = sampling(args, group_size=args.num, contrast=False, stats=())
+    args = settle_batch(args, prompts, drawn, images=len(names))
     generator = load_generator(args)
     generator.check_prompts(prompts)
     rollout = generator.sample(prompts, drawn)

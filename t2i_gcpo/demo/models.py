@@ -9,8 +9,12 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from t2i_gcpo import generators
+from t2i_gcpo.algorithms import ALL_STATS
+from t2i_gcpo.commands.images_at_once import Drawing, chosen_batch
+from t2i_gcpo.commands.options.config import ROWS
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.checkpoints import Checkpoint, locate, tuned
+from t2i_gcpo.records import Sampling
 
 BASE, MASKED = "base", "masked"
 #: Name of a tuned checkpoint that ships with the package -> its name in the demo.
@@ -97,6 +101,6 @@ class Models:
 
     def fresh(self, name: str) -> ImageGenerator:
         """Return a generator that nobody else has, for training."""
-        return generators.load(
-            self.checkpoints[name], device=self.device, dtype=self.dtype, max_batch=64, compile=False
-        )
+        path, drawn = self.checkpoints[name], Drawing([], Sampling(stats=ALL_STATS), ROWS)
+        batch = chosen_batch(path, drawn, device=self.device, dtype=self.dtype)
+        return generators.load(path, device=self.device, dtype=self.dtype, max_batch=batch, compile=False)

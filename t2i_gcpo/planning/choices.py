@@ -74,8 +74,21 @@ def choose(
     if head_chunk and model.chunked_head:
         chosen = _with_chunk(model, chosen, free)
     if max_batch:
-        chosen = _with_batch(model, chosen, free)
+        chosen = replace(chosen, max_batch=images_at_once(model, chosen, free))
     return Choice(chosen, whole, free, model.chunked_head)
+
+
+def images_at_once(model: PlannedModel, work: Workload, free: int, *, scored: bool = False) -> int:
+    """Return how many images, the most of `BATCHES`, can be sampled and decoded at once in `free` bytes.
+
+    scored: they are also scored so many at once, as nothing is trained.
+    """
+    phases = (sample_phase, decode_phase, *([score_phase] if scored else []))
+    for batch in BATCHES[:-1]:
+        larger = replace(work, max_batch=batch)
+        if all(enough(phase(model, larger).total, free) for phase in phases):
+            return batch
+    return BATCHES[-1]
 
 
 def enough(needed: int, free: int) -> bool:
@@ -86,14 +99,6 @@ def enough(needed: int, free: int) -> bool:
 def with_options(work: Workload, **options: Any) -> Workload:
     """Change options of the run's passes."""
     return replace(work, options=replace(work.options, **options))
-
-
-def _with_batch(model: PlannedModel, work: Workload, free: int) -> Workload:
-    for batch in BATCHES[:-1]:
-        larger = replace(work, max_batch=batch)
-        if all(enough(phase(model, larger).total, free) for phase in (sample_phase, decode_phase)):
-            return larger
-    return replace(work, max_batch=BATCHES[-1])
 
 
 def _with_chunk(model: PlannedModel, work: Workload, free: int) -> Workload:

@@ -80,7 +80,7 @@ def plan(model: PlannedModel, load: Workload) -> Plan:
     adapters, trained = _trained(model, load)
     micro = load.micro_batches
     update = model.update(micro[0], options)
-    score = model.score(min(load.micro_batch, load.rows), options)
+    score = model.score(load.scored_at_once, options)
     decoded, (cache, sampling) = _decoded(load), sampling_bytes(model, load)
     decode = model.decode(decoded, options)
     phases = memory.phases(
@@ -133,7 +133,7 @@ def update_phase(model: PlannedModel, load: Workload) -> Phase:
 @functools.lru_cache(maxsize=16)
 def score_phase(model: PlannedModel, load: Workload) -> Phase:
     """Return the peak of scoring under the reference, as `plan` has it among the others."""
-    score = model.score(min(load.micro_batch, load.rows), load.options)
+    score = model.score(load.scored_at_once, load.options)
     stays, visiting = _staying_cache(model, load), _visiting(model, load, _trained(model, load)[1])
     return memory.score_phase(_state(model, load), stays=stays, visiting=visiting, scoring=score.peak)
 
@@ -162,8 +162,8 @@ def _exchange(model: PlannedModel, load: Workload) -> dict[str, int]:
 
 def _trained(model: PlannedModel, load: Workload) -> tuple[int, int]:
     """Return the parameters of the adapters, and all that are trained."""
-    trained = sum(model.trained(load.options.lora_rank))
-    return trained if load.options.lora_rank else 0, trained
+    trainable = sum(model.trained(load.options.lora_rank))
+    return trainable if load.options.lora_rank else 0, trainable if load.trains else 0
 
 
 def _state(model: PlannedModel, load: Workload) -> memory.State:
@@ -182,6 +182,11 @@ def _state(model: PlannedModel, load: Workload) -> memory.State:
         averaged=load.averaged,
         gpus=load.gpus,
     )
+
+
+def held_bytes(model: PlannedModel, load: Workload) -> int:
+    """Count the bytes that are there in every phase."""
+    return sum(_state(model, load).parts.values())
 
 
 def _parked(load: Workload) -> bool:

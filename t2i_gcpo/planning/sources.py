@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t2i_gcpo.generators import random_models
-from t2i_gcpo.generators.checkpoints import EMBEDDED, locate, tuned
+from t2i_gcpo.generators.checkpoints import ADAPTER, EMBEDDED, locate, tuned
+from t2i_gcpo.generators.integrity import read_object
 from t2i_gcpo.generators.random_models import RandomModel
 
 #: Repository of the hub -> the published shape that its configuration has.
@@ -31,8 +32,8 @@ class Source:
     """Where the sizes are from, in words."""
     random: RandomModel | None = None
     folder: Path | None = None
-    adapters: bool = False
-    """Whether the folder's checkpoint comes with LoRA adapters."""
+    adapter_rank: int = 0
+    """Rank of the LoRA adapters that the checkpoint comes with; 0: it has none."""
     published: bool = False
     """Whether the shape stands for a checkpoint of the hub, whose tokenizer is not here."""
 
@@ -57,7 +58,9 @@ def find(name: str, *, layers: int = 0, width: int = 0, revision: str | None = N
             f"folder, or one of {', '.join([*EMBEDDED, *PUBLISHED])}"
         )
     checkpoint = locate(name, revision=revision)
+    rank = 0 if checkpoint.adapter is None else read_object(checkpoint.adapter / ADAPTER).get("r")
+    rank = rank if isinstance(rank, int) else 0  # what is wrong with it is said when it is loaded
     if checkpoint.random is not None:
-        return Source(checkpoint.model_type, f"the base of {name}", random=checkpoint.random, adapters=True)
+        return Source(checkpoint.model_type, f"the base of {name}", random=checkpoint.random, adapter_rank=rank)
     note = f"the configuration in {checkpoint.folder}"
-    return Source(checkpoint.model_type, note, folder=checkpoint.folder, adapters=checkpoint.adapter is not None)
+    return Source(checkpoint.model_type, note, folder=checkpoint.folder, adapter_rank=rank)

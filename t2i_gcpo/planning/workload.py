@@ -44,6 +44,8 @@ class Workload:
     validation_images: int = 0
     evaluated: int = 0
     """Images of the largest evaluation, one a prompt, that are sampled max_batch at a time; 0: there is none."""
+    trains: bool = True
+    """Whether anything is trained; else the weights alone are held, and as many images scored at once as sampled."""
     gpus: int = 1
     each_pass: bool = False
     """Whether several cards sum their gradients after each micro-batch, not once an update."""
@@ -62,6 +64,11 @@ class Workload:
     def sampled_at_once(self) -> int:
         """Return the images of each equal part that a step's are cut into, as `batches` does."""
         return math.ceil(self.rows / math.ceil(self.rows / self.max_batch))
+
+    @property
+    def scored_at_once(self) -> int:
+        """Return the rows of a batch that is scored without gradients."""
+        return min(self.micro_batch, self.rows) if self.trains else self.sampled_at_once
 
     @property
     def evaluated_at_once(self) -> int:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from t2i_gcpo import generators
 from t2i_gcpo.commands.options import build
-from t2i_gcpo.commands.options.config import EvaluateConfig, TrainConfig
+from t2i_gcpo.commands.options.config import ROWS, EvaluateConfig, TrainConfig
 from t2i_gcpo.data.formats import read_named
 from t2i_gcpo.generators import merging
+from t2i_gcpo.generators.compilation import CompileChoice
+from t2i_gcpo.generators.tokens.branches import Branches
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.planning.models import PassOptions
 from t2i_gcpo.planning.sources import Source
@@ -70,6 +76,51 @@ def workload(config: TrainConfig, source: Source, *, columns: int, gpus: int = 1
     )
 
 
+def drawing(
+    source: Source,
+    drawn: Sampling,
+    *,
+    images: int,
+    dtype: torch.dtype,
+    compile: CompileChoice,
+    negative: bool,
+    columns: int,
+) -> Workload:
+    """Return what a command that trains nothing asks of its model: to sample, decode and score so many images.
+
+    drawn: how, with the images of a prompt. negative: they are contrasted with a text of their own.
+    """
+    rank = source.adapter_rank
+    passes = PassOptions(
+        dtype=dtype,
+        distribution="conditional",
+        guidance=drawn.guidance,
+        lora_rank=rank,
+        prompt_columns=columns,
+        sampling_steps=drawn.unmasking.steps,
+        order=drawn.unmasking.order,
+        schedule=drawn.unmasking.schedule,
+    )
+    return Workload(
+        steps=1,
+        prompts=-(-images // drawn.group_size),
+        group=drawn.group_size,
+        micro_batch=1,
+        max_batch=ROWS,
+        updates=1,
+        epochs=1,
+        branches=Branches.of(drawn, negative=negative).count,
+        negative_text=False,
+        kl_always=False,
+        kl_every=0,
+        compile=compile,
+        on_cpu=False,
+        merged=merging.pays("auto", dtype),
+        options=passes,
+        trains=False,
+    )
+
+
 def _evaluated(options: EvaluateConfig) -> int:
     """Return the images of the largest evaluation: one a prompt, of `MANY` prompts where it takes all."""
     sizes = [options.limit] if options.every else []
@@ -89,14 +140,19 @@ def prompt_columns(source: Source, config: TrainConfig, given: int) -> tuple[int
         prompts = []
     if source.published or not prompts:
         return USUAL_COLUMNS, f"prompts of {USUAL_COLUMNS} tokens, frame included; --prompt-columns says otherwise"
-    import torch
+    width = columns_of(source, [prompt.text for prompt in prompts])
+    return width, f"prompts of at most {width} tokens, counted"
 
+
+def columns_of(source: Source, texts: Sequence[str]) -> int:
+    """Count the columns of the longest of some prompts; 0 for models that encode texts apart."""
+    if source.kind != "janus":
+        return 0
     from t2i_gcpo.generators.janus.prompts import PromptEncoder
     from t2i_gcpo.planning.janus import processor
 
     encoder = PromptEncoder(processor(source), torch.device("cpu"))
-    width = int(encoder.encode([prompt.text for prompt in prompts]).ids.shape[1])
-    return width, f"prompts of at most {width} tokens, counted"
+    return int(encoder.encode(list(texts)).ids.shape[1])
 
 
 def training_prompts(config: TrainConfig) -> list[Prompt]:

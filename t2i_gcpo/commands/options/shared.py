@@ -9,7 +9,7 @@ from typing import Any
 
 from t2i_gcpo.commands.options.arguments import read_arguments, take_reward_options
 from t2i_gcpo.commands.options.build import COMPILE
-from t2i_gcpo.commands.options.config import RewardConfig
+from t2i_gcpo.commands.options.config import ROWS, RewardConfig
 from t2i_gcpo.commands.options.number_types import count, finite, positive, seed
 from t2i_gcpo.generators.base import ImageGenerator
 from t2i_gcpo.generators.tokens.unmasking import ORDERS, SCHEDULES
@@ -28,9 +28,10 @@ def add_generator_options(parser: argparse.ArgumentParser, *, checkpoint: Any = 
     add("--revision", help="branch, tag or commit on the hub")
     add(
         "--batch",
-        type=positive,
-        default=64,
-        help="images at once; the images do not depend on it (default: %(default)s)",
+        type=count,
+        default=0,
+        help="images at once; the images do not depend on it; 0 is 64 on a CPU, and on a GPU as many, up to 64, as fit "
+        "by the plan of `t2i-gcpo plan` (default: %(default)s)",
     )
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="(default: %(default)s)")
@@ -80,7 +81,7 @@ def load_generator(args: argparse.Namespace, checkpoint: str | None = None) -> I
         device=pick_device(args.device),
         dtype=args.dtype,
         revision=args.revision,
-        max_batch=args.batch,
+        max_batch=args.batch or ROWS,
         compile=COMPILE[args.compile],
     )
 
