@@ -215,6 +215,25 @@ def test_cuda_needs_a_runtime_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None
         rewards.load("ocr", device="cuda:1")
 
 
+def test_cuda_without_a_number_is_the_card_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of several processes has another card than the first."""
+    import onnxruntime
+    import rapidocr
+
+    seen: list[int] = []
+
+    def engine(params: dict[str, Any]) -> None:
+        seen.append(params["EngineConfig.onnxruntime.cuda_ep_cfg.device_id"])
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(rapidocr, "RapidOCR", engine)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for device in ("cuda", "cuda:1"):
+        rewards.load("ocr", device=device)
+    assert seen == [3, 1]
+
+
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

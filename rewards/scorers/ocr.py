@@ -123,6 +123,13 @@ def plain(text: str) -> str:
     return "".join(text.split()).casefold()
 
 
+def _card(index: str) -> int:
+    """Return the number of a card: without an index the one that "cuda" means in this process, as it does for torch."""
+    if index:
+        return int(index)
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+
+
 def _engine(min_confidence: float, device: str, threads: int | None, options: Mapping[str, Any]) -> Any:
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
@@ -137,7 +144,7 @@ def _engine(min_confidence: float, device: str, threads: int | None, options: Ma
         "Global.log_level": "error",
         "EngineConfig.onnxruntime.intra_op_num_threads": -1 if threads is None else threads,
         "EngineConfig.onnxruntime.use_cuda": kind == "cuda",
-        "EngineConfig.onnxruntime.cuda_ep_cfg.device_id": int(index or 0),
+        "EngineConfig.onnxruntime.cuda_ep_cfg.device_id": _card(index),
         **options,
     }
     try:

@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
     from rich.console import Console
 
-    from t2i_gcpo.training.ranks import is_first
+    from t2i_gcpo.training.launch import is_first
     from t2i_gcpo.utils.files import write_atomically
 
     try:

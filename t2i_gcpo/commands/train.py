@@ -24,7 +24,8 @@ from t2i_gcpo.training import checkpoint, restarts
 from t2i_gcpo.training import tracker as tracking
 from t2i_gcpo.training.callbacks.pictures import Pictures
 from t2i_gcpo.training.callbacks.reward_hacking import Watch
-from t2i_gcpo.training.ranks import heard_once, is_first, torchrun
+from t2i_gcpo.training.launch import heard_once, is_first
+from t2i_gcpo.training.ranks import torchrun
 from t2i_gcpo.training.resume import expects_checkpoint
 from t2i_gcpo.training.same_run import check_alike, check_share
 from t2i_gcpo.training.saving import resume_command

@@ -7,6 +7,12 @@ from collections.abc import Sequence
 import torch
 
 
+def take_card(local_rank: int) -> None:
+    """Make "cuda" mean this process's own card, for whatever it loads; nothing where the machine has no such card."""
+    if torch.cuda.is_available() and local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank)
+
+
 def own_card(wanted: torch.device, local_rank: int, local_count: int, cards: int) -> int:
     """Return the number of this process's card.
 

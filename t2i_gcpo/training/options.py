@@ -241,6 +241,10 @@ class WatchConfig:
             raise ValueError(f"watch.rewards names {', '.join(twice)} more than once")
 
 
+#: Seconds of a year; beyond some hundred of them clocks overflow.
+YEAR = 365 * 24 * 3600
+
+
 @dataclass(frozen=True)
 class RanksConfig:
     """The processes of a run that torchrun started."""
@@ -251,6 +255,8 @@ class RanksConfig:
     def __post_init__(self) -> None:
         declared(self, "ranks.")
         above_zero("ranks.", timeout=self.timeout)
+        if self.timeout > YEAR:
+            raise ValueError(f"ranks.timeout is {self.timeout:g} seconds; it must be at most a year, {YEAR}")
 
 
 #: The names of the same classes in Python programs.

@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rewards.models.device import short
 from t2i_gcpo.training.cards import check_cards, own_card
+from t2i_gcpo.training.launch import Launch, meet, read_launch
 from t2i_gcpo.training.options import RanksConfig
 from t2i_gcpo.utils.device import pick_device
 from t2i_gcpo.utils.interrupt import Terminated
@@ -64,9 +65,9 @@ class LostRank(ConnectionError):
 class Ranks:
     """The processes of one torchrun. Make it with `torchrun()`."""
 
-    def __init__(self, timeout: float) -> None:
-        self.rank, self.count = dist.get_rank(), dist.get_world_size()
-        self.local_rank, self.local_count = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    def __init__(self, timeout: float, launch: Launch) -> None:
+        self.rank, self.count = launch.rank, launch.count
+        self.local_rank, self.local_count = launch.local_rank, launch.local_count
         self.timeout = timeout
         self._small = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._shared: BaseException | None = None  # the error that all processes know of
@@ -228,14 +229,16 @@ def torchrun(*, timeout: float = RanksConfig.timeout, quiet: bool = False) -> It
     """Yield the processes that torchrun started, and end them together; without torchrun this one is alone.
 
     timeout: seconds that one waits for another before all end. quiet: of an error that all know of only one speaks, and
-    the others leave with SystemExit. ValueError where the environment is not torchrun's, or its port is taken.
+    the others leave with SystemExit. ValueError and ConnectionError
+    as of `read_launch` and `meet`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    launch = read_launch()
+    if launch is None:
         yield ALONE
         return
-    _start(timeout)
+    meet(launch, timeout)
     try:
-        ranks = Ranks(timeout)
+        ranks = Ranks(timeout, launch)
         try:
             yield ranks
             ranks.wait()  # one that failed after the others were done is heard here
@@ -248,47 +251,3 @@ def torchrun(*, timeout: float = RanksConfig.timeout, quiet: bool = False) -> It
             raise last from error
     finally:
         dist.destroy_process_group()
-
-
-def _start(timeout: float) -> None:
-    missing = [name for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]
-    if missing:
-        raise ValueError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {', '.join(missing)} is not set; start with torchrun, "
-            "which sets them all, or unset WORLD_SIZE for one process"
-        )
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    wait = timedelta(seconds=timeout)
-    try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=wait))
-        # torchrun keeps its store when it starts the processes again, and in it the addresses of those that are gone.
-        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=wait)
-    except dist.DistNetworkError as error:
-        if "EADDRINUSE" not in str(error) and "address already in use" not in str(error).lower():
-            raise
-        raise ValueError(
-            f"port {os.environ.get('MASTER_PORT')} is in use on {os.environ['MASTER_ADDR']}; give torchrun another "
-            "(--master-port, or --standalone on one machine, which finds a free one)"
-        ) from error
-
-
-def is_first() -> bool:
-    """Return whether this is the main process, before the processes know one another."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextlib.contextmanager
-def heard_once() -> Iterator[None]:
-    """Inside, what every process would print is printed by the main one."""
-    with contextlib.ExitStack() as stack:
-        if not is_first():
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
-        try:
-            yield
-        except ValueError:
-            if is_first():
-                raise
-            sys.exit(2)
