@@ -72,6 +72,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 #: `parser()`.
 GROUPS: tuple[str, ...] = ("bench", "pretrain", "text")
 
+#: Commands that several processes of one torchrun work on together.
+SHARED: tuple[str, ...] = ("train", "bench", "text")
+
 USAGE = """usage: t2i-gcpo COMMAND [OPTIONS]
        t2i-gcpo --version
 
@@ -116,6 +119,16 @@ def _run(arguments: list[str]) -> int:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
         print(f"error: there is no command {name!r}{hint} Commands: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    count = os.environ.get("WORLD_SIZE", "1") if "TORCHELASTIC_RUN_ID" in os.environ else "1"
+    if count != "1" and name not in SHARED:  # each would do the whole work, and write the same files
+        if os.environ.get("RANK", "0") == "0":
+            together = ", ".join(SHARED)
+            print(
+                f"error: torchrun started {count} processes, and {name} is the work of one; start it without torchrun "
+                f"(several work together on {together})",
+                file=sys.stderr,
+            )
         return 2
     try:
         for argument in arguments:

@@ -114,3 +114,23 @@ def test_the_installed_command_refuses_a_typo_without_a_traceback() -> None:
         check=False,
     )
     assert done.returncode == 2 and done.stderr.startswith("error: shapes:tset") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
+def test_what_one_process_does_is_not_done_by_several_of_a_torchrun(
+    rank: str,
+    said: int,
+    command: Callable[[Callable[[list[str]], object]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They would write the same files; one of them says so."""
+    done: list[object] = []
+    command(done.append)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("RANK", rank)
+    for size, status in (("2", 2), ("1", 0)):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert cli.main(["probe"]) == status
+    assert done == [[]]
+    assert capsys.readouterr().err.count("error: torchrun started 2 processes, and probe is the work of one") == said

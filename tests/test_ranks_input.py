@@ -57,6 +57,16 @@ class TestCommand:
         one, two = Rank(arguments(tmp_path)), Rank(arguments(tmp_path), code=tmp_path)
         refused([one, two], "code of rank 1 differ from those of rank 0")
 
+    def test_a_folder_that_is_not_shared(self, tmp_path: Path) -> None:
+        """A relative name is another folder on each of two machines; half of each checkpoint would be on either."""
+        options = arguments(tmp_path, "--output-dir", "run")
+        ranks = [Rank(options, cwd=tmp_path / name) for name in ("one", "two")]
+        for rank in ranks:
+            assert rank.cwd is not None
+            rank.cwd.mkdir()
+        refused(ranks, "the run folder of rank 0 is not seen by rank 1", "two/run); name a folder on a disk that all")
+        assert not list((tmp_path / "two").iterdir()) and not list((tmp_path / "one" / "run").iterdir())
+
     def test_cuda_where_there_is_none(self, tmp_path: Path) -> None:
         options = arguments(tmp_path, "--generator.device", "cuda")
         refused([Rank(options, environment={"CUDA_VISIBLE_DEVICES": ""})] * 2, "device is 'cuda', which cannot be used")

@@ -29,6 +29,7 @@ from t2i_gcpo.training.ranks import torchrun
 from t2i_gcpo.training.resume import expects_checkpoint
 from t2i_gcpo.training.same_run import check_alike, check_share
 from t2i_gcpo.training.saving import resume_command
+from t2i_gcpo.training.shared_folder import check_shared
 from t2i_gcpo.training.trainer import IN_USE, Trainer
 from t2i_gcpo.utils.destination import check_folder
 from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated, ended_by_sigterm, on_save_request
@@ -81,10 +82,11 @@ def run(config: TrainConfig, *, resume: bool = False, processes: Processes = ALO
         # All that may fail for a wrong option comes before the folder is written to.
         config, trainer, test, before = _checked(config, folder, resume=resume, processes=processes)
         processes.wait()
+        if main and not resume:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder, remedy=IN_USE))
+        check_shared(folder, processes)
         if main:
-            if not resume:
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(folder, remedy=IN_USE))
             tracking.prepare_run(folder, dump(config), resume=resume)
             restarts.note(folder)
             checkpoint.clean(folder)

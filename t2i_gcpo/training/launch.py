@@ -60,8 +60,14 @@ def read_launch() -> Launch | None:
             )
     if numbers["MASTER_PORT"] not in _PORTS:
         raise ValueError(f"MASTER_PORT is {numbers['MASTER_PORT']}; a port is a number from 1 to {_PORTS[-1]}")
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    return Launch(*(numbers[name] for name in names), os.environ["MASTER_ADDR"], numbers["MASTER_PORT"])
+    return Launch(
+        rank=numbers["RANK"],
+        count=numbers["WORLD_SIZE"],
+        local_rank=numbers["LOCAL_RANK"],
+        local_count=numbers["LOCAL_WORLD_SIZE"],
+        address=os.environ["MASTER_ADDR"],
+        port=numbers["MASTER_PORT"],
+    )
 
 
 def _number(name: str) -> int:

@@ -37,6 +37,7 @@ from t2i_gcpo.training.options import (
 from t2i_gcpo.training.progress import Progress
 from t2i_gcpo.training.same_run import check_alike, check_share
 from t2i_gcpo.training.saving import Saving
+from t2i_gcpo.training.shared_folder import check_shared
 from t2i_gcpo.training.step import Step, StepRecord
 from t2i_gcpo.training.tracker import SilentTracker, Tracker, check_unused
 from t2i_gcpo.training.updater import Updater
@@ -295,7 +296,7 @@ class Trainer:
             checkpoints.clean(self.output_dir)
             # A run whose folder of checkpoints is missing has lost them.
             (self.output_dir / checkpoints.FOLDER).mkdir(exist_ok=True)
-        self.processes.wait()  # before this, what fails on the main process ends the others
+        check_shared(self.output_dir, self.processes)  # here what failed on the main process ends the others
         while not self.finished and self.stopped is None:
             before = self.progress.state()
             try:
