@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from helpers import tiny
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
 from t2i_gcpo.generators.janus import layouts, random_model
+from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.generators.janus.conversion import check_names
 from t2i_gcpo.generators.janus.original_config import to_original, to_transformers
 from t2i_gcpo.generators.random_models import RandomModel
+from t2i_gcpo.planning.plan import load as load_plan
+from t2i_gcpo.planning.sources import find
 from t2i_gcpo.records import Sampling
 
 Shape = tuple[int, ...]
@@ -201,6 +205,8 @@ def test_the_authors_layout_names_the_command(tmp_path: Path) -> None:
     main(["convert", "--checkpoint", str(tiny.checkpoint(tmp_path / "first")), "--out", str(original)])
     with pytest.raises(ValueError, match="t2i-gcpo convert"):
         generators.load(str(original))
+    with pytest.raises(ValueError, match="no plan for models of type 'multi_modality'.*t2i-gcpo convert"):
+        load_plan(find(str(original)), torch.float32)
 
 
 def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
@@ -218,3 +224,58 @@ def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
     assert main(["convert", "--checkpoint", str(tmp_path / "other"), "--out", str(tmp_path / "x")]) == 2
     assert main(["convert", "--checkpoint", str(first), "--out", str(first)]) == 2
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("tokenizer.json", "is not whole: it has no tokenizer.json"),
+        ("model-00002-of-00002.safetensors", "names model-00002-of-00002.safetensors, and there is no such file"),
+        ("config.json", "is no checkpoint of Janus"),
+    ],
+)
+def test_a_folder_that_is_half_there_is_not_converted(
+    without: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written: a converted checkpoint without some of its weights would look like a whole one."""
+    folder, out = tiny.checkpoint(tmp_path / "first"), tmp_path / "out"
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    files = {f"model-0000{k + 1}-of-00002.safetensors": names[k::2] for k in range(2)}
+    for file, part in files.items():
+        save_file({name: weights[name] for name in part}, folder / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, part in files.items() for name in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert main(["convert", "--checkpoint", str(folder), "--out", str(tmp_path / "whole")]) == 0
+    for layout in (folder, tmp_path / "whole"):
+        if not (layout / without).exists():
+            continue  # the converted one has its weights in one file
+        (layout / without).unlink()
+        capsys.readouterr()
+        assert main(["convert", "--checkpoint", str(layout), "--out", str(out)]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and message in error
+        assert not out.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["first", "whole"]
+
+
+def test_a_full_disk_and_a_file_as_target_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The library's error is none of the system's; what was written by then is taken away."""
+    folder, out = tiny.checkpoint(tmp_path / "first"), tmp_path / "out"
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    assert main(["convert", "--checkpoint", str(folder), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "the disk is full" in error and str(out) in error
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+    monkeypatch.setattr(Janus, "save_model", full)
+    assert main(["export", "--checkpoint", str(folder), "--merged", "--out", str(out)]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["convert", "--checkpoint", str(folder), "--out", str(tmp_path / "file")]) == 2
+    assert "is a file; name a folder" in capsys.readouterr().err

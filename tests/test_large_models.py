@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import tiny
+from helpers import tiny, tiny_amused
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
 from t2i_gcpo.commands.options import build
@@ -113,3 +113,15 @@ def test_a_policy_of_several_dtypes_is_refused() -> None:
         ValueError, match=r"several dtypes: \d+ in float32 such as .*, 3 in bfloat16 such as layers.0.mlp"
     ):
         Janus(model, tiny.processor())
+
+
+def test_a_reference_with_other_tokens_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their grids are alike, so that one would score the other's tokens, and the KL would mean nothing."""
+    own, other, more = (str(tmp_path / name) for name in ("own", "other", "more"))
+    tiny.checkpoint(Path(own)), tiny_amused.checkpoint(Path(other)), tiny.checkpoint(Path(more), codebook=64)
+    asked = ["heatmap", "--checkpoint", own, "--prompt", "a red circle", "--reward", "none", "--device", "cpu"]
+    for reference, kind in ((other, "amused"), (more, "janus with 64 codes")):
+        assert main([*asked, "--reference", reference, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert f"is a checkpoint of {kind}" in error and "their tokens mean different things" in error
+    assert not (tmp_path / "out").exists()

@@ -18,6 +18,7 @@ from t2i_gcpo.generators import random_models
 from t2i_gcpo.generators.amused import random_model as amused
 from t2i_gcpo.generators.janus import random_model as janus
 from t2i_gcpo.generators.random_models import RandomModel, parse
+from t2i_gcpo.planning.sources import find
 from t2i_gcpo.records import Sampling
 
 META = torch.device("meta")
@@ -87,6 +88,8 @@ def test_a_name_that_says_no_model_is_refused(name: str, message: str) -> None:
 def test_trained_models_are_not_cut() -> None:
     with pytest.raises(ValueError, match="janus-mini has trained ones"):
         generators.load("janus-mini", layers=1)
+    with pytest.raises(ValueError, match="deepseek-community/Janus-Pro-1B has trained ones"):
+        find("deepseek-community/Janus-Pro-1B", width=64)
 
 
 @pytest.mark.parametrize(("name", "tokens"), [("random:janus-pro-1b", 576), ("random:amused-256", 256)])

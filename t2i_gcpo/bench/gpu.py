@@ -75,7 +75,7 @@ class Bench:
             compile=False,
         )
         if not isinstance(loaded, Janus):
-            raise ValueError(f"{options.checkpoint} is a {loaded.kind} checkpoint; this benchmark is of Janus")
+            raise ValueError(f"{options.checkpoint} is a checkpoint of {loaded.kind}; this benchmark is of Janus")
         self.generator = loaded
         self.compile = can_compile(self.device) if options.compile is None else bool(options.compile)
         self.tokens = math.prod(loaded.grid)

@@ -7,7 +7,7 @@ import shutil
 
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.utils.destination import check_folder
-from t2i_gcpo.utils.files import ASIDE
+from t2i_gcpo.utils.files import ASIDE, disk_errors
 
 
 def main(argv: list[str]) -> int:
@@ -24,6 +24,8 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"--checkpoint: there is no folder {folder}; download the repository first, and name its folder"
         )
+    if out.is_file():
+        raise ValueError(f"--out: {out} is a file; name a folder")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out: {out} is not empty; name a new folder")
     check_folder(out)
@@ -32,7 +34,8 @@ def main(argv: list[str]) -> int:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        conversion.convert(folder, aside)
+        with disk_errors(out):
+            conversion.convert(folder, aside)
         if out.exists():
             out.rmdir()
         aside.rename(out)

@@ -19,7 +19,7 @@ from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.training import checkpoint as checkpoints
 from t2i_gcpo.training.tracker import CONFIG, METRICS
 from t2i_gcpo.utils.destination import check_folder
-from t2i_gcpo.utils.files import write_atomically
+from t2i_gcpo.utils.files import disk_errors, write_atomically
 
 CARD = "README.md"
 
@@ -56,7 +56,8 @@ def _merged(name: str, out: Path, dtype: str) -> int:
     if tuned.has_lora:
         tuned.merge_lora()
     out.mkdir(parents=True, exist_ok=True)
-    tuned.save(out)
+    with disk_errors(out):
+        tuned.save(out)
     source = base.folder if base is not None and base.adapter is None else None if base is None else base.adapter
     about = provenance(name if source is None else source)
     started = about.get("config", {}).get("generator.checkpoint", base.name if base is not None else name)

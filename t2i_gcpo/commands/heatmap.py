@@ -134,8 +134,13 @@ def _choices(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _reference(args: argparse.Namespace, generator: ImageGenerator) -> ImageGenerator:
-    """Load the checkpoint that the KL is drawn to. ValueError where its grid is another."""
+    """Load the checkpoint that the KL is drawn to. ValueError where its tokens are others."""
     other = load_generator(args, args.reference)
+    if (other.kind, other.codebook_size) != (generator.kind, generator.codebook_size):
+        raise ValueError(
+            f"--reference {args.reference} is a checkpoint of {other.kind} with {other.codebook_size} codes, "
+            f"--checkpoint one of {generator.kind} with {generator.codebook_size}: their tokens mean different things"
+        )
     if tuple(other.grid) != tuple(generator.grid):
         raise ValueError(
             f"--reference {args.reference} has a grid of {other.grid}, --checkpoint one of {tuple(generator.grid)}"

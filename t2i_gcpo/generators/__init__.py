@@ -57,18 +57,14 @@ def load(
     """
     if str(name_or_path).startswith(random_models.PREFIX):
         name_or_path = random_models.parse(name_or_path, layers=layers, width=width).name
-    elif layers or width:
-        raise ValueError(
-            f"generator.layers and generator.width cut a model with random weights, and {name_or_path} has trained "
-            "ones; leave them out, or write e.g. random:janus-pro-1b"
-        )
+    else:
+        random_models.check_uncut(str(name_or_path), layers=layers, width=width)
     checkpoint = locate(str(name_or_path), revision=revision)
     target = ADAPTERS.get(checkpoint.model_type)
     if target is None:
         raise ValueError(
             f"the checkpoint in {checkpoint.folder} is of model type {checkpoint.model_type!r}; "
-            f"there are adapters for {', '.join(sorted(ADAPTERS))}"
-            + (f" (this is {ADVICE[checkpoint.model_type]})" if checkpoint.model_type in ADVICE else "")
+            f"there are adapters for {', '.join(sorted(ADAPTERS))}{advice(checkpoint.model_type)}"
         )
     with LOADING:
         module, name = target.split(":")
@@ -85,6 +81,11 @@ def load(
         chosen, precision = pick_device(str(device)), as_dtype(dtype)
         check_dtype(chosen, precision)
         return adapter.from_checkpoint(checkpoint, device=chosen, dtype=precision, **options)
+
+
+def advice(model_type: str) -> str:
+    """Return, in brackets, what to do with a checkpoint that no adapter reads, or ""."""
+    return f" (this is {ADVICE[model_type]})" if model_type in ADVICE else ""
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -24,6 +24,10 @@ STEP = re.compile(r"step_[0-9]+")
 TRAINER_STATE = "trainer.pt"
 #: What a fast tokenizer reads.
 TOKENIZER = "tokenizer.json"
+#: The files that a tokenizer is read from, the newest kind first.
+TOKENIZERS = (TOKENIZER, "tokenizer.model", "vocab.json", "vocab.txt")
+#: How the classes are called that read a tokenizer.
+WITH_TOKENIZER = ("Tokenizer", "TokenizerFast", "Processor")
 #: The JSON files that transformers, diffusers and tokenizers read; each holds an object.
 JSON_FILES = (
     "config.json",
@@ -85,6 +89,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of another program. ValueError, naming the file, where it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"the checkpoint in {path.parent} is not whole: it has no {path.name}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not valid JSON ({short(error)})") from error
     if not isinstance(content, dict):
@@ -206,7 +212,15 @@ def load_part(kind: Any, folder: Path) -> Any:
             return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ValueError:
         check_tokenizer(folder / TOKENIZER)
+        if kind.__name__.endswith(WITH_TOKENIZER):
+            check_has_tokenizer(folder)
         raise
+
+
+def check_has_tokenizer(folder: Path) -> None:
+    """Raise ValueError where a folder has none of the files that a tokenizer is read from."""
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ValueError(f"the checkpoint in {folder} is not whole: it has no {TOKENIZER}")
 
 
 def check_tokenizer(path: Path) -> None:

@@ -91,6 +91,15 @@ def parse(name: str, *, layers: int = 0, width: int = 0) -> RandomModel:
     return replace(RandomModel(shape, **sizes), **asked)
 
 
+def check_uncut(name: str, *, layers: int, width: int) -> None:
+    """Raise ValueError where sizes are given for a checkpoint whose weights are trained."""
+    if layers or width:
+        raise ValueError(
+            f"generator.layers and generator.width cut a model with random weights, and {name} has trained ones; leave "
+            "them out, or write e.g. random:janus-pro-1b"
+        )
+
+
 @contextmanager
 def fresh_weights(device: torch.device, dtype: torch.dtype, seed: int) -> Iterator[None]:
     """Make modules on the device in the dtype, by the seed; torch's own random state is as before afterwards."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from t2i_gcpo.generators import advice
 from t2i_gcpo.generators.janus.adapter import DECODE_ROWS_CPU
 from t2i_gcpo.planning import memory
 from t2i_gcpo.planning.amused import PlannedAmused
@@ -70,7 +71,10 @@ class Plan:
 def load(source: Source, dtype: torch.dtype) -> PlannedModel:
     """Make the planned model of a source. ValueError for a kind of model that there is no plan for."""
     if source.kind not in MODELS:
-        raise ValueError(f"there is no plan for models of type {source.kind!r}; there is for {', '.join(MODELS)}")
+        known = ", ".join(MODELS)
+        raise ValueError(
+            f"there is no plan for models of type {source.kind!r}; there is for {known}{advice(source.kind)}"
+        )
     return MODELS[source.kind](source, dtype)
 
 

@@ -47,6 +47,7 @@ def find(name: str, *, layers: int = 0, width: int = 0, revision: str | None = N
     if name.startswith(random_models.PREFIX):
         random = random_models.parse(name, layers=layers, width=width)
         return Source(random.kind, f"{random.name}: random weights of a published shape", random=random)
+    random_models.check_uncut(name, layers=layers, width=width)
     local = hub or name in EMBEDDED or name in tuned() or Path(name).expanduser().is_dir()
     if not local and name in PUBLISHED:
         random = RandomModel(PUBLISHED[name])

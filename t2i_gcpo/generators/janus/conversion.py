@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rewards.models.torchvision_mend import mend
-from t2i_gcpo.generators.integrity import load_part, read_object, reading
+from t2i_gcpo.generators.integrity import check_has_tokenizer, load_part, read_object, reading
 from t2i_gcpo.generators.janus import layouts, original_config
 from t2i_gcpo.generators.janus.random_model import IMAGE
 
@@ -140,6 +140,7 @@ def check_names(config: Any, weights: Mapping[str, Tensor]) -> None:
 
 def read_weights(folder: Path, *, leave: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Read all weights of a folder, from safetensors or else from torch's files, which run no code here."""
+    _check_index(folder)
     files = [path for path in sorted(folder.glob("*.safetensors")) if path.name not in leave]
     with reading(folder):
         if files:
@@ -151,6 +152,18 @@ def read_weights(folder: Path, *, leave: tuple[str, ...] = ()) -> dict[str, Tens
     if not weights:
         raise ValueError(f"{folder} has no weights: neither *.safetensors nor pytorch_model*.bin")
     return weights
+
+
+def _check_index(folder: Path) -> None:
+    """Check that every weight file that an index names is there. ValueError names one that is not."""
+    for index in sorted(folder.glob("*.index.json")):
+        files = read_object(index).get("weight_map")
+        missing = sorted(file for file in set(files.values()) if not (folder / str(file)).is_file()) if files else []
+        if missing:
+            raise ValueError(
+                f"the checkpoint in {folder} is not whole: {index.name} names {missing[0]}, and there is no such file; "
+                "download the folder again"
+            )
 
 
 def write_weights(weights: Mapping[str, Tensor], out: Path) -> None:
@@ -168,6 +181,7 @@ def _processor(folder: Path) -> Any:
     """Make transformers' processor of the authors' tokenizer and image processor."""
     from transformers import JanusImageProcessor, JanusProcessor, PreTrainedTokenizerFast
 
+    check_has_tokenizer(folder)
     own = read_object(folder / "tokenizer_config.json")
     extra = {} if "boi_token" in own or own.get("extra_special_tokens") else {"extra_special_tokens": IMAGE}
     with reading(folder, "the tokenizer"):
