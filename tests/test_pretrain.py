@@ -131,9 +131,9 @@ def test_attention_is_in_float32_within_a_step_in_bfloat16_and_as_it_was_after_i
     assert torch.equal(found, trainer._losses(ids, mask, tokens))
 
 
-def test_colours_are_learnt_first_and_the_codes_weight_rises(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layouts_are_learnt_first_and_the_codes_weight_rises(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = language_trainer(tokenizer)
-    trainer.settings = replace(trainer.settings, color_weight=4.0, color_steps=2, ramp_steps=3)
+    trainer.settings = replace(trainer.settings, layout_weight=4.0, layout_steps=2, ramp_steps=3)
     parts = torch.full((2, 144), 2.0), torch.full((2, 144), 5.0)
     monkeypatch.setattr(trainer, "scores", lambda ids, mask, tokens: parts)
     losses = []
@@ -142,7 +142,7 @@ def test_colours_are_learnt_first_and_the_codes_weight_rises(tokenizer: Any, mon
         trainer.optimisation.step_number = number
         logged = trainer.step()
     assert losses == [4 * 2 + weight * 5 for weight in (0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
-    assert logged["loss"] == 7 and logged["color_loss"] == 2
+    assert logged["loss"] == 7 and logged["layout_loss"] == 2
 
 
 def test_the_default_loss_is_cross_entropy(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from t2i_gcpo.data.shapes.prompts import split
 from t2i_gcpo.data.shapes.scene import IMAGE_SIZE, Difficulty, Scene, SceneObject, random_scene, sample_scene
 from t2i_gcpo.data.shapes.textured import MUTED, Backdrop, Shading, draw_backdrop, paint_backdrop
 from t2i_gcpo.pretrain.janus.codes import as_pixels, patch_codes, patches, principal_components
-from t2i_gcpo.pretrain.janus.colors import LEAST_PIXELS, shown_color, split_cross_entropy
 from t2i_gcpo.pretrain.janus.command import saved_codes
+from t2i_gcpo.pretrain.janus.layout import FILLINGS, LEAST_PIXELS, layout_features, shown_layout, split_cross_entropy
 from t2i_gcpo.pretrain.janus.model import VQSettings
 from t2i_gcpo.pretrain.verdicts import agreement, draw_cases
 
@@ -154,36 +154,48 @@ def test_a_patch_shows_the_colour_of_its_object_and_a_backdrop_shows_none() -> N
         lone = replace(scene, objects=scene.objects[:1])
         full, empty = (patches(as_pixels([one.render()])) for one in (lone, replace(scene, objects=())))
         shows = (full - empty).abs().amax(dim=1) > 0.3
-        assert not shown_color(empty).any()
-        found = shown_color(full[shows])
-        right += int((found == 1 + list(COLORS).index(scene.objects[0].color)).sum())
-        none += int((found == 0).sum())
-        wrong += int(shows.sum())
+        assert not shown_layout(empty).any()
+        layouts = shown_layout(full[shows])
+        shown = layouts[layouts > 0]
+        right += int(((shown - 1) // FILLINGS == list(COLORS).index(scene.objects[0].color)).sum())
+        none += int((layouts == 0).sum())
+        wrong += len(layouts)
     wrong -= right + none
     assert wrong <= 0.01 * right and none <= 0.25 * right
-    picture = torch.zeros(2, 3, 8, 8)
+
+
+def test_a_layout_is_the_colour_of_most_pixels_and_the_quarters_that_are_filled() -> None:
+    picture = torch.empty(3, 3, 8, 8)
     picture[:] = torch.tensor(BACKGROUND).view(3, 1, 1) / 127.5 - 1
-    red = torch.tensor(COLORS["red"]).view(3, 1) / 127.5 - 1
-    picture[0, :, 0, : LEAST_PIXELS - 1], picture[1, :, 0, :LEAST_PIXELS] = red, red
-    assert shown_color(patches(picture)).tolist() == [0, 1 + list(COLORS).index("red")]
+    red, blue = (torch.tensor(COLORS[name]).view(3, 1, 1) / 127.5 - 1 for name in ("red", "blue"))
+    picture[0, :, 0, : LEAST_PIXELS - 1] = red[..., 0]
+    picture[1, :, :4, 4:] = red
+    picture[2, :, 4:], picture[2, :, :2, :2] = blue, red
+    layouts = shown_layout(patches(picture))
+    first_red, first_blue = (FILLINGS * list(COLORS).index(name) for name in ("red", "blue"))
+    assert layouts.tolist() == [0, first_red + 2, first_blue + 1 + 4 + 8]
+    features = layout_features(layouts)
+    assert features.shape == (3, 14) and not features[0].any()
+    assert features[1].nonzero().flatten().tolist() == [list(COLORS).index("red"), 11]
+    assert features[2].nonzero().flatten().tolist() == [list(COLORS).index("blue"), 10, 12, 13]
 
 
-def test_cross_entropy_is_split_into_colour_and_code_by_hand() -> None:
-    colors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+def test_cross_entropy_is_split_into_group_and_code_by_hand() -> None:
+    groups = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     logits = torch.tensor([0.5, 0.25, 0.25]).log().view(1, 1, 3).expand(1, 3, 3) + 7.0
-    color, code = split_cross_entropy(logits, torch.tensor([[0, 1, 2]]), colors)
-    assert torch.allclose(color.exp(), torch.tensor([[4 / 3, 4 / 3, 4.0]]))
+    group, code = split_cross_entropy(logits, torch.tensor([[0, 1, 2]]), groups)
+    assert torch.allclose(group.exp(), torch.tensor([[4 / 3, 4 / 3, 4.0]]))
     assert torch.allclose(code.exp(), torch.tensor([[1.5, 3.0, 1.0]]))
 
 
-def test_no_weight_of_colour_and_code_moves_where_the_loss_is_least() -> None:
+def test_no_weight_of_group_and_code_moves_where_the_loss_is_least() -> None:
     generator = torch.Generator().manual_seed(0)
-    colors = torch.eye(3)[torch.randint(3, (12,), generator=generator)]
+    groups = torch.eye(3)[torch.randint(3, (12,), generator=generator)]
     truth = torch.randn(12, generator=generator)
     tokens, share = torch.arange(12)[None], truth.softmax(-1)
     for start, least in ((truth, True), (torch.randn(12, generator=generator), False)):
         for weight in (0.5, 4.0):
             logits = start.clone().requires_grad_()
-            color, code = split_cross_entropy(logits.expand(1, 12, 12), tokens, colors)
-            ((weight * color + code) * share).sum().backward()
+            group, code = split_cross_entropy(logits.expand(1, 12, 12), tokens, groups)
+            ((weight * group + code) * share).sum().backward()
             assert logits.grad is not None and bool((logits.grad.abs() < 1e-6).all()) == least

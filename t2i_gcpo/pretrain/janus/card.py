@@ -187,8 +187,8 @@ def draw_curves(work: Path) -> Any:
     left.semilogy([row["step"] for row in vq], [row["mse"] for row in vq], label="squared error, pixels in [-1, 1]")
     left.set(title="VQ model", xlabel="step")
     right.plot([row["step"] for row in language], [row["loss"] for row in language], label="training")
-    colored = [row for row in language if "color_loss" in row]
-    right.plot([row["step"] for row in colored], [row["color_loss"] for row in colored], label="of which the colour")
+    split = [row for row in language if "layout_loss" in row]
+    right.plot([row["step"] for row in split], [row["layout_loss"] for row in split], label="of which the layout")
     checked = [row for row in language if "validation_loss" in row]
     right.plot([r["step"] for r in checked], [r["validation_loss"] for r in checked], "o-", label="validation prompts")
     right.set(title="language model", xlabel="step", ylabel="nats a token", ylim=(0, None))

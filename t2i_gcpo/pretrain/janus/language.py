@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rewards.geneval.vocabulary import CLASSES, COLORS, PLURALS
+from rewards.geneval.vocabulary import CLASSES, PLURALS
 from t2i_gcpo.data.shapes.prompts import TASKS, split
 from t2i_gcpo.data.shapes.scene import Difficulty, Style, sample_scene
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.pretrain import float32_attention
 from t2i_gcpo.pretrain.janus.codes import as_pixels, nearest, patches, principal_components
-from t2i_gcpo.pretrain.janus.colors import shown_color, split_cross_entropy
+from t2i_gcpo.pretrain.janus.layout import LAYOUTS, layout_features, shown_layout, split_cross_entropy
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape
 from t2i_gcpo.pretrain.optimisation import Optimisation
 from t2i_gcpo.records import Prompt
@@ -44,6 +44,8 @@ PROMPT_LENGTH = 13
 VALIDATION_SCENES = 256
 #: What stands in the place of a word that was dropped.
 DROPPED = "<pad>"
+#: How much a code's colour and filled quarters count in its first embedding beside a principal component of its patch.
+LAYOUT_SCALE = 3.0
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,13 @@ class LanguageSettings:
     compile: bool = True
     seed: int = 0
     style: Style = "plain"
-    color_weight: float = 1.0
-    """Weight in the loss of the colour that a token shows (`colors.py`); that of the code given its colour is 1 at
+    layout_weight: float = 1.0
+    """Weight in the loss of the layout that a token shows (`layout.py`); that of the code given its layout is 1 at
     most. With 1 for both the loss is cross-entropy."""
-    color_steps: int = 0
-    """The first steps learn the colours alone."""
+    layout_steps: int = 0
+    """The first steps learn the layouts alone."""
     ramp_steps: int = 0
-    """Over so many steps after them the weight of the codes of a colour rises to 1."""
+    """Over so many steps after them the weight of the codes of a layout rises to 1."""
     codes_as_features: bool = False
     """Whether codes are embedded, and predicted, by what their patches look like at the start of the training."""
 
@@ -184,7 +186,7 @@ class LanguageTrainer:
         ).train()
         if settings.codes_as_features:
             show_codes(inner, codes, settings.seed)
-        self.shown = F.one_hot(shown_color(codes), len(COLORS) + 1).float()
+        self.layouts = F.one_hot(shown_layout(codes), LAYOUTS).float()
         self.optimisation = Optimisation(
             self.modules,
             settings,
@@ -206,8 +208,8 @@ class LanguageTrainer:
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
 
     def _scores(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the cross-entropy of each image token's colour, and of it given its colour, each `[B, T]`."""
-        return split_cross_entropy(self._logits(ids, mask, tokens), tokens, self.shown)
+        """Compute the cross-entropy of each image token's layout, and of it given its layout, each `[B, T]`."""
+        return split_cross_entropy(self._logits(ids, mask, tokens), tokens, self.layouts)
 
     def _logits(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """Compute the logits [B, T, V] fp32 of each image token."""
@@ -237,17 +239,17 @@ class LanguageTrainer:
         return ids, mask, tokens
 
     def _code_weight(self) -> float:
-        """Return the weight of the codes of a colour in this step."""
-        after = self.step_number - self.settings.color_steps
+        """Return the weight of the codes of a layout in this step."""
+        after = self.step_number - self.settings.layout_steps
         return 0.0 if after < 0 else min(1.0, (after + 1) / (self.settings.ramp_steps + 1))
 
     def step(self) -> dict[str, float | Tensor]:
-        """Make one optimiser step; returns the cross-entropy of tokens, and of their colours, in nats a token."""
+        """Make one optimiser step; returns the cross-entropy of tokens, and of their layouts, in nats a token."""
         ids, mask, tokens = self._batch()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
-            color, code = (part.mean() for part in self.scores(ids, mask, tokens))
-        norm = self.optimisation.step(self.settings.color_weight * color + self._code_weight() * code)
-        return {"loss": (color + code).detach(), "color_loss": color.detach(), "grad_norm": norm}
+            layout, code = (part.mean() for part in self.scores(ids, mask, tokens))
+        norm = self.optimisation.step(self.settings.layout_weight * layout + self._code_weight() * code)
+        return {"loss": (layout + code).detach(), "layout_loss": layout.detach(), "grad_norm": norm}
 
     @torch.no_grad()
     def validation_loss(self) -> float:
@@ -279,11 +281,15 @@ def show_codes(inner: Any, codes: Tensor, seed: int) -> None:
     """Start the embeddings and the head of codes [V, 192] from what their patches look like.
 
     A large codebook has many codes that look alike. With independent random vectors each would have to be learnt by
-    itself; here codes that look alike have embeddings and logits that are alike from the first step.
+    itself; here codes that look alike, above all those of one layout, have alike embeddings and logits from the first
+    step.
     """
     embedding, head = inner.generation_embeddings.weight, inner.generation_head.vision_head.weight
-    embedding.copy_(principal_components(codes, embedding.shape[1], power=0.5))
-    features = principal_components(codes, min(head.shape[1], codes.shape[1]) // 2, power=0.5)
+    layout = LAYOUT_SCALE * layout_features(shown_layout(codes))
+    details = principal_components(codes, embedding.shape[1] - layout.shape[1], power=0.5)
+    embedding.copy_(torch.cat([layout, details], dim=1))
+    details = principal_components(codes, min(head.shape[1], codes.shape[1]) // 2, power=0.5)
+    features = torch.cat([layout, details], dim=1)
     mixing = torch.randn(features.shape[1], head.shape[1], generator=torch.Generator().manual_seed(seed))
     head.copy_(features @ mixing / (features.shape[1] * head.shape[1]) ** 0.5)
 

@@ -44,8 +44,8 @@ TEXTURED = Recipe(
     LanguageSettings(
         steps=3000,
         style="textured",
-        color_weight=4.0,
-        color_steps=800,
+        layout_weight=8.0,
+        layout_steps=1200,
         ramp_steps=600,
         codes_as_features=True,
     ),
