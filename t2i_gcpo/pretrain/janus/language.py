@@ -25,7 +25,7 @@ from t2i_gcpo.data.shapes.scene import Difficulty, Style, sample_scene
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.pretrain import float32_attention
 from t2i_gcpo.pretrain.janus.codes import as_pixels, nearest, patches, principal_components
-from t2i_gcpo.pretrain.janus.layout import LAYOUTS, layout_features, shown_layout, split_cross_entropy
+from t2i_gcpo.pretrain.janus.layout import layout_features, shown_layout, split_cross_entropy
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape
 from t2i_gcpo.pretrain.optimisation import Optimisation
 from t2i_gcpo.records import Prompt
@@ -186,7 +186,7 @@ class LanguageTrainer:
         ).train()
         if settings.codes_as_features:
             show_codes(inner, codes, settings.seed)
-        self.layouts = F.one_hot(shown_layout(codes), LAYOUTS).float()
+        self.layouts = shown_layout(codes)
         self.optimisation = Optimisation(
             self.modules,
             settings,

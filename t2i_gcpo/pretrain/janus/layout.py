@@ -5,7 +5,7 @@ hundred alike codes it is are nats of texture on every token, and their noise hi
 Both parts are proper scores: whatever their weights, their sum is least, on average, where the model's distribution is
 that of the scenes.
 
-B rows, T image tokens, V codebook, G layouts.
+B rows, T image tokens, V codebook.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from t2i_gcpo.pretrain.janus.codes import PATCH
 LEAST_PIXELS = 4
 #: Sets of filled quarters, without the empty one.
 FILLINGS = 15
-#: The background, and every colour with every set of filled quarters.
-LAYOUTS = 1 + FILLINGS * len(COLORS)
 
 
 def shown_layout(patches: Tensor) -> Tensor:
@@ -53,11 +51,11 @@ def layout_features(layouts: Tensor) -> Tensor:
 def split_cross_entropy(logits: Tensor, tokens: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of each token's group, and of the token given its group, each [B, T] fp32, in nats.
 
-    logits: [B, T, V]. tokens: [B, T]. groups: [V, G] fp32, 1 at each code's group and 0 elsewhere.
+    logits: [B, T, V]. tokens: [B, T]. groups: [V], the group of each code.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        log_probs = logits.float().log_softmax(dim=-1)
-        share = ((log_probs.exp() @ groups) * groups[tokens]).sum(dim=-1)
-    whole = -log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    group = -share.clamp_min(torch.finfo(share.dtype).tiny).log()
-    return group, whole - group
+        logits = logits.float()
+        same = groups[tokens].unsqueeze(-1) == groups
+        group = logits.masked_fill(~same, -torch.inf).logsumexp(dim=-1)
+        token = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        return logits.logsumexp(dim=-1) - group, group - token
