@@ -15,7 +15,7 @@ from rewards.geneval.detectors.shapes import nearest_colors
 from rewards.geneval.vocabulary import BACKGROUND, COLORS
 from t2i_gcpo.data.shapes.prompts import split
 from t2i_gcpo.data.shapes.scene import IMAGE_SIZE, Difficulty, Scene, SceneObject, random_scene, sample_scene
-from t2i_gcpo.data.shapes.textured import MUTED, Backdrop, Shading, draw_backdrop, paint_backdrop
+from t2i_gcpo.data.shapes.textured import MOVED, MUTED, RESIZED, Backdrop, Shading, draw_backdrop, paint_backdrop
 from t2i_gcpo.pretrain.janus.codes import as_pixels, patch_codes, patches, principal_components
 from t2i_gcpo.pretrain.janus.command import saved_codes
 from t2i_gcpo.pretrain.janus.layout import FILLINGS, LEAST_PIXELS, layout_features, shown_layout, split_cross_entropy
@@ -81,11 +81,16 @@ def test_light_brightens_the_side_that_it_comes_from() -> None:
     assert right - left == pytest.approx(20 * 2 * 22 / 30, rel=0.1)  # 22 pixels apart, 20 units over 15 pixels
 
 
-def test_sampled_objects_stand_anywhere_apart_and_inside() -> None:
+def test_sampled_objects_stand_off_the_lattice_apart_and_inside() -> None:
     rng = random.Random(5)
     scenes = [random_scene(rng, TEXTURED) for _ in range(60)]
     things = [thing for scene in scenes for thing in scene.objects]
-    assert any(thing.left % 1 for thing in things) and len({thing.size for thing in things}) == len(things)
+    assert len({thing.size for thing in things}) == len({thing.left for thing in things}) == len(things)
+    for thing in things:
+        side = 24 if thing.size < 28 else 32
+        assert abs(thing.size / side - 1) <= RESIZED
+        for corner in (thing.left, thing.top):
+            assert abs((corner + (thing.size - side) / 2) % 8 - 4) <= MOVED
     for scene in scenes:
         boxes = [thing.detection().box for thing in scene.objects]
         for k, (left, top, right, bottom) in enumerate(boxes):
@@ -96,12 +101,13 @@ def test_sampled_objects_stand_anywhere_apart_and_inside() -> None:
                 assert max(across, down) >= TEXTURED.gap - 1e-9
 
 
-def test_an_unknown_style_and_a_lattice_that_does_not_fit_are_refused() -> None:
+def test_an_unknown_style_and_a_lattice_that_is_too_fine_are_refused() -> None:
     with pytest.raises(ValueError, match="no style 'glossy'; allowed: plain, textured"):
         Difficulty.of_style("glossy")  # type: ignore[arg-type]
-    for options in ({"lattice": 0}, {"style": "textured"}):
-        with pytest.raises(ValueError, match="the plain style needs a lattice"):
-            Difficulty(**options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lattice is 0; the plain style needs 1 pixels or more"):
+        Difficulty(lattice=0)
+    with pytest.raises(ValueError, match="lattice is 4; the textured style needs 8 pixels or more"):
+        Difficulty(lattice=4, style="textured")
 
 
 def test_background_codes_are_muted_and_the_others_are_not() -> None:

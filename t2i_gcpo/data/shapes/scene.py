@@ -2,7 +2,8 @@
 
 A scene is 1 to 4 objects (plus clutter, if asked for). In the plain style they stand on a plain background, and corners
 and sizes lie on a lattice of a few pixels, so that a small VQ codebook can tell the patches apart. In the textured
-style the backdrop has a pattern, and objects are shaded, a little turned, and of any place and size.
+style the backdrop has a pattern, and objects are shaded, turned a little, and a little off the lattice in place and
+size.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 from rewards.geneval import Detection, judge
 from rewards.geneval.vocabulary import BACKGROUND, CLASSES, COLORS, coverage
 from t2i_gcpo.data.shapes.textured import (
-    SIDES,
+    MOVED,
+    RESIZED,
     TURN,
     TURNED_MARGIN,
     Backdrop,
@@ -42,9 +44,9 @@ class Difficulty:
     max_objects: int = 4
     """The largest count that counting prompts ask for, 2 to 4."""
     sizes: tuple[float, ...] = (24, 32)
-    """Side lengths of an object's box, pixels; with the lattice 0, any length from the least to the largest."""
+    """Side lengths of an object's box, pixels; in the textured style up to 5 % more or less."""
     lattice: int = 8
-    """Corners lie on multiples of this many pixels; 0: anywhere."""
+    """Corners lie on multiples of this many pixels; in the textured style up to 1.5 pixels off half-way between."""
     gap: int = 4
     """Least distance between two boxes, pixels."""
     clutter: int = 0
@@ -55,20 +57,18 @@ class Difficulty:
     @classmethod
     def of_style(cls, style: Style) -> Difficulty:
         """Return the default difficulty of a style: `Difficulty()` for the plain one."""
-        if style not in get_args(Style):
-            raise ValueError(f"ShapeScenes has no style {style!r}; allowed: {', '.join(get_args(Style))}")
-        return cls() if style == "plain" else cls(sizes=SIDES, lattice=0, style=style)
+        return cls(style=style)
 
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= len(CLASSES):
             raise ValueError(f"classes is {self.classes}; ShapeScenes has 2 to {len(CLASSES)}")
         if not 2 <= self.max_objects <= 4:
             raise ValueError(f"max_objects is {self.max_objects}; it must be 2, 3 or 4")
-        if (self.lattice == 0) != (self.style == "textured"):
-            raise ValueError(
-                f"lattice is {self.lattice} and the style {self.style}; the plain style needs a lattice of 1 or more "
-                "pixels, the textured one has none (0)"
-            )
+        if self.style not in get_args(Style):
+            raise ValueError(f"ShapeScenes has no style {self.style!r}; allowed: {', '.join(get_args(Style))}")
+        least = 1 if self.style == "plain" else 8
+        if self.lattice < least:
+            raise ValueError(f"lattice is {self.lattice}; the {self.style} style needs {least} pixels or more")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _is_apart(left: float, top: float, size: float, taken: Sequence[SceneObject]
 def _place(taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty) -> _Place | None:
     """Draw a size, and a place that keeps its distance from the others; None where 60 tries find none."""
     if difficulty.style == "textured":
-        return _place_anywhere(taken, rng, difficulty)
+        return _place_near(taken, rng, difficulty)
     size = rng.choice(difficulty.sizes)
     steps = int(IMAGE_SIZE - size) // difficulty.lattice
     for _ in range(60):
@@ -167,12 +167,20 @@ def _place(taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficu
     return None
 
 
-def _place_anywhere(taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty) -> _Place | None:
-    """Draw what `_place` draws, off the lattice, with a turn and a shading; the turned object stays inside."""
-    size = rng.uniform(min(difficulty.sizes), max(difficulty.sizes))
-    margin = size * TURNED_MARGIN
+def _place_near(taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty) -> _Place | None:
+    """Draw what `_place` draws, a little off places half-way between those of the lattice, with a turn and a shading.
+
+    Half-way, an object that was moved, resized and turned is still inside the picture; and where the lattice is that
+    of the tokens, its edges cross the middle of patches, so that which patches it fills does not hang on a pixel.
+    """
+    side = rng.choice(difficulty.sizes)
+    steps = int(IMAGE_SIZE - side) // difficulty.lattice - 1
+    size = side * rng.uniform(1 - RESIZED, 1 + RESIZED)
     for _ in range(60):
-        left, top = (rng.uniform(margin, IMAGE_SIZE - size - margin) for _ in range(2))
+        left, top = (
+            (rng.randint(0, steps) + 0.5) * difficulty.lattice + (side - size) / 2 + rng.uniform(-MOVED, MOVED)
+            for _ in range(2)
+        )
         if _is_apart(left, top, size, taken, difficulty.gap + 2 * size * TURNED_MARGIN):
             return left, top, size, rng.uniform(-TURN, TURN), draw_shading(rng)
     return None

@@ -31,8 +31,8 @@ TURN = 4.0
 TURNED_MARGIN = (math.cos(math.radians(TURN)) + math.sin(math.radians(TURN)) - 1) / 2
 #: The largest change of an object's colour by shading, RGB units, from its middle to its lit and its dark side.
 SHADE = 22.0
-#: Sides of an object's box before it is turned, pixels.
-SIDES = (25.0, 34.0)
+#: How far an object is moved off its place at most, to each side, pixels; and its side made longer or shorter, a share.
+MOVED, RESIZED = 1.5, 0.05
 #: Sub-pixels a pixel on each side, for smooth edges.
 SUPERSAMPLE = 4
 

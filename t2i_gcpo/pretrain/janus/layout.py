@@ -20,7 +20,7 @@ from rewards.geneval.vocabulary import COLORS
 from t2i_gcpo.pretrain.janus.codes import PATCH
 
 #: Pixels of a quarter of a patch that must have another colour than the background for it to be filled.
-LEAST_PIXELS = 4
+LEAST_PIXELS = 8
 #: Sets of filled quarters, without the empty one.
 FILLINGS = 15
 

@@ -26,19 +26,19 @@ class Recipe:
 
 MINI = Recipe("janus-mini", "t2i-gcpo pretrain", VQSettings(), LanguageModelShape(), LanguageSettings())
 
-#: Patterns without end need a larger codebook, and a quarter of it is enough for muted backdrops. The steps are as many
+#: Patterns without end need a larger codebook, and a fifth of it is enough for muted backdrops. The steps are as many
 #: as two cores make in two and a half hours.
 TEXTURED = Recipe(
     "janus-textured",
     "t2i-gcpo pretrain textured",
     VQSettings(
-        codebook=4096,
+        codebook=2048,
         embed_dim=32,
         kmeans_scenes=4000,
         crop_steps=800,
         full_steps=300,
         style="textured",
-        background_codes=512,
+        background_codes=384,
     ),
     LanguageModelShape(width=160, layers=5, heads=5, mlp=432),
     LanguageSettings(
