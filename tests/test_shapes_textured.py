@@ -176,7 +176,7 @@ def test_a_layout_is_the_colour_of_most_pixels_and_the_quarters_that_are_filled(
     red, blue = (torch.tensor(COLORS[name]).view(3, 1, 1) / 127.5 - 1 for name in ("red", "blue"))
     picture[0, :, 0, : LEAST_PIXELS - 1] = red[..., 0]
     picture[1, :, :4, 4:] = red
-    picture[2, :, 4:], picture[2, :, :2, :2] = blue, red
+    picture[2, :, 4:], picture[2, :, :4, :2] = blue, red
     layouts = shown_layout(patches(picture))
     first_red, first_blue = (FILLINGS * list(COLORS).index(name) for name in ("red", "blue"))
     assert layouts.tolist() == [0, first_red + 2, first_blue + 1 + 4 + 8]

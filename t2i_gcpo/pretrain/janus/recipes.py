@@ -26,13 +26,13 @@ class Recipe:
 
 MINI = Recipe("janus-mini", "t2i-gcpo pretrain", VQSettings(), LanguageModelShape(), LanguageSettings())
 
-#: Patterns without end need a larger codebook, and a fifth of it is enough for muted backdrops. The steps are as many
+#: Patterns without end need a larger codebook, and a tenth of it is enough for muted backdrops. The steps are as many
 #: as two cores make in two and a half hours.
 TEXTURED = Recipe(
     "janus-textured",
     "t2i-gcpo pretrain textured",
     VQSettings(
-        codebook=2048,
+        codebook=4096,
         embed_dim=32,
         kmeans_scenes=4000,
         crop_steps=800,
