@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.pages import ROOT
 from helpers.ranks_cases import together
 from helpers.ranks_memory import GROUP, PROMPTS, Alike, Copying, measure
 from t2i_gcpo import generators
+from t2i_gcpo.commands import plan as plan_command
 from t2i_gcpo.commands.options.arguments import parse
 from t2i_gcpo.commands.options.planned import USUAL_COLUMNS, workload
 from t2i_gcpo.commands.plan import plans
@@ -21,6 +23,10 @@ from t2i_gcpo.planning.sources import find
 from t2i_gcpo.training import sharded_weights
 
 PAGE = ROOT / "docs" / "many_gpus.md"
+RECIPES = sorted((ROOT / "configs" / "as_published").glob("*.yaml"))
+SAID = re.compile(
+    r"# By `t2i-gcpo plan(?: --gpus (\d+))?`, scorers not counted: ([\d.]+) GB and at least ([\d.]+) h on an H100(.*)"
+)
 TABLE = "| part | 1 process | 8, `update` | 8, `micro_batch` |\n|---|---|---|---|\n"
 
 
@@ -100,3 +106,30 @@ def test_the_numbers_of_the_7b_recipes_are_those_of_their_plans(name: str) -> No
         update = next(phase for phase in made.phases if phase.name == "update")
         sizes = [f"{size / cards.GB:.1f}" for size in (*update.parts.values(), update.total, made.sent) if size]
         assert sorted(row[-1] for row in rows) == sorted(sizes)
+
+
+def test_the_recipes_of_papers_say_what_they_need() -> None:
+    assert len(RECIPES) == 5
+    assert all(SAID.search(path.read_text(encoding="utf-8")) for path in RECIPES)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_numbers_of_the_recipes_of_papers_are_those_of_their_plans(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On H100s, which hold them, and on RTX 4090s, of which one trains adapters and none a whole model."""
+    monkeypatch.setattr(plan_command, "advise", lambda *args: [])  # what to change takes minutes to work out
+    said = SAID.search(path.read_text(encoding="utf-8"))
+    assert said is not None
+    config = parse(["--config", str(path)]).settings
+    source = find(config.generator.checkpoint)
+    asked = workload(config, source, columns=USUAL_COLUMNS, gpus=int(said[1] or 1))
+    large, small = plans(config, source, [cards.CARDS["H100"], cards.CARDS["RTX4090"]], asked)
+    numbers = [f"{large.plan.peak.total / cards.GB:.1f}", f"{large.plan.hours(large.card):.1f}"]
+    assert large.plan.fits(large.card) and [said[2], said[3]] == numbers
+    assert small.plan.fits(small.card) == (" GB and " in said[4])
+    if small.plan.fits(small.card):
+        held = f"{small.plan.peak.total / cards.GB:.1f} GB and {small.plan.hours(small.card):.1f} h on an RTX 4090"
+        assert held in said[4]
