@@ -35,7 +35,8 @@ def planned(folder: str, dtype: str, micro_batch: int, gpus: int, reduce: str = 
     prompts = str(gpus * len(PROMPTS))
     options = {"--generator.checkpoint": folder, "--generator.dtype": dtype, "--micro-batch": str(micro_batch),
                "--prompts-per-step": prompts, "--algorithm.group-size": str(GROUP), "--algorithm.kl-coef": "0",
-               "--kl-every": "0", "--generator.device": "cpu", "--reduce-gradients": reduce}  # fmt: skip
+               "--kl-every": "0", "--generator.device": "cpu", "--reduce-gradients": reduce,
+               "--generator.compile": "off"}  # as it is measured, without buffers of keys and values  # fmt: skip
     config, source = parse([word for pair in options.items() for word in pair]).settings, find(folder)
     columns = generators.load(folder, compile=False).prompts.encode([prompt.text for prompt in PROMPTS]).ids.shape[1]
     made = plan(load(source, generators.as_dtype(dtype)), workload(config, source, columns=columns, gpus=gpus))

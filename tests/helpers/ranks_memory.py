@@ -70,6 +70,16 @@ class Copying:
             output.copy_(row)
 
 
+class Peaks(_Ledger):
+    """Counts as a ledger does, and notes the most bytes that were held since `peak` was set."""
+
+    peak = 0
+
+    def _change(self, number: int, size: int) -> None:
+        super()._change(number, size)
+        self.peak = max(self.peak, self.held)
+
+
 def measure(folder: str, dtype: str, micro_batch: int, processes: Processes, reduce: Any = "update") -> dict[str, int]:
     """Return the most bytes of each phase of a second update that are held beside the generator's own weights."""
     generator = generators.load(folder, dtype=dtype, compile=False)
@@ -78,7 +88,7 @@ def measure(folder: str, dtype: str, micro_batch: int, processes: Processes, red
     targets = token_advantages(algorithm, drawn, torch.arange(8.0), generator=torch.Generator())
     rows = Rows(torch.arange(8) + 8 * processes.rank, 8 * processes.count)
     peaks: dict[str, int] = {}
-    with _Ledger() as ledger:
+    with Peaks() as ledger:
         loop = LoopOptions(micro_batch=micro_batch, kl_every=0, reduce_gradients=reduce)
         updater = Updater(generator, algorithm, loop, OptimConfig(), processes)
         exchange = updater.weights._exchange  # type: ignore[union-attr]
