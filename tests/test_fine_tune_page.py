@@ -1,4 +1,4 @@
-"""The page on fine-tuning Janus-Pro is followed: each of its commands runs, with models of cut size."""
+"""The pages on large models are followed: each of their commands runs, with models of cut size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from t2i_gcpo import generators
 from t2i_gcpo.cli import main
 from t2i_gcpo.training import checkpoint
 
-PAGE = DOCS / "fine_tune_janus_pro.md"
+PAGE, MODELS = DOCS / "fine_tune_janus_pro.md", DOCS / "models.md"
 #: What stands in for a name that is not on this machine.
 CUT = {
     "deepseek-community/Janus-Pro-1B": "random:janus-pro-1b:layers=1,width=32",
@@ -38,28 +38,24 @@ SMALL = {
 }  # fmt: skip
 
 
-def commands() -> list[list[str]]:
-    """Every command of the page, as words after `t2i-gcpo`."""
-    lines = [line for block in pages.blocks(PAGE, "bash") for line in block.splitlines() if line.strip()]
+def commands(page: Path) -> list[list[str]]:
+    """Every command of a page, as words after `t2i-gcpo`."""
+    lines = [line for block in pages.blocks(page, "bash") for line in block.splitlines() if line.strip()]
     words = [shlex.split(line) for line in lines]
     assert all(command[0] == "t2i-gcpo" for command in words)
     return [command[1:] for command in words]
 
 
 def test_the_page_shows_the_whole_way() -> None:
-    assert [command[0] for command in commands()] == [
+    assert [command[0] for command in commands(PAGE)] == [
         "doctor", "plan", "train", "convert", "train", "train", "train", "sample", "eval", "export"
     ]  # fmt: skip
+    assert [command[0] for command in commands(MODELS)] == ["train", "plan"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "prompts.txt").write_text("a red circle\n")
-    assert main(["convert", "--checkpoint", str(tiny.checkpoint(tmp_path / "tiny")), "--out", "original"]) == 0
-    for name, *options in commands():
+def run(page: Path) -> None:
+    """Run the commands of a page, one after the other."""
+    for name, *options in commands(page):
         options = [CUT.get(word, word) for word in options]
         if "--resume" in options:
             options = [*options, "--steps=2"]  # the run before it had one
@@ -71,8 +67,28 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
         elif name != "train":
             options = [*options, *SMALL.get(name, [])]
         assert main([name, *options]) == 0, (name, options)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    assert main(["convert", "--checkpoint", str(tiny.checkpoint(tmp_path / "tiny")), "--out", "original"]) == 0
+    run(PAGE)
     assert generators.load("converted", compile=False).kind == "janus"
     assert checkpoint.newest("runs/dry") and checkpoint.newest("runs/amused_512_hps_gcpo")
     assert len(list(Path("out/samples").glob("*.png"))) >= 4 and Path("out/eval/eval.json").is_file()
     merged = generators.load("out/model", compile=False)
     assert not merged.has_lora and "gcpo" in Path("out/model/README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_command_of_the_models_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training is run as it stands there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    run(MODELS)
+    assert checkpoint.newest("runs/dry") and Path("runs/dry/report.html").is_file()
