@@ -74,9 +74,9 @@ def test_as_many_as_fit_beside_the_weights(model: str, monkeypatch: pytest.Monke
     assert needs == sorted(needs, reverse=True) and len(set(needs)) == 4
     for batch, free, fewer in zip(choices.BATCHES, needs, (*choices.BATCHES[1:], 8), strict=True):
         give(monkeypatch, free)
-        assert chosen_batch(model, drawn, device=CPU, dtype="float32") == batch
+        assert chosen_batch(model, drawn, device=CPU, dtype="float32", compile=False) == batch
         give(monkeypatch, free - 2)
-        assert chosen_batch(model, drawn, device=CPU, dtype="float32") == fewer
+        assert chosen_batch(model, drawn, device=CPU, dtype="float32", compile=False) == fewer
 
 
 def test_a_second_checkpoint_on_the_card_is_not_free(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_second_checkpoint_on_the_card_is_not_free(model: str, monkeypatch: py
     more = held_bytes(planned, work)
     for free, beside, batch in ((exactly, None, 64), (exactly, model, 32), (exactly + more, model, 64)):
         give(monkeypatch, free)
-        assert chosen_batch(model, drawn, device=CPU, dtype="float32", beside=beside) == batch
+        assert chosen_batch(model, drawn, device=CPU, dtype="float32", compile=False, beside=beside) == batch
 
 
 def test_images_that_are_scored_again_have_to_fit_too(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_images_that_are_scored_again_have_to_fit_too(model: str, monkeypatch: p
     give(monkeypatch, MUCH)
     monkeypatch.setattr(choices, "score_phase", lambda model, work: replace(score_phase(model, work), parts={"": MUCH}))
     sampled, scored, contrasted = (
-        chosen_batch(model, replace(drawn, **more), device=CPU, dtype="float32")
+        chosen_batch(model, replace(drawn, **more), device=CPU, dtype="float32", compile=False)
         for more in ({}, {"scored": True}, {"negative": True})
     )
     assert (sampled, scored, contrasted) == (64, 8, 8)
@@ -125,16 +125,16 @@ def test_adapters_and_the_weights_that_they_are_added_to_are_held(model: str, tm
 def test_a_cpu_a_few_images_and_a_model_without_a_plan_take_64(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Drawing([PROMPT], Sampling(), 64)
     give(monkeypatch, None)
-    assert chosen_batch(model, drawn, device=CPU, dtype="float32") == 64
+    assert chosen_batch(model, drawn, device=CPU, dtype="float32", compile=False) == 64
     give(monkeypatch, LITTLE)
-    assert chosen_batch(model, drawn, device=CPU, dtype="float32") == 8
-    assert chosen_batch(model, replace(drawn, images=8), device=CPU, dtype="float32") == 64
+    assert chosen_batch(model, drawn, device=CPU, dtype="float32", compile=False) == 8
+    assert chosen_batch(model, replace(drawn, images=8), device=CPU, dtype="float32", compile=False) == 64
 
     def unknown(*args: Any, **named: Any) -> None:
         raise ValueError("there is no plan for models of type 'own'")
 
     monkeypatch.setattr(images_at_once, "find", unknown)
-    assert chosen_batch(model, drawn, device=CPU, dtype="float32") == 64
+    assert chosen_batch(model, drawn, device=CPU, dtype="float32", compile=False) == 64
 
 
 @pytest.mark.slow

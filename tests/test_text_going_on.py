@@ -89,7 +89,7 @@ def whole(folder: Path) -> Path:
     ("name", "content", "reason"),
     [
         ("trainer_state.json", b'{"glob', "trainer_state.json is damaged: it is not valid JSON"),
-        ("trainer_state.json", None, "trainer_state.json is damaged"),
+        ("trainer_state.json", None, "is not whole: it has no trainer_state.json"),
         ("model.safetensors", b"\x00" * 9, "model.safetensors is damaged"),
         ("model.safetensors", None, "it has no weights"),
         ("optimizer.pt", b"PK", "optimizer.pt is damaged"),

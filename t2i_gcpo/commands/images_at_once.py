@@ -75,7 +75,7 @@ def chosen_batch(
     device: torch.device,
     dtype: str,
     revision: str | None = None,
-    compile: CompileChoice = False,
+    compile: CompileChoice,
     beside: str | None = None,
 ) -> int:
     """Return how many images to sample at once: as many as fit by the plan, or `ROWS` where there is nothing to choose.

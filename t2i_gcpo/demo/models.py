@@ -102,5 +102,5 @@ class Models:
     def fresh(self, name: str) -> ImageGenerator:
         """Return a generator that nobody else has, for training."""
         path, drawn = self.checkpoints[name], Drawing([], Sampling(stats=ALL_STATS), ROWS)
-        batch = chosen_batch(path, drawn, device=self.device, dtype=self.dtype)
+        batch = chosen_batch(path, drawn, device=self.device, dtype=self.dtype, compile=False)
         return generators.load(path, device=self.device, dtype=self.dtype, max_batch=batch, compile=False)
