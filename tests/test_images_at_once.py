@@ -21,8 +21,10 @@ from t2i_gcpo.commands.images_at_once import Drawing, chosen_batch
 from t2i_gcpo.commands.options.planned import columns_of, drawing
 from t2i_gcpo.demo.models import Models
 from t2i_gcpo.planning import cards, choices
+from t2i_gcpo.planning.models import PlannedModel
 from t2i_gcpo.planning.plan import decode_phase, held_bytes, load, sample_phase, score_phase
 from t2i_gcpo.planning.sources import find
+from t2i_gcpo.planning.workload import Workload
 from t2i_gcpo.records import Sampling
 
 MUCH, LITTLE = 10**12, 10**6
@@ -53,13 +55,18 @@ def batches_of(monkeypatch: pytest.MonkeyPatch, where: Any) -> list[int]:
     return seen
 
 
+def plan_of(model: str, drawn: Drawing) -> tuple[PlannedModel, Workload]:
+    """Return the model and the workload that are planned for a drawing, put together by hand."""
+    source = find(model)
+    work = drawing(source, drawn.sampling, images=drawn.images, dtype=torch.float32, compile=False, negative=False,
+                   columns=columns_of(source, drawn.texts))  # fmt: skip
+    return load(source, torch.float32), work
+
+
 def test_as_many_as_fit_beside_the_weights(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is trained, so that weights alone are held; one byte less than a batch needs, and half are sampled."""
     drawn = Drawing([PROMPT], Sampling(guidance=2.0, contrast=False, stats=()), 100)
-    source = find(model)
-    planned = load(source, torch.float32)
-    work = drawing(source, drawn.sampling, images=100, dtype=torch.float32, compile=False, negative=False,
-                   columns=columns_of(source, [PROMPT]))  # fmt: skip
+    planned, work = plan_of(model, drawn)
     loaded = generators.load(model)
     held = 4 * (sum(p.numel() for p in loaded.model.parameters()) - sum(planned.frozen[part] for part in planned.idle))
     assert held_bytes(planned, work) == held
@@ -81,10 +88,7 @@ def test_as_many_as_fit_beside_the_weights(model: str, monkeypatch: pytest.Monke
 
 def test_a_second_checkpoint_on_the_card_is_not_free(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Drawing([PROMPT], Sampling(guidance=2.0, contrast=False, stats=()), 64)
-    source = find(model)
-    planned = load(source, torch.float32)
-    work = drawing(source, drawn.sampling, images=64, dtype=torch.float32, compile=False, negative=False,
-                   columns=columns_of(source, [PROMPT]))  # fmt: skip
+    planned, work = plan_of(model, drawn)
     peak = max(phase(planned, work).total for phase in (sample_phase, decode_phase))
     exactly = math.ceil((1 + choices.MARGIN) * peak) + cards.RESERVED
     more = held_bytes(planned, work)

@@ -1,4 +1,4 @@
-"""How torchrun started this process: its environment, checked, and the first meeting of all processes."""
+"""Reads and checks how torchrun started this process, and lets all processes meet."""
 
 from __future__ import annotations
 

@@ -229,8 +229,8 @@ def torchrun(*, timeout: float = RanksConfig.timeout, quiet: bool = False) -> It
     """Yield the processes that torchrun started, and end them together; without torchrun this one is alone.
 
     timeout: seconds that one waits for another before all end. quiet: of an error that all know of only one speaks, and
-    the others leave with SystemExit. ValueError and ConnectionError
-    as of `read_launch` and `meet`.
+    the others leave with SystemExit. ValueError and ConnectionError as of `read_launch` and
+    `meet`.
     """
     launch = read_launch()
     if launch is None:

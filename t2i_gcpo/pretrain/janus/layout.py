@@ -21,8 +21,10 @@ from t2i_gcpo.pretrain.janus.codes import PATCH
 
 #: Pixels of a quarter of a patch that must have another colour than the background for it to be filled.
 LEAST_PIXELS = 8
+#: What a filled quarter adds to the number of a set of them, row by row.
+QUARTERS = (1, 2, 4, 8)
 #: Sets of filled quarters, without the empty one.
-FILLINGS = 15
+FILLINGS = sum(QUARTERS)
 
 
 def shown_layout(patches: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ def shown_layout(patches: Tensor) -> Tensor:
     quarters = rearrange(nearest, "n (i y) (j x) -> n (i j) (y x)", i=2, j=2)
     filled = (quarters > 0).sum(dim=-1) >= LEAST_PIXELS
     counts = F.one_hot(nearest.flatten(1), len(COLORS) + 1).sum(dim=1)[:, 1:]
-    index = FILLINGS * counts.argmax(dim=1) + (filled * torch.tensor([1, 2, 4, 8])).sum(dim=1)
+    index = FILLINGS * counts.argmax(dim=1) + (filled * torch.tensor(QUARTERS)).sum(dim=1)
     return torch.where(filled.any(dim=1), index, 0)
 
 
@@ -44,7 +46,7 @@ def layout_features(layouts: Tensor) -> Tensor:
     """Describe layouts [N] by numbers [N, 10 + 4]: 1 at the colour, and 1 at each filled quarter; 0 elsewhere."""
     shown = (layouts > 0).unsqueeze(-1)
     color, filling = (layouts - 1).clamp_min(0) // FILLINGS, (layouts - 1).clamp_min(0) % FILLINGS + 1
-    quarters = filling.unsqueeze(-1) // torch.tensor([1, 2, 4, 8]) % 2
+    quarters = filling.unsqueeze(-1) // torch.tensor(QUARTERS) % 2
     return torch.cat([F.one_hot(color, len(COLORS)), quarters], dim=-1).float() * shown
 
 

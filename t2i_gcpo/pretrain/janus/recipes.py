@@ -26,8 +26,8 @@ class Recipe:
 
 MINI = Recipe("janus-mini", "t2i-gcpo pretrain", VQSettings(), LanguageModelShape(), LanguageSettings())
 
-#: Patterns without end need a larger codebook, and a tenth of it is enough for muted backdrops. The steps are as many
-#: as two cores make in two and a half hours.
+#: Patterns without end need a larger codebook, and a tenth of it is enough for muted backdrops. Two cores
+#: make the steps in less than two and a half hours.
 TEXTURED = Recipe(
     "janus-textured",
     "t2i-gcpo pretrain textured",
