@@ -22,6 +22,7 @@ from t2i_gcpo.pretrain.janus.language import (
     encode_prompts,
     with_words_dropped,
 )
+from t2i_gcpo.pretrain.janus.layout import LAYOUT_FEATURES
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape, VQSettings, save_processor
 from t2i_gcpo.pretrain.janus.vq import VQTrainer
 from t2i_gcpo.pretrain.stages import Stage, save_state
@@ -39,11 +40,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def language_trainer(tokenizer: Any) -> LanguageTrainer:
-    model = build_janus(VQ, LanguageModelShape(width=32, layers=1, heads=2, mlp=32), 0, None)
-    return LanguageTrainer(
-        LanguageSettings(steps=4, batch=2, warmup=2, compile=False), model, tokenizer, patch_codes(VQ)
+def language_trainer(tokenizer: Any, layout_steps: int = 0) -> LanguageTrainer:
+    vq = VQ if layout_steps == 0 else replace(VQ, embed_dim=LAYOUT_FEATURES + 2)
+    model = build_janus(vq, LanguageModelShape(width=32, layers=1, heads=2, mlp=32), 0, None)
+    settings = LanguageSettings(
+        steps=4, batch=2, warmup=2, compile=False, layout_steps=layout_steps, bfloat16=layout_steps == 0
     )
+    return LanguageTrainer(settings, model, tokenizer, patch_codes(vq))
+
+
+def losses(trainer: LanguageTrainer, ids: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    layout, code = trainer._scores(ids, mask, tokens)
+    return layout + code
 
 
 def saved(trainer: Any, path: Path) -> Any:
@@ -99,12 +107,12 @@ def test_the_loss_ignores_padding(tokenizer: Any) -> None:
     trainer = language_trainer(tokenizer)
     ids, mask = encode_prompts(["a star"], tokenizer)
     tokens = trainer.validation[1][:1].long()
-    padded = trainer._losses(ids, mask, tokens)
-    bare = trainer._losses(ids[:, -4:], mask[:, -4:], tokens)
+    padded = losses(trainer, ids, mask, tokens)
+    bare = losses(trainer, ids[:, -4:], mask[:, -4:], tokens)
     assert torch.allclose(padded, bare, atol=1e-5)
     other = ids.clone()
     other[:, -2] = tokenizer.convert_tokens_to_ids("circle")
-    assert not torch.allclose(padded, trainer._losses(other, mask, tokens), atol=1e-5)
+    assert not torch.allclose(padded, losses(trainer, other, mask, tokens), atol=1e-5)
 
 
 def test_attention_is_in_float32_within_a_step_in_bfloat16_and_as_it_was_after_it(
@@ -123,26 +131,59 @@ def test_attention_is_in_float32_within_a_step_in_bfloat16_and_as_it_was_after_i
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        trainer._losses(ids, mask, tokens)
+        losses(trainer, ids, mask, tokens)
     assert seen == [torch.float32]
-    found = trainer._losses(ids, mask, tokens)
+    found = losses(trainer, ids, mask, tokens)
     trainer.finished()
     assert config._attn_implementation == "sdpa"
-    assert torch.equal(found, trainer._losses(ids, mask, tokens))
+    assert torch.equal(found, losses(trainer, ids, mask, tokens))
 
 
 def test_layouts_are_learnt_first_and_the_codes_weight_rises(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = language_trainer(tokenizer)
-    trainer.settings = replace(trainer.settings, layout_weight=4.0, layout_steps=2, ramp_steps=3)
-    parts = torch.full((2, 144), 2.0), torch.full((2, 144), 5.0)
-    monkeypatch.setattr(trainer, "scores", lambda ids, mask, tokens: parts)
-    losses = []
-    monkeypatch.setattr(trainer.optimisation, "step", lambda loss: losses.append(float(loss)))
+    trainer = language_trainer(tokenizer, layout_steps=2)
+    trainer.settings = replace(trainer.settings, layout_weight=4.0, ramp_steps=3)
+    for name, layout in (("layout_scores", 3.0), ("scores", 2.0)):
+        parts = torch.full((2, 144), layout), torch.full((2, 144), 5.0)
+        monkeypatch.setattr(trainer, name, lambda ids, mask, tokens, parts=parts: parts)
+    minimised = []
+    monkeypatch.setattr(trainer.optimisation, "step", lambda loss: minimised.append(float(loss)))
     for number in range(7):
         trainer.optimisation.step_number = number
         logged = trainer.step()
-    assert losses == [4 * 2 + weight * 5 for weight in (0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
+    assert minimised == [12, 12, *(4 * 2 + weight * 5 for weight in (0.25, 0.5, 0.75, 1.0, 1.0))]
     assert logged["loss"] == 7 and logged["layout_loss"] == 2
+
+
+def test_the_layout_steps_leave_codes_alone_and_the_first_step_with_codes_knows_the_layouts(tokenizer: Any) -> None:
+    trainer = language_trainer(tokenizer, layout_steps=2)
+    inner, rows = trainer.model.model, trainer.rows
+    assert rows is not None
+    own = [inner.generation_embeddings.weight, inner.generation_head.vision_head.weight]
+    own.append(inner.generation_head.vision_head.bias)
+    before, shared = [value.clone() for value in own], rows.embedding.clone()
+    ids, mask, tokens = trainer._batch()
+    while trainer._learns_layouts():
+        trainer.step()
+    assert all(torch.equal(*pair) for pair in zip(before, own, strict=True))
+    assert not torch.equal(shared, rows.embedding)
+    for value in own[:2]:
+        value.data.zero_()  # without details, a code is its layout, and drawn uniformly from it
+    layout, code = trainer._layout_scores(ids, mask, tokens)
+    assert torch.allclose(code.exp().round().long(), rows.layouts.bincount()[rows.layouts[tokens]])
+    for found, expected in zip(trainer._scores(ids, mask, tokens), (layout, code), strict=True):
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_the_finished_model_says_what_shared_and_own_rows_said_together(tokenizer: Any) -> None:
+    trainer = language_trainer(tokenizer, layout_steps=1)
+    ids, mask, tokens = trainer._batch()
+    for _ in range(3):
+        trainer.step()
+    trainer.optimisation.load(trainer.optimisation.average)
+    together = losses(trainer, ids, mask, tokens)
+    trainer.finished()
+    trainer.rows = None
+    assert torch.allclose(losses(trainer, ids, mask, tokens), together, atol=1e-4)
 
 
 def test_the_default_loss_is_cross_entropy(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +191,10 @@ def test_the_default_loss_is_cross_entropy(tokenizer: Any, monkeypatch: pytest.M
     ids, mask, tokens = trainer._batch()
     monkeypatch.setattr(trainer, "_batch", lambda: (ids, mask, tokens))
     trainer.settings = replace(trainer.settings, bfloat16=False)
-    losses: list[torch.Tensor] = []
-    monkeypatch.setattr(trainer.optimisation, "step", losses.append)
+    minimised: list[torch.Tensor] = []
+    monkeypatch.setattr(trainer.optimisation, "step", minimised.append)
     trainer.step()
-    assert torch.allclose(losses[0], trainer._losses(ids, mask, tokens).mean(), rtol=1e-5)
+    assert torch.allclose(minimised[0], losses(trainer, ids, mask, tokens).mean(), rtol=1e-5)
 
 
 def test_dropped_words_leave_a_class_or_colour_open() -> None:

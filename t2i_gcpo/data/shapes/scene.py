@@ -21,11 +21,11 @@ from t2i_gcpo.data.shapes.textured import (
     MOVED,
     RESIZED,
     TURN,
-    TURNED_MARGIN,
     Backdrop,
     Shading,
     draw_backdrop,
     draw_shading,
+    most_off,
     paint_backdrop,
     paint_object,
     turned_box,
@@ -44,9 +44,9 @@ class Difficulty:
     max_objects: int = 4
     """The largest count that counting prompts ask for, 2 to 4."""
     sizes: tuple[float, ...] = (24, 32)
-    """Side lengths of an object's box, pixels; in the textured style up to 5 % more or less."""
+    """Side lengths of an object's box, pixels; in the textured style up to 2.5 % more or less."""
     lattice: int = 8
-    """Corners lie on multiples of this many pixels; in the textured style up to 1.5 pixels off half-way between."""
+    """Corners lie on multiples of this many pixels; in the textured style up to 0.75 pixels off."""
     gap: int = 4
     """Least distance between two boxes, pixels."""
     clutter: int = 0
@@ -140,50 +140,45 @@ def wanted_objects(metadata: dict[str, Any], rng: random.Random, difficulty: Dif
     return wanted
 
 
-#: A place for an object: left, top, size, angle and shading, in the order of `SceneObject`.
-_Place = tuple[float, float, float, float, Shading | None]
+#: A place for an object: left, top and size.
+_Place = tuple[float, float, float]
 
 
-def _is_apart(left: float, top: float, size: float, taken: Sequence[SceneObject], gap: float) -> bool:
+def _is_apart(place: _Place, taken: Sequence[_Place], gap: float) -> bool:
+    left, top, size = place
     return all(
-        left + size + gap <= other.left
-        or other.left + other.size + gap <= left
-        or top + size + gap <= other.top
-        or other.top + other.size + gap <= top
-        for other in taken
+        left + size + gap <= other_left
+        or other_left + other_size + gap <= left
+        or top + size + gap <= other_top
+        or other_top + other_size + gap <= top
+        for other_left, other_top, other_size in taken
     )
 
 
-def _place(taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty) -> _Place | None:
-    """Draw a size, and a place that keeps its distance from the others; None where 60 tries find none."""
-    if difficulty.style == "textured":
-        return _place_near(taken, rng, difficulty)
-    size = rng.choice(difficulty.sizes)
-    steps = int(IMAGE_SIZE - size) // difficulty.lattice
-    for _ in range(60):
-        left, top = (rng.randint(0, steps) * difficulty.lattice for _ in range(2))
-        if _is_apart(left, top, size, taken, difficulty.gap):
-            return left, top, size, 0.0, None
-    return None
+def _place(taken: Sequence[_Place], rng: random.Random, difficulty: Difficulty) -> _Place | None:
+    """Draw a size, and a place on the lattice that keeps its distance from the others; None where 60 tries find none.
 
-
-def _place_near(taken: Sequence[SceneObject], rng: random.Random, difficulty: Difficulty) -> _Place | None:
-    """Draw what `_place` draws, a little off places half-way between those of the lattice, with a turn and a shading.
-
-    Half-way, an object that was moved, resized and turned is still inside the picture; and where the lattice is that
-    of the tokens, its edges cross the middle of patches, so that which patches it fills does not hang on a pixel.
+    In the textured style the outermost places stay free: what is put there leaves the lattice, not the picture.
     """
-    side = rng.choice(difficulty.sizes)
-    steps = int(IMAGE_SIZE - side) // difficulty.lattice - 1
-    size = side * rng.uniform(1 - RESIZED, 1 + RESIZED)
+    textured = difficulty.style == "textured"
+    size = rng.choice(difficulty.sizes)
+    first, last = int(textured), int(IMAGE_SIZE - size) // difficulty.lattice - int(textured)
+    gap = difficulty.gap + (2 * most_off(max(difficulty.sizes)) if textured else 0)
     for _ in range(60):
-        left, top = (
-            (rng.randint(0, steps) + 0.5) * difficulty.lattice + (side - size) / 2 + rng.uniform(-MOVED, MOVED)
-            for _ in range(2)
-        )
-        if _is_apart(left, top, size, taken, difficulty.gap + 2 * size * TURNED_MARGIN):
-            return left, top, size, rng.uniform(-TURN, TURN), draw_shading(rng)
+        left, top = (rng.randint(first, last) * difficulty.lattice for _ in range(2))
+        if _is_apart((left, top, size), taken, gap):
+            return left, top, size
     return None
+
+
+def _object(class_name: str, color: str, place: _Place, rng: random.Random, difficulty: Difficulty) -> SceneObject:
+    """Put an object at a place; in the textured style a little off it, resized, turned and shaded."""
+    if difficulty.style == "plain":
+        return SceneObject(class_name, color, *place)
+    side = place[2]
+    size = side * rng.uniform(1 - RESIZED, 1 + RESIZED)
+    left, top = (corner + (side - size) / 2 + rng.uniform(-MOVED, MOVED) for corner in place[:2])
+    return SceneObject(class_name, color, left, top, size, rng.uniform(-TURN, TURN), draw_shading(rng))
 
 
 def _backdrop(rng: random.Random, difficulty: Difficulty) -> Backdrop | None:
@@ -193,12 +188,14 @@ def _backdrop(rng: random.Random, difficulty: Difficulty) -> Backdrop | None:
 def random_scene(rng: random.Random, difficulty: Difficulty | None = None) -> Scene:
     """Draw a scene that answers no prompt: 1 to 4 objects of any class and colour, for the VQ model."""
     difficulty = difficulty or Difficulty()
-    placed: list[SceneObject] = []
+    taken: list[_Place] = []
+    placed = []
     for _ in range(rng.randint(1, 4)):
-        place = _place(placed, rng, difficulty)
+        place = _place(taken, rng, difficulty)
         if place is not None:
+            taken.append(place)
             class_name = rng.choice(CLASSES[: difficulty.classes])
-            placed.append(SceneObject(class_name, rng.choice(list(COLORS)), *place))
+            placed.append(_object(class_name, rng.choice(list(COLORS)), place, rng, difficulty))
     return Scene(tuple(placed), backdrop=_backdrop(rng, difficulty))
 
 
@@ -210,12 +207,14 @@ def sample_scene(metadata: dict[str, Any], rng: random.Random, difficulty: Diffi
     """
     difficulty = difficulty or Difficulty()
     for _ in range(1000):
-        placed: list[SceneObject] = []
+        taken: list[_Place] = []
+        placed = []
         for class_name, color in wanted_objects(metadata, rng, difficulty):
-            place = _place(placed, rng, difficulty)
+            place = _place(taken, rng, difficulty)
             if place is None:
                 break
-            placed.append(SceneObject(class_name, color, *place))
+            taken.append(place)
+            placed.append(_object(class_name, color, place, rng, difficulty))
         else:
             if judge([thing.detection() for thing in placed], metadata).correct:
                 rng.shuffle(placed)

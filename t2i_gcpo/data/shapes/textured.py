@@ -26,15 +26,20 @@ LEAST_CONTRAST = 24.0
 #: Standard deviation of the pixel noise: on every backdrop, and on the pattern that is noise.
 FINE_GRAIN, COARSE_GRAIN = 2.0, 7.0
 #: The largest turn of an object to either side, degrees.
-TURN = 4.0
+TURN = 3.0
 #: How far the corners of a square that is turned so far leave its box on each side, as a share of its side.
 TURNED_MARGIN = (math.cos(math.radians(TURN)) + math.sin(math.radians(TURN)) - 1) / 2
 #: The largest change of an object's colour by shading, RGB units, from its middle to its lit and its dark side.
 SHADE = 22.0
 #: How far an object is moved off its place at most, to each side, pixels; and its side made longer or shorter, a share.
-MOVED, RESIZED = 1.5, 0.05
+MOVED, RESIZED = 0.75, 0.025
 #: Sub-pixels a pixel on each side, for smooth edges.
 SUPERSAMPLE = 4
+
+
+def most_off(side: float) -> float:
+    """Return how far an object of a side reaches outside of its place at most: moved, resized and turned, pixels."""
+    return MOVED + side * (RESIZED / 2 + (1 + RESIZED) * TURNED_MARGIN)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -24,8 +25,9 @@ from t2i_gcpo.data.shapes.prompts import TASKS, split
 from t2i_gcpo.data.shapes.scene import Difficulty, Style, sample_scene
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.pretrain import float32_attention
-from t2i_gcpo.pretrain.janus.codes import as_pixels, nearest, patches, principal_components
-from t2i_gcpo.pretrain.janus.layout import layout_features, shown_layout, split_cross_entropy
+from t2i_gcpo.pretrain.janus.codes import as_pixels, nearest, patches
+from t2i_gcpo.pretrain.janus.layout import shown_layout, split_cross_entropy
+from t2i_gcpo.pretrain.janus.layout_rows import LayoutRows
 from t2i_gcpo.pretrain.janus.model import LanguageModelShape
 from t2i_gcpo.pretrain.optimisation import Optimisation
 from t2i_gcpo.records import Prompt
@@ -44,8 +46,6 @@ PROMPT_LENGTH = 13
 VALIDATION_SCENES = 256
 #: What stands in the place of a word that was dropped.
 DROPPED = "<pad>"
-#: How much a code's colour and filled quarters count in its first embedding beside a principal component of its patch.
-LAYOUT_SCALE = 3.0
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,19 @@ class LanguageSettings:
     """Weight in the loss of the layout that a token shows (`layout.py`); that of the code given its layout is 1 at
     most. With 1 for both the loss is cross-entropy."""
     layout_steps: int = 0
-    """The first steps learn the layouts alone."""
+    """So many first steps learn the layouts alone (`layout_rows.py`); 0: codes share nothing."""
     ramp_steps: int = 0
     """Over so many steps after them the weight of the codes of a layout rises to 1."""
-    codes_as_features: bool = False
-    """Whether codes are embedded, and predicted, by what their patches look like at the start of the training."""
+    task_share: Mapping[str, float] = field(default_factory=lambda: dict(TASK_SHARE))
+    """The share of each task in the training scenes."""
 
 
-def draw_prompts(rng: random.Random, count: int, name: str = "train") -> list[Prompt]:
-    """Draw prompts of a split, tasks by `TASK_SHARE`."""
-    by_task = _by_task(name)
-    tasks = rng.choices(list(TASK_SHARE), weights=list(TASK_SHARE.values()), k=count)
+def draw_prompts(
+    rng: random.Random, count: int, name: str = "train", share: Mapping[str, float] | None = None
+) -> list[Prompt]:
+    """Draw prompts of a split, tasks by their share; None: `TASK_SHARE`."""
+    by_task, share = _by_task(name), share or TASK_SHARE
+    tasks = rng.choices(list(share), weights=list(share.values()), k=count)
     return [rng.choice(by_task[task]) for task in tasks]
 
 
@@ -157,10 +159,16 @@ class Drawing(Protocol):
 
 
 def draw_pairs(
-    rng: random.Random, codes: Tensor, settings: Drawing, *, style: Style = "plain"
+    rng: random.Random,
+    codes: Tensor,
+    settings: Drawing,
+    *,
+    style: Style = "plain",
+    share: Mapping[str, float] | None = None,
 ) -> tuple[list[str], Tensor]:
     """Draw texts of training prompts, words dropped and shortened, and the tokens [B, T] int64 of a scene for each."""
-    prompts = [with_words_dropped(prompt, settings.dropped_words, rng) for prompt in draw_prompts(rng, settings.batch)]
+    drawn = draw_prompts(rng, settings.batch, share=share)
+    prompts = [with_words_dropped(prompt, settings.dropped_words, rng) for prompt in drawn]
     tokens = encode_scenes(prompts, codes, rng, style=style)
     short = [rng.random() < settings.short_prompts for _ in prompts]
     texts = [p.text.removeprefix("a photo of ") if cut else p.text for p, cut in zip(prompts, short, strict=True)]
@@ -184,41 +192,53 @@ class LanguageTrainer:
                 "generation_head": inner.generation_head,
             }
         ).train()
-        if settings.codes_as_features:
-            show_codes(inner, codes, settings.seed)
-        self.layouts = shown_layout(codes)
+        self.rows = LayoutRows(inner, codes, settings.seed) if settings.layout_steps else None
+        self.layouts = shown_layout(codes) if self.rows is None else self.rows.layouts
+        if self.rows is not None:
+            self.modules["layout_rows"] = self.rows
         self.optimisation = Optimisation(
             self.modules,
             settings,
-            lambda name, _: "embed" not in name and "vision_head" not in name,
+            lambda name, _: not any(part in name for part in ("embed", "vision_head", "layout_rows")),
         )
         self.rng = random.Random(settings.seed)
-        held_out = draw_prompts(self.rng, VALIDATION_SCENES, "val")
+        held_out = draw_prompts(self.rng, VALIDATION_SCENES, "val", settings.task_share)
         self.validation = [p.text for p in held_out], encode_scenes(held_out, codes, self.rng, style=settings.style)
         compiled = settings.compile and can_compile(torch.device("cpu"))
-        self.scores = torch.compile(self._scores, dynamic=False) if compiled else self._scores
+        compile_ = torch.compile(dynamic=False) if compiled else lambda function: function
+        self.scores, self.layout_scores = compile_(self._scores), compile_(self._layout_scores)
 
     @property
     def step_number(self) -> int:
         return self.optimisation.step_number
 
-    def _losses(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Compute the cross-entropy of each image token, `[B, T]`."""
-        logits = self._logits(ids, mask, tokens)
-        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
-
     def _scores(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the cross-entropy of each image token's layout, and of it given its layout, each `[B, T]`."""
-        return split_cross_entropy(self._logits(ids, mask, tokens), tokens, self.layouts)
+        embedding, head = self.model.model.generation_embeddings, self.model.model.generation_head.vision_head
+        images, weight, bias = embedding(tokens[:, :-1]), head.weight, head.bias
+        if self.rows is not None:
+            images = images + self.rows.embed(tokens[:, :-1])
+            weight, bias = weight + self.rows.weight[self.layouts], bias + self.rows.bias[self.layouts]
+        logits = F.linear(self._states(ids, mask, images), weight, bias)
+        return split_cross_entropy(logits, tokens, self.layouts)
 
-    def _logits(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """Compute the logits [B, T, V] fp32 of each image token."""
+    def _layout_scores(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what `_scores` does, of a model that sees layouts alone and draws the codes of each uniformly."""
+        assert self.rows is not None
+        states = self._states(ids, mask, self.rows.embed(tokens[:, :-1]))
+        logits = F.linear(states, self.rows.weight, self.rows.bias).float()
+        layouts = self.layouts[tokens]
+        layout = F.cross_entropy(logits.flatten(0, 1), layouts.flatten(), reduction="none").view(tokens.shape)
+        return layout, self.rows.log_sizes[layouts]
+
+    def _states(self, ids: Tensor, mask: Tensor, images: Tensor) -> Tensor:
+        """Compute the states [B, T, H] that the head's last layer reads, from embedded image tokens [B, T - 1, D]."""
         inner = self.model.model
         words = inner.language_model.get_input_embeddings()(ids)
-        images = inner.generation_aligner(inner.generation_embeddings(tokens[:, :-1]))
+        images = inner.generation_aligner(images)
         embeds = torch.cat([words, images.to(words.dtype)], dim=1)
         length = embeds.shape[1]
-        seen = torch.cat([mask, mask.new_ones(len(mask), tokens.shape[1] - 1)], dim=1).bool()
+        seen = torch.cat([mask, mask.new_ones(images.shape[:2])], dim=1).bool()
         causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
         # A padding row must see something, or its softmax is undefined: itself.
         allowed = causal & (seen[:, None, :] | torch.eye(length, dtype=torch.bool, device=ids.device))
@@ -226,17 +246,23 @@ class LanguageTrainer:
         hidden = inner.language_model(
             inputs_embeds=embeds, attention_mask=allowed[:, None], position_ids=positions, use_cache=False
         ).last_hidden_state
-        logits: Tensor = inner.generation_head(hidden[:, ids.shape[1] - 1 :]).float()
-        return logits
+        head = inner.generation_head
+        states: Tensor = head.activation_fn(head.proj_out(hidden[:, ids.shape[1] - 1 :]))
+        return states
 
     def _batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        texts, tokens = draw_pairs(self.rng, self.codes, self.settings, style=self.settings.style)
+        settings = self.settings
+        texts, tokens = draw_pairs(self.rng, self.codes, settings, style=settings.style, share=settings.task_share)
         ids, mask = encode_prompts(texts, self.tokenizer)
         dropped = torch.tensor([self.rng.random() < self.settings.dropped_prompts for _ in texts])
         inside = mask.bool() & (ids != self.tokenizer.bos_token_id)
         inside[:, -1] = False
         ids = ids.masked_fill(inside & dropped[:, None], self.tokenizer.pad_token_id)
         return ids, mask, tokens
+
+    def _learns_layouts(self) -> bool:
+        """Tell whether this step is one of those that learn the layouts alone."""
+        return self.step_number < self.settings.layout_steps
 
     def _code_weight(self) -> float:
         """Return the weight of the codes of a layout in this step."""
@@ -246,8 +272,9 @@ class LanguageTrainer:
     def step(self) -> dict[str, float | Tensor]:
         """Make one optimiser step; returns the cross-entropy of tokens, and of their layouts, in nats a token."""
         ids, mask, tokens = self._batch()
+        scores = self.layout_scores if self._learns_layouts() else self.scores
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
-            layout, code = (part.mean() for part in self.scores(ids, mask, tokens))
+            layout, code = (part.mean() for part in scores(ids, mask, tokens))
         norm = self.optimisation.step(self.settings.layout_weight * layout + self._code_weight() * code)
         return {"loss": (layout + code).detach(), "layout_loss": layout.detach(), "grad_norm": norm}
 
@@ -257,13 +284,16 @@ class LanguageTrainer:
         kept = self.optimisation.load(self.optimisation.average)
         texts, tokens = self.validation
         ids, mask = encode_prompts(texts, self.tokenizer)
-        total = self._losses(ids, mask, tokens.long()).mean()
+        scores = self._layout_scores if self._learns_layouts() else self._scores
+        layout, code = scores(ids, mask, tokens.long())
         self.optimisation.load(kept)
-        return float(total)
+        return float((layout + code).mean())
 
     def finished(self) -> Any:
         """Return the whole model in evaluation mode, with the averaged weights."""
         self.optimisation.load(self.optimisation.average)
+        if self.rows is not None:
+            self.rows.fold_into(self.model.model)
         self.model.model.language_model.config._attn_implementation = self.attention
         return self.model.eval()
 
@@ -274,24 +304,6 @@ class LanguageTrainer:
         self.optimisation.load_state_dict(state)
         version, internal, gauss = state["rng"]
         self.rng.setstate((version, tuple(internal), gauss))
-
-
-@torch.no_grad()
-def show_codes(inner: Any, codes: Tensor, seed: int) -> None:
-    """Start the embeddings and the head of codes [V, 192] from what their patches look like.
-
-    A large codebook has many codes that look alike. With independent random vectors each would have to be learnt by
-    itself; here codes that look alike, above all those of one layout, have alike embeddings and logits from the first
-    step.
-    """
-    embedding, head = inner.generation_embeddings.weight, inner.generation_head.vision_head.weight
-    layout = LAYOUT_SCALE * layout_features(shown_layout(codes))
-    details = principal_components(codes, embedding.shape[1] - layout.shape[1], power=0.5)
-    embedding.copy_(torch.cat([layout, details], dim=1))
-    details = principal_components(codes, min(head.shape[1], codes.shape[1]) // 2, power=0.5)
-    features = torch.cat([layout, details], dim=1)
-    mixing = torch.randn(features.shape[1], head.shape[1], generator=torch.Generator().manual_seed(seed))
-    head.copy_(features @ mixing / (features.shape[1] * head.shape[1]) ** 0.5)
 
 
 def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | None) -> Any:

@@ -25,6 +25,8 @@ LEAST_PIXELS = 8
 QUARTERS = (1, 2, 4, 8)
 #: Sets of filled quarters, without the empty one.
 FILLINGS = sum(QUARTERS)
+#: Numbers that describe a layout.
+LAYOUT_FEATURES = len(COLORS) + len(QUARTERS)
 
 
 def shown_layout(patches: Tensor) -> Tensor:
