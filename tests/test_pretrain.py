@@ -18,13 +18,12 @@ from t2i_gcpo.pretrain.janus.language import (
     PROMPT_LENGTH,
     LanguageSettings,
     LanguageTrainer,
-    build_janus,
     encode_prompts,
-    with_words_dropped,
 )
 from t2i_gcpo.pretrain.janus.layout import LAYOUT_FEATURES
-from t2i_gcpo.pretrain.janus.model import LanguageModelShape, VQSettings, save_processor
+from t2i_gcpo.pretrain.janus.model import LanguageModelShape, VQSettings, build_janus, save_processor
 from t2i_gcpo.pretrain.janus.vq import VQTrainer
+from t2i_gcpo.pretrain.scene_pairs import with_words_dropped
 from t2i_gcpo.pretrain.stages import Stage, save_state
 
 VQ = VQSettings(codebook=16, kmeans_scenes=4, batch=1, full_batch=1, crop=16, crop_steps=2, full_steps=1)

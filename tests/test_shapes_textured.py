@@ -133,9 +133,8 @@ def test_codes_that_look_alike_start_with_like_embeddings_and_logits() -> None:
     from rewards.models.torchvision_mend import mend
 
     mend()
-    from t2i_gcpo.pretrain.janus.language import build_janus
     from t2i_gcpo.pretrain.janus.layout_rows import LayoutRows
-    from t2i_gcpo.pretrain.janus.model import LanguageModelShape
+    from t2i_gcpo.pretrain.janus.model import LanguageModelShape, build_janus
 
     codes = patch_codes(SMALL)
     codes[1] = codes[0] + 1e-3

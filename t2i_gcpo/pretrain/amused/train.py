@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 from t2i_gcpo.generators.amused.parts import NULL, AmusedParts, Texts, logits
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.pretrain.amused.model import TEXT_LENGTH
-from t2i_gcpo.pretrain.janus.language import VALIDATION_SCENES, draw_pairs, draw_prompts, encode_scenes
 from t2i_gcpo.pretrain.optimisation import Optimisation
+from t2i_gcpo.pretrain.scene_pairs import VALIDATION_SCENES, draw_pairs, draw_prompts, encode_scenes
 
 
 @dataclass(frozen=True)

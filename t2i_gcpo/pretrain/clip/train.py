@@ -20,8 +20,8 @@ from torch.optim.swa_utils import update_bn
 from t2i_gcpo.data.shapes.scene import sample_scene
 from t2i_gcpo.pretrain.amused.model import TEXT_LENGTH, tokenizer
 from t2i_gcpo.pretrain.clip.captions import family, shows
-from t2i_gcpo.pretrain.janus.language import draw_prompts
 from t2i_gcpo.pretrain.optimisation import Optimisation
+from t2i_gcpo.pretrain.scene_pairs import draw_prompts
 from t2i_gcpo.records import Prompt
 
 SPLIT = ("train",)

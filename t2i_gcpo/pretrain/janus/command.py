@@ -51,7 +51,8 @@ def pretrain_language(work: Path, recipe: Recipe, codes: Tensor, vq: Any) -> Any
     """Return the trained `JanusForConditionalGeneration`, from the work folder if it is there already."""
     from transformers import AutoTokenizer
 
-    from t2i_gcpo.pretrain.janus.language import LanguageTrainer, build_janus
+    from t2i_gcpo.pretrain.janus.language import LanguageTrainer
+    from t2i_gcpo.pretrain.janus.model import build_janus
 
     settings = recipe.language
     processor = work / "processor"

@@ -1,9 +1,7 @@
 """Train an embedded Janus' language model to predict the next image token after a prompt.
 
 The prompt is dropped from a share of the rows in the way that guidance drops it when sampling (every token but the
-first and the last becomes padding that is still attended to), so that one model holds both distributions. From a share
-of the clauses the class word, the colour word or both are dropped in the same way, and the scene has anything in their
-place: without it the model learns which pairs of words go together, and not what each word means.
+first and the last becomes padding that is still attended to), so that one model holds both distributions.
 
 B rows, L prompt tokens (left-padded to one length), T image tokens, V codebook.
 """
@@ -13,39 +11,22 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rewards.geneval.vocabulary import CLASSES, PLURALS
-from t2i_gcpo.data.shapes.prompts import TASKS, split
-from t2i_gcpo.data.shapes.scene import Difficulty, Style, sample_scene
+from t2i_gcpo.data.shapes.scene import Style
 from t2i_gcpo.generators.compilation import can_compile
 from t2i_gcpo.pretrain import float32_attention
-from t2i_gcpo.pretrain.janus.codes import as_pixels, nearest, patches
 from t2i_gcpo.pretrain.janus.layout import shown_layout, split_cross_entropy
 from t2i_gcpo.pretrain.janus.layout_rows import LayoutRows
-from t2i_gcpo.pretrain.janus.model import LanguageModelShape
 from t2i_gcpo.pretrain.optimisation import Optimisation
-from t2i_gcpo.records import Prompt
+from t2i_gcpo.pretrain.scene_pairs import TASK_SHARE, VALIDATION_SCENES, draw_pairs, draw_prompts, encode_scenes
 
-#: Share of each task in the training scenes: the harder a task is to learn, the more of it.
-TASK_SHARE = {
-    "single_object": 0.04,
-    "two_object": 0.12,
-    "counting": 0.14,
-    "colors": 0.08,
-    "position": 0.22,
-    "color_attr": 0.40,
-}
 #: <bos>, at most ten words, <begin_of_image>, and one to spare.
 PROMPT_LENGTH = 13
-VALIDATION_SCENES = 256
-#: What stands in the place of a word that was dropped.
-DROPPED = "<pad>"
 
 
 @dataclass(frozen=True)
@@ -77,44 +58,6 @@ class LanguageSettings:
     """The share of each task in the training scenes."""
 
 
-def draw_prompts(
-    rng: random.Random, count: int, name: str = "train", share: Mapping[str, float] | None = None
-) -> list[Prompt]:
-    """Draw prompts of a split, tasks by their share; None: `TASK_SHARE`."""
-    by_task, share = _by_task(name), share or TASK_SHARE
-    tasks = rng.choices(list(share), weights=list(share.values()), k=count)
-    return [rng.choice(by_task[task]) for task in tasks]
-
-
-def with_words_dropped(prompt: Prompt, share: float, rng: random.Random) -> Prompt:
-    """Drop, with probability `share`, the class word, the colour word or both from each clause of the prompt.
-
-    And metadata that allow any class or colour in their place.
-    """
-    include = [dict(clause) for clause in prompt.metadata["include"]]
-    metadata = {**prompt.metadata, "include": include}
-    words = prompt.text.split()
-    for clause in include:
-        if rng.random() >= share:
-            continue
-        which = rng.choice(("color", "class", "color", "class", "both")) if "color" in clause else "class"
-        if which != "class":
-            words[words.index(clause.pop("color"))] = DROPPED
-        if which != "color":
-            old = clause["class"]
-            words[words.index(old if clause["count"] == 1 else PLURALS[old])] = DROPPED
-            clause["class"] = rng.choice([name for name in CLASSES if all(name != other["class"] for other in include)])
-            if "exclude" in metadata:
-                metadata["exclude"] = [{**excluded, "class": clause["class"]} for excluded in metadata["exclude"]]
-    text = " ".join(words)
-    return Prompt(text, {**metadata, "prompt": text})
-
-
-@lru_cache(maxsize=3)
-def _by_task(name: str) -> dict[str, list[Prompt]]:
-    return {task: [prompt for prompt in split(name) if prompt.task == task] for task in TASKS}
-
-
 def encode_prompts(texts: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
     """Encode texts to ids and attention mask, both `[B, L]` int64, left-padded, with <begin_of_image> at the end."""
     boi = tokenizer.convert_tokens_to_ids("<begin_of_image>")
@@ -125,54 +68,6 @@ def encode_prompts(texts: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
         ids[row, -len(encoded) :] = torch.tensor(encoded)
         mask[row, -len(encoded) :] = 1
     return ids, mask
-
-
-@torch.no_grad()
-def encode_scenes(
-    prompts: list[Prompt], codes: Tensor, rng: random.Random, chunk: int = 100, *, style: Style = "plain"
-) -> Tensor:
-    """Draw a scene for each prompt and name its patches by `codes` [V, 192]: `[B, T]` int16.
-
-    The VQ model's encoder is trained to find the same names; this is faster, and right where the encoder errs.
-    """
-    tokens, difficulty = [], Difficulty.of_style(style)
-    for start in range(0, len(prompts), chunk):
-        pictures = [sample_scene(p.metadata, rng, difficulty).render() for p in prompts[start : start + chunk]]
-        points = patches(as_pixels(pictures))
-        # Most patches of a plain scene are alike; unlike ones are not worth the sort.
-        distinct, owner = (
-            torch.unique(points, dim=0, return_inverse=True) if style == "plain" else (points, slice(None))
-        )
-        tokens.append(nearest(distinct, codes)[owner].view(len(pictures), -1).to(torch.int16))
-    return torch.cat(tokens)
-
-
-class Drawing(Protocol):
-    """The choices that `draw_pairs` goes by."""
-
-    @property
-    def batch(self) -> int: ...
-    @property
-    def dropped_words(self) -> float: ...
-    @property
-    def short_prompts(self) -> float: ...
-
-
-def draw_pairs(
-    rng: random.Random,
-    codes: Tensor,
-    settings: Drawing,
-    *,
-    style: Style = "plain",
-    share: Mapping[str, float] | None = None,
-) -> tuple[list[str], Tensor]:
-    """Draw texts of training prompts, words dropped and shortened, and the tokens [B, T] int64 of a scene for each."""
-    drawn = draw_prompts(rng, settings.batch, share=share)
-    prompts = [with_words_dropped(prompt, settings.dropped_words, rng) for prompt in drawn]
-    tokens = encode_scenes(prompts, codes, rng, style=style)
-    short = [rng.random() < settings.short_prompts for _ in prompts]
-    texts = [p.text.removeprefix("a photo of ") if cut else p.text for p, cut in zip(prompts, short, strict=True)]
-    return texts, tokens.long()
 
 
 class LanguageTrainer:
@@ -304,18 +199,3 @@ class LanguageTrainer:
         self.optimisation.load_state_dict(state)
         version, internal, gauss = state["rng"]
         self.rng.setstate((version, tuple(internal), gauss))
-
-
-def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | None) -> Any:
-    """Build a `JanusForConditionalGeneration` with random weights but for its VQ model."""
-    from transformers import JanusForConditionalGeneration
-
-    from t2i_gcpo.pretrain.janus.model import image_generation, janus_config
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = JanusForConditionalGeneration(janus_config(settings, shape))
-    if vq is not None:
-        model.model.vqmodel.load_state_dict(vq.state_dict())
-    model.generation_config = image_generation()
-    return model

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from t2i_gcpo.data.shapes.prompts import vocabulary
 from t2i_gcpo.data.shapes.scene import IMAGE_SIZE, Style
 
@@ -109,6 +111,19 @@ def janus_config(settings: VQSettings, shape: LanguageModelShape) -> Any:
         image_token_id=tokens.index("<image_placeholder>"),
         tie_word_embeddings=False,
     )
+
+
+def build_janus(settings: Any, shape: LanguageModelShape, seed: int, vq: Any | None) -> Any:
+    """Build a `JanusForConditionalGeneration` with random weights but for its VQ model."""
+    from transformers import JanusForConditionalGeneration
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = JanusForConditionalGeneration(janus_config(settings, shape))
+    if vq is not None:
+        model.model.vqmodel.load_state_dict(vq.state_dict())
+    model.generation_config = image_generation()
+    return model
 
 
 def image_generation() -> Any:
