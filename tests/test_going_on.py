@@ -245,9 +245,9 @@ def test_another_scorer_is_refused(tmp_path: Path) -> None:
             trainer(tmp_path, reward=other).resume()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signals_of_a_scheduler(number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    previous = signal.getsignal(number)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_that_save(number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    previous = signal.signal(number, signal.SIG_DFL)
     count = iter(range(1, 99))
 
     def reward(*scene: Any) -> Tensor:
@@ -258,13 +258,13 @@ def test_signals_of_a_scheduler(number: signal.Signals, tmp_path: Path, capsys: 
 
     run = trainer(tmp_path, reward=reward, steps=3)
     run.train()
+    assert signal.signal(number, previous) == signal.SIG_DFL
     shown = capsys.readouterr().out
-    if number == signal.SIGTERM:
-        assert run.interrupted_by == "SIGTERM" and run.step_number == 2 and steps(tmp_path) == ["step_000002"]
-        assert shown.count("SIGTERM: the step is finished and saved first") == 1 and "--resume" in shown
+    if number != signal.SIGUSR1:
+        assert run.interrupted_by == number.name and run.step_number == 2 and steps(tmp_path) == ["step_000002"]
+        assert shown.count(f"{number.name}: the step is finished and saved first") == 1 and "--resume" in shown
     else:
         assert not run.interrupted and run.step_number == 3 and steps(tmp_path) == ["step_000002", "step_000003"]
-    assert signal.getsignal(number) == previous
 
 
 def test_weights_that_are_not_finite_after_an_update_end_the_run_each_time(

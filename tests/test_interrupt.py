@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from t2i_gcpo.utils.interrupt import on_interrupt, on_save_request
+from t2i_gcpo.utils.interrupt import STATUS, Terminated, ended_by_signal, on_interrupt, on_save_request
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +16,7 @@ def _as_in_a_terminal() -> Iterator[None]:
     numbers = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
         signal.SIGUSR1: signal.SIG_DFL,
     }
     previous = {number: signal.signal(number, handler) for number, handler in numbers.items()}
@@ -35,12 +36,20 @@ def test_the_first_ctrl_c_is_a_request_and_the_second_interrupts() -> None:
     assert asked == ["Ctrl-C"]
 
 
-def test_a_sigterm_is_a_request_however_often_it_comes() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_are_requests_however_often_they_come(number: signal.Signals) -> None:
     asked: list[str] = []
     with on_interrupt(asked.append):
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            signal.raise_signal(number)
-    assert asked == ["SIGTERM", "SIGTERM", "Ctrl-C", "SIGTERM"]
+        for each in (number, number, signal.SIGINT, number):
+            signal.raise_signal(each)
+    assert asked == [number.name, number.name, "Ctrl-C", number.name]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_what_can_be_done_again(number: signal.Signals, status: int) -> None:
+    with pytest.raises(Terminated) as end, ended_by_signal():
+        signal.raise_signal(number)
+    assert end.value.by == number.name and STATUS[end.value.by] == status
 
 
 def test_a_sigusr1_asks_for_a_checkpoint_and_the_inner_one_gets_it() -> None:
@@ -54,11 +63,13 @@ def test_a_sigusr1_asks_for_a_checkpoint_and_the_inner_one_gets_it() -> None:
 
 def test_what_is_ignored_stays_ignored_and_other_threads_change_nothing() -> None:
     asked: list[str] = []
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with on_interrupt(asked.append):
-        signal.raise_signal(signal.SIGINT)
-        assert asked == [] and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        signal.signal(number, signal.SIG_IGN)
+        for inside in (on_interrupt(asked.append), ended_by_signal()):
+            with inside:
+                signal.raise_signal(number)
+                assert asked == [] and signal.getsignal(number) == signal.SIG_IGN
+        signal.signal(number, handler)
 
     def elsewhere() -> None:
         with on_interrupt(asked.append), on_save_request(lambda: asked.append("save")):

@@ -20,6 +20,7 @@ FAILURES = {
     "publish": ("while the processes exchanged gradients or weights, ran out of memory (CUDA out of memory)", STEP - 1),
     "kill": ("error: rank 1 (process ", STEP - 1),
     "SIGTERM": ("rank 1: interrupted (SIGTERM)", STEP),
+    "SIGHUP": ("rank 1: interrupted (SIGHUP)", STEP),
     "Ctrl-C": ("rank 1: interrupted (Ctrl-C)", STEP),
 }
 

@@ -13,7 +13,7 @@ from helpers.text_models import tiny_folder
 from t2i_gcpo import cli
 from t2i_gcpo.text import study
 from t2i_gcpo.text.checkpoints import newest_checkpoint
-from t2i_gcpo.utils.interrupt import Terminated
+from t2i_gcpo.utils.interrupt import HungUp, Terminated
 from t2i_gcpo.utils.lock import locked
 
 REWARD = """
@@ -128,7 +128,7 @@ def test_a_damaged_evaluation_is_made_again_and_a_signal_ends_the_study(
     assert len(trained) == 3
     study._train(folder, options)
     assert len(trained) == 3, "a finished one is not trained again"
-    for by, error in (("SIGTERM", Terminated), ("Ctrl-C", KeyboardInterrupt)):
+    for by, error in (("SIGTERM", Terminated), ("SIGHUP", HungUp), ("Ctrl-C", KeyboardInterrupt)):
         (folder / "eval.json").unlink()
         ends = iter([by])
         with pytest.raises(error):

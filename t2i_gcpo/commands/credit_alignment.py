@@ -39,7 +39,7 @@ from t2i_gcpo.reports.tables import number, print_note, print_table, with_interv
 from t2i_gcpo.training.rollout import collect
 from t2i_gcpo.training.rule_gradients import rule_gradients
 from t2i_gcpo.utils.destination import check_folder
-from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated, ended_by_sigterm
+from t2i_gcpo.utils.interrupt import STATUS, Terminated, ended_by_signal
 
 RESULT, PLOT, GRADIENTS = "alignment.json", "alignment.png", "gradients.tmp"
 #: Its expected gradient is the true one: all tokens of an image have the same weight.
@@ -71,11 +71,11 @@ def main(argv: list[str]) -> int:
     if args.lora_rank:
         generator.add_lora(rank=args.lora_rank, alpha=2.0 * args.lora_rank, seed=args.seed)
     try:
-        with ended_by_sigterm():
+        with ended_by_signal():
             result = run(generator, reward, prompts, drawn, rules, args)
-    except Terminated:
-        print("ended by SIGTERM before the batches were complete; nothing is kept", file=sys.stderr)
-        return STATUS[TERMINATE]
+    except Terminated as end:
+        print(f"ended by {end.by} before the batches were complete; nothing is kept", file=sys.stderr)
+        return STATUS[end.by]
     print(f"wrote {result.save(args.out / RESULT)}")
     show(result)
     draw(result).savefig(args.out / PLOT, dpi=120)

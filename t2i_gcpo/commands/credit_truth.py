@@ -114,7 +114,7 @@ def draw_and_measure(
 ) -> Truth:
     """Go through the prompts one by one.
 
-    Ctrl-C and SIGTERM end it after the present prompt, and the prompts until then count.
+    Ctrl-C, SIGTERM and SIGHUP end it after the present prompt, and the prompts until then count.
     """
     rng = torch.Generator().manual_seed(args.seed)
     rollouts: list[Rollout] = []

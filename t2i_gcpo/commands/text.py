@@ -13,7 +13,7 @@ from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.evaluation.intervals import in_words
 from t2i_gcpo.text.trl_version import require_trl
 from t2i_gcpo.utils.destination import check_folder
-from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated
+from t2i_gcpo.utils.interrupt import STATUS, Terminated
 from t2i_gcpo.utils.json_files import read_json
 
 USAGE = """usage: t2i-gcpo text train|eval|heatmap|credit|study [OPTIONS]
@@ -276,9 +276,9 @@ def run_study(argv: list[str]) -> int:
     spec = study.Spec.read(args.config)
     try:
         study.run(spec, args.out)
-    except Terminated:
-        print(f"{TERMINATE}: stopped; the same command goes on with the study")
-        return STATUS[TERMINATE]
+    except Terminated as end:
+        print(f"{end.by}: stopped; the same command goes on with the study")
+        return STATUS[end.by]
     results = study_results.write(spec, args.out)
     print(study_results.table(results))
     for name in (study_results.RESULTS, study_results.TABLE, study_results.CURVES):

@@ -32,7 +32,7 @@ from t2i_gcpo.training.saving import resume_command
 from t2i_gcpo.training.shared_folder import check_shared
 from t2i_gcpo.training.trainer import IN_USE, Trainer
 from t2i_gcpo.utils.destination import check_folder
-from t2i_gcpo.utils.interrupt import STATUS, TERMINATE, Terminated, ended_by_sigterm, on_save_request
+from t2i_gcpo.utils.interrupt import STATUS, Terminated, ended_by_signal, on_save_request
 from t2i_gcpo.utils.lock import locked
 from t2i_gcpo.utils.nested import flatten
 from t2i_gcpo.utils.pictures import before_after, write_png
@@ -96,13 +96,13 @@ def run(config: TrainConfig, *, resume: bool = False, processes: Processes = ALO
             print(f"resumed {folder} at step {trainer.step_number}{lost}")
         try:
             # The training itself finishes its step and saves.
-            with ended_by_sigterm(), out_of_memory.advised(config, trainer):
+            with ended_by_signal(), out_of_memory.advised(config, trainer):
                 _run(config, trainer, test, before)
         except Terminated as own:
             processes.failed(own)
-            trainer.interrupted_by = TERMINATE
+            trainer.interrupted_by = own.by
             if main:
-                print(f"{TERMINATE}: ended {_where(trainer)}; go on with: {resume_command(folder)}")
+                print(f"{own.by}: ended {_where(trainer)}; go on with: {resume_command(folder)}")
         return trainer
 
 

@@ -19,8 +19,8 @@ its output in OUT/logs/. The same command again goes on where the study stopped:
 ones resumed, failed ones tried again. Arms that stand against one another must start from one checkpoint, with the same
 prompts and the same number of images, and all trials must be run by the same code.
 
-A trial ends with the study, whatever way that ends. SIGTERM is taken as Ctrl-C, and SIGUSR1 lets the running trials
-save and go on.
+A trial ends with the study, whatever way that ends. SIGTERM and SIGHUP are taken as Ctrl-C, and SIGUSR1 lets the
+running trials save and go on.
 
 OUT/results.json and OUT/table.md are written anew after every trial, OUT/compare/ (curves, a report) at the end. The
 exit status is 1 where a trial failed, 130 after Ctrl-C.
@@ -149,7 +149,7 @@ class _Job:
 
 
 def _run(study: Study, todo: list[Trial], results: Results, jobs: int, threads: int, *, mixed: bool) -> bool:
-    """Run the trials `todo`, `jobs` at once, and record each outcome. Returns whether Ctrl-C (or SIGTERM) ended it."""
+    """Run the trials `todo`, `jobs` at once, and record each outcome. Returns whether a signal ended it."""
     running: list[_Job] = []
     awaited: set[str] = set()  # trials that run already, left over of a study that was killed
     stopping, told, shown = False, False, 0.0
@@ -272,7 +272,7 @@ def _progress(trial: Trial) -> str:
 
 @contextmanager
 def _until(stop: Callable[[str], None]) -> Iterator[None]:
-    """Inside, Ctrl-C and SIGTERM, which batch systems send, call `stop`; a second Ctrl-C interrupts."""
+    """Inside, Ctrl-C, SIGTERM and SIGHUP call `stop`; a second Ctrl-C interrupts."""
     previous = signal.getsignal(signal.SIGINT)
     if previous == signal.SIG_IGN:  # in the background: a handler that does nothing is not inherited,
         signal.signal(signal.SIGINT, lambda *_: None)  # while trials that ignore SIGINT could not be told to save

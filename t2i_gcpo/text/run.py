@@ -72,7 +72,7 @@ class Budget(TrainerCallback):
 
 
 class Signals(TrainerCallback):
-    """Ends the training with a checkpoint where Ctrl-C or a SIGTERM asks for it, and saves one where a SIGUSR1 does."""
+    """Ends the training with a checkpoint where Ctrl-C, SIGTERM or SIGHUP asks for it; saves one where SIGUSR1 does."""
 
     def __init__(self) -> None:
         self.by: str | None = None
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def train(run: TextRun, config: GCPOConfig, as_yaml: str = "") -> tuple[GCPOTrainer, str | None]:
-    """Train one model. Returns the trainer, and what ended it before its time: "Ctrl-C", "SIGTERM" or None.
+    """Train one model. Returns the trainer, and what ended it before its time: "Ctrl-C", "SIGTERM", "SIGHUP" or None.
 
     as_yaml: what config.yaml will hold. ValueError for what cannot be trained, and where the folder is in use, holds
     another run or, with `resume`, no whole checkpoint.

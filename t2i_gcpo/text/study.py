@@ -24,7 +24,7 @@ from t2i_gcpo.text import run as runs
 from t2i_gcpo.text.options import parse
 from t2i_gcpo.utils import yaml_files
 from t2i_gcpo.utils.files import write_atomically
-from t2i_gcpo.utils.interrupt import TERMINATE, Terminated
+from t2i_gcpo.utils.interrupt import ERRORS
 from t2i_gcpo.utils.json_files import read_json
 from t2i_gcpo.utils.lock import locked
 
@@ -156,7 +156,7 @@ def _train(folder: Path, options: Mapping[str, Any]) -> None:
     interrupted_by = runs.train(*parse(["--config", str(file), "--output-dir", str(folder)]))[1]
     gc.collect()  # a trainer refers to itself, and its optimiser's memory would stay
     if interrupted_by is not None:  # it is the study that was asked to end
-        raise Terminated if interrupted_by == TERMINATE else KeyboardInterrupt
+        raise ERRORS[interrupted_by]
 
 
 def _is_whole(evaluation: Path) -> bool:

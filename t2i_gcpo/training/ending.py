@@ -16,7 +16,7 @@ class Ending:
         self.reason: str | None = None
         """Why the run ends after the present step, or None."""
         self.interrupted_by: str | None = None
-        """What ended the last `train` before its time, "Ctrl-C" or "SIGTERM", or None."""
+        """What ended the last `train` before its time, "Ctrl-C", "SIGTERM" or "SIGHUP", or None."""
         self.save_requested = False
         """Whether a checkpoint is wanted after the present step."""
         self.all_written = False
@@ -32,7 +32,7 @@ class Ending:
         self.reason = self.reason or reason
 
     def interrupt(self, by: str) -> str | None:
-        """Stop because of a signal, and return what to tell the user: nothing of a SIGTERM that is repeated."""
+        """Stop because of a signal, and return what to tell the user: nothing of one that comes again."""
         news = None
         if by == CTRL_C:
             news = "Ctrl-C: the step is finished and saved first; press it again to stop at once"

@@ -28,7 +28,7 @@ from t2i_gcpo.training.cards import check_cards, own_card
 from t2i_gcpo.training.launch import Launch, meet, read_launch
 from t2i_gcpo.training.options import RanksConfig
 from t2i_gcpo.utils.device import pick_device
-from t2i_gcpo.utils.interrupt import Terminated
+from t2i_gcpo.utils.interrupt import HungUp, Terminated
 from t2i_gcpo.utils.processes import ALONE, Processes
 
 Item = TypeVar("Item")
@@ -49,6 +49,7 @@ _KINDS: dict[str, type[BaseException]] = {
         FloatingPointError,
         torch.OutOfMemoryError,
         KeyboardInterrupt,
+        HungUp,  # before what it is a kind of
         Terminated,
     )
 }

@@ -236,7 +236,7 @@ class Trainer:
     def train(self) -> None:
         """Run to `steps`, or until `max_images` are sampled.
 
-        Ctrl-C and SIGTERM finish the step, save and return; a second Ctrl-C interrupts at once. SIGUSR1 saves.
+        Ctrl-C, SIGTERM and SIGHUP finish the step, save and return; a second Ctrl-C interrupts at once. SIGUSR1 saves.
 
         An error (of the reward, of a callback, a loss that stays non-finite) ends the run with a saved checkpoint.
         FloatingPointError where the weights, or the log-probs that they give, are not finite, which are not saved, or
@@ -348,7 +348,7 @@ class Trainer:
 
     @property
     def interrupted_by(self) -> str | None:
-        """Return what ended the last `train` before its time, "Ctrl-C" or "SIGTERM", or None."""
+        """Return what ended the last `train` before its time, "Ctrl-C", "SIGTERM" or "SIGHUP", or None."""
         return self._ending.interrupted_by
 
     @interrupted_by.setter
@@ -357,7 +357,7 @@ class Trainer:
 
     @property
     def interrupted(self) -> bool:
-        """Return whether Ctrl-C or SIGTERM ended the last `train`."""
+        """Return whether Ctrl-C, SIGTERM or SIGHUP ended the last `train`."""
         return self.interrupted_by is not None
 
     def request_save(self) -> None:

@@ -1,7 +1,7 @@
 """Signals as requests: the work at hand is finished first.
 
-Ctrl-C (SIGINT) and SIGTERM, which schedulers send, ask for an end; SIGUSR1, with which Slurm warns of one, asks for a
-checkpoint.
+Ctrl-C (SIGINT), SIGTERM, which schedulers send, and SIGHUP, which comes when the terminal is gone, ask for an end;
+SIGUSR1, with which Slurm warns of one, asks for a checkpoint.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
-CTRL_C, TERMINATE = "Ctrl-C", "SIGTERM"
+CTRL_C, TERMINATE, HANG_UP = "Ctrl-C", "SIGTERM", "SIGHUP"
 #: What asked for an end -> the exit status of a command that ended for it.
-STATUS: dict[str, int] = {CTRL_C: 128 + signal.SIGINT, TERMINATE: 128 + signal.SIGTERM}
+STATUS: dict[str, int] = {
+    CTRL_C: 128 + signal.SIGINT,
+    TERMINATE: 128 + signal.SIGTERM,
+    HANG_UP: 128 + signal.SIGHUP,
+}
 
 
 @contextmanager
 def on_interrupt(request: Callable[[str], object]) -> Iterator[None]:
-    """Inside, the first Ctrl-C and every SIGTERM call `request` with their name; a second Ctrl-C interrupts as usual.
+    """Inside, the first Ctrl-C and every SIGTERM and SIGHUP call `request` with their name.
 
-    A SIGTERM never interrupts at once: schedulers send it more than once, and kill what takes too long. Nothing changes
-    where a signal is ignored (Ctrl-C in a job in the background of a script) or cannot arrive (in another thread than
-    the main one).
+    A second Ctrl-C interrupts as usual. The others never interrupt at once: schedulers send SIGTERM more than once, and
+    kill what takes too long. Nothing changes where a signal is ignored (Ctrl-C in a job in the background of a script,
+    SIGHUP under `nohup`) or cannot arrive (in another thread than the main one).
     """
     with contextlib.ExitStack() as handlers:
 
@@ -33,6 +37,7 @@ def on_interrupt(request: Callable[[str], object]) -> Iterator[None]:
 
         previous = handlers.enter_context(_handling(signal.SIGINT, ctrl_c))
         handlers.enter_context(_handling(signal.SIGTERM, lambda *_: request(TERMINATE)))
+        handlers.enter_context(_handling(signal.SIGHUP, lambda *_: request(HANG_UP)))
         yield
 
 
@@ -49,18 +54,34 @@ def on_save_request(request: Callable[[], object]) -> Iterator[None]:
 class Terminated(BaseException):
     """Says that a SIGTERM ended what is no step of a training and can be done again."""
 
+    by: ClassVar[str] = TERMINATE
+    """The signal's name."""
+
+
+class HungUp(Terminated):
+    """Says that a SIGHUP did."""
+
+    by: ClassVar[str] = HANG_UP
+
+
+#: What asked for an end -> the error that ends everything around the work that was asked.
+ERRORS: dict[str, type[BaseException]] = {CTRL_C: KeyboardInterrupt, TERMINATE: Terminated, HANG_UP: HungUp}
+
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Inside, a SIGTERM raises `Terminated`, so that the caller can say how to go on, where it would else kill.
+def ended_by_signal() -> Iterator[None]:
+    """Inside, a SIGTERM raises `Terminated` and a SIGHUP `HungUp`, where they would else kill.
 
-    Nothing changes where it is ignored or cannot arrive.
+    So the caller can say how to go on. Nothing changes where a signal is ignored or cannot arrive.
     """
 
-    def end(*_: object) -> None:
+    def terminate(*_: object) -> None:
         raise Terminated
 
-    with _handling(signal.SIGTERM, end):
+    def hang_up(*_: object) -> None:
+        raise HungUp
+
+    with _handling(signal.SIGTERM, terminate), _handling(signal.SIGHUP, hang_up):
         yield
 
 

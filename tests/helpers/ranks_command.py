@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,25 @@ def arguments(folder: Path, *more: str) -> list[str]:
     return [*sources, *(part for name, value in fixed.items() for part in (f"--{name}", str(value))), *more]
 
 
-def start(count: int, options: list[str], *, torchrun: list[str] | None = None, **environment: str) -> Any:
-    """Start the command on `count` processes and return the open process, its output in pipes."""
+def command(count: int, options: list[str], torchrun: Sequence[str] = ()) -> list[str]:
+    """Return the command line that trains on `count` processes."""
     how = [sys.executable]
     if count > 1:
-        how += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *(torchrun or [])]
+        how += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *torchrun]
+    return [*how, "-m", "t2i_gcpo.cli", "train", *options]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment in which the command and the tests' rewards are importable."""
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **more}
+
+
+def start(count: int, options: list[str], *, torchrun: Sequence[str] = (), **more: str) -> Any:
+    """Start the command on `count` processes and return the open process, its output in pipes."""
     return subprocess.Popen(
-        [*how, "-m", "t2i_gcpo.cli", "train", *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command(count, options, torchrun),
+        env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

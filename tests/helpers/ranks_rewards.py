@@ -45,7 +45,7 @@ def score(images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) ->
         return torch.full_like(red, torch.nan)
     if mode == "hang":
         time.sleep(3600)
-    signals = {"kill": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+    signals = {"kill": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP, "Ctrl-C": signal.SIGINT}
     if mode in signals:
         os.kill(os.getpid(), signals[mode])
     return red
