@@ -8,7 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from t2i_gcpo.utils.interrupt import STATUS, Terminated, ended_by_signal, on_interrupt, on_save_request
+from t2i_gcpo.utils.interrupt import (
+    STATUS,
+    HungUp,
+    Terminated,
+    ended_by_signal,
+    held_back,
+    on_interrupt,
+    on_save_request,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +58,49 @@ def test_a_signal_ends_what_can_be_done_again(number: signal.Signals, status: in
     with pytest.raises(Terminated) as end, ended_by_signal():
         signal.raise_signal(number)
     assert end.value.by == number.name and STATUS[end.value.by] == status
+
+
+def test_further_signals_do_not_disturb_the_end_that_the_first_one_began() -> None:
+    handled = False
+    with ended_by_signal():
+        try:
+            try:
+                signal.raise_signal(signal.SIGHUP)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+        except Terminated as end:
+            signal.raise_signal(signal.SIGTERM)
+            handled = end.by == "SIGHUP"
+        assert handled
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGHUP, HungUp)],
+)
+def test_what_is_held_back_comes_after_and_an_error_before_it(
+    number: signal.Signals, error: type[BaseException]
+) -> None:
+    done: list[int] = []
+
+    def work(divisor: int) -> None:
+        with held_back():
+            signal.raise_signal(number)
+            done.append(1 // divisor)
+
+    with ended_by_signal():
+        with pytest.raises(error):
+            work(1)
+        with pytest.raises(ZeroDivisionError):
+            work(0)
+    assert done == [1]
+
+
+def test_what_ends_the_process_by_itself_is_not_held_back() -> None:
+    with held_back():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_sigusr1_asks_for_a_checkpoint_and_the_inner_one_gets_it() -> None:

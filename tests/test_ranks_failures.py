@@ -39,6 +39,16 @@ def test_all_end_together_and_the_run_goes_on_with_another_number_of_processes(f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sigterm_to_all_ends_them_while_one_waits_for_the_other_in_an_evaluation(tmp_path: Path) -> None:
+    """It comes to one in its own work, and to one in the middle of an exchange."""
+    options = arguments(tmp_path, "--evaluate.before", "true")
+    status, said = finished(start(2, options, FAILURE="all", FAILURE_CALL="1"), LIMIT)
+    assert status != 0 and said.count("SIGTERM: ended before the first step; go on with") == 1, said[-3000:]
+    assert "error: " not in said and "gloo" not in said, said[-3000:]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_rewards_that_are_all_nan_on_one_process_end_nothing(tmp_path: Path) -> None:
     status, said = finished(start(2, arguments(tmp_path), FAILURE="nan"), LIMIT)

@@ -94,15 +94,16 @@ def run(config: TrainConfig, *, resume: bool = False, processes: Processes = ALO
         if resume and main:
             lost = "" if trainer.step_number else ": it was ended before its first checkpoint, and begins again"
             print(f"resumed {folder} at step {trainer.step_number}{lost}")
-        try:
-            # The training itself finishes its step and saves.
-            with ended_by_signal(), out_of_memory.advised(config, trainer):
-                _run(config, trainer, test, before)
-        except Terminated as own:
-            processes.failed(own)
-            trainer.interrupted_by = own.by
-            if main:
-                print(f"{own.by}: ended {_where(trainer)}; go on with: {resume_command(folder)}")
+        with ended_by_signal():
+            try:
+                # The training itself finishes its step and saves.
+                with out_of_memory.advised(config, trainer):
+                    _run(config, trainer, test, before)
+            except Terminated as own:
+                processes.failed(own)
+                trainer.interrupted_by = own.by
+                if main:
+                    print(f"{own.by}: ended {_where(trainer)}; go on with: {resume_command(folder)}")
         return trainer
 
 

@@ -28,7 +28,7 @@ from t2i_gcpo.training.cards import check_cards, own_card
 from t2i_gcpo.training.launch import Launch, meet, read_launch
 from t2i_gcpo.training.options import RanksConfig
 from t2i_gcpo.utils.device import pick_device
-from t2i_gcpo.utils.interrupt import HungUp, Terminated
+from t2i_gcpo.utils.interrupt import HungUp, Terminated, held_back
 from t2i_gcpo.utils.processes import ALONE, Processes
 
 Item = TypeVar("Item")
@@ -112,10 +112,11 @@ class Ranks:
     def gather(self, item: Item) -> list[Item]:
         """Return the item of each process. Raises the error of a process that failed, on all of them."""
         answers: list[Any] = [None] * self.count
-        with self.collective():
-            dist.all_gather_object(answers, (None, item), group=self._small)
-        if any(error is not None for error, _ in answers):
-            raise self._error([error for error, _ in answers], None)
+        with held_back():
+            with self.collective():
+                dist.all_gather_object(answers, (None, item), group=self._small)
+            if any(error is not None for error, _ in answers):
+                raise self._error([error for error, _ in answers], None)
         return [answer for _, answer in answers]
 
     def wait(self) -> None:
@@ -138,7 +139,7 @@ class Ranks:
             return error
         answers: list[Any] = [None] * self.count
         try:
-            with self.collective():
+            with held_back(), self.collective():
                 dist.all_gather_object(answers, (_described(error), None), group=self._small)
         except LostRank as lost:
             return lost

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -72,17 +73,36 @@ ERRORS: dict[str, type[BaseException]] = {CTRL_C: KeyboardInterrupt, TERMINATE: 
 def ended_by_signal() -> Iterator[None]:
     """Inside, a SIGTERM raises `Terminated` and a SIGHUP `HungUp`, where they would else kill.
 
-    So the caller can say how to go on. Nothing changes where a signal is ignored or cannot arrive.
+    So the caller can say how to go on. While such an error is under way or handled, further signals do nothing:
+    schedulers send more than one. Nothing changes where a signal is ignored or cannot arrive.
     """
 
-    def terminate(*_: object) -> None:
-        raise Terminated
+    def end(kind: type[Terminated]) -> None:
+        if not isinstance(sys.exc_info()[1], Terminated):
+            raise kind
 
-    def hang_up(*_: object) -> None:
-        raise HungUp
-
-    with _handling(signal.SIGTERM, terminate), _handling(signal.SIGHUP, hang_up):
+    with (
+        _handling(signal.SIGTERM, lambda *_: end(Terminated)),
+        _handling(signal.SIGHUP, lambda *_: end(HungUp)),
+    ):
         yield
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Inside, Ctrl-C, SIGTERM and SIGHUP wait, and come after; they are dropped where an error leaves.
+
+    So none is raised in the middle of an exchange with other processes, of which each would then do another part.
+    Nothing changes where a signal is ignored, ends the process by itself, or cannot arrive.
+    """
+    waiting: list[signal.Signals] = []
+    with contextlib.ExitStack() as handlers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(signal.getsignal(number)):
+                handlers.enter_context(_handling(number, lambda *_, number=number: waiting.append(number)))
+        yield
+    for number in waiting:
+        signal.raise_signal(number)
 
 
 @contextmanager
