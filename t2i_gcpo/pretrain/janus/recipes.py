@@ -52,14 +52,14 @@ TEXTURED = Recipe(
     ),
     LanguageModelShape(width=160, layers=5, heads=5, mlp=432),
     LanguageSettings(
-        steps=3000,
+        steps=2400,
         style="textured",
         bfloat16=False,
         dropped_words=0.3,
         task_share=_TEXTURED_SHARE,
         layout_weight=8.0,
-        layout_steps=1200,
-        ramp_steps=600,
+        layout_steps=800,
+        ramp_steps=300,
     ),
 )
 
