@@ -169,8 +169,8 @@ def test_the_layout_steps_leave_codes_alone_and_the_first_step_with_codes_knows_
         value.data.zero_()  # without details, a code is its layout, and drawn uniformly from it
     layout, code = trainer._layout_scores(ids, mask, tokens)
     assert torch.allclose(code.exp().round().long(), rows.layouts.bincount()[rows.layouts[tokens]])
-    for found, expected in zip(trainer._scores(ids, mask, tokens), (layout, code), strict=True):
-        assert torch.allclose(found, expected, atol=1e-4)
+    for computed, expected in zip(trainer._scores(ids, mask, tokens), (layout, code), strict=True):
+        assert torch.allclose(computed, expected, atol=1e-4)
 
 
 def test_the_finished_model_says_what_shared_and_own_rows_said_together(tokenizer: Any) -> None:

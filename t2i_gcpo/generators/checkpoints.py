@@ -19,7 +19,11 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 ADAPTER = "adapter_config.json"
 
 #: The checkpoints that ship with the package, by name: `assets/<name>`; and the command that trains each from nothing.
-EMBEDDED: dict[str, str] = {"janus-mini": "t2i-gcpo pretrain janus", "amused-mini": "t2i-gcpo pretrain amused"}
+EMBEDDED: dict[str, str] = {
+    "janus-mini": "t2i-gcpo pretrain janus",
+    "janus-textured": "t2i-gcpo pretrain textured",
+    "amused-mini": "t2i-gcpo pretrain amused",
+}
 
 #: What training made of them, by algorithm: `assets/tuned/<algorithm>`, a delta each, loaded as
 #: "janus-mini-<algorithm>".
