@@ -158,11 +158,14 @@ def findings(world: World) -> Iterator[str]:
         base = world.aligned[BASELINE]["values"]["plain"]["alignment"]
         bounds = {rule: row["intervals"]["plain"]["alignment"][0] for rule, row in world.aligned.items()}
         beyond = ", ".join(f"`{rule}`" for rule, low in bounds.items() if low > base)
-        plain, adamw = (number(world.alignment["stability"][metric], digits=2) for metric in ("plain", "adamw"))
+        stability = world.alignment["stability"]
+        plain, adamw = (number(stability[metric], digits=2) for metric in ("plain", "adamw"))
+        agree = f"The halves of the batches order the rules alike by {plain} (as AdamW sees it {adamw})"
+        if stability["plain"] is None and stability["adamw"] is None:
+            agree = "So few batches cannot order the rules: in one half of them some estimates are below 0"
         yield (
             f"**Alignment.** {beyond or 'No rule'} has an interval above `{BASELINE}`'s estimate of "
-            f"{base:.3f}. The halves of the batches order the rules alike by {plain} (as AdamW sees it {adamw}); "
-            "below 0.8 no rule should be chosen by it."
+            f"{base:.3f}. {agree}; below an agreement of 0.8 no rule should be chosen by it."
         )
     if world.study is not None and (budgets := unequal(world.study["groups"], world.study["against"])):
         yield f"**Budgets**: {budgets}."
