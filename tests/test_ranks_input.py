@@ -37,15 +37,18 @@ class TestCommand:
         one, two = arguments(tmp_path), arguments(tmp_path, "--evaluate.after", "true", "--optim.lr", "0.5")
         refused([Rank(one), Rank(two)], "options of rank 1 differ from those of rank 0 (evaluate.after, optim.lr)")
 
-    def test_other_prompts(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("option", "kind"), [("train", "prompts"), ("validation", "validation prompts"), ("test", "test prompts")]
+    )
+    def test_other_prompts(self, option: str, kind: str, tmp_path: Path) -> None:
         """The same relative name is another file on each of two machines."""
         ranks = []
         for rank in range(2):
             folder = tmp_path / str(rank)
             folder.mkdir()
             (folder / "own.txt").write_text("a red circle\na blue square\n" + "a green star\n" * rank)
-            ranks.append(Rank(arguments(tmp_path, "--prompts.train", "own.txt"), cwd=folder))
-        refused(ranks, "prompts of rank 1 differ from those of rank 0")
+            ranks.append(Rank(arguments(tmp_path, f"--prompts.{option}", "own.txt"), cwd=folder))
+        refused(ranks, f"error: {kind} of rank 1 differ from those of rank 0")
 
     def test_other_code(self, tmp_path: Path) -> None:
         root = Path(__file__).parents[1]

@@ -131,6 +131,8 @@ def _checked(
     )
     test = limit(test, config.evaluate.test_limit, repeat=True)
     check_share(config.prompts_per_step, processes)
+    held_out = {"validation prompts": validation, "test prompts": test}  # the trainer compares those it trains on
+    check_alike(processes, {kind: [[row.text, row.metadata] for row in prompts] for kind, prompts in held_out.items()})
     scored = build.scorers(config, training, validation, test)
     config, chosen = device_choices.settle(config, before=old if resume else None, processes=processes)
     if chosen and processes.is_main:
