@@ -50,7 +50,7 @@ def test_a_variable_that_is_missing(missing: str, environment: pytest.MonkeyPatc
         ("MASTER_PORT", "", "MASTER_PORT is '', which is no whole number"),
         ("RANK", "4", "RANK is 4, and WORLD_SIZE is 4"),
         ("RANK", "-1", "RANK is -1, and WORLD_SIZE is 4"),
-        ("WORLD_SIZE", "0", "RANK is 3, and WORLD_SIZE is 0"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE is 0; it must be at least 1"),
         ("LOCAL_RANK", "2", "LOCAL_RANK is 2, and LOCAL_WORLD_SIZE is 2"),
         ("MASTER_PORT", "99999", "MASTER_PORT is 99999; a port is a number from 1 to 65535"),
     ],

@@ -52,6 +52,8 @@ def read_launch() -> Launch | None:
             "WORLD_SIZE for one process"
         )
     numbers = {name: _number(name) for name in ("WORLD_SIZE", *wanted) if name != "MASTER_ADDR"}
+    if numbers["WORLD_SIZE"] < 1:
+        raise ValueError(f"WORLD_SIZE is {numbers['WORLD_SIZE']}; it must be at least 1: {REMEDY}")
     for name, limit in _BELOW.items():
         if not 0 <= numbers[name] < numbers[limit]:
             raise ValueError(

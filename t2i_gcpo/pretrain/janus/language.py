@@ -119,7 +119,8 @@ class LanguageTrainer:
 
     def _layout_scores(self, ids: Tensor, mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Compute what `_scores` does, of a model that sees layouts alone and draws the codes of each uniformly."""
-        assert self.rows is not None
+        if self.rows is None:
+            raise RuntimeError("the codes share no rows; the model learns layouts where layout_steps is above 0")
         states = self._states(ids, mask, self.rows.embed(tokens[:, :-1]))
         logits = F.linear(states, self.rows.weight, self.rows.bias).float()
         layouts = self.layouts[tokens]
