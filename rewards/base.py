@@ -69,6 +69,14 @@ class Reward(Protocol):
         """Say which scorer it is: runs save it, and refuse to go on with another one."""
         return identity(name_of(self), self.built_with, self.weights)
 
+    def own_code(self) -> dict[str, str]:
+        """Return a hash of the code of each function of a user's own that it calls, by its name.
+
+        By default there is none. A run may go on after such a function was mended, so it is no part of the identity;
+        processes that score together must have the same.
+        """
+        return {}
+
 
 class Pending(Protocol):
     """Stands for scores that are being computed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -49,6 +50,19 @@ class FunctionReward(Reward):
         own = getattr(self.function, "check_prompts", None)
         if callable(own):
             own(prompts, metadata)
+
+    def own_code(self) -> dict[str, str]:
+        """Return a hash of the file that holds the function, or the object's `__call__`; nothing without a file."""
+        target = self.function
+        while isinstance(target, functools.partial):
+            target = target.func
+        try:
+            file = inspect.getsourcefile(target if inspect.isroutine(target) else type(target).__call__)
+        except TypeError:  # made in C
+            file = None
+        if file is None or not Path(file).is_file():
+            return {}
+        return {self.name: hashlib.sha256(Path(file).read_bytes()).hexdigest()}
 
     def _numbers(self, result: Any) -> Tensor:
         import torch

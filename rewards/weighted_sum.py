@@ -76,6 +76,10 @@ class Composite(AsyncReward):
         rewards: dict[str, Any] = {name: reward.identity() for name, reward in self.rewards.items()}
         return {"name": self.name, "options": {"rewards": rewards, "failure": self.failure}, "weights": self.weights}
 
+    def own_code(self) -> dict[str, str]:
+        """Return those of the rewards that are summed."""
+        return {name: code for reward in self.rewards.values() for name, code in reward.own_code().items()}
+
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
         return self.submit(images, prompts, metadata).result()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import rewards
 from rewards.base import PromptError, RewardOutput
 from rewards.function import FunctionReward, as_reward
 from rewards.weighted_sum import Composite
@@ -148,3 +150,21 @@ def test_views_that_torch_takes_no_memory_of(kind: type, view: Any, recwarn: pyt
     if values.flags.writeable:
         values[0] = 7
         assert scores.tolist() == given, "a copy"
+
+
+def test_the_code_of_ones_own_reward_is_told_by_the_file_that_holds_it(tmp_path: Path) -> None:
+    def hashes(body: str, name: str = "score") -> dict[str, str]:
+        (tmp_path / "own.py").write_text(f"{body}\nclass Judge:\n    __call__ = score\nshort = partial(score)\n")
+        return rewards.load(f"{tmp_path / 'own.py'}:{name}").own_code()
+
+    one, other = (
+        f"from functools import partial\ndef score(images, prompts, metadata=None): return [{number}] * len(images)"
+        for number in (0, 1)
+    )
+    for name in ("score", "Judge", "short"):
+        key = f"{tmp_path / 'own.py'}:{name}"
+        assert set(hashes(one, name)) == {key} and hashes(one, name) == hashes(one, name) != hashes(other, name)
+    parts = {"own": 1.0, "geneval": 1.0}
+    summed = Composite({"own": rewards.load(key), "geneval": rewards.load("geneval")}, parts)
+    assert summed.own_code() == {key: next(iter(hashes(other, "short").values()))}
+    assert rewards.load("geneval").own_code() == {} == as_reward(len).own_code()

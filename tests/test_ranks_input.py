@@ -60,6 +60,17 @@ class TestCommand:
         one, two = Rank(arguments(tmp_path)), Rank(arguments(tmp_path), code=tmp_path)
         refused([one, two], "code of rank 1 differ from those of rank 0")
 
+    def test_other_code_of_a_reward_of_ones_own(self, tmp_path: Path) -> None:
+        ranks = []
+        for rank in range(2):
+            folder = tmp_path / f"rank{rank}"
+            folder.mkdir()
+            (folder / "own.py").write_text(
+                f"def score(images, prompts, metadata):\n    return [{rank}.0] * len(images)\n"
+            )
+            ranks.append(Rank(arguments(tmp_path, "--reward.name", "own.py:score"), cwd=folder))
+        refused(ranks, "error: rewards of rank 1 differ from those of rank 0 (own.py:score)")
+
     def test_a_folder_that_is_not_shared(self, tmp_path: Path) -> None:
         """A relative name is another folder on each of two machines; half of each checkpoint would be on either."""
         options = arguments(tmp_path, "--output-dir", "run")

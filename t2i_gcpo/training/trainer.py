@@ -184,7 +184,8 @@ class Trainer:
         self._begun = False
         drawn = self.prompt_sampler.state_dict()["prompts"]
         options = {**identity.options, "scorer": identity.scorer}
-        check_alike(processes, {"options": options, "prompts": drawn, "weights": identity.generator})
+        seen = {"options": options, "prompts": drawn, "weights": identity.generator, "rewards": self.reward.own_code()}
+        check_alike(processes, seen)
 
     @property
     def step_number(self) -> int:
