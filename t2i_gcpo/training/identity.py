@@ -8,32 +8,26 @@ from typing import Any
 
 from torch import nn
 
-from t2i_gcpo.algorithms import Algorithm
-from t2i_gcpo.records import Sampling
-from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.training.resume import built_options, fingerprint
+from t2i_gcpo.training.settings import RunSettings
 
 
 class RunIdentity:
     """Holds what a resumed run must share with the run that it goes on from."""
 
     def __init__(
-        self,
-        policy: nn.Module,
-        scorer: Mapping[str, Any] | None,
-        *,
-        algorithm: Algorithm,
-        sampling: Sampling,
-        optim: OptimConfig,
-        loop: LoopOptions,
-        negative_prompt: str | None,
-        balanced: bool,
+        self, policy: nn.Module, scorer: Mapping[str, Any] | None, settings: RunSettings, *, balanced: bool
     ) -> None:
         """policy: as the run begins with it. scorer: the reward's identity, None where it has none."""
-        groups = {"algorithm": asdict(algorithm), "sampling": asdict(sampling), "optim": asdict(optim)}
-        own = {"negative_prompt": negative_prompt, "balanced": balanced}
+        groups = {
+            "algorithm": asdict(settings.algorithm),
+            "sampling": asdict(settings.sampling),
+            "optim": asdict(settings.optim),
+        }
+        own = {"negative_prompt": settings.negative_prompt, "balanced": balanced}
         names = ("distribution", "prompts_per_step", "epochs", "minibatches", "seed")
-        self.options: dict[str, Any] = {**groups, **own, **{name: vars(loop)[name] for name in names}}
+        loop = {name: vars(settings.loop)[name] for name in names}
+        self.options: dict[str, Any] = {**groups, **own, **loop}
         """The options that decide what is trained on what, nested."""
         self.scorer = None if scorer is None else {**scorer}
         self.generator = fingerprint(policy)

@@ -14,15 +14,12 @@ import torch
 
 from rewards.base import Reward
 from rewards.function import as_reward
-from t2i_gcpo.algorithms import Algorithm, resolve
+from t2i_gcpo.algorithms import Algorithm
 from t2i_gcpo.data.options import PromptsConfig
-from t2i_gcpo.data.prompts import read
 from t2i_gcpo.data.sampler import PromptSampler
-from t2i_gcpo.evaluation.scorable import check_scorable
-from t2i_gcpo.generators.base import ImageGenerator, as_prompts
-from t2i_gcpo.records import Prompt, Sampling, SamplingOptions
+from t2i_gcpo.generators.base import ImageGenerator
+from t2i_gcpo.records import Prompt, SamplingOptions
 from t2i_gcpo.training import checkpoint as checkpoints
-from t2i_gcpo.training import credit_inputs
 from t2i_gcpo.training.ending import Ending
 from t2i_gcpo.training.identity import RunIdentity
 from t2i_gcpo.training.options import (
@@ -32,11 +29,11 @@ from t2i_gcpo.training.options import (
     LoopOptions,
     SamplingConfig,
     Schedule,
-    with_options,
 )
 from t2i_gcpo.training.progress import Progress
 from t2i_gcpo.training.same_run import check_alike, check_share
 from t2i_gcpo.training.saving import Saving
+from t2i_gcpo.training.settings import RunSettings
 from t2i_gcpo.training.shared_folder import check_shared
 from t2i_gcpo.training.step import Step, StepRecord
 from t2i_gcpo.training.tracker import SilentTracker, Tracker, check_unused
@@ -101,61 +98,28 @@ class Trainer:
         options: any option of `algorithm`, `loop`, `sampling`, `optim` and `checkpoint` by its own name, e.g. steps=50,
         group_size=16, guidance=3.0, lr=1e-4. ValueError for an option or a value that is not allowed.
         """
-        groups: dict[str, Any] = {
-            "algorithm": resolve(algorithm) if isinstance(algorithm, str) else algorithm,
-            "loop": loop,
-            "sampling": SamplingConfig.of(sampling),
-            "optim": optim,
-            "checkpoint": checkpoint,
-        }
-        groups = with_options(groups, options)
+        settings = RunSettings.settle(
+            algorithm, loop=loop, sampling=sampling, optim=optim, checkpoint=checkpoint, options=options
+        )
         self.generator = generator
         self.reward: Reward = as_reward(reward)
         self.output_dir = Path(output_dir).expanduser()
-        self.algorithm: Algorithm = groups["algorithm"]
-        self.loop: LoopOptions = groups["loop"]
-        self.optim: Schedule = groups["optim"]
-        self.checkpoint: CheckpointPlan = groups["checkpoint"]
-        self.negative_prompt: str | None = groups["sampling"].negative_prompt
+        self.algorithm, self.loop, self.sampling = settings.algorithm, settings.loop, settings.sampling
+        self.optim, self.checkpoint = settings.optim, settings.checkpoint
+        self.negative_prompt = settings.negative_prompt
         self.balanced, self.callbacks, self.tracker, self.config = balanced, callbacks, tracker, config
         self.processes = processes
-        self.loop.check_rollout(self.algorithm)
         check_share(self.loop.prompts_per_step, processes)
-        stats = sampling.stats if isinstance(sampling, Sampling) else ()
-        self.sampling = Sampling.of(
-            groups["sampling"],
-            group_size=self.algorithm.group_size,
-            contrast=self.algorithm.needs_contrast,
-            stats=tuple(sorted({*stats, *self.algorithm.needed_stats, "entropy"})),
-        )
-        rows = read(prompts) if isinstance(prompts, (str, Path)) else as_prompts(prompts)
-        self.generator.check_prompts(rows)
-        check_scorable(rows, self.reward)
-        credit_inputs.check_prompts(self.algorithm, rows)
+        rows = settings.read_prompts(prompts, self.generator, self.reward)
         self.prompt_sampler = PromptSampler(rows, seed=self.loop.seed, balanced=balanced)
         self.rng = torch.Generator().manual_seed(self.loop.seed)
-        always = self.loop.kl_always(self.algorithm) or self.algorithm.entropy_reward_coef > 0
-        looked_at, moving = always or self.loop.kl_every > 0, self.optim.reference_every
-        self.optim.check_reference(looked_at=looked_at)
-        self.has_reference = (looked_at and not moving) or self.generator.has_lora  # one that moves is the updater's
-        """Whether `generator.reference()` can be used: a copy of the weights that nothing needs is not made."""
-        if self.has_reference:
-            self.generator.keep_reference()
-        if self.has_reference and not always:
-            self.generator.park_reference()
+        self.has_reference = settings.keep_reference(self.generator)
+        """Whether `generator.reference()` can be used."""
         own_rows = self.loop.prompts_per_step * self.algorithm.group_size // processes.count
         self.generator.prepare(rollouts_ahead=self.steps, rows=own_rows)
-        self._identity = RunIdentity(
-            self.generator.policy,
-            # A plain function has no identity but its name, which says nothing of what it does.
-            self.reward.identity() if self.reward is reward else None,
-            algorithm=self.algorithm,
-            sampling=self.sampling,
-            optim=self.optim,
-            loop=self.loop,
-            negative_prompt=self.negative_prompt,
-            balanced=balanced,
-        )
+        # A plain function has no identity but its name, which says nothing of what it does.
+        scorer = self.reward.identity() if self.reward is reward else None
+        self._identity = RunIdentity(self.generator.policy, scorer, settings, balanced=balanced)
         self.updater = Updater(self.generator, self.algorithm, self.loop, self.optim, processes)
         self.progress = Progress(self.rng, self.prompt_sampler)
         identity = self._identity
