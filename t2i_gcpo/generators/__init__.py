@@ -44,7 +44,7 @@ def load(
 ) -> ImageGenerator:
     """Load the generator in an embedded checkpoint ("janus-mini"), a local folder, or a repository of the hub.
 
-    Or make one of a published shape with random weights ("random:janus-pro-1b"); see `random_models`.
+    A name such as "random:janus-pro-1b" makes one of a published shape with random weights; see `random_models`.
 
     >>> generator = load("janus-mini")
     >>> generator.grid

@@ -135,9 +135,9 @@ def _delta(folder: Path, name: str, above: tuple[Path, ...]) -> Checkpoint:
 
 
 def _model_type(folder: Path) -> str:
-    """Return model_type of transformers' config.json.
+    """Return the kind of model in a folder.
 
-    Or the pipeline's class name of diffusers' model_index.json ("amused").
+    It is the model_type of transformers' config.json, or the class of diffusers' model_index.json ("amused").
 
     ValueError: there is neither, or a JSON file of the model is damaged.
     """

@@ -27,9 +27,9 @@ DTYPE = torch.float16
 
 
 def difference(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
-    """Parameter -> tuned - base in float16, on the CPU.
+    """Return tuned - base of each parameter in float16, on the CPU.
 
-    Where it is not all 0 (after rounding). fp32 parameters are subtracted as such.
+    Parameters whose difference is 0 after rounding are left out. fp32 parameters are subtracted as such.
 
     ValueError: the modules have other parameters or shapes, or a difference that float16 cannot hold (not finite,
     beyond 65504).

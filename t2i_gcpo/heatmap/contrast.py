@@ -45,7 +45,7 @@ def against(
 ) -> Heatmap:
     """Contrast the same images and tokens with another text, one for all images or one each, and weigh them anew.
 
-    And weighed anew by the same recipe.
+    The recipe of the weights stays.
 
     generator: the one that drew the images. max_batch: rows scored at once. Statistics of the old contrast over the
     whole codebook are dropped. ValueError: a number of texts that does not fit, words that the generator does not know,

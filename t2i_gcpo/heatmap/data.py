@@ -165,10 +165,7 @@ class Heatmap:
         return self.commit_step
 
     def title(self, kind: str) -> str:
-        """Say what a picture of this map shows.
-
-        With the recipe of the weights and the negative prompt where it depends on them.
-        """
+        """Say what a picture of this map shows, with the weights' recipe and negative prompt if it depends on them."""
         title = kinds.find(kind).title
         if kind == "weight" and self.recipe is None and not np.allclose(self.weights.mean(axis=1), 1, atol=0.01):
             title = "token weight, as given"

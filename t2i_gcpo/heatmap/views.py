@@ -28,7 +28,7 @@ from t2i_gcpo.utils.pictures import enlargement
 def reweigh(heatmap: Heatmap, *, seed: int = 0, **choices: Any) -> Heatmap:
     """Weigh the same images by another rule, from the saved log-probs.
 
-    And with them `A_b * w[b, t]`, where there are advantages.
+    Where there are advantages, the maps `A_b * w[b, t]` follow.
 
     choices: fields of `Recipe` (credit, divergence, normalization, top, mass, floor); those not given stay as they
     were, or GCPO's where that is not known. `credit="uniform"` is GRPO's flat map. seed: what the controls (random,

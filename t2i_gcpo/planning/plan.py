@@ -201,7 +201,7 @@ def _parked(load: Workload) -> bool:
 def sampling_bytes(model: PlannedModel, load: Workload) -> tuple[int, int]:
     """Count the bytes of the buffers of keys and values, and what sampling holds beside them.
 
-    Of a step's images or those of an evaluation, which has one a prompt: what holds more.
+    The images are those of a step or of an evaluation, which has one a prompt: those that need more.
     """
     sizes = {(load.sampled_at_once, min(load.prompts, load.sampled_at_once))}
     if load.evaluated:

@@ -48,7 +48,7 @@ def draw_prompts(
 def with_words_dropped(prompt: Prompt, share: float, rng: random.Random) -> Prompt:
     """Drop, with probability `share`, the class word, the colour word or both from each clause of the prompt.
 
-    And metadata that allow any class or colour in their place.
+    The metadata allow any class or colour in their place.
     """
     include = [dict(clause) for clause in prompt.metadata["include"]]
     metadata = {**prompt.metadata, "include": include}

@@ -104,9 +104,9 @@ def series(run: Run, name: str) -> tuple[list[int], list[float]]:
 
 
 def smooth(values: Sequence[float], width: int) -> np.ndarray:
-    """Centred moving average over `width` values (an even width counts as the next odd).
+    """Return the centred moving average over `width` values (an even width counts as the next odd).
 
-    At the ends over those that there are.
+    At the ends it is taken over the values that there are.
     """
     half = width // 2
     total = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])

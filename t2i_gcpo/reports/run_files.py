@@ -62,11 +62,11 @@ def step_of(path: Path) -> int | None:
 def steps(run: Path, folder: str, ending: str) -> list[Path]:
     """Return the run's own files RUN/`folder`/step_*`ending` in the order of their names.
 
-    Of .png the real ones only.
+    A .png that is no picture is left out.
     """
     known = own_png if ending == ".png" else own_file
-    found = (path for path in sorted((run / folder).glob(f"step_*{ending}")) if step_of(path) is not None)
-    return [path for path in found if known(run, path.relative_to(run)) is not None]
+    named = (path for path in sorted((run / folder).glob(f"step_*{ending}")) if step_of(path) is not None)
+    return [path for path in named if known(run, path.relative_to(run)) is not None]
 
 
 def left_out(run: Path, folder: str) -> int:

@@ -215,6 +215,6 @@ class StateScorer:
 def _at(values: Tensor, index: Tensor) -> Tensor:
     """Take the logits [R, T, V] at the positions `index` [R, c]: [R, c, V].
 
-    Not with `gather`, whose backward pass keeps all of `values`.
+    `gather` would do, but its backward pass keeps all of `values`.
     """
     return values[torch.arange(len(values), device=index.device)[:, None], index]

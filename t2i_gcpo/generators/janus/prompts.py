@@ -60,7 +60,7 @@ class PromptEncoder:
     def null(self, encoded: Encoded) -> Encoded:
         """Make the unconditional rows of conditional ones: all but BOS and BOI becomes PAD; the attention mask stays.
 
-        As `JanusForConditionalGeneration.generate` and the reference implementation of Janus (2501.17811) do.
+        `JanusForConditionalGeneration.generate` and the reference implementation of Janus (2501.17811) do the same.
         """
         boi = self.tokenizer.convert_tokens_to_ids(self.tokenizer.boi_token)
         kept = encoded.ids == boi

@@ -53,10 +53,7 @@ class MaskedSettings:
 
 
 class Scenes(Dataset[tuple[list[str], Tensor, Tensor]]):
-    """Give the texts, tokens [B, T] int64 and masks [B, T] of a step's batch; they depend on seed and step alone.
-
-    Which depend on the seed and the step alone.
-    """
+    """Give the texts, tokens [B, T] int64 and masks [B, T] of a step's batch; they depend on seed and step alone."""
 
     def __init__(self, codes: Tensor, settings: MaskedSettings) -> None:
         self.codes, self.settings = codes, settings

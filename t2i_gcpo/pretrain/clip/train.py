@@ -95,7 +95,7 @@ def encode(texts: list[str], words: Any) -> Tensor:
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, false_negatives: Tensor) -> tuple[Tensor, Tensor]:
     """Compute CLIP's loss without the pairs that are no negatives, and how often a picture's own caption wins.
 
-    And the share of pictures whose own caption is the most similar.
+    It wins where it is the most similar of all captions.
 
     images [N, D] and texts [M, D] of unit length, M >= N, the first N of them the images' own; scale: factor of the
     cosines. Each image is compared with all M captions, each of the first N captions with all N images; the loss is the
@@ -125,10 +125,7 @@ class ClipTrainer:
         return self.optimisation.step_number
 
     def step(self) -> dict[str, float | Tensor]:
-        """Make one optimiser step; returns its loss in nats.
-
-        And the share of pictures whose own caption wins among all of the batch.
-        """
+        """Make one optimiser step; return its loss in nats, and how often a picture's own caption wins in the batch."""
         batch = draw_batch(self.rng, self.settings, self.words)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings.bfloat16):
             images = self.model.encode_image(batch.pixels)

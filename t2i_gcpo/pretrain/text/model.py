@@ -37,7 +37,7 @@ class TextShape:
 def tokenizer() -> Any:
     """Make a `PreTrainedTokenizerFast` in which each digit and each word of the task is one token.
 
-    And all else is spelled in bytes.
+    All else is spelled in bytes.
     """
     mend()
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers

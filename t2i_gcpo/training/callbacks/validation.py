@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Validation:
     """Add `validation/overall` and `validation/task/<task>` to the metrics of each `every`-th step and of the last.
 
-    And `validation_average/...` of the average of the weights, where the run keeps one.
+    Where the run keeps an average of the weights, `validation_average/...` is of that.
     """
 
     def __init__(
