@@ -35,6 +35,7 @@ class FunctionReward(Reward):
         self.name = name or getattr(function, "__name__", type(function).__name__)
         self.failure = failure
         self.options = self.built_with = options
+        _check_call(function, f"reward {self.name!r}", "images", "prompts", "metadata", **options)
         weights = getattr(function, "weights", None)
         self.weights = dict(weights) if isinstance(weights, Mapping) else None
 
@@ -74,8 +75,7 @@ class FunctionReward(Reward):
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(
                 f"reward {self.name!r} returned {type(result).__name__}, which is no list of numbers; it must return "
-                f"one "
-                "number per image or a RewardOutput"
+                "one number per image or a RewardOutput"
             ) from error
 
 
@@ -90,8 +90,7 @@ def as_reward(reward: Any, *, name: str = "", failure: FailurePolicy | None = No
     if not callable(reward):
         raise ValueError(
             f"the reward is {type(reward).__name__}, which cannot be called; give a function (images, prompts, "
-            f"metadata) -> "
-            "numbers, or what rewards.load returns"
+            "metadata) -> numbers, or what rewards.load returns"
         )
     plain = inspect.isroutine(reward) or isinstance(reward, functools.partial)
     return FunctionReward(reward, name=name, failure=failure or ("raise" if plain else "mark"))
@@ -100,7 +99,7 @@ def as_reward(reward: Any, *, name: str = "", failure: FailurePolicy | None = No
 def load_function(path: str, *, failure: FailurePolicy = "raise", **options: Any) -> Reward:
     """Load the reward named `module:callable`; a class is built with `options`, a function gets them at every call.
 
-    ValueError where the module, the file or the name in it is missing.
+    ValueError where the module, the file or the name in it is missing, or cannot be called so.
     """
     source, _, attribute = path.rpartition(":")
     module = _module(source, path)
@@ -108,11 +107,25 @@ def load_function(path: str, *, failure: FailurePolicy = "raise", **options: Any
     if not callable(target):
         raise ValueError(f"reward {path!r}: {source!r} has no callable {attribute!r}")
     if inspect.isclass(target):
+        _check_call(target, f"reward {path!r}", **options)
         scorer: Any = target(**options)
         reward = FunctionReward(scorer, name=path, failure=failure)
         reward.built_with = options
         return reward
     return FunctionReward(target, name=path, failure=failure, **options)
+
+
+def _check_call(function: Callable[..., Any], name: str, *arguments: str, **options: Any) -> None:
+    """Raise ValueError where a function cannot be called with these arguments and options, and say what it takes."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # made in C: only a call can tell
+        return
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        call = ", ".join([*arguments, *(f"{option}=..." for option in options)])
+        raise ValueError(f"{name} takes {signature}, and is called with ({call}): {error}") from error
 
 
 def _real(values: Tensor) -> Tensor:

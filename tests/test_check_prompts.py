@@ -209,7 +209,7 @@ def test_the_trainer_and_evaluate_of_python_refuse_them(tmp_path: Path) -> None:
 # -- identity ----------------------------------------------------------------------------------------------------------
 
 
-def twice(images: Any, prompts: Any, metadata: Any, factor: float = 2.0) -> list[float]:
+def twice(images: Any, prompts: Any, metadata: Any, factor: float = 2.0, **options: Any) -> list[float]:
     return [factor] * len(images)
 
 

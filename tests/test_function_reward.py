@@ -158,8 +158,7 @@ def test_the_code_of_ones_own_reward_is_told_by_the_file_that_holds_it(tmp_path:
         return rewards.load(f"{tmp_path / 'own.py'}:{name}").own_code()
 
     one, other = (
-        f"from functools import partial\ndef score(images, prompts, metadata=None): return [{number}] * len(images)"
-        for number in (0, 1)
+        f"from functools import partial\ndef score(*given): return [{number}] * len(given[-1])" for number in (0, 1)
     )
     for name in ("score", "Judge", "short"):
         key = f"{tmp_path / 'own.py'}:{name}"
@@ -167,4 +166,18 @@ def test_the_code_of_ones_own_reward_is_told_by_the_file_that_holds_it(tmp_path:
     parts = {"own": 1.0, "geneval": 1.0}
     summed = Composite({"own": rewards.load(key), "geneval": rewards.load("geneval")}, parts)
     assert summed.own_code() == {key: next(iter(hashes(other, "short").values()))}
-    assert rewards.load("geneval").own_code() == {} == as_reward(len).own_code()
+    assert rewards.load("geneval").own_code() == {} == as_reward(max).own_code()
+
+
+def test_what_cannot_be_called_with_a_batch_is_refused_when_it_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("def score(images, texts): ...\nclass Judge:\n    def __init__(self, size): ...\n")
+    for name, options, sentence in (
+        ("score", {}, r"takes \(images, texts\), and is called with \(images, prompts, metadata\): too many"),
+        ("score", {"scale": 2}, r"is called with \(images, prompts, metadata, scale=...\)"),
+        ("Judge", {"sise": 3}, r"takes \(size\), and is called with \(sise=...\): missing a required argument: 'size'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            rewards.load(f"{file}:{name}", **options)
+    with pytest.raises(ValueError, match=r"reward 'Sum' takes .*called with \(images, prompts, metadata\)"):
+        as_reward(type("Sum", (), {"__init__": lambda self: None}))
