@@ -44,9 +44,8 @@ def _check_rewards_package() -> None:
         raise ImportError("the package `rewards`, which is part of t2i-gcpo, is missing; install t2i-gcpo again")
     raise ImportError(
         f"`import rewards` finds an unrelated package in {folders[0] if folders else spec.origin}, not the one of "
-        "t2i-gcpo. "
-        "Run `pip uninstall rewards` and install t2i-gcpo again; "
-        "if the folder is your own, rename it or move it off the Python path."
+        "t2i-gcpo. Run `pip uninstall rewards` and install t2i-gcpo again; if the folder is your own, rename it or "
+        "move it off the Python path."
     )
 
 

@@ -67,8 +67,8 @@ def test_single_objects_are_mostly_right(generator: Amused) -> None:
 def test_the_quickstart_trains_it_and_draws_the_order(tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = (
-        "--steps 1 --prompts-per-step 2 --algorithm.group-size 4 --evaluate.every 0 --evaluate.test-limit 6 "
-        "--pictures.every 1"
+        "--steps 1 --prompts-per-step 2 --algorithm.group-size 4 --evaluate.every 0 "
+        "--evaluate.test-limit 6 --pictures.every 1"
     )
     more = ["--generator.compile", "off", "--logging.progress", "False", "--output-dir", str(run)]
     assert cli.main(["train", "--config", "configs/quickstart_masked.yaml", *options.split(), *more]) == 0

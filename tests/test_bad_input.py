@@ -58,8 +58,8 @@ def arguments(workplace: Path, out: Path, *more: str) -> list[str]:
     prompts = [f"--prompts.{name}={workplace / 'prompts.txt'}" for name in ("train", "validation", "test")]
     named = [f"--generator.checkpoint={workplace / 'model'}", f"--reward.name={workplace / 'rewards.py'}:redness"]
     options = (
-        "--steps 4 --prompts-per-step 2 --algorithm.group-size 4 --optim.warmup-steps 0 --pictures.every 0 "
-        "--evaluate.every 0"
+        "--steps 4 --prompts-per-step 2 --algorithm.group-size 4 --optim.warmup-steps "
+        "0 --pictures.every 0 --evaluate.every 0"
     )
     options += (
         " --evaluate.before False --evaluate.after False --checkpoint.every 2 --generator.compile off "

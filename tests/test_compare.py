@@ -178,8 +178,8 @@ def test_a_budget_is_equal_only_where_the_images_are(tmp_path: Path) -> None:
     assert group_pairs.budget(grouped) == "Equal budget: each run sampled 128 images."
     longer = read(run_folders.write(tmp_path / "dapo", algorithm="dapo", steps=3))
     assert group_pairs.budget({**grouped, "dapo": [longer]}) == (
-        "Not an equal budget: images sampled, discarded ones included: grpo 128; gcpo 128; dapo 192, up to 50.0 % more "
-        "than the least."
+        "Not an equal budget: images sampled, discarded ones included: grpo 128; gcpo 128; "
+        "dapo 192, up to 50.0 % more than the least."
     )
     (tmp_path / "dapo" / "metrics.jsonl").write_text("")
     early = read(tmp_path / "dapo")

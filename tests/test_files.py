@@ -60,8 +60,8 @@ def test_a_pipe_is_written_to_directly():
 
 def test_the_standard_output_is_written_to_where_it_stands_in_a_file(tmp_path):
     command = (
-        "print('a', flush=True); from t2i_gcpo.utils.files import write_atomically as w; w('/dev/stdout', "
-        "''); print('b')"
+        "print('a', flush=True); from t2i_gcpo.utils.files import write_atomically "
+        "as w; w('/dev/stdout', ''); print('b')"
     )
     with (tmp_path / "log").open("w") as log:
         subprocess.run([sys.executable, "-c", command], stdout=log, check=True)

@@ -57,8 +57,8 @@ def arguments(workplace: Path, out: Path, *more: str, reward: str = "redness") -
     prompts = [f"--prompts.{name}={workplace / 'prompts.txt'}" for name in ("train", "validation", "test")]
     named = [f"--generator.checkpoint={workplace / 'model'}", f"--reward.name={workplace / 'rewards.py'}:{reward}"]
     options = (
-        "--steps 2 --prompts-per-step 2 --algorithm.group-size 4 --optim.warmup-steps 0 --pictures.every 0 "
-        "--evaluate.every 0"
+        "--steps 2 --prompts-per-step 2 --algorithm.group-size 4 --optim.warmup-steps "
+        "0 --pictures.every 0 --evaluate.every 0"
     )
     options += (
         " --evaluate.before False --evaluate.after False --checkpoint.every 1 --generator.compile off "

@@ -74,8 +74,8 @@ def imported(path: Path, *, package: str) -> set[str]:
 
 def test_the_reader_of_imports_sees_all_forms(tmp_path: Path) -> None:
     source = (
-        "import torch.nn as nn\nfrom t2i_gcpo import credit\ndef f():\n    from .losses import kl\n    from . "
-        "import optim\n"
+        "import torch.nn as nn\nfrom t2i_gcpo import credit\ndef f():\n    from "
+        ".losses import kl\n    from . import optim\n"
     )
     (tmp_path / "x.py").write_text(source)
     assert imported(tmp_path / "x.py", package="t2i_gcpo") == {
@@ -158,13 +158,11 @@ def test_every_room_has_a_charter(package: Path) -> None:
 def test_the_public_names() -> None:
     """In a fresh interpreter, where no other test has imported the submodules."""
     code = (
-        "from t2i_gcpo import Trainer, credit, advantages, losses, algorithms, generators, heatmap, prompts, "
-        "pictures, curves, tables\n"
-        "from t2i_gcpo import Schedule, CheckpointPlan\n"
-        "import t2i_gcpo.generators.janus, rewards.geneval, rewards\n"
-        "assert callable(generators.load) and generators.janus.Janus and rewards.load and rewards.available()\n"
-        "assert callable(rewards.geneval.judge) and prompts.read and pictures.sample_grid and curves.draw and "
-        "tables.markdown\n"
+        "from t2i_gcpo import Trainer, credit, advantages, losses, algorithms, generators, heatmap, prompts, pictures, "
+        "curves, tables\nfrom t2i_gcpo import Schedule, CheckpointPlan\nimport t2i_gcpo.generators.janus, "
+        "rewards.geneval, rewards\nassert callable(generators.load) and generators.janus.Janus and rewards.load and "
+        "rewards.available()\nassert callable(rewards.geneval.judge) and prompts.read and pictures.sample_grid and "
+        "curves.draw and tables.markdown\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

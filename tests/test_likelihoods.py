@@ -65,8 +65,8 @@ def test_the_page_compares_them_by_what_the_study_and_the_benchmark_found() -> N
         (line,) = [line for line in compared.splitlines() if line.startswith(title)]
         gain, (low, high) = row["difference"]["overall"], row["difference"]["ci95"]
         scores = (
-            f"| {row['before']['overall']:.3f} | {row['after']['overall']:.3f} | {gain:+.3f} [{low:+.3f}, "
-            f"{high:+.3f}] |"
+            f"| {row['before']['overall']:.3f} | {row['after']['overall']:.3f} | "
+            f"{gain:+.3f} [{low:+.3f}, {high:+.3f}] |"
         )
         assert f"| {row['seeds']} | {row['images']:,} {scores} {row['lowest_seed']['difference']:+.3f} |" in line
         if row["arm"] in costs:

@@ -176,12 +176,9 @@ def test_a_run_killed_before_it_noted_its_best_score_notes_it_later(
 def workplace(model: Path) -> Path:
     (model.parent / "prompts.txt").write_text("a red circle\na blue square\na green star\na white circle\n")
     (model.parent / "reward.py").write_text(
-        "import os, signal\n"
-        "def redness(images, prompts, metadata):\n"
-        "    if os.environ.get('CTRL_C') == os.environ.setdefault('CALLS', '') + 'x':\n"
-        "        signal.raise_signal(signal.SIGINT)\n"
-        "    os.environ['CALLS'] += 'x'\n"
-        "    return images[:, 0].float().mean(dim=(1, 2)) / 255\n"
+        "import os, signal\ndef redness(images, prompts, metadata):\n    if os.environ.get('CTRL_C') == "
+        "os.environ.setdefault('CALLS', '') + 'x':\n        signal.raise_signal(signal.SIGINT)\n    "
+        "os.environ['CALLS'] += 'x'\n    return images[:, 0].float().mean(dim=(1, 2)) / 255\n"
     )
     return model.parent
 

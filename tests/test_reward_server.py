@@ -179,8 +179,8 @@ def test_a_client_that_asks_first_may_send() -> None:
     with serve() as server:
         body = json.dumps(request()).encode()
         head = (
-            "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
-            f"{len(body)}\r\n"
+            "POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+            f"application/json\r\nContent-Length: {len(body)}\r\n"
         )
         received = raw(server, head.encode() + b"Expect: 100-continue\r\n\r\n" + body)
         assert received.startswith(b"HTTP/1.1 100 ") and b"HTTP/1.1 200 " in received

@@ -86,9 +86,8 @@ class GenEvalReward(Reward):
         unused += [] if named else [*(detector_options or ())]
         if unused:
             raise ValueError(
-                f"the geneval reward with {detector!r} has no use for {', '.join(unused)}: colour options are "
-                f"CLIP's, which "
-                "names none here, and a detector that is built already has its own"
+                f"the geneval reward with {detector!r} has no use for {', '.join(unused)}: colour options are CLIP's, "
+                "which names none here, and a detector that is built already has its own"
             )
 
     def verdicts(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[Verdict]:
@@ -133,9 +132,8 @@ class GenEvalReward(Reward):
         for clause in asked:
             if known is not None and clause["class"] not in known:
                 raise ValueError(
-                    f"the prompt {prompt!r} asks for the class {clause['class']!r}, which the detector cannot find; "
-                    f"it knows: "
-                    f"{', '.join(known)}; take prompts or a detector that fit (shapes, mask2former)"
+                    f"the prompt {prompt!r} asks for the class {clause['class']!r}, which the detector cannot find; it "
+                    f"knows: {', '.join(known)}; take prompts or a detector that fit (shapes, mask2former)"
                 )
         if not include and self.score == "graded":
             raise ValueError(
@@ -145,9 +143,8 @@ class GenEvalReward(Reward):
             color = clause.get("color")
             if self.color_names is not None and color is not None and color not in self.color_names:
                 raise ValueError(
-                    f"the prompt {prompt!r} asks for the colour {color!r}, which no object is ever said to have; "
-                    f"known are: "
-                    f"{', '.join(self.color_names)}"
+                    f"the prompt {prompt!r} asks for the colour {color!r}, which no object is ever said to have; known "
+                    f"are: {', '.join(self.color_names)}"
                 )
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:

@@ -73,8 +73,7 @@ def build(state: Mapping[str, Tensor], where: object) -> BlipScorer:
         reason = f"{error}" if not isinstance(error, KeyError) else f"{error.args[0]} is missing"
         raise ValueError(
             f"reward 'image_reward': {where} is no ImageReward checkpoint (BLIP's vision and text encoder and a head "
-            f"of linear "
-            f"layers): {' '.join(reason.split())[:300]}"
+            f"of linear layers): {' '.join(reason.split())[:300]}"
         ) from error
     return BlipScorer(eyes, reader, head)
 

@@ -178,9 +178,8 @@ def _state_dict(
     built = bool(config.get("quick_gelu"))
     if quick_gelu is None and not built and open_clip.get_model_config(f"{architecture}-quickgelu") is not None:
         raise ValueError(
-            f"reward {name!r}: {architecture} exists with and without QuickGELU, and a state_dict does not say "
-            f"which; set "
-            "quick_gelu to true (OpenAI, DFN and MetaCLIP weights) or false (LAION and DataComp weights)"
+            f"reward {name!r}: {architecture} exists with and without QuickGELU, and a state_dict does not say which; "
+            "set quick_gelu to true (OpenAI, DFN and MetaCLIP weights) or false (LAION and DataComp weights)"
         )
     if built and quick_gelu is False:
         raise ValueError(f"reward {name!r}: {architecture} is built with QuickGELU, but quick_gelu is false")

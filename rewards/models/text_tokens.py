@@ -63,8 +63,7 @@ class TextReader:
     def _tell(self, text: str) -> None:
         problem = (
             f"reward {self.name!r}: the text {text!r} is longer than the {self.length} tokens that the model reads; "
-            f"the rest "
-            "of it does not count"
+            "the rest of it does not count"
         )
         if self.unfit_text == "raise":
             raise ValueError(f"{problem}; shorten it")

@@ -71,8 +71,8 @@ class RemoteReward(AsyncReward):
         counts = all(isinstance(number, int) for number in (batch_size, parallel, compress))
         if not counts or batch_size < 1 or parallel < 1 or compress not in range(10):
             raise ValueError(
-                f"batch_size is {batch_size}, parallel {parallel}, compress {compress}; at least 1, at least 1, 0 to "
-                f"9 are allowed"
+                f"batch_size is {batch_size}, parallel {parallel}, compress {compress}; at "
+                "least 1, at least 1, 0 to 9 are allowed"
             )
         urls: list[Any] = list(url) if isinstance(url, (list, tuple)) else [url]
         if token is None and token_file is not None:
@@ -119,8 +119,7 @@ class RemoteReward(AsyncReward):
         if not len(images) == len(prompts) == len(metadata):
             raise ValueError(
                 f"reward {self.name!r} got {len(images)} images, {len(prompts)} prompts and {len(metadata)} rows of "
-                f"metadata; "
-                "it takes one of each an image"
+                "metadata; it takes one of each an image"
             )
         stop = threading.Event()
         pieces = []

@@ -31,8 +31,7 @@ class About:
         if self.url == other.url:
             raise ValueError(
                 f"reward server {self.url} has come back with another scorer: it was {_shown(self.identity)}, now it "
-                f"is "
-                f"{_shown(other.identity)}; serve the first one again, or start a new run"
+                f"is {_shown(other.identity)}; serve the first one again, or start a new run"
             )
         raise ValueError(
             f"the reward servers serve different scorers: {self.url} {_shown(self.identity)}, {other.url} "
@@ -45,8 +44,7 @@ class About:
         if answer.get("scorer") != fingerprint(self.identity):
             raise ValueError(
                 f"reward server {url} has another scorer than it had, which was {_shown(self.identity)}; serve that "
-                f"one again, or "
-                "start a new run"
+                "one again, or start a new run"
             )
 
 
@@ -58,8 +56,7 @@ def read_about(url: str, answer: Mapping[str, Any]) -> About:
     if answer.get("protocol") != PROTOCOL:
         raise ValueError(
             f"reward server {url} speaks protocol {_given(answer.get('protocol'))}, this client {PROTOCOL}; install "
-            f"the same "
-            "version of t2i-gcpo on both sides"
+            "the same version of t2i-gcpo on both sides"
         )
     limits = answer.get("limits")
     if not isinstance(limits, Mapping):
@@ -103,9 +100,8 @@ def _is_number(value: Any) -> bool:
 
 def _odd(url: str, field: str, given: Any, expected: str) -> ValueError:
     return ValueError(
-        f"reward server {url}: {field!r} of its /metadata is {_given(given)}; it must be {expected}. Is it a server "
-        f"of t2i-gcpo "
-        "serve-rewards?"
+        f"reward server {url}: {field!r} of its /metadata is {_given(given)}; it must be {expected}. Is it a server of "
+        "t2i-gcpo serve-rewards?"
     )
 
 

@@ -194,8 +194,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"the prompts' metadata cannot be sent to a reward server: {error}; it must be plain JSON: texts, finite "
-            f"numbers, "
-            "booleans, null, lists, objects with text keys"
+            "numbers, booleans, null, lists, objects with text keys"
         ) from error
 
 

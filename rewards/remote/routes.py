@@ -167,8 +167,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(
                 HTTPStatus.MISDIRECTED_REQUEST,
                 f"the Host is {strange[0][:80]!r}, and a server without a token answers to localhost, 127.0.0.1 and "
-                f"[::1] only; use "
-                "one of them, or give the server a token",
+                "[::1] only; use one of them, or give the server a token",
             )
 
     def _check_token(self) -> None:

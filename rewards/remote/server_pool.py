@@ -41,9 +41,8 @@ class Servers:
         check_numbers(timeout, retries)
         if token is not None and (not token or not token.isascii() or not token.isprintable()):
             raise ValueError(
-                "the reward server's token is empty or holds characters that are not printable ASCII (a newline at "
-                "its end?); "
-                "give the token alone"
+                "the reward server's token is empty or holds characters that are not printable ASCII (a newline at its "
+                "end?); give the token alone"
             )
         self.servers = [Server.parse(url) for url in dict.fromkeys(urls)]
         self.token, self.timeout, self.retries, self.recognize = token, timeout, retries, recognize
@@ -125,6 +124,6 @@ def check_numbers(timeout: Any, retries: Any) -> None:
     numbers = isinstance(timeout, (int, float)) and isinstance(retries, int) and not truths
     if not numbers or not 0 < timeout <= LONGEST_TIMEOUT or retries < 0:
         raise ValueError(
-            f"timeout is {timeout!r}, retries {retries!r}; they must be above 0 (and at most {LONGEST_TIMEOUT:g}), and "
-            "at least 0"
+            f"timeout is {timeout!r}, retries {retries!r}; they must be above 0 (and at "
+            f"most {LONGEST_TIMEOUT:g}), and at least 0"
         )

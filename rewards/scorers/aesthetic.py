@@ -92,8 +92,7 @@ class AestheticReward(Reward):
         if given != taken:
             raise ValueError(
                 f"reward 'aesthetic': {path} takes features of width {taken}, but {clip_architecture} gives {given}; "
-                f"take the "
-                "model that the head was trained on (ViT-L-14-quickgelu)"
+                "take the model that the head was trained on (ViT-L-14-quickgelu)"
             )
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> RewardOutput:
@@ -118,8 +117,7 @@ def load_head(path: Path) -> nn.Sequential:
     if set(state) != expected:
         raise ValueError(
             f"reward 'aesthetic': {path} is none of LAION's heads: it holds {', '.join(sorted(state))}; known are "
-            f"weight and "
-            f"bias (V1), or both of layers {', '.join(map(str, MLP_LAYERS))} (V2 without activations)"
+            f"weight and bias (V1), or both of layers {', '.join(map(str, MLP_LAYERS))} (V2 without activations)"
         )
     head = nn.Sequential()
     for name in names:

@@ -94,8 +94,8 @@ def _place(checkpoint: str, architecture: str | None, pretrained: str | None) ->
         return None
     if architecture is not None:
         raise ValueError(
-            f"reward 'clip': architecture {architecture!r} has no weights; add pretrained (open_clip's tag), or a "
-            f"checkpoint"
+            f"reward 'clip': architecture {architecture!r} has no weights; add "
+            "pretrained (open_clip's tag), or a checkpoint"
         )
     folder = ASSETS / CLIP_MINI
     if not folder.is_dir():

@@ -121,7 +121,6 @@ class GitVqaReward(Reward):
         ):
             raise ValueError(
                 f"reward 'git_vqa': the tokenizer makes {ids} of {word!r}; one token between a start and an end is "
-                f"expected, as "
-                "of BERT's; take the tokenizer of the model's own repository"
+                "expected, as of BERT's; take the tokenizer of the model's own repository"
             )
         return int(ids[1])

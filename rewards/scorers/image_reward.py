@@ -74,9 +74,8 @@ class ImageReward(Reward):
         words = parts.text.config.vocab_size
         if len(self.read.tokenizer) > words:
             raise ValueError(
-                f"reward 'image_reward': the tokenizer {tokenizer!r} has {len(self.read.tokenizer)} tokens, the "
-                f"model of {path} "
-                f"knows {words}; take the tokenizer of bert-base-uncased"
+                f"reward 'image_reward': the tokenizer {tokenizer!r} has {len(self.read.tokenizer)} tokens, the model "
+                f"of {path} knows {words}; take the tokenizer of bert-base-uncased"
             )
         self.vision = place(parts.vision, "image_reward", device, dtype)
         self.text = place(parts.text, "image_reward", device, dtype)

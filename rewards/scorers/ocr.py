@@ -83,15 +83,15 @@ class OcrReward(Reward):
         texts: Sequence[Any] = [given] if isinstance(given, str) else (given or self._quoted(prompt))
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError(
-                f"reward 'ocr': the field {self.field!r} of the prompt {prompt!r} is {given!r}; it must be a text or "
-                f"a list of texts"
+                f"reward 'ocr': the field {self.field!r} of the prompt {prompt!r} is "
+                f"{given!r}; it must be a text or a list of texts"
             )
         letters = plain("".join(texts))
         if not letters:
             raise ValueError(
-                f"reward 'ocr' finds no text to look for: the prompt {prompt!r} has nothing in quotes, and its row "
-                f"no field "
-                f"{self.field!r} (fields: {', '.join(row or ()) or 'none'}); put the text in quotes, or add the field"
+                f"reward 'ocr' finds no text to look for: the prompt {prompt!r} has nothing in quotes, and its row no "
+                f"field {self.field!r} (fields: {', '.join(row or ()) or 'none'}); put "
+                "the text in quotes, or add the field"
             )
         return letters
 
@@ -100,9 +100,8 @@ class OcrReward(Reward):
             return quoted(prompt)
         except ValueError as error:
             raise ValueError(
-                f"reward 'ocr' cannot tell which text the prompt {prompt!r} asks for: {error}; correct the quotes, "
-                f"or put the text in "
-                f"the field {self.field!r} of the row"
+                f"reward 'ocr' cannot tell which text the prompt {prompt!r} asks for: {error}; correct the quotes, or "
+                f"put the text in the field {self.field!r} of the row"
             ) from error
 
     def read(self, image: Tensor) -> str:

@@ -74,8 +74,8 @@ class Row:
         given = self.metadata.get(field)
         has = f"it is {given!r}" if given is not None else f"it has: {', '.join(self.metadata) or 'no fields'}"
         return ValueError(
-            f"reward {self.reward!r} needs the field {field!r} of T2I-R1's data for the prompt {self.prompt!r}: "
-            f"{what}; {has}"
+            f"reward {self.reward!r} needs the field {field!r} of T2I-R1's data for the "
+            f"prompt {self.prompt!r}: {what}; {has}"
         )
 
 

@@ -75,8 +75,7 @@ def token_weights(
         if rollout.logprob_negative is None:
             raise ValueError(
                 f"algorithm {algorithm.name!r} needs the log-probs under the negative prompt, and the rollout has "
-                "none; "
-                "sample with contrast on"
+                "none; sample with contrast on"
             )
         positive, negative = rollout.logprob_positive, rollout.logprob_negative
         if algorithm.keeps_size:

@@ -93,9 +93,8 @@ def _check_decoders(tuned: ImageGenerator, base: ImageGenerator) -> None:
     tokens = torch.randint(base.codebook_size, (1, length), generator=rng)
     if not torch.equal(tuned.decode(tokens).cpu(), base.decode(tokens).cpu()):
         raise ValueError(
-            "the two checkpoints decode the same tokens to different pictures: their image decoders differ, and "
-            "a delta "
-            "holds the policy's weights alone; name the checkpoint that the training started from"
+            "the two checkpoints decode the same tokens to different pictures: their image decoders differ, and a "
+            "delta holds the policy's weights alone; name the checkpoint that the training started from"
         )
 
 

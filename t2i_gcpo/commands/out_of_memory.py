@@ -58,9 +58,8 @@ def message(config: TrainConfig, trainer: Trainer, reason: str) -> str:
         else "No step was done yet; start anew with these options"
     )
     return (
-        f"the device is out of memory ({reason}).{planned} Lower {options}; "
-        f"t2i-gcpo plan --config {config.output_dir}/config.yaml{f' --gpus {gpus}' if gpus > 1 else ''} says which is "
-        f"enough. {saved}"
+        f"the device is out of memory ({reason}).{planned} Lower {options}; t2i-gcpo plan --config "
+        f"{config.output_dir}/config.yaml{f' --gpus {gpus}' if gpus > 1 else ''} says which is enough. {saved}"
     )
 
 

@@ -185,9 +185,8 @@ def show(console: Console, outcomes: list[Outcome], notes: list[str], measured: 
     console.print(time_table(outcomes))
     console.print(
         f"Least times: at {cards.MATRIX_SHARE:.0%} of the card's rate in bfloat16, or at its full bandwidth. Scorers, "
-        f"and the evaluations of the test prompts, are in neither table. A checkpoint takes "
-        f"{made.checkpoint / GB:.2f} GB, and with checkpoint.asynchronous as much of the host's memory while it is "
-        "written.",
+        f"and the evaluations of the test prompts, are in neither table. A checkpoint takes {made.checkpoint / GB:.2f} "
+        "GB, and with checkpoint.asynchronous as much of the host's memory while it is written.",
         highlight=False,
     )
     for outcome in outcomes:

@@ -100,8 +100,8 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME=PATH",
         help="a checkpoint to compare, and the name to show: embedded name, folder (a run's checkpoints/step_N or a "
-        "delta) or hub name; may be given several times, the first is the one to start from (default: the "
-        "embedded ones)",
+        "delta) or hub name; may be given several times, the first is the one to "
+        "start from (default: the embedded ones)",
     )
     add(
         "--runs",
@@ -121,8 +121,8 @@ def parser() -> argparse.ArgumentParser:
         type=home_path,
         metavar="FILE",
         help=(
-            f"a file with the password that the page asks for; or put it in the environment variable "
-            f"{PASSWORD_VARIABLE}"
+            "a file with the password that the page asks for; or put it in the "
+            f"environment variable {PASSWORD_VARIABLE}"
         ),
     )
     add("--device", default="auto", help="cpu, cuda, ...; auto takes a GPU if there is one")

@@ -63,10 +63,9 @@ def check_reach(host: str, password: str | None) -> None:
     """Check that a server that other machines reach has a password. ValueError: it has none."""
     if password is None and not is_loopback(host):
         raise ValueError(
-            f"--host {host} can be reached from other machines, and whoever reaches the demo can train and read "
-            f"runs: give it a "
-            f"password in the environment variable {PASSWORD_VARIABLE} or in a file (--password-file), or leave "
-            f"--host out"
+            f"--host {host} can be reached from other machines, and whoever reaches the demo can train and read runs: "
+            f"give it a password in the environment variable {PASSWORD_VARIABLE} or in a "
+            "file (--password-file), or leave --host out"
         )
 
 

@@ -207,8 +207,8 @@ def named(detections: Sequence[Detection], prompt: Prompt) -> list[Detection]:
     clauses: Sequence[Mapping[str, Any]] = prompt.metadata.get("include") or ()
     if not clauses:
         raise ValueError(
-            f"the prompt {prompt.text!r} does not say which objects it names; take prompts from shapes:test or a "
-            f"GenEval .jsonl file"
+            f"the prompt {prompt.text!r} does not say which objects it names; take prompts "
+            "from shapes:test or a GenEval .jsonl file"
         )
     objects = [
         one

@@ -92,8 +92,8 @@ def pooled(
     lengths = {len(row) for row in values} | {len(clusters), len(tasks)}
     if not len(values) or len(lengths) > 1:
         raise ValueError(
-            f"{len(values)} runs with {sorted(lengths)} values, clusters and tasks; give runs, equally many values "
-            f"of each"
+            f"{len(values)} runs with {sorted(lengths)} values, clusters and tasks; "
+            "give runs, equally many values of each"
         )
     numbers = np.asarray(values, dtype=np.float64)
     names = list(dict.fromkeys(tasks))

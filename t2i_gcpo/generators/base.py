@@ -299,8 +299,8 @@ def check_tokens(tokens: Tensor, grid: tuple[int, int], codebook_size: int) -> N
     length = grid[0] * grid[1]
     if tokens.dim() != 2 or tokens.shape[1] != length or tokens.is_floating_point():
         raise ValueError(
-            f"tokens are {tuple(tokens.shape)} {tokens.dtype}; expected int64 [B, {length}] for a {grid[0]} x "
-            f"{grid[1]} grid"
+            f"tokens are {tuple(tokens.shape)} {tokens.dtype}; expected int64 [B, "
+            f"{length}] for a {grid[0]} x {grid[1]} grid"
         )
     if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < codebook_size):
         raise ValueError(

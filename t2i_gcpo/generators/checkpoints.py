@@ -70,8 +70,7 @@ def _locate(name: str, revision: str | None, above: tuple[Path, ...]) -> Checkpo
     if name in EMBEDDED and not (ASSETS / name).is_dir():
         raise ValueError(
             f"the embedded checkpoint {name!r} is not in {ASSETS}: the installation is incomplete; install t2i-gcpo "
-            "again, or "
-            f"train it with `{EMBEDDED[name]}` and give the folder that this writes"
+            f"again, or train it with `{EMBEDDED[name]}` and give the folder that this writes"
         )
     if name in tuned():
         return _delta(tuned()[name], name, above)

@@ -45,8 +45,8 @@ class Compilation:
             raise ValueError(f"compile is graphs, which are CUDA's, and the device is {device.type}; say on, or auto")
         if choice in (True, "graphs") and not can_compile(device):
             raise ValueError(
-                "compile is on, but torch.compile finds no C++ compiler (CPU) or Triton (GPU); install one, or turn "
-                "it off"
+                "compile is on, but torch.compile finds no C++ compiler (CPU) or Triton "
+                "(GPU); install one, or turn it off"
             )
         self.choice, self.device = choice, device
         self.rollouts_ahead = 1

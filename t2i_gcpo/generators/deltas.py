@@ -42,8 +42,7 @@ def difference(base: nn.Module, tuned: nn.Module) -> dict[str, Tensor]:
         )
         raise ValueError(
             f"the two checkpoints are not of one model: {len(unlike)} parameters differ in name or shape, e.g. "
-            f"{unlike[0]}; "
-            "name the checkpoint that the training started from"
+            f"{unlike[0]}; name the checkpoint that the training started from"
         )
     found = {}
     for name, parameter in after.items():

@@ -197,8 +197,8 @@ def _check_size(kind: Any, folder: Path) -> None:
         described = sum(parameter.numel() for parameter in model.parameters())
     if described > stored:
         raise ValueError(
-            f"the checkpoint in {folder} is not whole: its config.json describes {described:,} weights, its files "
-            f"hold {stored:,}"
+            f"the checkpoint in {folder} is not whole: its config.json describes "
+            f"{described:,} weights, its files hold {stored:,}"
         )
 
 

@@ -74,9 +74,8 @@ class PolicyWeights:
             if (present.r, present.lora_alpha) == (rank, alpha):
                 return  # loaded from an adapter checkpoint: go on training it
             raise ValueError(
-                f"the model has LoRA adapters of rank {present.r} and alpha {present.lora_alpha}, asked for are "
-                f"{rank} and "
-                f"{alpha}; ask for the same, or merge the present ones first (merge_lora)"
+                f"the model has LoRA adapters of rank {present.r} and alpha {present.lora_alpha}, asked for are {rank} "
+                f"and {alpha}; ask for the same, or merge the present ones first (merge_lora)"
             )
         suffix = re.compile(rf".*\.({'|'.join(targets)})")
         linear = [name for name, part in self.module.named_modules() if isinstance(part, nn.Linear)]
@@ -111,8 +110,7 @@ class PolicyWeights:
         if saved != wanted:
             raise ValueError(
                 f"the LoRA adapter in {folder} does not fit its base: {len(wanted - saved)} of its weights are "
-                "missing, "
-                f"{len(saved - wanted)} belong to no part of it, such as {min(saved ^ wanted)}"
+                f"missing, {len(saved - wanted)} belong to no part of it, such as {min(saved ^ wanted)}"
             )
         check_finite(self.module, f"the LoRA adapter in {folder}")
 

@@ -83,8 +83,8 @@ def parse(name: str, *, layers: int = 0, width: int = 0) -> RandomModel:
         key, _, value = cut.partition("=")
         if key not in ("layers", "width", "seed") or not value.isascii() or not value.isdigit():
             raise ValueError(
-                f"{name!r} has the part {cut!r}; after the second colon stand layers=N, width=N or seed=N, with commas "
-                "between them"
+                f"{name!r} has the part {cut!r}; after the second colon stand layers=N, "
+                "width=N or seed=N, with commas between them"
             )
         sizes[key] = int(value)
     asked = {key: value for key, value in (("layers", layers), ("width", width)) if value}

@@ -90,8 +90,8 @@ def _bytes(images: np.ndarray, value_range: tuple[float, float] | None) -> np.nd
     black, white = value_range
     if not black < white or not _inside(low, high, black, white):
         raise ValueError(
-            f"the image has values from {low:.3g} to {high:.3g}, outside the range from {black:g} (black) to "
-            f"{white:g} (white)"
+            f"the image has values from {low:.3g} to {high:.3g}, outside the range from "
+            f"{black:g} (black) to {white:g} (white)"
         )
     return np.rint((values - black) / (white - black) * 255).clip(0, 255).astype(np.uint8)
 

@@ -138,9 +138,8 @@ def _by_row(folder: Path, source: str | None) -> Iterator[Picture]:
         row = _ROW.fullmatch(file.stem)
         if row is None or int(row[1]) >= len(prompts):
             raise ValueError(
-                f"{file} belongs to no prompt: name images ROW.png or ROW_IMAGE.png after the row of their prompt "
-                f"in {source}, "
-                f"0 to {len(prompts) - 1}"
+                f"{file} belongs to no prompt: name images ROW.png or ROW_IMAGE.png after the row of their prompt in "
+                f"{source}, 0 to {len(prompts) - 1}"
             )
         owner = prompts[int(row[1])]
         yield Picture(file.name, owner, owner.task, partial(_read, file))

@@ -97,8 +97,8 @@ def read(path: str | Path) -> Run:
         raise ValueError(f"{path} is no folder; name the output folder of a t2i-gcpo train run")
     if not (path / CONFIG).is_file() and not (path / METRICS).is_file():
         raise ValueError(
-            f"{path} is no run folder: it has neither {CONFIG} nor {METRICS}; name the output folder of a t2i-gcpo "
-            "train run"
+            f"{path} is no run folder: it has neither {CONFIG} nor {METRICS}; name the "
+            "output folder of a t2i-gcpo train run"
         )
     run_files.check_own(path, CONFIG, METRICS, BEFORE, AFTER)
     config: Any = {}

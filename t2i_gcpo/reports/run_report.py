@@ -45,12 +45,10 @@ SUMMARY = {
     "seed": "seed",
 }
 HOW_TO_READ = (
-    "Each cell is one token of the image. Red tokens are made more likely by the update and blue ones less likely; "
-    "the stronger the colour, "
-    "the more credit the token has. An image's cells have the sign of its own advantage A (better or worse than the "
-    "other images of its prompt), "
-    "and the algorithm's token weights spread it over the cells. All panels of a picture share one scale, which is "
-    "printed on it."
+    "Each cell is one token of the image. Red tokens are made more likely by the update and blue ones less likely; the "
+    "stronger the colour, the more credit the token has. An image's cells have the sign of its own advantage A (better "
+    "or worse than the other images of its prompt), and the algorithm's token weights spread it over the cells. All "
+    "panels of a picture share one scale, which is printed on it."
 )
 
 

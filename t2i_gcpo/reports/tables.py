@@ -69,8 +69,8 @@ def print_evaluation(
     """
     header, rows = evaluation_rows(result, other, names=names)
     title = (
-        f"{result.checkpoint} on {result.prompts}: {result.reward}, guidance {result.sampling.guidance:g}, seed "
-        f"{result.seed}"
+        f"{result.checkpoint} on {result.prompts}: {result.reward}, guidance "
+        f"{result.sampling.guidance:g}, seed {result.seed}"
     )
     print_table(header, rows, title=title + (f"; against {other.checkpoint}" if other is not None else ""))
     failed = result.failed + (0 if other is None else other.failed)
@@ -102,9 +102,8 @@ def print_credit(result: CreditResult) -> None:
     )
     print_note(
         f"{result.images} images, {result.left_out} without such an object left out; such objects fill "
-        f"{result.object_cells:.1%} of the cells, "
-        f"begin in {result.begin_cells:.1%}; the mean over the tasks; in brackets: 95 % bootstrap interval, "
-        "clustered by prompt"
+        f"{result.object_cells:.1%} of the cells, begin in {result.begin_cells:.1%}; the mean over the tasks; in "
+        "brackets: 95 % bootstrap interval, clustered by prompt"
     )
     print_note(
         "AUROC and pointing game see the order of the values alone, so that all normalisations tie; what they "

@@ -27,12 +27,10 @@ AGAINST_NOTE = (
 FAILED_COLUMNS = ["failed trial", "exit status", "last line of its log"]
 NOTE = (
     "before, after, difference: mean over the tasks, then over the seeds; in brackets: 95 % bootstrap interval over "
-    "seeds and prompts; "
-    f"{PAIRED_NOTE}; images: such pairs, over all seeds; lowest seed: the smallest of the seeds' differences; KL "
-    "(to the reference, nats a token), "
-    f"entropy, diversity: mean of the last {LAST_STEPS} logged steps; sampled: images that a run sampled, those "
-    "that dynamic "
-    "sampling discarded included; min a run: training steps, without the evaluations"
+    f"seeds and prompts; {PAIRED_NOTE}; images: such pairs, over all seeds; lowest seed: the smallest of the seeds' "
+    f"differences; KL (to the reference, nats a token), entropy, diversity: mean of the last {LAST_STEPS} logged "
+    "steps; sampled: images that a run sampled, those that dynamic sampling discarded included; min a run: training "
+    "steps, without the evaluations"
 )
 ONE_SEED_NOTE = "of one seed, the interval is over prompts alone: it holds no variance between seeds"
 

@@ -104,8 +104,8 @@ def read(path: str | Path, out: str | Path | None = None) -> Study:
         for name in grid:
             if name in own or name in common:
                 raise ValueError(
-                    f"{path}: {name} is in grid and in {f'the arm {arm}' if name in own else 'options'}; leave it "
-                    "in one of them"
+                    f"{path}: {name} is in grid and in "
+                    f"{f'the arm {arm}' if name in own else 'options'}; leave it in one of them"
                 )
         for point in points:
             group = "-".join([arm, *(f"{name}={_text(plain(value))}" for name, value in point.items())])
@@ -164,8 +164,8 @@ def _arms(path: Path, tree: dict[str, Any]) -> dict[str, tuple[Path | None, dict
             raise ValueError(f"{where}: its name becomes a folder's; use letters, digits, and . _ + - after the first")
         if not isinstance(options, dict) or not options:
             raise ValueError(
-                f"{where} is {plain(options)!r}; give it options (dotted, e.g. `{{algorithm.name: gcpo}}`) or a "
-                "`config:`"
+                f"{where} is {plain(options)!r}; give it options (dotted, e.g. "
+                f"`{{algorithm.name: gcpo}}`) or a `config:`"
             )
         options = dict(options)
         config = plain(options.pop("config", tree.get("config")))

@@ -169,8 +169,8 @@ def check_rewards(rewards: Tensor, names: list[str]) -> float:
     for column, name in enumerate(names):
         if rewards[:, column].isinf().any():
             raise ValueError(
-                f"the reward function {name!r} returned an infinite reward; rewards must be finite numbers (None: "
-                "not scored)"
+                f"the reward function {name!r} returned an infinite reward; rewards must "
+                "be finite numbers (None: not scored)"
             )
     failed = rewards.isnan().all(dim=1)
     if failed.all():

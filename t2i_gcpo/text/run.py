@@ -113,8 +113,8 @@ def train(run: TextRun, config: GCPOConfig, as_yaml: str = "") -> tuple[GCPOTrai
     checkpoint = newest_checkpoint(folder) if run.resume else None
     if run.resume and checkpoint is None:
         raise ValueError(
-            f"{folder} holds no checkpoint to resume from; save some with save_strategy and save_steps, or leave "
-            "resume out"
+            f"{folder} holds no checkpoint to resume from; save some with save_strategy "
+            "and save_steps, or leave resume out"
         )
     _check_unused(run, folder)
     trainer = build(run, config)

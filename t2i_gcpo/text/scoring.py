@@ -52,8 +52,7 @@ def refuse_changed_logits(config: Any) -> None:
     if changed:
         raise ValueError(
             "divergence='exact_kl' reads the logits from the model's head, and this model changes them after it "
-            f"({changed}); "
-            "take one of the other divergences"
+            f"({changed}); take one of the other divergences"
         )
 
 

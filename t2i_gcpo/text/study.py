@@ -59,8 +59,8 @@ class Spec:
             raise ValueError("the base has no max_completions; arms are compared at the same number of completions")
         if self.tune_seed in self.seeds:
             raise ValueError(
-                f"tune_seed {self.tune_seed} is among the seeds {list(self.seeds)}; learning rates are tuned with "
-                "another seed"
+                f"tune_seed {self.tune_seed} is among the seeds {list(self.seeds)}; "
+                "learning rates are tuned with another seed"
             )
 
     @staticmethod

@@ -88,8 +88,8 @@ class GCPOTrainer(GRPOTrainer):
             refuse_changed_logits(self.model.config)
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 raise ValueError(
-                    "divergence='exact_kl' calls parts of the model, which FSDP and DeepSpeed do not allow; use "
-                    "DDP, or 'kl'"
+                    "divergence='exact_kl' calls parts of the model, which FSDP and "
+                    "DeepSpeed do not allow; use DDP, or 'kl'"
                 )
 
     # At the rollout -------------------------------------------------------------------------------------------------

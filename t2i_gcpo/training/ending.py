@@ -73,6 +73,6 @@ class Ending:
             warnings.warn(f"no image of step {step} has a score: nothing is learnt from it", stacklevel=2)
         if self._unscored_steps >= loop.max_nonfinite:
             raise FloatingPointError(
-                f"no image of the last {self._unscored_steps} steps has a score, and nothing was learnt from them; "
-                "mend the scorer"
+                f"no image of the last {self._unscored_steps} steps has a score, and nothing "
+                "was learnt from them; mend the scorer"
             )

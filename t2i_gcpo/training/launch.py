@@ -57,8 +57,8 @@ def read_launch() -> Launch | None:
     for name, limit in _BELOW.items():
         if not 0 <= numbers[name] < numbers[limit]:
             raise ValueError(
-                f"{name} is {numbers[name]}, and {limit} is {numbers[limit]}; it must be at least 0 and below that: "
-                f"{REMEDY}"
+                f"{name} is {numbers[name]}, and {limit} is {numbers[limit]}; it must be "
+                f"at least 0 and below that: {REMEDY}"
             )
     if numbers["MASTER_PORT"] not in _PORTS:
         raise ValueError(f"MASTER_PORT is {numbers['MASTER_PORT']}; a port is a number from 1 to {_PORTS[-1]}")

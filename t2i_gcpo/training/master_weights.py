@@ -112,8 +112,7 @@ class MasterWeights(Masters):
         if shapes != given:
             raise ValueError(
                 f"the checkpoint holds {len(given)} weights, the generator trains {len(shapes)}, and their shapes "
-                "differ; "
-                "give it the generator and the LoRA rank that the run began with"
+                "differ; give it the generator and the LoRA rank that the run began with"
             )
         for master, value in zip(self.masters, values, strict=True):
             master.copy_(value)

@@ -85,8 +85,7 @@ def check_same_run(state: Mapping[str, Any], own: Mapping[str, Any], steps: int)
     if state["generator"] != own["generator"]:
         raise ValueError(
             "the checkpoint is of a run that began with another generator than the one that was loaded now; give it "
-            "the "
-            "generator that the run began with, as it was then"
+            "the generator that the run began with, as it was then"
         )
     theirs, ours = state["scorer"], own["scorer"]
     if theirs is not None and ours is not None and theirs != ours:
@@ -96,8 +95,8 @@ def check_same_run(state: Mapping[str, Any], own: Mapping[str, Any], steps: int)
         )
     if state["step"] > steps:
         raise ValueError(
-            f"the run has {state['step']} steps already, and steps is {steps}; ask for at least as many (--steps "
-            f"{state['step']})"
+            f"the run has {state['step']} steps already, and steps is {steps}; ask for at "
+            f"least as many (--steps {state['step']})"
         )
 
 

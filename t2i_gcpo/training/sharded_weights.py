@@ -242,8 +242,8 @@ def masters_of(generator: ImageGenerator, processes: Processes, *, each_pass: bo
     unnamed = [parameter for parameter in trained if id(parameter) not in names]
     if unnamed:
         raise ValueError(
-            f"{len(unnamed)} trained parameters are none of the generator's policy; several processes find them by "
-            "their names in it"
+            f"{len(unnamed)} trained parameters are none of the generator's policy; several "
+            "processes find them by their names in it"
         )
     named = {names[id(parameter)]: parameter for parameter in trained}
     return ShardedWeights(named, processes, processes.mesh(generator.device), each_pass=each_pass)

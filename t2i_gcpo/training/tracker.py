@@ -38,8 +38,8 @@ def check_unused(run_dir: str | Path) -> None:
     found = [name for name in (CONFIG, METRICS, CHECKPOINTS) if (Path(run_dir) / name).exists()]
     if found:
         raise ValueError(
-            f"{run_dir} holds a run already ({', '.join(found)}); go on with it (--resume), or name another folder "
-            "(--output-dir)"
+            f"{run_dir} holds a run already ({', '.join(found)}); go on with it "
+            "(--resume), or name another folder (--output-dir)"
         )
 
 

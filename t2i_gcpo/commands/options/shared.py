@@ -104,8 +104,7 @@ def add_reward_option(parser: argparse.ArgumentParser) -> None:
         "--reward",
         metavar="NAME",
         help="a registered reward, your own as module:callable, or a YAML file with a group reward: as for train; "
-        "further options of "
-        "the scorer are --reward.KEY VALUE",
+        "further options of the scorer are --reward.KEY VALUE",
     )
 
 

@@ -16,9 +16,8 @@ from t2i_gcpo.demo.tabs import many_prompts
 from t2i_gcpo.utils.markup import inline
 
 HELP = (
-    "The same prompt and the same noise for every checkpoint: image 1 differs from image 1 by the weights "
-    "alone. ✓ and ✗ are "
-    "GenEval's rules, clause by clause."
+    "The same prompt and the same noise for every checkpoint: image 1 differs from image 1 by the weights alone. ✓ and "
+    "✗ are GenEval's rules, clause by clause."
 )
 LONELY = (
     " There is only one checkpoint here: name more with `t2i-gcpo demo --checkpoint base=janus-mini --checkpoint "

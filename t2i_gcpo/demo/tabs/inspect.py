@@ -185,8 +185,8 @@ def status_line(group: Inspection) -> str:
         return f"{text} There are no advantages: {inline(why)}. The map shows the weights."
     if not group.maps.advantages.any():
         return (
-            f"{text} The images scored alike, so every advantage is 0 and nothing would be learnt; the map "
-            f"shows the weights."
+            f"{text} The images scored alike, so every advantage is 0 and nothing would "
+            "be learnt; the map shows the weights."
         )
     return text
 

@@ -21,8 +21,8 @@ HELP = (
 )
 NOTHING = "Run over some prompts first."
 OTHER_NOISE = (
-    " The two are generators of different kinds, so the noise differs: a pair shows two draws, not one draw under two "
-    "sets of weights."
+    " The two are generators of different kinds, so the noise differs: a pair shows two "
+    "draws, not one draw under two sets of weights."
 )
 #: What is shown of the prompts that differ -> which side scores higher.
 WHICH: dict[str, int | None] = {"all that differ": None, "left better": -1, "right better": 1}

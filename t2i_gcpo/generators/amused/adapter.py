@@ -99,8 +99,8 @@ class Amused(TrainableGenerator):
         """
         if fold_passes and gradient_checkpointing:
             raise ValueError(
-                "fold_passes holds the activations of all passes at once, and gradient_checkpointing those of one; "
-                "set one of the two"
+                "fold_passes holds the activations of all passes at once, and "
+                "gradient_checkpointing those of one; set one of the two"
             )
         super().__init__(
             parts,

@@ -83,14 +83,14 @@ def passes(likelihood: Likelihood, wanted: int, steps: int, order: str) -> int:
     """
     if likelihood.remainder and order != "confidence":
         raise ValueError(
-            f"masked policy {likelihood.name} takes the tokens that stay masked for less likely than those "
-            "committed, but the "
-            f"unmasking order is {order!r}; set sampling.unmasking.order to confidence, or take the policy transition"
+            f"masked policy {likelihood.name} takes the tokens that stay masked for less likely than those committed, "
+            f"but the unmasking order is {order!r}; set sampling.unmasking.order to "
+            "confidence, or take the policy transition"
         )
     if likelihood.states != "remasked" and wanted > steps:
         raise ValueError(
-            f"generator.masked_passes is {wanted}, but there are {steps} sampling steps to choose from; allowed are "
-            f"1 to {steps}, or 0"
+            f"generator.masked_passes is {wanted}, but there are {steps} sampling steps to "
+            f"choose from; allowed are 1 to {steps}, or 0"
         )
     return wanted or (min(KEY_STEPS, steps) if likelihood.name == "key_steps" else steps)
 
@@ -142,8 +142,8 @@ def plan(
     else:
         if gain is None:
             raise ValueError(
-                f"{likelihood.name} chooses its passes by the gain of the steps; pass gain, the `step_gain` of the "
-                "rollout"
+                f"{likelihood.name} chooses its passes by the gain of the steps; pass "
+                "gain, the `step_gain` of the rollout"
             )
         keys = gain.topk(count, dim=1).indices.sort(dim=1).values
         counts = (rearrange(commit_step, "b t -> 1 b t") >= rearrange(keys, "b m -> m b 1")).sum(dim=2)

@@ -44,15 +44,14 @@ class AmusedParts(nn.Module):
         codes, entries = int(transformer.config.codebook_size), int(vqvae.config.num_vq_embeddings)
         if codes != entries:
             raise ValueError(
-                f"the transformer draws from {codes} codes, but the VQ model's codebook has {entries}; the two do "
-                "not belong together"
+                f"the transformer draws from {codes} codes, but the VQ model's codebook has "
+                f"{entries}; the two do not belong together"
             )
         factor, size = 2 ** (len(vqvae.config.block_out_channels) - 1), int(vqvae.config.sample_size)
         if size % factor:
             raise ValueError(
                 f"the VQ model's image size (sample_size) is {size} pixels, which is no multiple of the {factor} "
-                "pixels of a token; "
-                f"{size - size % factor} or {size - size % factor + factor} would be"
+                f"pixels of a token; {size - size % factor} or {size - size % factor + factor} would be"
             )
         mask_token = int(scheduler.config.mask_token_id)
         if not codes <= mask_token < int(transformer.config.vocab_size):
@@ -159,8 +158,8 @@ class TextEncoder:
             if len(ids) > self.length:
                 cut = tokenizer.decode(ids[self.length - 1 : -1], skip_special_tokens=True)
                 raise ValueError(
-                    f"the prompt {text!r} has {len(ids)} tokens, the text encoder takes {self.length}: {cut!r} "
-                    "would be cut off"
+                    f"the prompt {text!r} has {len(ids)} tokens, the text encoder takes "
+                    f"{self.length}: {cut!r} would be cut off"
                 )
             unknown = tokenizer.unk_token_id
             if (
