@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from helpers import tiny
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
-from t2i_gcpo.generators import adapter_base
+from t2i_gcpo.generators import adapter_base, deltas
 from t2i_gcpo.generators.checkpoints import locate
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.training import checkpoint
@@ -48,20 +48,36 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path: Path) -> None:
         locate(str(folder))
 
 
-def test_an_adapter_is_put_on_the_base_of_its_training_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hashed", [2**26, 2**14], ids=["small files", "large files"])
+def test_an_adapter_is_put_on_the_base_of_its_training_alone(
+    hashed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its files are too large to be hashed whole: a training keeps their size."""
+    monkeypatch.setattr("t2i_gcpo.utils.files.HASHED_BYTES", hashed)
     base, adapter = tiny.checkpoint(tmp_path / "base"), tmp_path / "adapter"
     generator = generators.load(str(base), compile=False)
     generator.add_lora(rank=2, alpha=4)
     generator.save(adapter)
     assert generators.load(str(adapter), compile=False).has_lora
     weights = load_file(base / "model.safetensors")
-    name = next(name for name in weights if "layers.0.mlp.up_proj" in name)
-    weights[name] = weights[name] + 1
-    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    trained = {name: value + 1 for name, value in weights.items() if name.startswith("model.language_model.layers.")}
+    save_file(weights | trained, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="was trained on other weights than those in"):
         generators.load(str(adapter), compile=False)
     (adapter / adapter_base.FILE).unlink()  # as adapters of other programs
     assert generators.load(str(adapter), compile=False).has_lora
+
+
+def test_large_weight_files_are_known_by_parts_all_over_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("t2i_gcpo.utils.files.HASHED_BYTES", 64 * 4)
+    file, content = tmp_path / "model.safetensors", bytearray(range(256)) * 3
+    file.write_bytes(content)
+    noted = deltas.fingerprint(tmp_path)
+    assert deltas.same_files(noted, deltas.fingerprint(tmp_path))
+    assert deltas.same_files({file.name: {"bytes": 768}}, noted)  # as noted before parts were
+    for places in (range(9), range(400, 409), range(767, 768)):  # of three bytes, one is in a part
+        file.write_bytes(bytes(value ^ (place in places) for place, value in enumerate(content)))
+        assert not deltas.same_files(noted, deltas.fingerprint(tmp_path))
 
 
 def test_an_adapter_on_random_weights_needs_no_files(tmp_path: Path) -> None:

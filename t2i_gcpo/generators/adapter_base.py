@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2i_gcpo.generators.deltas import fingerprint
+from t2i_gcpo.generators.deltas import fingerprint, same_files
 from t2i_gcpo.utils.files import write_atomically
 from t2i_gcpo.utils.json_files import check_shape, read_json
 
@@ -37,7 +37,7 @@ def check(folder: Path, base: Checkpoint) -> None:
     about: dict[str, Any] = read_json(folder / FILE)
     wanted = about.get("base_files")
     check_shape(wanted, dict, f"{folder / FILE}: base_files")
-    if wanted != _files(base):
+    if not same_files(wanted, _files(base)):
         raise ValueError(
             f"the LoRA adapter in {folder} was trained on other weights than those in {base.folder}; give it the base "
             f"of its training ({about.get('base')}), or train it anew on the present one"

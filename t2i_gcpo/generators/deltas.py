@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.integrity import tensor_sizes
-from t2i_gcpo.utils.files import describe, write_atomically
+from t2i_gcpo.utils.files import describe, identify, write_atomically
 from t2i_gcpo.utils.finite import all_finite
 from t2i_gcpo.utils.json_files import check_shape, read_json
 
@@ -111,7 +111,7 @@ def apply(module: nn.Module, folder: Path, base_folder: Path) -> None:
     from safetensors.torch import load_file
 
     about = read_about(folder)
-    if about.get("base_files", {}) != fingerprint(base_folder):
+    if not same_files(about.get("base_files", {}), fingerprint(base_folder)):
         raise ValueError(
             f"the delta in {folder} was made against other weights than those in {base_folder}: "
             "make it anew with t2i-gcpo export, against the present base"
@@ -130,5 +130,12 @@ def apply(module: nn.Module, folder: Path, base_folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return weight file -> its bytes, and its SHA-256 up to 64 MiB."""
-    return {path.relative_to(folder).as_posix(): describe(path) for path in sorted(folder.rglob("*.safetensors"))}
+    """Return weight file -> its bytes and its SHA-256, of files above 64 MiB that of parts all over it."""
+    return {path.relative_to(folder).as_posix(): identify(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def same_files(noted: Mapping[str, Any], present: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Say whether the weight files are those that were noted; older versions noted the size alone of large ones."""
+    return noted.keys() == present.keys() and all(
+        about == present[name] or about == {"bytes": present[name]["bytes"]} for name, about in noted.items()
+    )

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-#: Larger files are told apart by size alone: hashing 13 GB at every start would take longer than it is worth.
+#: Of larger files not all is hashed: hashing 13 GB at every start would take longer than it is worth.
 HASHED_BYTES = 64 * 2**20
+#: Parts that `identify` hashes of a larger file; together they are `HASHED_BYTES`.
+PARTS = 64
 #: How the name of a file begins that is being written: a process that is killed leaves it behind.
 ASIDE = ".tmp_"
 
@@ -37,6 +39,24 @@ def describe(path: Path) -> dict[str, Any]:
     if size > HASHED_BYTES:
         return {"bytes": size}
     return {"bytes": size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def identify(path: Path) -> dict[str, Any]:
+    """Return what tells the weights in a file from those of a training on them, which have the same size.
+
+    That is what `describe` returns; of a larger file it is also the SHA-256 of `PARTS` parts of it, evenly spread from
+    its first to its last byte.
+    """
+    about = describe(path)
+    if "sha256" in about:
+        return about
+    part, last = HASHED_BYTES // PARTS, about["bytes"] - HASHED_BYTES // PARTS
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(PARTS):
+            file.seek(number * last // (PARTS - 1))
+            digest.update(file.read(part))
+    return {**about, "sha256_of_parts": digest.hexdigest()}
 
 
 def write_atomically(path: str | Path, content: str | bytes | Callable[[IO[bytes]], object]) -> Path:
