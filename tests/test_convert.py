@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -257,6 +258,27 @@ def test_a_folder_that_is_half_there_is_not_converted(
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ") and message in error
         assert not out.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["first", "whole"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", {"model_type": "multi_modality", "language_config": 5}, "the configuration in "),
+        ("config.json", {"model_type": "janus", "text_config": {"hidden_size": 64}}, "not those that the config.json"),
+        ("model.safetensors.index.json", {"weight_map": ["a"]}, "its weight_map is no object"),
+    ],
+)
+def test_a_damaged_configuration_is_a_sentence(
+    file: str, content: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tiny.checkpoint(tmp_path / "first"), tmp_path / "out"
+    if content.get("model_type") == "multi_modality":
+        assert main(["convert", "--checkpoint", str(folder), "--out", str(tmp_path / "original")]) == 0
+        folder = tmp_path / "original"
+    whole = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps(whole | content))
+    assert main(["convert", "--checkpoint", str(folder), "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err and not out.exists()
 
 
 def test_a_full_disk_and_a_file_as_target_are_said(

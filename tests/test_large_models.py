@@ -22,7 +22,29 @@ def test_lora_targets_that_match_nothing_list_what_there_is(tmp_path: Path) -> N
     generator = generators.load(str(tiny.checkpoint(tmp_path / "model")), compile=False)
     with pytest.raises(ValueError, match="LoRA targets to_q, to_k; there are down_proj, gate_proj, k_proj"):
         generator.add_lora(rank=2, targets=["to_q", "to_k"])
+    with pytest.raises(ValueError, match="LoRA targets q_prj; there are down_proj"):
+        generator.add_lora(rank=2, targets=["v_proj", "q_prj"])
+    with pytest.raises(ValueError, match="targets are 'q_proj'; pass a sequence"):
+        generator.add_lora(rank=2, targets="q_proj")
+    with pytest.raises(ValueError, match="are no regular expressions"):
+        generator.add_lora(rank=2, targets=["q_proj("])
+    with pytest.raises(ValueError, match="alpha nan; both must be finite"):
+        generator.add_lora(rank=2, alpha=float("nan"))
+    assert not generator.has_lora
     generator.add_lora(rank=2, targets=["q_proj"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_batch": 0}, "max_batch is 0; it must be at least 1"),
+        ({"compile": "of"}, "compile is 'of'; allowed: True, False, auto, graphs"),
+        ({"merge_adapters": "no"}, "merge_adapters is 'no'; allowed: auto, on, off"),
+    ],
+)
+def test_options_of_a_generator_are_checked_from_python_too(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generators.load("random:janus-pro-1b:layers=1,width=32", **option)
 
 
 def test_a_card_without_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,8 @@ def test_names() -> None:
         ("random:janus-pro-1b:depth=2", "the part 'depth=2'"),
         ("random:janus-pro-1b:layers=-2", "the part 'layers=-2'"),
         ("random:janus-pro-1b:width=20", "a multiple of 32"),
+        ("random:janus-pro-1b:layers=1,width=4096", "janus-pro-1b has 2048, and it can only be cut"),
+        ("random:amused-256:layers=1,width=2048", "amused-256 has 1024, and it can only be cut"),
         ("random:janus-pro-1b:layers=25,width=32", "has 24, and they can only be cut"),
         ("random:amused-256:layers=23,width=32", "has 22, and they can only be cut"),
     ],
@@ -109,6 +111,15 @@ def test_a_cut_model_samples_scores_and_is_found_again(name: str, tokens: int, t
     whole = generators.load(str(tmp_path / "whole"), compile=False)
     for one, other in zip(whole.policy.parameters(), generators.load(again.base.name).policy.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_width_that_the_published_heads_do_not_divide_has_fewer() -> None:
+    words = janus.byte_processor().tokenizer
+    heads = {width: janus.config(RandomModel("janus-pro-1b", 1, width), words).text_config.num_attention_heads
+             for width in (32, 256, 416, 2048)}  # fmt: skip
+    assert heads == {32: 1, 256: 2, 416: 2, 2048: 16}
+    parts = amused.build(RandomModel("amused-256", layers=1, width=224), device=META, dtype=torch.float32)
+    assert parts.transformer.config.num_attention_heads == parts.text_encoder.config.num_attention_heads == 2
 
 
 def test_the_seed_makes_the_weights() -> None:

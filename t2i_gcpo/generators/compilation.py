@@ -39,8 +39,10 @@ class Compilation:
     def __init__(self, choice: CompileChoice, device: torch.device) -> None:
         """Take the option and the device.
 
-        ValueError: the option is True or "graphs" where torch.compile cannot compile, or "graphs" off CUDA.
+        ValueError: another option, True or "graphs" where torch.compile cannot compile, or "graphs" off CUDA.
         """
+        if choice not in (True, False, "auto", "graphs"):
+            raise ValueError(f"compile is {choice!r}; allowed: True, False, auto, graphs")
         if choice == "graphs" and device.type != "cuda":
             raise ValueError(f"compile is graphs, which are CUDA's, and the device is {device.type}; say on, or auto")
         if choice in (True, "graphs") and not can_compile(device):

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 MergeAdapters = Literal["auto", "on", "off"]
+
+
+def check_merge_adapters(choice: str) -> None:
+    """Raise ValueError for what is no choice."""
+    if choice not in get_args(MergeAdapters):
+        raise ValueError(f"merge_adapters is {choice!r}; allowed: {', '.join(get_args(MergeAdapters))}")
 
 
 def pays(choice: MergeAdapters, dtype: torch.dtype) -> bool:

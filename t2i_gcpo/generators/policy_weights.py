@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class PolicyWeights:
         """Put LoRA adapters (2106.09685) on the linear layers named `targets` in the submodule, and freeze the rest.
 
         No dropout: it would draw another model for re-scoring than for sampling. ValueError: there are adapters already
-        of another shape, or `targets` match nothing.
+        of another shape, a rank or alpha that is not above 0, or a target that matches nothing.
         """
         from peft import LoraConfig, get_peft_model
 
@@ -77,14 +78,9 @@ class PolicyWeights:
                 f"the model has LoRA adapters of rank {present.r} and alpha {present.lora_alpha}, asked for are {rank} "
                 f"and {alpha}; ask for the same, or merge the present ones first (merge_lora)"
             )
-        suffix = re.compile(rf".*\.({'|'.join(targets)})")
-        linear = [name for name, part in self.module.named_modules() if isinstance(part, nn.Linear)]
-        if not any(suffix.fullmatch(f".{name}") for name in linear):
-            there = sorted({name.rpartition(".")[2] for name in linear})
-            raise ValueError(
-                f"no linear layer of {self.path} has a name that ends in one of the LoRA targets {', '.join(targets)}; "
-                f"there are {', '.join(there)}"
-            )
+        if not 1 <= rank or not 0 < alpha < math.inf:
+            raise ValueError(f"LoRA's rank is {rank} and its alpha {alpha}; both must be finite and above 0")
+        self._check_targets(targets)
         # Bare names would also match the vision tower's projections: name the way from the top.
         pattern = rf"{re.escape(self.path)}\..*\.({'|'.join(targets)})"
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=pattern, bias="none")
@@ -93,6 +89,23 @@ class PolicyWeights:
             # Swaps the layers in place; `model` stays the same object. The adapters get the model's dtype: their fp32
             # masters are the optimiser's, and fp32 layers in a bf16 model would cast each activation.
             self.peft = get_peft_model(self.model, config, autocast_adapter_dtype=False)
+
+    def _check_targets(self, targets: Sequence[str]) -> None:
+        """Raise ValueError where a target matches no linear layer: its layers would be left out, and nobody told."""
+        linear = [name for name, part in self.module.named_modules() if isinstance(part, nn.Linear)]
+        there = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        if isinstance(targets, str) or not targets:
+            raise ValueError(f"the LoRA targets are {targets!r}; pass a sequence of names of layers, which are {there}")
+        try:
+            patterns = {target: re.compile(rf".*\.({target})") for target in targets}
+        except re.error as error:
+            raise ValueError(f"the LoRA targets {', '.join(targets)} are no regular expressions: {error}") from error
+        without = [name for name, one in patterns.items() if not any(one.fullmatch(f".{name}") for name in linear)]
+        if without:
+            raise ValueError(
+                f"no linear layer of {self.path} has a name that ends in one of the LoRA targets {', '.join(without)}; "
+                f"there are {there}"
+            )
 
     def load_lora(self, folder: Path, device: torch.device) -> None:
         """Put a saved adapter on the model, trainable.

@@ -65,11 +65,22 @@ class RandomModel:
         cuts = ",".join(f"{key}={value}" for key, value in asdict(self).items() if key != "shape" and value)
         return f"{PREFIX}{self.shape}" + (f":{cuts}" if cuts else "")
 
+    def breadth(self, published: int) -> int:
+        """Return the hidden width to make. ValueError: more than the published model has."""
+        if self.width > published:
+            raise ValueError(f"width is {self.width}; {self.shape} has {published}, and it can only be cut")
+        return self.width or published
+
     def depth(self, published: int) -> int:
         """Return the layers to make. ValueError: more than the published model has."""
         if self.layers > published:
             raise ValueError(f"layers is {self.layers}; {self.shape} has {published}, and they can only be cut")
         return self.layers or published
+
+
+def heads(width: int, each: int) -> int:
+    """Return how many heads a hidden width has: the most of at least `each` that divide it, or one."""
+    return next((count for count in range(width // each, 1, -1) if width % count == 0), 1)
 
 
 def parse(name: str, *, layers: int = 0, width: int = 0) -> RandomModel:

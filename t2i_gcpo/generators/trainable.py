@@ -60,9 +60,12 @@ class TrainableGenerator(ImageGenerator):
             records Janus' step as a CUDA graph; see `Compilation`.
         decode_dtype: precision of the image decoder; see `decoding`.
         merge_adapters: whether LoRA adapters are in the weights while tokens are sampled; see `merging`.
-        ValueError: an unknown decode_dtype, or compile=True where torch cannot compile.
+        ValueError: an unknown choice, max_batch below 1, or compile=True where torch cannot compile.
         """
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch is {max_batch}; it must be at least 1, or None for all rows at once")
         check_decode_dtype(decode_dtype)
+        merging.check_merge_adapters(merge_adapters)
         self.base, self.max_batch, self.decode_dtype = base, max_batch, decode_dtype
         self.merge_adapters: MergeAdapters = merge_adapters
         self.compiles = Compilation(compile, device)

@@ -50,9 +50,6 @@ UVIT_TARGETS: tuple[str, ...] = (
     "to_k",
     "to_v",
     r"to_out\.0",
-    "wi_0",
-    "wi_1",
-    "wo",
     r"ff\.net\.0\.proj",
     r"ff\.net\.2",
 )

@@ -6,7 +6,7 @@ import torch
 
 from rewards.models.torchvision_mend import mend
 from t2i_gcpo.generators.amused.parts import AmusedParts
-from t2i_gcpo.generators.random_models import RandomModel, byte_tokenizer, fresh_weights
+from t2i_gcpo.generators.random_models import RandomModel, byte_tokenizer, fresh_weights, heads
 
 #: Positions and vocabulary of the text encoder, OpenAI's CLIP ViT-L/14.
 LENGTH, VOCABULARY = 77, 49408
@@ -30,7 +30,7 @@ def build(random: RandomModel, *, device: torch.device, dtype: torch.dtype) -> A
 
     side, halved = SIDES[random.shape]
     layers = random.depth(LAYERS)
-    width = random.width or WIDTH
+    width = random.breadth(WIDTH)
     ends, text_width = (random.width, random.width) if random.width else (ENDS, TEXT)
     words = byte_tokenizer(extra={}, begins=True, ends=True, padding_side="right", length=LENGTH)
     text = CLIPTextConfig(
@@ -39,7 +39,7 @@ def build(random: RandomModel, *, device: torch.device, dtype: torch.dtype) -> A
         intermediate_size=4 * text_width,
         projection_dim=text_width,
         num_hidden_layers=min(layers, 12),
-        num_attention_heads=max(text_width // HEAD, 1),
+        num_attention_heads=heads(text_width, HEAD),
         max_position_embeddings=LENGTH,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
@@ -57,9 +57,9 @@ def build(random: RandomModel, *, device: torch.device, dtype: torch.dtype) -> A
             num_res_blocks=1 if random.width else 3,
             downsample=halved,
             upsample=halved,
-            block_num_heads=max(ends // HEAD, 1),
+            block_num_heads=heads(ends, HEAD),
             num_hidden_layers=layers,
-            num_attention_heads=max(width // HEAD, 1),
+            num_attention_heads=heads(width, HEAD),
             intermediate_size=width * INTERMEDIATE // WIDTH,
             sample_size=side,
         )

@@ -61,7 +61,9 @@ def _to_transformers(folder: Path, out: Path) -> None:
     words = processor.tokenizer
     ids = {"pad": words.pad_token_id, "bos": words.bos_token_id, "eos": words.eos_token_id}
     image = words.convert_tokens_to_ids(words.image_token)
-    config = original_config.to_transformers(read_object(folder / "config.json"), {**ids, "image": image})
+    original = read_object(folder / "config.json")
+    with reading(folder, "the configuration"):
+        config = original_config.to_transformers(original, {**ids, "image": image})
     weights, unused = layouts.to_transformers(read_weights(folder))
     check_names(config, weights)
     write_weights(weights, out)
@@ -84,6 +86,7 @@ def _to_original(folder: Path, out: Path) -> None:
     with reading(folder):
         config = JanusConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     weights = read_weights(folder, leave=(EXTRA,))
+    check_names(config, weights)
     original = layouts.to_original(weights, _load(extra) if extra.is_file() else {})
     write_weights(original, out)
     dtype = str(next(iter(original.values())).dtype).removeprefix("torch.")
@@ -157,8 +160,10 @@ def read_weights(folder: Path, *, leave: tuple[str, ...] = ()) -> dict[str, Tens
 def _check_index(folder: Path) -> None:
     """Check that every weight file that an index names is there. ValueError names one that is not."""
     for index in sorted(folder.glob("*.index.json")):
-        files = read_object(index).get("weight_map")
-        missing = sorted(file for file in set(files.values()) if not (folder / str(file)).is_file()) if files else []
+        files = read_object(index).get("weight_map", {})
+        if not isinstance(files, dict):
+            raise ValueError(f"{index} is damaged: its weight_map is no object of weight -> file")
+        missing = sorted(file for file in set(map(str, files.values())) if not (folder / file).is_file())
         if missing:
             raise ValueError(
                 f"the checkpoint in {folder} is not whole: {index.name} names {missing[0]}, and there is no such file; "

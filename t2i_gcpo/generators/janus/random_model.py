@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rewards.models.torchvision_mend import mend
-from t2i_gcpo.generators.random_models import RandomModel, byte_tokenizer, fresh_weights
+from t2i_gcpo.generators.random_models import RandomModel, byte_tokenizer, fresh_weights, heads
 
 IMAGE = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
 #: Frames a text in two roles, as Janus-Pro's own template does.
@@ -76,15 +76,15 @@ def config(random: RandomModel, words: Any) -> Any:
     from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
     sizes, layers = SIZES[random.shape], random.depth(SIZES[random.shape].layers)
-    width = random.width or sizes.width
-    heads = max(width * sizes.heads // sizes.width, 1)
+    width = random.breadth(sizes.width)
+    count = heads(width, sizes.width // sizes.heads)
     text = LlamaConfig(
         vocab_size=len(words) if random.width else VOCABULARY,
         hidden_size=width,
         intermediate_size=width * sizes.intermediate // sizes.width,
         num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_attention_heads=count,
+        num_key_value_heads=count,
         max_position_embeddings=POSITIONS,
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
