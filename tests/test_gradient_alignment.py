@@ -143,7 +143,7 @@ def test_the_file_gives_back_what_was_written_and_slices_change_nothing(tmp_path
     for rule in range(2):
         for batch in range(4):
             file.write(rule, batch, [gradients[rule, batch, :6].view(2, 3), gradients[rule, batch, 6:]])
-    whole, sliced = (products(file.slices(width), true=0, rules=2) for width in (10, 3))
+    whole, sliced = (products(file.slices(file.values.shape[1], width), true=0, rules=2) for width in (10, 3))
     assert torch.allclose(whole["plain"][1].cross, gradients[1].double() @ gradients[0].double().T, atol=1e-6)
     for metric, each in whole.items():
         assert all(torch.allclose(a.own, b.own) for a, b in zip(each, sliced[metric], strict=True))
@@ -244,17 +244,33 @@ def test_more_gradients_than_the_disk_holds_are_refused_before_anything_is_drawn
     assert "take 0.0 GB" in capsys.readouterr().err
 
 
-def test_sigterm_leaves_no_gradients(
+def test_a_signal_ends_it_with_the_batches_until_then(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def terminate(*given: Any, **options: Any) -> None:
-        assert list(tmp_path.iterdir())  # the file of gradients is there
-        os.kill(os.getpid(), signal.SIGTERM)
+    def run(name: str, batches: int) -> int:
+        given = [*arguments, "--reward", f"{__name__}:redness", "--batches", str(batches)]
+        return cli.main(["credit-alignment", *given, "--out", str(tmp_path / name)])
 
-    monkeypatch.setattr(command, "rule_gradients", terminate)
-    given = [*arguments, "--reward", f"{__name__}:redness", "--batches", "4", "--out", str(tmp_path)]
-    assert cli.main(["credit-alignment", *given]) == 143
-    assert "ended by SIGTERM" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert run("whole", 4) == 0
+    drawn: list[int] = []
+    last = 0
+
+    def counted(*given: Any, **options: Any) -> Any:
+        drawn.append(1)
+        assert len(drawn) <= last, "a batch after the signal"
+        if len(drawn) == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rule_gradients(*given, **options)
+
+    monkeypatch.setattr(command, "rule_gradients", counted)
+    last = 4
+    assert run("ended", 9) == 0 and "SIGTERM: 4 of 9 batches are drawn" in capsys.readouterr().out
+    whole, ended = (json.loads((tmp_path / name / "alignment.json").read_text()) for name in ("whole", "ended"))
+    assert whole == ended
+    drawn.clear()
+    last = 3
+    assert run("early", 9) == 143 and "no result is kept, as it takes 4 batches" in capsys.readouterr().err
+    assert not list((tmp_path / "early").iterdir())
 
 
 def test_the_page_shows_the_committed_measurement() -> None:

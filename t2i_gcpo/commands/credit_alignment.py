@@ -39,7 +39,7 @@ from t2i_gcpo.reports.tables import number, print_note, print_table, with_interv
 from t2i_gcpo.training.rollout import collect
 from t2i_gcpo.training.rule_gradients import rule_gradients
 from t2i_gcpo.utils.destination import check_folder
-from t2i_gcpo.utils.interrupt import STATUS, Terminated, ended_by_signal
+from t2i_gcpo.utils.interrupt import ERRORS, STATUS, Terminated, ended_by_signal, on_interrupt
 
 RESULT, PLOT, GRADIENTS = "alignment.json", "alignment.png", "gradients.tmp"
 #: Its expected gradient is the true one: all tokens of an image have the same weight.
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
     The same images serve all rules, so it costs about as much as --batches training steps. A rule is a row of the
     algorithms' table, with other choices after a colon: gcpo:normalization=none,divergence=abs. Writes alignment.json
-    and alignment.png.
+    and alignment.png. Ctrl-C ends it after the present batch, and the result is of the batches until then.
     """
     args = parser().parse_args(argv)
     if args.batches < LEAST_BATCHES:
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
         with ended_by_signal():
             result = run(generator, reward, prompts, drawn, rules, args)
     except Terminated as end:
-        print(f"ended by {end.by} before the batches were complete; nothing is kept", file=sys.stderr)
+        print(f"ended by {end.by}; no result is kept, as it takes {LEAST_BATCHES} batches", file=sys.stderr)
         return STATUS[end.by]
     print(f"wrote {result.save(args.out / RESULT)}")
     show(result)
@@ -91,7 +91,10 @@ def run(
     rules: dict[str, Algorithm],
     args: argparse.Namespace,
 ) -> AlignmentResult:
-    """Draw the batches, keep every rule's gradients in a file while it runs, and measure them."""
+    """Draw the batches, keep every rule's gradients in a file while it runs, and measure them.
+
+    Ctrl-C, SIGTERM and SIGHUP end it after the present batch, and the batches until then count.
+    """
     size = sum(parameter.numel() for parameter in generator.trainable_parameters())
     needed = 4 * size * len(rules) * args.batches
     args.out.mkdir(parents=True, exist_ok=True)
@@ -104,35 +107,43 @@ def run(
         )
     file = GradientFile(args.out / GRADIENTS, len(rules), args.batches, size)
     rng = torch.Generator().manual_seed(args.seed)
-    informative, scores = [], []
+    informative: list[torch.Tensor] = []
+    scores: list[torch.Tensor] = []
+    ended: list[str] = []
     try:
-        for batch in tqdm(range(args.batches), desc="batches", disable=None):
-            # Each batch draws its prompts anew and has noise of its own: batches are independent.
-            chosen = PromptSampler(prompts, seed=int(torch.randint(2**62, (), generator=rng))).draw(
-                args.prompts_per_batch
-            )
-            scored = collect(generator, reward, chosen, drawn, rng=rng)
-            scores.append(scored.scores)
-            informative.append(informative_groups(scored.scores, drawn.group_size))
-            found = rule_gradients(
-                generator, scored, rules, distribution=args.distribution, micro_batch=args.micro_batch, rng=rng
-            )
-            for index, name in enumerate(rules):
-                file.write(index, batch, found[name])
+        with on_interrupt(ended.append):
+            for batch in tqdm(range(args.batches), desc="batches", disable=None):
+                # Each batch draws its prompts anew and has noise of its own: batches are independent.
+                sampler = PromptSampler(prompts, seed=int(torch.randint(2**62, (), generator=rng)))
+                scored = collect(generator, reward, sampler.draw(args.prompts_per_batch), drawn, rng=rng)
+                scores.append(scored.scores)
+                informative.append(informative_groups(scored.scores, drawn.group_size))
+                gradients = rule_gradients(
+                    generator, scored, rules, distribution=args.distribution, micro_batch=args.micro_batch, rng=rng
+                )
+                for index, name in enumerate(rules):
+                    file.write(index, batch, gradients[name])
+                if ended:
+                    break
+        batches = len(scores)
+        if batches < LEAST_BATCHES:
+            raise ERRORS[ended[0]]
+        if batches < args.batches:
+            print(f"{ended[0]}: {batches} of {args.batches} batches are drawn; the result is of these")
         spread = torch.cat(informative)
         if not bool(spread.any()):
             raise ValueError(
                 f"in none of the {len(spread)} groups do the rewards differ, so no rule has a gradient; name other "
                 "prompts, another reward, or a larger --group-size"
             )
-        sums = products(file.slices(), true=0, rules=len(rules))
+        sums = products(file.slices(batches), true=0, rules=len(rules))
     finally:
         file.remove()
     about = {
         "checkpoint": args.checkpoint,
         "prompts": args.prompts,
         "reward": args.reward,
-        "batches": args.batches,
+        "batches": batches,
         "prompts_per_batch": args.prompts_per_batch,
         "group_size": args.group_size,
         "guidance": args.guidance,

@@ -104,10 +104,10 @@ class GradientFile:
         """Keep one batch's gradient: the parameters' own, in one fixed order."""
         self.values[rule, batch] = torch.cat([part.detach().float().flatten().cpu() for part in gradient]).numpy()
 
-    def slices(self, width: int = 2**18) -> Iterator[Tensor]:
-        """Yield the gradients [R, N, d] fp64 of some parameters at a time."""
+    def slices(self, batches: int, width: int = 2**18) -> Iterator[Tensor]:
+        """Yield the first batches' gradients [R, n, d] fp64 of some parameters at a time."""
         for start in range(0, self.values.shape[2], width):
-            yield torch.from_numpy(np.array(self.values[:, :, start : start + width])).double()
+            yield torch.from_numpy(np.array(self.values[:, :batches, start : start + width])).double()
 
     def remove(self) -> None:
         """Delete the file."""
