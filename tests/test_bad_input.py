@@ -109,6 +109,16 @@ def test_a_missing_config(refused: Refused) -> None:
     assert "no such config file: nowhere.yaml" in refused("--config", "nowhere.yaml")
 
 
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [("text_arithmetic", "text train"), ("studies/tune", "study"), ("text_studies/arithmetic", "text study")],
+)
+def test_a_file_of_another_command_is_named_so(refused: Refused, file: str, command: str) -> None:
+    assert f"it is a file for t2i-gcpo {command}, and" in refused(
+        "--config", str(Path(__file__).parent.parent / "configs" / f"{file}.yaml")
+    )
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 

@@ -378,7 +378,7 @@ def test_each_weight_is_counted_once(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, folder = tmp_path / "plan.json", str(tiny.checkpoint(tmp_path / "model"))
+    file, folder = tmp_path / "new" / "plan.json", str(tiny.checkpoint(tmp_path / "model"))
     options = ["--generator.checkpoint", folder, "--prompt-columns", "8"]
     assert main(["plan", *options, "--card", "H100", "--out", str(file)]) == 0
     shown = capsys.readouterr().out

@@ -69,6 +69,7 @@ def main(argv: list[str]) -> int:
     if args.out is not None:
         names = {"checkpoint": config.generator.checkpoint, "sizes_from": source.note, "prompt_columns": columns}
         content = to_json(outcomes, {**names, "gpus": args.gpus}, measured)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(args.out, json.dumps(content, indent=1) + "\n")
     show(Console(soft_wrap=True), outcomes, [source.note, about], measured)
     return 0

@@ -137,6 +137,10 @@ def to_mapping(config: TrainConfig) -> dict[str, Any]:
     return without_secrets(mapping)
 
 
+#: A key at the top of the YAML files of other commands -> the command.
+OTHERS: dict[str, str] = {"base": "t2i-gcpo text study", "arms": "t2i-gcpo study", "model": "t2i-gcpo text train"}
+
+
 def dump(config: TrainConfig) -> str:
     """Write options as YAML text that `load` reads back as an equal object.
 
@@ -156,6 +160,9 @@ def read_arguments(path: str | Path) -> list[str]:
     if not isinstance(tree, dict):
         kind = type(yaml_files.plain(tree)).__name__
         raise ValueError(f"{path} holds a {kind}; it must be a mapping of options, e.g. `steps: 100`")
+    for key, command in OTHERS.items():
+        if key in tree:
+            raise ValueError(f"{path} has the key {key}: it is a file for {command}, and no options of t2i-gcpo train")
     reward = tree.pop("reward", None)
     arguments = []
     if isinstance(reward, dict):
