@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from helpers import tiny
+from rewards.models.torchvision_mend import mend
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
 from t2i_gcpo.generators import adapter_base, deltas
@@ -91,6 +92,7 @@ def test_an_adapter_on_random_weights_needs_no_files(tmp_path: Path) -> None:
 
 def test_a_merged_export_is_a_model_of_its_own_with_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """transformers loads it without this package; it gives the log-probs of base and adapter together."""
+    mend()  # transformers imports torchvision
     from transformers import JanusForConditionalGeneration
 
     base, folder = tiny.checkpoint(tmp_path / "base"), tmp_path / "run"
@@ -120,3 +122,13 @@ def test_a_merged_export_is_a_model_of_its_own_with_a_card(tmp_path: Path, capsy
     assert "| validation | 0.250 |" in text and "seed: 7" in text
     assert main(["export", "--checkpoint", str(step), "--out", str(tmp_path / "x")]) == 2
     assert "--against" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [["--merged"], ["--against", "janus-mini"]])
+def test_an_export_is_written_over_no_model(how: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The base of the adapter, say: its weights would be gone, or loaded with a delta to themselves."""
+    base = tiny.checkpoint(tmp_path / "base")
+    before = {path.name: path.read_bytes() for path in base.iterdir()}
+    assert main(["export", "--checkpoint", "janus-mini-gcpo", *how, "--out", str(base)]) == 2
+    assert "holds a model already (model.safetensors)" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == before

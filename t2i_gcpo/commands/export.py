@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
     if args.against is None:
         raise ValueError("export needs --against, the checkpoint that the training started from, or --merged")
     check_folder(args.out, deltas.WEIGHTS, deltas.ABOUT)
+    _check_no_model(args.out, but=(deltas.WEIGHTS, deltas.ABOUT))
     base, tuned = locate(args.against), generators.load(args.checkpoint)
     if base.adapter is not None or base.delta is not None:
         raise ValueError(f"--against is {args.against}, an adapter or delta; name a whole model, e.g. janus-mini")
@@ -51,6 +53,7 @@ def main(argv: list[str]) -> int:
 def _merged(name: str, out: Path, dtype: str) -> int:
     """Write the whole model of a checkpoint, and its card."""
     check_folder(out, CARD)
+    _check_no_model(out)
     tuned = generators.load(name, dtype=dtype)
     base = tuned.base
     if tuned.has_lora:
@@ -65,6 +68,17 @@ def _merged(name: str, out: Path, dtype: str) -> int:
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"wrote {out}: {size / 2**20:.1f} MiB, a whole model, and {CARD}")
     return 0
+
+
+def _check_no_model(out: Path, *, but: Sequence[str] = ()) -> None:
+    """Check that a folder holds no weights that would be written over, or that a delta beside them would hide.
+
+    ValueError names such a file. but: names of an earlier export, which may be replaced.
+    """
+    there = [path.name for path in sorted(out.glob("*.safetensors")) if path.name not in but]
+    there += [name for name in ("config.json", "model_index.json") if (out / name).is_file()]
+    if there:
+        raise ValueError(f"--out: {out} holds a model already ({there[0]}); name another folder, or remove that one")
 
 
 def write(out: str | Path, tuned: ImageGenerator, base: ImageGenerator, *, about: dict[str, Any]) -> Path:
