@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from helpers import tiny, tiny_amused
+from rewards.models.torchvision_mend import mend
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
-from t2i_gcpo.commands.options import build
 from t2i_gcpo.generators.janus.adapter import Janus
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils import device
@@ -95,7 +95,10 @@ def test_a_model_that_does_not_fit_says_so_before_anything_is_written(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
-    monkeypatch.setattr(build, "generator", full)
+    mend()  # transformers imports torchvision
+    from transformers import JanusForConditionalGeneration
+
+    monkeypatch.setattr(JanusForConditionalGeneration, "from_pretrained", full)
     prompts, folder = tmp_path / "prompts.txt", tmp_path / "run"
     prompts.write_text("a red circle\na blue square\n")
     files = [f"--prompts.{part}={prompts}" for part in ("train", "validation", "test")]

@@ -116,10 +116,13 @@ def tensor_sizes(path: Path) -> dict[str, int]:
 
 @contextmanager
 def reading(folder: Path, part: str = "the checkpoint") -> Iterator[None]:
-    """Inside, whatever a library raises over the files of `folder` becomes a ValueError that names the folder."""
+    """Inside, whatever a library raises over the files of `folder` becomes a ValueError that names the folder.
+
+    A device that is full is no fault of the files: its error goes on.
+    """
     try:
         yield
-    except (ImportError, MemoryError):  # these say themselves what is missing
+    except (ImportError, MemoryError, torch.OutOfMemoryError):  # these say themselves what is missing
         raise
     except Exception as error:  # transformers', diffusers', tokenizers' and safetensors' own, by what is damaged
         raise ValueError(f"{part} in {folder} cannot be loaded: {reason(error)}") from error
