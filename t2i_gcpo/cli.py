@@ -140,10 +140,12 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" or os.environ.get("T2I_GCPO_TRACEBACK"):
-            raise  # torch's error, known by its name, as torch is not imported here
-        reason = " ".join(str(error).split())[:300]
+    except (RuntimeError, MemoryError) as error:
+        from t2i_gcpo.utils.device import is_out_of_memory  # it imports torch
+
+        if not is_out_of_memory(error) or os.environ.get("T2I_GCPO_TRACEBACK"):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         print(
             f"error: the device is out of memory ({reason}); do less at once (--batch), hold the model in bfloat16 "
             "(--dtype bfloat16), or take another device (--device); the command's --help lists those that it has",

@@ -89,11 +89,19 @@ def test_a_run_that_is_out_of_memory_says_what_to_lower(
     assert (folder / "checkpoints" / "step_000001" / "manifest.json").is_file()
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+    ids=["GPU", "CPU"],
+)
 def test_a_model_that_does_not_fit_says_so_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+        raise fault
 
     mend()  # transformers imports torchvision
     from transformers import JanusForConditionalGeneration
@@ -108,7 +116,9 @@ def test_a_model_that_does_not_fit_says_so_before_anything_is_written(
     capsys.readouterr()
     assert main(argv) == 2
     error = capsys.readouterr().err
-    assert "out of memory while the run is loaded (CUDA out of memory" in error and "By the plan the phase" in error
+    assert (
+        "out of memory while the run is loaded (" in error and str(fault) in error and "By the plan the phase" in error
+    )
     assert "--generator.dtype bfloat16" in error and error.count("\n") == 1 and not folder.exists()
 
 
@@ -126,6 +136,12 @@ def test_other_commands_that_are_out_of_memory_say_what_to_lower(
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert "error: the device is out of memory (CUDA out of memory. Tried 3 GiB); do less at once (--batch)" in error
+    for fault in (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ):
+        monkeypatch.setattr(generators, "load", fails(fault))
+        assert main(argv) == 2 and "error: the device is out of memory (" in capsys.readouterr().err
     monkeypatch.setattr(generators, "load", fails(RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="a fault of ours"):
         main(argv)

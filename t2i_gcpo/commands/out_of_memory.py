@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from rewards.models.device import short
 from t2i_gcpo.commands.options.config import TrainConfig
 from t2i_gcpo.commands.options.planned import prompt_columns, workload
@@ -15,6 +13,7 @@ from t2i_gcpo.planning.plan import load, plan
 from t2i_gcpo.planning.sources import find
 from t2i_gcpo.training.saving import resume_command
 from t2i_gcpo.training.trainer import Trainer
+from t2i_gcpo.utils.device import is_out_of_memory
 
 GB = 10**9
 
@@ -24,7 +23,9 @@ def advised(config: TrainConfig, trainer: Trainer) -> Iterator[None]:
     """Inside, an out-of-memory error becomes a ValueError; the trainer has saved what was trained by then."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise ValueError(message(config, trainer, short(error))) from error
 
 
@@ -33,7 +34,9 @@ def while_loading(config: TrainConfig, gpus: int) -> Iterator[None]:
     """Inside, an out-of-memory error becomes a ValueError that says how to load less."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         options = ["a smaller model", "a device with more memory (--generator.device)"]
         if config.generator.dtype != "bfloat16":
             options.insert(0, "half of the weights' bytes (--generator.dtype bfloat16)")

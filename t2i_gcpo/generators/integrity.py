@@ -16,6 +16,7 @@ from torch import nn
 from rewards.models.device import short
 from rewards.models.remote_code import check_kernels, reason
 from t2i_gcpo.utils import manifest
+from t2i_gcpo.utils.device import is_out_of_memory
 from t2i_gcpo.utils.finite import all_finite
 
 #: Name of a step's folder in a run.
@@ -118,13 +119,15 @@ def tensor_sizes(path: Path) -> dict[str, int]:
 def reading(folder: Path, part: str = "the checkpoint") -> Iterator[None]:
     """Inside, whatever a library raises over the files of `folder` becomes a ValueError that names the folder.
 
-    A device that is full is no fault of the files: its error goes on.
+    Memory that is full is no fault of the files: its error goes on.
     """
     try:
         yield
-    except (ImportError, MemoryError, torch.OutOfMemoryError):  # these say themselves what is missing
+    except ImportError:  # it says itself what is missing
         raise
     except Exception as error:  # transformers', diffusers', tokenizers' and safetensors' own, by what is damaged
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{part} in {folder} cannot be loaded: {reason(error)}") from error
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import sys
 import time
@@ -27,7 +26,7 @@ from rewards.models.device import short
 from t2i_gcpo.training.cards import check_cards, own_card
 from t2i_gcpo.training.launch import Launch, meet, read_launch
 from t2i_gcpo.training.options import RanksConfig
-from t2i_gcpo.utils.device import pick_device
+from t2i_gcpo.utils.device import is_out_of_memory, pick_device
 from t2i_gcpo.utils.interrupt import HungUp, Terminated, held_back
 from t2i_gcpo.utils.processes import ALONE, Processes
 
@@ -38,7 +37,6 @@ ROLL_CALL = 5.0
 GO_ON = "the run goes on from its newest checkpoint with --resume"
 #: Name in torchrun's store, before a rank, of why that process left an exchange.
 LEFT = "t2i_gcpo/left/"
-_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 #: Errors that keep their kind on every process: they are messages for the user, or requests.
 _KINDS: dict[str, type[BaseException]] = {
     kind.__name__: kind
@@ -162,7 +160,7 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             self._roll_call(error)
 
@@ -178,9 +176,7 @@ class Ranks:
             raise
         except Exception as error:
             what = (
-                f"ran out of memory ({short(error)})"
-                if _is_out_of_memory(error)
-                else f"failed:\n{_described(error)[1]}"
+                f"ran out of memory ({short(error)})" if is_out_of_memory(error) else f"failed:\n{_described(error)[1]}"
             )
             text = f"{self._names[self.rank]}, while the processes exchanged gradients or weights, {what}; {GO_ON}"
             with contextlib.suppress(RuntimeError):
@@ -207,13 +203,6 @@ class Ranks:
         self._shared = LostRank(f"{what} ({reason}); {GO_ON}. A process that was killed may have run out of memory")
         self.speaks = self.rank == min(set(range(self.count)) - missing, default=self.rank)
         raise self._shared from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out: torch's own, or one of the CPU's allocator or of NCCL."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
-    )
 
 
 def _store() -> Any:

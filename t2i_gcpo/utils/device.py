@@ -1,8 +1,19 @@
-"""The device that a name stands for."""
+"""The device that a name stands for, and what it has and lacks."""
 
 from __future__ import annotations
 
+import re
+
 import torch
+
+_OUT_OF_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: torch's own, or one of the CPU's allocator or of NCCL."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and bool(_OUT_OF_MEMORY.search(str(error)))
+    )
 
 
 def pick_device(name: str) -> torch.device:
