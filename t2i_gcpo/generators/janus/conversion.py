@@ -37,8 +37,8 @@ def layout(folder: Path) -> str:
     if kind not in names:
         raise ValueError(
             f"{folder} is no checkpoint of Janus: model_type in its config.json is {kind!r}; expected "
-            f"{' (authors) or '.join(names)} (transformers); of a LoRA adapter, a delta or a run's folder t2i-gcpo export "
-            "--merged makes a whole model"
+            f"{' (authors) or '.join(names)} (transformers); of a LoRA adapter, a delta or a run's folder t2i-gcpo "
+            "export --merged makes a whole model"
         )
     return names[kind]
 
