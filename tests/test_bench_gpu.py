@@ -104,6 +104,26 @@ def test_running_out_of_memory_is_a_row(options: list[str], tmp_path: Path, monk
     assert rows(tmp_path / "out")[-1]["note"] == "out of memory"
 
 
+def test_what_fails_is_a_row_and_the_other_parts_are_measured(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel that a card has not, say: the machine may be there for some minutes only."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel\nfor a | b")
+
+    monkeypatch.setattr(plain_loop, "sample", fails)
+    monkeypatch.setattr(gpu, "drift", fails)
+    assert cli.main(options) == 0
+    failed = [
+        (row["part"], row["what"]) for row in rows(tmp_path / "out") if row["note"] == "failed: no kernel for a | b"
+    ]
+    step = ("step", "the paper's, written plainly")
+    assert failed == [("rollout", "the paper's loop"), ("rollout", "the paper's loop"), ("drift", "all"), step]
+    assert sum(row["value"] is None for row in rows(tmp_path / "out") if row["what"] != "state") == 4
+    assert r"a \| b" in (tmp_path / "out" / "gpu.md").read_text(encoding="utf-8")
+
+
 def test_the_plain_loop_draws_from_the_same_distribution() -> None:
     """Prompts of one length have rows without padding: under greedy guidance both draw the same tokens."""
     policy, prompts = generator(), [Prompt("a red circle"), Prompt("a blue square")]

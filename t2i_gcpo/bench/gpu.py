@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from rewards.models.device import short
 from t2i_gcpo import generators
 from t2i_gcpo.algorithms import Algorithm, resolve, token_advantages
 from t2i_gcpo.bench import gpu_memory, plain_loop, positive
@@ -37,7 +38,7 @@ from t2i_gcpo.records import Prompt, Rollout, Sampling
 from t2i_gcpo.training.options import LoopOptions, OptimConfig
 from t2i_gcpo.training.updater import Updater
 from t2i_gcpo.utils.clock import Clock
-from t2i_gcpo.utils.device import free_memory, pick_device
+from t2i_gcpo.utils.device import free_memory, is_out_of_memory, pick_device
 
 #: Bytes that are copied to measure the bandwidth, on a GPU and on a CPU.
 COPIED = {"cuda": GIB, "cpu": 64 * 2**20}
@@ -137,15 +138,22 @@ class Bench:
         """
         if self.over(part, what, images, unit):
             return
-        try:
+        with self.failing(part, what, images, unit):
             side()
             with self.peak() as peak:
                 spent = min(seconds(side, self.device) for _ in range(self.options.rounds))
             measured, gib = peak[0] if peak else None, None if planned is None else planned / GIB
             ratio = None if gib is None or measured is None else gib / measured
             self.add(part, what, images, scale * spent, unit, peak_gib=measured, planned_gib=gib, ratio=ratio)
-        except torch.OutOfMemoryError:
-            self.add(part, what, images, None, unit, note="out of memory")
+
+    @contextmanager
+    def failing(self, part: str, what: str, images: int, unit: str) -> Iterator[None]:
+        """Make a row of whatever goes wrong inside: what was measured by then is worth more than a traceback."""
+        try:
+            yield
+        except Exception as error:  # a kernel that does not compile on this card, say
+            note = "out of memory" if is_out_of_memory(error) else f"failed: {short(error)}"
+            self.add(part, what, images, None, unit, note=note)
 
     @contextmanager
     def peak(self) -> Iterator[list[float]]:
@@ -165,14 +173,19 @@ def run(options: argparse.Namespace, console: Console) -> GpuReport:
         raise ValueError(f"--images {options.images}: each must be a multiple of --group-size, which is at least 2")
     if options.guidance <= 1:
         raise ValueError(f"--guidance is {options.guidance}; it must be above 1, as both branches are measured")
-    bench = Bench(options, console)
+    bench, few = Bench(options, console), min(options.images)
+    bench.generator.check_prompts(bench.prompts(max(options.images)))
     choose_chunk(bench)
     bandwidth = measure_bandwidth(bench)
     for images in options.images:
-        rollouts(bench, images, bandwidth)
-    drift(bench, min(options.images))
-    updates(bench)
-    steps(bench, min(options.images))
+        with bench.failing("rollout", "all", images, "ms a token"):
+            rollouts(bench, images, bandwidth)
+    with bench.failing("drift", "all", few, "nats a token"):
+        drift(bench, few)
+    with bench.failing("update", "all", options.micro_batch, "s"):
+        updates(bench)
+    with bench.failing("step", "all", few, "s"):
+        steps(bench, few)
     bench.report.seconds = time.perf_counter() - bench.started
     return bench.report
 
@@ -322,11 +335,9 @@ def phases(bench: Bench, images: int, updater: Updater) -> None:
 
     if bench.over("memory", "phases of a step", images, "GiB"):
         return
-    try:
+    rows: list[gpu_memory.Measured] = []
+    with bench.failing("memory", "phases of a step", images, "GiB"):
         rows = gpu_memory.phases(updater, bench.planned, bench.work(images, algorithm), sample, update)
-    except torch.OutOfMemoryError:
-        bench.add("memory", "phases of a step", images, None, "GiB", note="out of memory")
-        return
     for row in rows:
         planned, measured = row.planned / GIB, None if row.measured is None else row.measured / GIB
         ratio = None if measured is None else planned / measured

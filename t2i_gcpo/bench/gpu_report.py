@@ -71,7 +71,8 @@ class GpuReport:
 
     def markdown(self) -> str:
         """Return the table as docs/speed.md shows it."""
-        lines = [HEADER, tuple("---" for _ in HEADER), *self.cells()]
+        cells = [tuple(cell.replace("|", "\\|") for cell in row) for row in self.cells()]
+        lines = [HEADER, tuple("---" for _ in HEADER), *cells]
         return f"{self.name}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     @property
