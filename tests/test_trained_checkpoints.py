@@ -15,6 +15,7 @@ from rewards.models.torchvision_mend import mend
 from t2i_gcpo import generators
 from t2i_gcpo.cli import main
 from t2i_gcpo.generators import adapter_base, deltas
+from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.checkpoints import locate
 from t2i_gcpo.records import Sampling
 from t2i_gcpo.training import checkpoint
@@ -79,6 +80,23 @@ def test_large_weight_files_are_known_by_parts_all_over_them(tmp_path: Path, mon
     for places in (range(9), range(400, 409), range(767, 768)):  # of three bytes, one is in a part
         file.write_bytes(bytes(value ^ (place in places) for place, value in enumerate(content)))
         assert not deltas.same_files(noted, deltas.fingerprint(tmp_path))
+
+
+def test_an_adapter_and_a_model_are_saved_to_folders_of_their_own(tmp_path: Path) -> None:
+    """Beside its base's files an adapter would have itself for a base; beside an adapter's a model is never loaded."""
+    base, adapter = tiny.checkpoint(tmp_path / "base"), tmp_path / "adapter"
+    generator = generators.load(str(base), compile=False)
+    generator.add_lora(rank=2, alpha=4)
+    with pytest.raises(ValueError, match=r"holds a whole model \(config.json\); save the adapter to another folder"):
+        generator.save(base)
+    generator.save(adapter)
+    generator.merge_lora()
+    with pytest.raises(ValueError, match="holds a LoRA adapter or delta"):
+        generator.save(adapter)
+    assert generators.load(str(adapter), compile=False).has_lora
+    for name in (str(base), "random:janus-pro-1b:layers=1,width=32"):
+        with pytest.raises(ValueError, match="is of model type 'janus', and Amused reads 'amused'"):
+            Amused.load(name)
 
 
 def test_an_adapter_on_random_weights_needs_no_files(tmp_path: Path) -> None:

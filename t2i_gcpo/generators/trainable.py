@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from t2i_gcpo.generators import adapter_base, deltas, merging
 from t2i_gcpo.generators.base import ImageGenerator, check_tokens, in_chunks
-from t2i_gcpo.generators.checkpoints import Checkpoint, locate
+from t2i_gcpo.generators.checkpoints import ADAPTER, Checkpoint, locate
 from t2i_gcpo.generators.compilation import Compilation, CompileChoice
 from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
 from t2i_gcpo.generators.merging import MergeAdapters
@@ -85,9 +85,14 @@ class TrainableGenerator(ImageGenerator):
     ) -> Self:
         """Load a checkpoint that is known to be of this class, as `generators.load` does.
 
-        `options` go to `__init__`.
+        `options` go to `__init__`. ValueError: it is of another kind.
         """
         checkpoint = locate(str(name_or_path), revision=revision)
+        if checkpoint.model_type != cls.kind:
+            raise ValueError(
+                f"{name_or_path} is of model type {checkpoint.model_type!r}, and {cls.__name__} reads {cls.kind!r}; "
+                "generators.load chooses the class that fits"
+            )
         return cls.from_checkpoint(checkpoint, device=torch.device(device), dtype=dtype, **options)
 
     @classmethod
@@ -126,9 +131,15 @@ class TrainableGenerator(ImageGenerator):
     def save(self, path: str | Path) -> None:
         """Write a folder that `generators.load` accepts: the whole model, or a LoRA adapter that names its base.
 
-        ValueError: there is LoRA on a model whose base has no name.
+        ValueError: there is LoRA on a model whose base has no name, or the folder holds one kind and would get the
+        other: the adapter of the two would be loaded, and the model never.
         """
         path = Path(path)
+        others = ("config.json", "model_index.json") if self.has_lora else (ADAPTER, deltas.ABOUT)
+        there = next((name for name in others if (path / name).is_file()), None)
+        if there is not None:
+            kinds = ("whole model", "adapter") if self.has_lora else ("LoRA adapter or delta", "model")
+            raise ValueError(f"{path} holds a {kinds[0]} ({there}); save the {kinds[1]} to another folder")
         path.mkdir(parents=True, exist_ok=True)
         if not self.has_lora:
             self.save_model(path)
