@@ -155,17 +155,21 @@ def findings(world: World) -> Iterator[str]:
             f"measured (`{best}`) {_percent(shares[best])}."
         )
     if world.alignment is not None:
-        base = world.aligned[BASELINE]["values"]["plain"]["alignment"]
-        bounds = {rule: row["intervals"]["plain"]["alignment"][0] for rule, row in world.aligned.items()}
-        beyond = ", ".join(f"`{rule}`" for rule, low in bounds.items() if low > base)
+        gains = {rule: row["gain"]["plain"]["interval"] for rule, row in world.aligned.items() if rule != BASELINE}
+        above, below = (
+            ", ".join(
+                f"`{rule}`" for rule, interval in gains.items() if None not in interval and told(interval) == side
+            )
+            for side in ("above 0", "below 0")
+        )
         stability = world.alignment["stability"]
         plain, adamw = (number(stability[metric], digits=2) for metric in ("plain", "adamw"))
         agree = f"The halves of the batches order the rules alike by {plain} (as AdamW sees it {adamw})"
         if stability["plain"] is None and stability["adamw"] is None:
             agree = "So few batches cannot order the rules: in one half of them some estimates are below 0"
         yield (
-            f"**Alignment.** {beyond or 'No rule'} has an interval above `{BASELINE}`'s estimate of "
-            f"{base:.3f}. {agree}; below an agreement of 0.8 no rule should be chosen by it."
+            f"**Alignment**, on the same batches. Better aligned than `{BASELINE}`: {above or 'no rule'}; worse: "
+            f"{below or 'no rule'}. {agree}; below an agreement of 0.8 no rule should be chosen by it."
         )
     if world.study is not None and (budgets := unequal(world.study["groups"], world.study["against"])):
         yield f"**Budgets**: {budgets}."

@@ -27,7 +27,9 @@ def test_the_page_is_what_its_script_writes() -> None:
 def aligned(rule: str, value: float, low: float) -> dict[str, Any]:
     of = {"alignment": value}
     pair = {"alignment": [low, value + 0.1]}
-    return {"rule": rule, "values": {"plain": of, "adamw": of}, "intervals": {"plain": pair, "adamw": pair}}
+    gain = {"value": value - 0.2, "interval": [low - 0.2, value - 0.1]}
+    both = {"values": of, "intervals": pair, "gain": gain}
+    return {"rule": rule, **{name: {"plain": part, "adamw": part} for name, part in both.items()}}
 
 
 def compared(group: str, against: str, overall: float, low: float) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from t2i_gcpo.evaluation.gradient_alignment import (
     Products,
     adamw_scale,
     between,
+    gain,
     interval,
     measure,
     products,
@@ -32,7 +33,7 @@ from t2i_gcpo.evaluation.gradient_alignment import (
     statistics,
 )
 from t2i_gcpo.records import Prompt, Sampling
-from t2i_gcpo.reports.tables import with_interval
+from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.training.rollout import collect
 from t2i_gcpo.training.rule_gradients import rule_gradients
 
@@ -156,9 +157,34 @@ def test_stability_compares_the_order_in_two_halves() -> None:
     signal = torch.randn(50, generator=rng).double()
     noise = torch.randn(8, 50, generator=rng).double()
     found = products(iter([torch.stack([signal + size * noise for size in (0.1, 1.0, 3.0)])]), true=0, rules=3)
-    assert stability(found["plain"]) == pytest.approx(1.0)
-    assert math.isnan(stability([each.of(range(7)) for each in found["plain"]]))
+    assert stability(found["plain"], one_truth=True) == stability(found["plain"], one_truth=False) == pytest.approx(1.0)
+    assert math.isnan(stability([each.of(range(7)) for each in found["plain"]], one_truth=True))
     assert measure(found, ["a", "b", "c"]).stability["plain"] == pytest.approx(1.0)
+
+
+def test_rules_have_an_order_where_the_true_gradients_length_cannot_be_told_from_0() -> None:
+    def products_of(cross: float) -> Products:
+        own, true = torch.eye(8).double() * 3, torch.full((8, 8), -0.1).double()
+        return Products(own, torch.full((8, 8), cross).double(), true + torch.eye(8).double())
+
+    found = [products_of(cross) for cross in (0.1, 0.3, 0.2)]
+    assert math.isnan(statistics(found[0])["alignment"])
+    assert stability(found, one_truth=True) == pytest.approx(1.0)
+    assert math.isnan(stability(found, one_truth=False))
+
+
+def test_what_is_chance_in_both_cancels_in_the_difference_from_the_true_rule() -> None:
+    rng = torch.Generator().manual_seed(0)
+    true = torch.randn(50, generator=rng).double() + 2 * torch.randn(12, 50, generator=rng).double()
+    noisier = true + 0.5 * torch.randn(12, 50, generator=rng).double()
+    found = products(iter([torch.stack([true, noisier])]), true=0, rules=2)["plain"]
+    alike, other = (gain(each, found[0]) for each in found)
+    assert alike.value == 0 and alike.interval == (0, 0)
+    assert other.value == statistics(found[1])["alignment"] - statistics(found[0])["alignment"] < 0
+    low, high = interval(found[1], "alignment")
+    assert 0 < other.interval[1] - other.interval[0] < (high - low) / 2
+    result = measure({"plain": found, "adamw": found}, ["grpo", "other"])
+    assert result.rules[1].gain["plain"] == other
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -273,11 +299,19 @@ def test_a_signal_ends_it_with_the_batches_until_then(
     assert not list((tmp_path / "early").iterdir())
 
 
-def test_the_page_shows_the_committed_measurement() -> None:
-    file = pages.ROOT / "docs" / "results" / "alignment_janus_mini" / "alignment.json"
+@pytest.mark.parametrize("world", ["janus_mini", "janus_textured"])
+def test_the_page_shows_the_committed_measurement(world: str) -> None:
+    def cell(value: float | None, bounds: list[float | None], *, signed: bool = False) -> str:
+        given = [math.nan if bound is None else bound for bound in bounds]
+        return number(None) if value is None else with_interval(value, (given[0], given[1]), signed=signed)
+
+    file = pages.ROOT / "docs" / "results" / f"alignment_{world}" / "alignment.json"
     page = (pages.ROOT / "docs" / "alignment.md").read_text(encoding="utf-8")
-    columns = [("plain", name) for name in ("alignment", "signal_to_noise", "cosine")]
-    columns += [("adamw", name) for name in ("alignment", "signal_to_noise")]
     for one in json.loads(file.read_text())["rules"]:
-        cells = [with_interval(one["values"][m][name], one["intervals"][m][name]) for m, name in columns]
+        cells = []
+        for metric, others in (("plain", ("signal_to_noise", "cosine")), ("adamw", ("signal_to_noise",))):
+            value, bounds, gained = (one[key][metric] for key in ("values", "intervals", "gain"))
+            cells += [cell(value["alignment"], bounds["alignment"])]
+            cells += [cell(gained["value"], gained["interval"], signed=True)]
+            cells += [cell(value[name], bounds[name]) for name in others]
         assert f"| `{one['rule']}` | {' | '.join(cells)} |" in page

@@ -161,18 +161,20 @@ def run(
 def show(result: AlignmentResult) -> None:
     """Print a table a metric, and what its columns mean."""
     for metric in METRICS:
-        rows = [
-            [
-                rule.rule,
-                *(with_interval(rule.values[metric][name], rule.intervals[metric][name]) for name in STATISTICS),
-            ]
-            for rule in result.rules
-        ]
+        rows = []
+        for rule in result.rules:
+            shown = [with_interval(rule.values[metric][name], rule.intervals[metric][name]) for name in STATISTICS]
+            gain = with_interval(rule.gain[metric].value, rule.gain[metric].interval, signed=True)
+            rows.append([rule.rule, shown[0], gain, *shown[1:]])
         title = "as AdamW sees it" if metric == "adamw" else "plain gradients"
-        print_table(["rule", *(name.replace("_", " ") for name in STATISTICS)], rows, title=title)
+        first, *others = (name.replace("_", " ") for name in STATISTICS)
+        print_table(["rule", first, f"less {TRUE_RULE}'s", *others], rows, title=title)
         print_note(f"Spearman's correlation of the alignments in two halves: {number(result.stability[metric])}")
     about = result.about
     print_note("; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in STATISTICS.items()))
+    print_note(
+        f"less {TRUE_RULE}'s: the difference of the alignments on the same batches, in which shared chance cancels"
+    )
     print_note(
         f"{about['batches']} batches of {about['prompts_per_batch']} x {about['group_size']} images, mean reward "
         f"{about['mean_reward']:.3f}, {about['informative_groups']:.0%} of the groups with rewards that differ; in "

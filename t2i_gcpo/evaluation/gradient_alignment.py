@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,16 +79,40 @@ def statistics(products: Products) -> dict[str, float]:
 
 
 def interval(products: Products, name: str) -> tuple[float, float]:
-    """Return the 95 % interval of a statistic over batches, by the jackknife (Efron and Stein 1981).
+    """Return the 95 % interval of a statistic over batches; NaN where leaving one out gives no number."""
+    return _jackknife(len(products.own), statistics(products)[name], lambda k: statistics(products.without(k))[name])
 
-    Each batch is left out once; Student's t has N - 1 degrees of freedom. NaN where leaving one out gives no number.
+
+@dataclass(frozen=True)
+class Gain:
+    """Holds how much better a rule's gradient is aligned than the true rule's on the same batches."""
+
+    value: float
+    """Alignment of the rule, less that of the true rule."""
+    interval: tuple[float, float]
+    """95 % over batches; NaN where leaving one out gives no number."""
+
+
+def gain(rule: Products, true: Products) -> Gain:
+    """Compare a rule's alignment with the true rule's, batch by batch: what is chance in both cancels."""
+
+    def difference(one: Products, other: Products) -> float:
+        return statistics(one)["alignment"] - statistics(other)["alignment"]
+
+    value = difference(rule, true)
+    return Gain(value, _jackknife(len(rule.own), value, lambda k: difference(rule.without(k), true.without(k))))
+
+
+def _jackknife(batches: int, value: float, without: Callable[[int], float]) -> tuple[float, float]:
+    """Return the 95 % interval around a value by the jackknife (Efron and Stein 1981).
+
+    Each batch is left out once; Student's t has N - 1 degrees of freedom.
     """
     from scipy import stats
 
-    count, value = len(products.own), statistics(products)[name]
-    left_out = np.array([statistics(products.without(k))[name] for k in range(count)])
-    error = math.sqrt((count - 1) / count * float(((left_out - left_out.mean()) ** 2).sum()))
-    half = float(stats.t.ppf(0.975, count - 1)) * error
+    left_out = np.array([without(k) for k in range(batches)])
+    error = math.sqrt((batches - 1) / batches * float(((left_out - left_out.mean()) ** 2).sum()))
+    half = float(stats.t.ppf(0.975, batches - 1)) * error
     return value - half, value + half
 
 
@@ -148,6 +172,8 @@ class RuleAlignment:
     rule: str
     values: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, tuple[float, float]]]
+    gain: dict[str, Gain]
+    """Metric -> the alignment's difference from the true rule's."""
 
 
 @dataclass(frozen=True)
@@ -180,23 +206,37 @@ def _for_json(value: Any) -> Any:
 def measure(
     found: Mapping[str, Sequence[Products]], names: Sequence[str], about: Mapping[str, Any] | None = None
 ) -> AlignmentResult:
-    """Return every rule's statistics with intervals, and how stable the order of the rules is."""
+    """Return every rule's statistics with intervals, and how stable their order is. The true rule is the first."""
     rules = []
     for k, name in enumerate(names):
         values = {metric: statistics(found[metric][k]) for metric in METRICS}
         intervals = {metric: {s: interval(found[metric][k], s) for s in STATISTICS} for metric in METRICS}
-        rules.append(RuleAlignment(name, values, intervals))
-    return AlignmentResult(rules, {metric: stability(found[metric]) for metric in METRICS}, dict(about or {}))
+        gains = {metric: gain(found[metric][k], found[metric][0]) for metric in METRICS}
+        rules.append(RuleAlignment(name, values, intervals, gains))
+    return AlignmentResult(
+        rules, {metric: stability(found[metric], one_truth=metric == "plain") for metric in METRICS}, dict(about or {})
+    )
 
 
-def stability(found: Sequence[Products]) -> float:
-    """Return Spearman's correlation, over the rules, of the alignments in the even and in the odd batches."""
+def stability(found: Sequence[Products], *, one_truth: bool) -> float:
+    """Return Spearman's correlation, over the rules, of the alignments in the even and in the odd batches.
+
+    one_truth: all rules have the true gradient's length in common, so that it is left out, and its estimate may be
+    negative.
+    """
     from scipy import stats
 
     count = len(found[0].own)
     if count < 2 * LEAST_BATCHES or len(found) < 3:
         return math.nan
-    halves = [[statistics(each.of(range(start, count, 2)))["alignment"] for each in found] for start in (0, 1)]
+    place = alignment_without_length if one_truth else lambda products: statistics(products)["alignment"]
+    halves = [[place(each.of(range(start, count, 2))) for each in found] for start in (0, 1)]
     if not np.isfinite(halves).all():
         return math.nan
     return float(stats.spearmanr(*halves).statistic)
+
+
+def alignment_without_length(products: Products) -> float:
+    """Return m.u / sqrt(q): the alignment but for the true gradient's length. NaN without any gradient."""
+    single = float(products.own.trace()) / len(products.own)
+    return between(products.cross) / math.sqrt(single) if single > 0 else math.nan
