@@ -8,6 +8,7 @@ import pytest
 
 from helpers.ranks_command import arguments, checkpoints, finished, start, steps
 from helpers.ranks_rewards import STEP
+from t2i_gcpo.training.ranks import Ranks
 
 #: Seconds in which all processes must have ended; the start of torchrun, on a busy machine, is most of it.
 LIMIT = 400
@@ -23,6 +24,28 @@ FAILURES = {
     "SIGHUP": ("rank 1: interrupted (SIGHUP)", STEP),
     "Ctrl-C": ("rank 1: interrupted (Ctrl-C)", STEP),
 }
+
+
+@pytest.mark.parametrize(
+    ("errors", "line"),
+    [
+        ([("ValueError", "no prompts"), ("ValueError", "no prompts")], "no prompts"),
+        ([None, ("ValueError", "no prompts"), None], "rank 1: no prompts"),
+        (
+            [("ValueError", "no file a"), ("OSError", "the disk is full"), ("ValueError", "no file a"), None],
+            "ranks 0, 2: no file a; rank 1: the disk is full",
+        ),
+        (
+            [("", "Traceback of 0"), ("ValueError", "no file"), ("", "of 2")],
+            "rank 1: no file; ranks 0, 2: Traceback of 0",
+        ),
+    ],
+)
+def test_each_reason_is_said_with_its_processes(errors: list[tuple[str, str] | None], line: str) -> None:
+    ranks = object.__new__(Ranks)
+    assert str(ranks._error(errors, None)) == line
+    kind = next(error for error in errors if error is not None)[0]
+    assert type(ranks._error(errors, None)).__name__ == (kind or "RankFailed")
 
 
 @pytest.mark.slow

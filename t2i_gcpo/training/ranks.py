@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -144,13 +144,22 @@ class Ranks:
         return self._error([answer for answer, _ in answers], error)
 
     def _error(self, errors: list[tuple[str, str] | None], own: BaseException | None) -> BaseException:
-        """Return the error that all processes raise. errors: kind and text of each process's, None where it is well."""
-        ranks = [rank for rank, error in enumerate(errors) if error is not None]
-        kind, text = next(error for error in errors if error is not None)
-        who = f"rank {ranks[0]}: " if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}: "
-        if len(set(errors)) == 1:  # it is the same everywhere
-            who = ""
-        self._shared = _KINDS.get(kind, RankFailed)(f"{who}{text}")
+        """Return the error that all processes raise. errors: kind and text of each process's, None where it is well.
+
+        It names the processes of each sentence. Of several tracebacks it shows one.
+        """
+        by_error: dict[tuple[str, str], list[int]] = {}
+        for rank, error in enumerate(errors):
+            if error is not None:
+                by_error.setdefault(error, []).append(rank)
+        said = [(ranks, text) for (kind, text), ranks in by_error.items() if kind]
+        traced = [(ranks, text) for (kind, text), ranks in by_error.items() if not kind]
+        if traced:
+            said.append((sorted(rank for ranks, _ in traced for rank in ranks), traced[0][1]))
+        everywhere = len(by_error) == 1 and None not in errors
+        text = said[0][1] if everywhere else "; ".join(f"{_named(ranks)}: {text}" for ranks, text in said)
+        kind = next(iter(by_error))[0]
+        self._shared = _KINDS.get(kind, RankFailed)(text)
         self._shared.__cause__ = own
         return self._shared
 
@@ -207,6 +216,10 @@ class Ranks:
 
 def _store() -> Any:
     return dist.distributed_c10d._get_default_store()
+
+
+def _named(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
 def _described(error: BaseException) -> tuple[str, str]:
