@@ -64,6 +64,7 @@ class Tabular:
         product, length, reach = float(mean @ truth), float(mean @ mean), float(truth @ truth)
         return {
             "alignment": product / math.sqrt(reach * float(self.single[rule])),
+            "agreement": product / math.sqrt(float(self.single[rule]) * float(self.single[0])),
             "signal_to_noise": length / (float(self.single[rule]) - length),
             "cosine": product / math.sqrt(length * reach),
         }
@@ -114,6 +115,7 @@ def test_two_batches_by_hand() -> None:
     rule, true = torch.tensor([[0.0, 1.0], [2.0, 1.0]]).double(), torch.tensor([[2.0, 0.0], [1.0, 1.0]]).double()
     values = statistics(Products(rule @ rule.T, rule @ true.T, true @ true.T))
     assert values["alignment"] == pytest.approx(2.5 / math.sqrt(2 * 3))  # u.u = 2, q = (1 + 5) / 2
+    assert values["agreement"] == pytest.approx(2.5 / math.sqrt(3 * 3))  # q0 = (4 + 2) / 2
     assert values["signal_to_noise"] == pytest.approx(1 / (3 - 1))  # m.m = (0,1).(2,1) = 1
     assert values["cosine"] == pytest.approx(2.5 / math.sqrt(1 * 2))
 
@@ -124,6 +126,7 @@ def test_what_cannot_be_told_from_noise_is_no_number() -> None:
     values = statistics(found)
     assert math.isnan(values["alignment"]) and math.isnan(values["cosine"])
     assert values["signal_to_noise"] == pytest.approx(-0.25)  # m.m = -1/3, q = 1
+    assert values["agreement"] == pytest.approx(-1 / 3)  # a number in any case
     assert all(math.isnan(bound) for bound in interval(found, "alignment"))
 
 
@@ -157,8 +160,8 @@ def test_stability_compares_the_order_in_two_halves() -> None:
     signal = torch.randn(50, generator=rng).double()
     noise = torch.randn(8, 50, generator=rng).double()
     found = products(iter([torch.stack([signal + size * noise for size in (0.1, 1.0, 3.0)])]), true=0, rules=3)
-    assert stability(found["plain"], one_truth=True) == stability(found["plain"], one_truth=False) == pytest.approx(1.0)
-    assert math.isnan(stability([each.of(range(7)) for each in found["plain"]], one_truth=True))
+    assert stability(found["plain"]) == pytest.approx(1.0)
+    assert math.isnan(stability([each.of(range(7)) for each in found["plain"]]))
     assert measure(found, ["a", "b", "c"]).stability["plain"] == pytest.approx(1.0)
 
 
@@ -169,8 +172,7 @@ def test_rules_have_an_order_where_the_true_gradients_length_cannot_be_told_from
 
     found = [products_of(cross) for cross in (0.1, 0.3, 0.2)]
     assert math.isnan(statistics(found[0])["alignment"])
-    assert stability(found, one_truth=True) == pytest.approx(1.0)
-    assert math.isnan(stability(found, one_truth=False))
+    assert stability(found) == pytest.approx(1.0)
 
 
 def test_what_is_chance_in_both_cancels_in_the_difference_from_the_true_rule() -> None:
@@ -180,8 +182,8 @@ def test_what_is_chance_in_both_cancels_in_the_difference_from_the_true_rule() -
     found = products(iter([torch.stack([true, noisier])]), true=0, rules=2)["plain"]
     alike, other = (gain(each, found[0]) for each in found)
     assert alike.value == 0 and alike.interval == (0, 0)
-    assert other.value == statistics(found[1])["alignment"] - statistics(found[0])["alignment"] < 0
-    low, high = interval(found[1], "alignment")
+    assert other.value == statistics(found[1])["agreement"] - statistics(found[0])["agreement"] < 0
+    low, high = interval(found[1], "agreement")
     assert 0 < other.interval[1] - other.interval[0] < (high - low) / 2
     result = measure({"plain": found, "adamw": found}, ["grpo", "other"])
     assert result.rules[1].gain["plain"] == other
@@ -311,7 +313,7 @@ def test_the_page_shows_the_committed_measurement(world: str) -> None:
         cells = []
         for metric, others in (("plain", ("signal_to_noise", "cosine")), ("adamw", ("signal_to_noise",))):
             value, bounds, gained = (one[key][metric] for key in ("values", "intervals", "gain"))
-            cells += [cell(value["alignment"], bounds["alignment"])]
+            cells += [cell(value[name], bounds[name]) for name in ("alignment", "agreement")]
             cells += [cell(gained["value"], gained["interval"], signed=True)]
             cells += [cell(value[name], bounds[name]) for name in others]
         assert f"| `{one['rule']}` | {' | '.join(cells)} |" in page

@@ -165,11 +165,11 @@ def show(result: AlignmentResult) -> None:
         for rule in result.rules:
             shown = [with_interval(rule.values[metric][name], rule.intervals[metric][name]) for name in STATISTICS]
             gain = with_interval(rule.gain[metric].value, rule.gain[metric].interval, signed=True)
-            rows.append([rule.rule, shown[0], gain, *shown[1:]])
+            rows.append([rule.rule, *shown[:2], gain, *shown[2:]])
         title = "as AdamW sees it" if metric == "adamw" else "plain gradients"
-        first, *others = (name.replace("_", " ") for name in STATISTICS)
-        print_table(["rule", first, f"less {TRUE_RULE}'s", *others], rows, title=title)
-        print_note(f"Spearman's correlation of the alignments in two halves: {number(result.stability[metric])}")
+        names = [name.replace("_", " ") for name in STATISTICS]
+        print_table(["rule", *names[:2], f"less {TRUE_RULE}'s", *names[2:]], rows, title=title)
+        print_note(f"Spearman's correlation of the agreement in two halves: {number(result.stability[metric])}")
     about = result.about
     print_note("; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in STATISTICS.items()))
     print_note(

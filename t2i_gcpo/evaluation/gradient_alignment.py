@@ -31,6 +31,7 @@ METRICS = ("plain", "adamw")
 #: Name of a statistic -> what it says.
 STATISTICS: dict[str, str] = {
     "alignment": "expected cosine of one batch's gradient with the true gradient",
+    "agreement": "expected cosine of one batch's gradient with another batch's under the true rule",
     "signal_to_noise": "squared length of the rule's mean gradient / the variance of one batch's",
     "cosine": "cosine of the rule's mean gradient with the true gradient",
 }
@@ -66,13 +67,15 @@ def statistics(products: Products) -> dict[str, float]:
     """Return the statistics by name.
 
     With m = the rule's mean gradient, u = the true gradient, q = the mean squared length of one batch's gradient:
-    alignment = m.u / sqrt(u.u q), signal_to_noise = m.m / (q - m.m), cosine = m.u / sqrt(m.m u.u). NaN where an
-    estimate of a squared length is not positive: then the batches are too few or too noisy to tell it from 0.
+    and q0 that of the true rule's: alignment = m.u / sqrt(u.u q), agreement = m.u / sqrt(q q0), signal_to_noise =
+    m.m / (q - m.m), cosine = m.u / sqrt(m.m u.u). NaN where an estimate of a squared length is not positive: then the
+    batches are too few or too noisy to tell it from 0. The agreement needs none of m and u.
     """
     length, product, true = between(products.own), between(products.cross), between(products.true)
-    single = float(products.own.trace()) / len(products.own)
+    single, single_true = (float(each.trace()) / len(each) for each in (products.own, products.true))
     return {
         "alignment": product / math.sqrt(true * single) if true > 0 and single > 0 else math.nan,
+        "agreement": product / math.sqrt(single * single_true) if single > 0 and single_true > 0 else math.nan,
         "signal_to_noise": length / (single - length) if single > length else math.nan,
         "cosine": product / math.sqrt(length * true) if length > 0 and true > 0 else math.nan,
     }
@@ -85,19 +88,22 @@ def interval(products: Products, name: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Gain:
-    """Holds how much better a rule's gradient is aligned than the true rule's on the same batches."""
+    """Holds how much better a rule's gradient agrees with the true rule's other batches than the true rule's own does.
+
+    In the plain metric it has the sign of the difference of their alignments, whatever the true gradient's length is.
+    """
 
     value: float
-    """Alignment of the rule, less that of the true rule."""
+    """Agreement of the rule, less that of the true rule."""
     interval: tuple[float, float]
     """95 % over batches; NaN where leaving one out gives no number."""
 
 
 def gain(rule: Products, true: Products) -> Gain:
-    """Compare a rule's alignment with the true rule's, batch by batch: what is chance in both cancels."""
+    """Compare a rule's agreement with the true rule's on the same batches: what is chance in both cancels."""
 
     def difference(one: Products, other: Products) -> float:
-        return statistics(one)["alignment"] - statistics(other)["alignment"]
+        return statistics(one)["agreement"] - statistics(other)["agreement"]
 
     value = difference(rule, true)
     return Gain(value, _jackknife(len(rule.own), value, lambda k: difference(rule.without(k), true.without(k))))
@@ -173,7 +179,7 @@ class RuleAlignment:
     values: dict[str, dict[str, float]]
     intervals: dict[str, dict[str, tuple[float, float]]]
     gain: dict[str, Gain]
-    """Metric -> the alignment's difference from the true rule's."""
+    """Metric -> the agreement's difference from the true rule's."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class AlignmentResult:
 
     rules: list[RuleAlignment]
     stability: dict[str, float]
-    """Metric -> Spearman's correlation of the rules' alignment in two halves of the batches; NaN where a half has fewer
+    """Metric -> Spearman's correlation of the rules' agreement in two halves of the batches; NaN where a half has fewer
     than four."""
     about: dict[str, Any] = field(default_factory=dict)
     """Checkpoint, prompts, reward, batches and the other settings."""
@@ -213,30 +219,20 @@ def measure(
         intervals = {metric: {s: interval(found[metric][k], s) for s in STATISTICS} for metric in METRICS}
         gains = {metric: gain(found[metric][k], found[metric][0]) for metric in METRICS}
         rules.append(RuleAlignment(name, values, intervals, gains))
-    return AlignmentResult(
-        rules, {metric: stability(found[metric], one_truth=metric == "plain") for metric in METRICS}, dict(about or {})
-    )
+    return AlignmentResult(rules, {metric: stability(found[metric]) for metric in METRICS}, dict(about or {}))
 
 
-def stability(found: Sequence[Products], *, one_truth: bool) -> float:
-    """Return Spearman's correlation, over the rules, of the alignments in the even and in the odd batches.
+def stability(found: Sequence[Products]) -> float:
+    """Return Spearman's correlation, over the rules, of the agreement in the even and in the odd batches.
 
-    one_truth: all rules have the true gradient's length in common, so that it is left out, and its estimate may be
-    negative.
+    In the plain metric the alignment orders the rules alike, as the true gradient's length is common to all.
     """
     from scipy import stats
 
     count = len(found[0].own)
     if count < 2 * LEAST_BATCHES or len(found) < 3:
         return math.nan
-    place = alignment_without_length if one_truth else lambda products: statistics(products)["alignment"]
-    halves = [[place(each.of(range(start, count, 2))) for each in found] for start in (0, 1)]
+    halves = [[statistics(each.of(range(start, count, 2)))["agreement"] for each in found] for start in (0, 1)]
     if not np.isfinite(halves).all():
         return math.nan
     return float(stats.spearmanr(*halves).statistic)
-
-
-def alignment_without_length(products: Products) -> float:
-    """Return m.u / sqrt(q): the alignment but for the true gradient's length. NaN without any gradient."""
-    single = float(products.own.trace()) / len(products.own)
-    return between(products.cross) / math.sqrt(single) if single > 0 else math.nan
