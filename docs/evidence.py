@@ -99,7 +99,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def rule_table(world: World) -> str:
     """Return one row a rule: the two instruments, and what training gained."""
     header = [
-        "rule", "alignment", "alignment, as AdamW sees it", "AUROC, deciding tokens", "credit on them",
+        "rule", "alignment", f"agreement, less {BASELINE}'s", "the same, as AdamW sees it",
+        "AUROC, deciding tokens", "credit on them",
         f"final score, less {BASELINE}'s", f"area under the learning curve, less {BASELINE}'s",
     ]  # fmt: skip
     trained, learnt = world.against(BASELINE), world.learning()
@@ -111,7 +112,8 @@ def rule_table(world: World) -> str:
         rows.append(
             [
                 f"`{rule}`",
-                *(_of_alignment(aligned, metric) for metric in ("plain", "adamw")),
+                _of_alignment(aligned),
+                *(_of_gain(rule, aligned, metric) for metric in ("plain", "adamw")),
                 *(_of_truth(credited, measure) for measure in ("auroc", "share")),
                 number(None) if difference is None else _signed(difference["overall"], difference["ci95"]),
                 number(None) if area is None else _signed(area["mean"], area["ci95"]),
@@ -120,10 +122,16 @@ def rule_table(world: World) -> str:
     return markdown(header, rows)
 
 
-def _of_alignment(row: Mapping[str, Any] | None, metric: str) -> str:
-    if row is None or row["values"][metric]["alignment"] is None:
+def _of_alignment(row: Mapping[str, Any] | None) -> str:
+    if row is None or row["values"]["plain"]["alignment"] is None:
         return number(None)
-    return with_interval(row["values"][metric]["alignment"], row["intervals"][metric]["alignment"])
+    return with_interval(row["values"]["plain"]["alignment"], row["intervals"]["plain"]["alignment"])
+
+
+def _of_gain(rule: str, row: Mapping[str, Any] | None, metric: str) -> str:
+    if row is None or rule == BASELINE:
+        return number(None)
+    return _signed(row["gain"][metric]["value"], row["gain"][metric]["interval"])
 
 
 def _of_truth(row: Mapping[str, Any] | None, measure: str) -> str:
@@ -165,11 +173,9 @@ def findings(world: World) -> Iterator[str]:
         stability = world.alignment["stability"]
         plain, adamw = (number(stability[metric], digits=2) for metric in ("plain", "adamw"))
         agree = f"The halves of the batches order the rules alike by {plain} (as AdamW sees it {adamw})"
-        if stability["plain"] is None and stability["adamw"] is None:
-            agree = "So few batches cannot order the rules: in one half of them some estimates are below 0"
         yield (
-            f"**Alignment**, on the same batches. Better aligned than `{BASELINE}`: {above or 'no rule'}; worse: "
-            f"{below or 'no rule'}. {agree}; below an agreement of 0.8 no rule should be chosen by it."
+            f"**Alignment**, on the same batches. Told from `{BASELINE}`'s agreement, above it: {above or 'no rule'}; "
+            f"below it: {below or 'no rule'}. {agree}; below an agreement of 0.8 no rule should be chosen by it."
         )
     if world.study is not None and (budgets := unequal(world.study["groups"], world.study["against"])):
         yield f"**Budgets**: {budgets}."
@@ -205,14 +211,14 @@ def verdict(world: World) -> str:
 
 
 def pairs(found: Sequence[World]) -> list[tuple[str, str, float, float | None, float]]:
-    """Return (world, rule, alignment above GRPO's, share of credit on deciding tokens, gain), by rule and world."""
+    """Return (world, rule, agreement above GRPO's, share of credit on deciding tokens, gain), by rule and world."""
     rows = []
     for world in found:
         for rule, row in world.against(BASELINE).items():
             aligned = world.aligned.get(rule)
-            if aligned is None or aligned["values"]["plain"]["alignment"] is None:
+            if aligned is None:
                 continue
-            less = aligned["values"]["plain"]["alignment"] - world.aligned[BASELINE]["values"]["plain"]["alignment"]
+            less = aligned["gain"]["plain"]["value"]
             credited = world.credited.get(rule)
             share = None if credited is None else credited["share"]["mean"]
             rows.append((world.name, rule, less, share, row["difference"]["overall"]))
@@ -225,11 +231,11 @@ def prediction(found: Sequence[World]) -> str:
     if len(rows) < LEAST_PAIRS:
         known = "is one pair" if len(rows) == 1 else f"are {len(rows)} pairs"
         return (
-            f"There {known} of a rule and a world with both an alignment and a trained gain; a correlation over "
-            f"fewer than {LEAST_PAIRS} would say nothing."
+            f"There {known} of a rule and a world with both a measured alignment and a trained gain; a correlation "
+            f"over fewer than {LEAST_PAIRS} would say nothing."
         )
     lines = []
-    for name, column in (("alignment above GRPO's", 2), ("credit on the deciding tokens", 3)):
+    for name, column in (("agreement above GRPO's", 2), ("credit on the deciding tokens", 3)):
         known = [(row[column], row[4]) for row in rows if row[column] is not None]
         if len(known) < LEAST_PAIRS:
             continue
