@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -183,7 +182,7 @@ def show(result: AlignmentResult) -> None:
 
 
 def draw(result: AlignmentResult) -> Any:
-    """Draw each rule's alignment with its interval, a panel a metric, as a figure."""
+    """Draw how much better each rule agrees than the true rule, with its interval, a panel a metric, as a figure."""
     from matplotlib.figure import Figure
 
     names = [rule.rule for rule in result.rules]
@@ -191,15 +190,12 @@ def draw(result: AlignmentResult) -> Any:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, metric in zip(panels, METRICS, strict=True):
         for place, rule in enumerate(result.rules):
-            value, (low, high) = rule.values[metric]["alignment"], rule.intervals[metric]["alignment"]
-            axes.plot([low, high], [place, place], color="tab:blue")
-            axes.plot([value], [place], "o", color="tab:blue")
-        if not any(math.isfinite(rule.values[metric]["alignment"]) for rule in result.rules):
-            axes.text(
-                0.5, 0.5, "too few images to tell\nany gradient from noise", transform=axes.transAxes, ha="center"
-            )
-        axes.axvline(result.rules[0].values[metric]["alignment"], color="grey", linewidth=0.8, linestyle="--")
-        axes.set(title="as AdamW sees it" if metric == "adamw" else "plain gradients", xlabel="alignment")
+            axes.plot(rule.gain[metric].interval, [place, place], color="tab:blue")
+            axes.plot([rule.gain[metric].value], [place], "o", color="tab:blue")
+        axes.axvline(0, color="grey", linewidth=0.8, linestyle="--")
+        title = "as AdamW sees it" if metric == "adamw" else "plain gradients"
+        axes.set(title=title, xlabel=f"agreement, less {TRUE_RULE}'s")
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3, axis="x")
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
