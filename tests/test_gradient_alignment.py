@@ -172,7 +172,8 @@ def test_rules_have_an_order_where_the_true_gradients_length_cannot_be_told_from
 
     found = [products_of(cross) for cross in (0.1, 0.3, 0.2)]
     assert math.isnan(statistics(found[0])["alignment"])
-    assert stability(found) == pytest.approx(1.0)
+    assert stability(found, "agreement") == pytest.approx(1.0) and math.isnan(stability(found))
+    assert measure({"plain": found, "adamw": found}, ["a", "b", "c"]).stability["plain"] == pytest.approx(1.0)
 
 
 def test_what_is_chance_in_both_cancels_in_the_difference_from_the_true_rule() -> None:

@@ -168,7 +168,7 @@ def show(result: AlignmentResult) -> None:
         title = "as AdamW sees it" if metric == "adamw" else "plain gradients"
         names = [name.replace("_", " ") for name in STATISTICS]
         print_table(["rule", *names[:2], f"less {TRUE_RULE}'s", *names[2:]], rows, title=title)
-        print_note(f"Spearman's correlation of the agreement in two halves: {number(result.stability[metric])}")
+        print_note(f"Spearman's correlation of the alignments in two halves: {number(result.stability[metric])}")
     about = result.about
     print_note("; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in STATISTICS.items()))
     print_note(

@@ -188,8 +188,8 @@ class AlignmentResult:
 
     rules: list[RuleAlignment]
     stability: dict[str, float]
-    """Metric -> Spearman's correlation of the rules' agreement in two halves of the batches; NaN where a half has fewer
-    than four."""
+    """Metric -> Spearman's correlation of the rules' alignment in two halves of the batches; NaN where a half has fewer
+    than four, or an alignment is none."""
     about: dict[str, Any] = field(default_factory=dict)
     """Checkpoint, prompts, reward, batches and the other settings."""
 
@@ -219,20 +219,19 @@ def measure(
         intervals = {metric: {s: interval(found[metric][k], s) for s in STATISTICS} for metric in METRICS}
         gains = {metric: gain(found[metric][k], found[metric][0]) for metric in METRICS}
         rules.append(RuleAlignment(name, values, intervals, gains))
-    return AlignmentResult(rules, {metric: stability(found[metric]) for metric in METRICS}, dict(about or {}))
+    # In the plain metric the true gradient has one length for all rules: the agreement has the order of the alignment.
+    stable = {"plain": stability(found["plain"], "agreement"), "adamw": stability(found["adamw"])}
+    return AlignmentResult(rules, stable, dict(about or {}))
 
 
-def stability(found: Sequence[Products]) -> float:
-    """Return Spearman's correlation, over the rules, of the agreement in the even and in the odd batches.
-
-    In the plain metric the alignment orders the rules alike, as the true gradient's length is common to all.
-    """
+def stability(found: Sequence[Products], by: str = "alignment") -> float:
+    """Return Spearman's correlation, over the rules, of a statistic in the even and in the odd batches."""
     from scipy import stats
 
     count = len(found[0].own)
     if count < 2 * LEAST_BATCHES or len(found) < 3:
         return math.nan
-    halves = [[statistics(each.of(range(start, count, 2)))["agreement"] for each in found] for start in (0, 1)]
+    halves = [[statistics(each.of(range(start, count, 2)))[by] for each in found] for start in (0, 1)]
     if not np.isfinite(halves).all():
         return math.nan
     return float(stats.spearmanr(*halves).statistic)
