@@ -92,7 +92,8 @@ def test_sentences_and_rows_follow_the_numbers() -> None:
         "**`ours` against `grpo`**, 5 seeds, 3,000 images: +0.060 [+0.030, +0.080], above 0; lowest seed +0.030."
         in text
     )
-    instruments, gains = f"0.300 [0.250, 0.400] | {'+0.100 [+0.050, +0.200] | ' * 2}– | – | ", "+0.060 [+0.030, +0.080] | +0.010 [+0.000, +0.020]"
+    instruments = "0.300 [0.250, 0.400] | " + "+0.100 [+0.050, +0.200] | " * 2 + "– | – | "
+    gains = "+0.060 [+0.030, +0.080] | +0.010 [+0.000, +0.020]"
     assert f"| `ours` | {instruments}{gains} |" in text
     assert "There are 2 pairs of a rule" in text
     assert "| [one](results/one/results.json) | a world | 2 | 0 | 2 | 200 | 2.0 |" in text
