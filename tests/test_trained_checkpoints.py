@@ -77,6 +77,10 @@ def test_large_weight_files_are_known_by_parts_all_over_them(tmp_path: Path, mon
     noted = deltas.fingerprint(tmp_path)
     assert deltas.same_files(noted, deltas.fingerprint(tmp_path))
     assert deltas.same_files({file.name: {"bytes": 768}}, noted)  # as noted before parts were
+    (tmp_path / "converted").mkdir()  # what lies there, too, is not read with the model
+    for stranger in ("converted/model.safetensors", "model.fp16.safetensors"):
+        (tmp_path / stranger).write_bytes(b"other weights")
+    assert deltas.fingerprint(tmp_path) == noted
     for places in (range(9), range(400, 409), range(767, 768)):  # of three bytes, one is in a part
         file.write_bytes(bytes(value ^ (place in places) for place, value in enumerate(content)))
         assert not deltas.same_files(noted, deltas.fingerprint(tmp_path))

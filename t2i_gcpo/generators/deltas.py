@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rewards.models.weights import VARIANTS
 from t2i_gcpo.generators.integrity import tensor_sizes
 from t2i_gcpo.utils.files import describe, identify, write_atomically
 from t2i_gcpo.utils.finite import all_finite
@@ -130,8 +131,14 @@ def apply(module: nn.Module, folder: Path, base_folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return weight file -> its bytes and its SHA-256, of files above 64 MiB that of parts all over it."""
-    return {path.relative_to(folder).as_posix(): identify(path) for path in sorted(folder.rglob("*.safetensors"))}
+    """Return weight file -> its bytes and its SHA-256, of files above 64 MiB that of parts all over it.
+
+    A model has its files in the folder itself, or in folders below: what else was put into those of the first kind is
+    none of its weights. Nor are the copies in half precision that no model here reads.
+    """
+    paths = [*folder.glob("*.safetensors")] or [*folder.rglob("*.safetensors")]
+    read = sorted(path for path in paths if not any(path.match(variant) for variant in VARIANTS))
+    return {path.relative_to(folder).as_posix(): identify(path) for path in read}
 
 
 def same_files(noted: Mapping[str, Any], present: Mapping[str, Mapping[str, Any]]) -> bool:
