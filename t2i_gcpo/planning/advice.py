@@ -36,24 +36,35 @@ class Change:
 def advise(source: Source, work: Workload, card: Card, models: dict[torch.dtype, PlannedModel]) -> list[Change]:
     """Return the changes that make a run fit: the fewest options, and of these the fastest first; [] where none helps.
 
-    models: those that are made already, by the precision of their weights; others are added.
+    Where so few options fit in one way alone, other ways with one option more follow. models: those that are made
+    already, by the precision of their weights; others are added.
     """
-    single = [change for change in CHANGES.values() if change(work) != work]
+    single = [name for name, change in CHANGES.items() if change(work) != work]
+    fitting: dict[frozenset[str], Change] = {}
     for number in range(1, len(single) + 1):
-        fitting = []
-        for chosen in combinations(single, number):
-            changed = work
-            for change in chosen:
-                changed = change(changed)
-            dtype = changed.options.dtype
-            if dtype not in models:
-                models[dtype] = load(source, dtype)
-            made = plan(models[dtype], changed)
-            if made.fits(card):
-                fitting.append(Change(_options(work, changed), made.peak.total, made.hours(card)))
-        if fitting:
-            return sorted(fitting, key=lambda change: change.hours)[:SHOWN]
-    return []
+        ways = [frozenset(names) for names in combinations(single, number)]
+        # What holds a way that fits does so, too, and costs more.
+        ways = [way for way in ways if not any(fewer < way for fewer in fitting)]
+        made = {way: _changed(source, work, card, models, way) for way in ways}
+        last = bool(fitting)
+        fitting |= {way: change for way, change in made.items() if change is not None}
+        if last or len(fitting) >= SHOWN:
+            break
+    return sorted(fitting.values(), key=lambda change: (len(change.options), change.hours))[:SHOWN]
+
+
+def _changed(
+    source: Source, work: Workload, card: Card, models: dict[torch.dtype, PlannedModel], way: frozenset[str]
+) -> Change | None:
+    """Plan a run with these changes; None where it does not fit on the card."""
+    changed = work
+    for name, change in CHANGES.items():
+        changed = change(changed) if name in way else changed
+    dtype = changed.options.dtype
+    if dtype not in models:
+        models[dtype] = load(source, dtype)
+    made = plan(models[dtype], changed)
+    return Change(_options(work, changed), made.peak.total, made.hours(card)) if made.fits(card) else None
 
 
 def _few_rows(work: Workload) -> Workload:
