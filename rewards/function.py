@@ -101,18 +101,34 @@ def load_function(path: str, *, failure: FailurePolicy = "raise", **options: Any
 
     ValueError where the module, the file or the name in it is missing, or cannot be called so.
     """
+    target = _named(path)
+    if not inspect.isclass(target):
+        return FunctionReward(target, name=path, failure=failure, **options)
+    reward = FunctionReward(_built(target, path, **options), name=path, failure=failure)
+    reward.built_with = options
+    return reward
+
+
+def load_callable(path: str) -> Callable[..., Any]:
+    """Return the function named `module:callable`, or an object of the class named so, whatever it is called with.
+
+    ValueError where the module, the file or the name in it is missing.
+    """
+    target = _named(path)
+    return _built(target, path) if inspect.isclass(target) else target
+
+
+def _named(path: str) -> Callable[..., Any]:
     source, _, attribute = path.rpartition(":")
-    module = _module(source, path)
-    target = getattr(module, attribute, None)
+    target = getattr(_module(source, path), attribute, None)
     if not callable(target):
         raise ValueError(f"reward {path!r}: {source!r} has no callable {attribute!r}")
-    if inspect.isclass(target):
-        _check_call(target, f"reward {path!r}", **options)
-        scorer: Any = target(**options)
-        reward = FunctionReward(scorer, name=path, failure=failure)
-        reward.built_with = options
-        return reward
-    return FunctionReward(target, name=path, failure=failure, **options)
+    return target
+
+
+def _built(kind: Callable[..., Any], path: str, **options: Any) -> Any:
+    _check_call(kind, f"reward {path!r}", **options)
+    return kind(**options)
 
 
 def _check_call(function: Callable[..., Any], name: str, *arguments: str, **options: Any) -> None:

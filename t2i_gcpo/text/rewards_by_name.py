@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rewards.function import load_function
+from rewards.function import load_callable
 from t2i_gcpo.text.arithmetic import arithmetic_reward
 from t2i_gcpo.text.math_answers import math_reward
 
@@ -34,6 +34,4 @@ def load_reward(name: str) -> TextReward:
         raise ValueError(
             f"reward is {name!r}; allowed: {', '.join(REWARDS)}, or your own as module:callable or file.py:callable"
         )
-    reward: Any = load_function(name)  # its wrapper is for images
-    function: TextReward = reward.function
-    return function
+    return load_callable(name)
