@@ -23,9 +23,12 @@ mv docs/heatmap_order.png "$out" && cp "$out/heatmap_order/heatmap.gif" docs/hea
 draw heatmap_masked --checkpoint amused-mini --prompt "$star" --num 4 --columns 4 --order-temperature 6 --map weight order
 cp "$out/heatmap_masked/order.png" docs/heatmap_masked_order.png
 
-t2i-gcpo credit-truth --measured docs/results/truth_janus_mini/truth.safetensors --out "$out/truth" \
-    --rules gcpo gcpo:normalization=none gcpo_variance gcpo_entropy gcpo_sibling gcpo_shuffled
-cp "$out/truth/truth.png" docs/truth.png
+for world in mini textured; do
+    t2i-gcpo credit-truth --measured "docs/results/truth_janus_$world/truth.safetensors" --out "$out/truth_$world" \
+        --rules gcpo gcpo:normalization=none gcpo_variance gcpo_entropy gcpo_sibling gcpo_shuffled
+done
+cp "$out/truth_mini/truth.png" docs/truth.png
+cp "$out/truth_textured/truth.png" docs/truth_textured.png
 
 if [ ! -e runs/figures/heatmaps/step_000024.npz ]; then
     rm -rf runs/figures

@@ -177,7 +177,7 @@ def draw(truth: Truth, rules: dict[str, Algorithm], seed: int) -> Any:
         panels[0, column].set_title(name.replace(":", "\n").replace(",", "\n"), fontsize=6)
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])
-    figure.colorbar(drawn, ax=panels, label="weight (mean 1); grey: not measured", shrink=0.6)
+    figure.colorbar(drawn, ax=panels, label="weight (mean 1); white: not measured", shrink=0.6)
     return figure
 
 
