@@ -24,6 +24,8 @@ BASELINE, CONTROL = "grpo", "gcpo_shuffled"
 #: What would have counted as a gain, set before the studies: this much above GRPO with the interval above 0, or GRPO's
 #: final level within this share of its images; and above the shuffled control.
 LEAST_GAIN, MOST_IMAGES = 0.05, 0.6
+#: The name of an arm, which holds no colon -> the rule as the instruments call it.
+RULES = {"gcpo-none": "gcpo:normalization=none"}
 #: Fewer pairs of rule and world than this are not correlated.
 LEAST_PAIRS = 5
 
@@ -52,15 +54,19 @@ class World:
     def against(self, baseline: str) -> dict[str, Mapping[str, Any]]:
         """Return the study's groups that were compared with a baseline after training, by name."""
         rows = (self.study or {}).get("against", ())
-        return {row["group"]: row for row in rows if row["against"] == baseline and row["difference"]}
+        return {_rule(row): row for row in rows if row["against"] == baseline and row["difference"]}
 
     def learning(self) -> dict[str, Mapping[str, Any]]:
         rows = (self.study or {}).get("learning", ())
-        return {row["group"]: row for row in rows if row["against"] == BASELINE}
+        return {_rule(row): row for row in rows if row["against"] == BASELINE}
 
     @property
     def rules(self) -> list[str]:
         return list(dict.fromkeys([*self.aligned, *self.credited, *self.against(BASELINE)]))
+
+
+def _rule(row: Mapping[str, Any]) -> str:
+    return RULES.get(row["group"], row["group"])
 
 
 def worlds(results: Path) -> list[World]:

@@ -100,6 +100,14 @@ def test_sentences_and_rows_follow_the_numbers() -> None:
     assert "not told from 0" in evidence.page([world(low=-0.01)]) and "below 0" in evidence.page([world(-0.1, -0.2)])
 
 
+def test_an_arm_is_the_rule_that_the_instruments_measured() -> None:
+    study = {"against": [compared("gcpo-none", "grpo", 0.06, 0.03)], "learning": [], "groups": [], "trials": []}
+    alignment = {"rules": [aligned("grpo", 0.2, 0.15), aligned("gcpo:normalization=none", 0.3, 0.25)]}
+    one = evidence.World("a world", "About it", alignment=alignment, study=study)
+    rows = [row for row in evidence.rule_table(one).splitlines() if "none" in row]
+    assert len(rows) == 1 and "0.300 [0.250, 0.400]" in rows[0] and "+0.060 [+0.030, +0.080]" in rows[0]
+
+
 def test_the_instruments_are_correlated_with_the_gain() -> None:
     found = [replace(world(gain), name=str(gain)) for gain in (0.02, 0.04, 0.09)]
     # Agreement above GRPO's is +0.1, -0.1, ..., the gains are 0.02, 0, 0.04, 0, 0.09, 0.
