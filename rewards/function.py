@@ -120,7 +120,8 @@ def load_callable(path: str) -> Callable[..., Any]:
 
 def _named(path: str) -> Callable[..., Any]:
     source, _, attribute = path.rpartition(":")
-    target = getattr(_module(source, path), attribute, None)
+    module = _module(source, path)
+    target = getattr(module, attribute, None)
     if not callable(target):
         raise ValueError(f"reward {path!r}: {source!r} has no callable {attribute!r}")
     return target
