@@ -172,7 +172,7 @@ def show(result: AlignmentResult) -> None:
     about = result.about
     print_note("; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in STATISTICS.items()))
     print_note(
-        f"less {TRUE_RULE}'s: the difference of the alignments on the same batches, in which shared chance cancels"
+        f"less {TRUE_RULE}'s: the difference of the agreement on the same batches, in which shared chance cancels"
     )
     print_note(
         f"{about['batches']} batches of {about['prompts_per_batch']} x {about['group_size']} images, mean reward "

@@ -15,7 +15,7 @@ from t2i_gcpo.commands.model_card import card
 from t2i_gcpo.commands.options.paths import home_path
 from t2i_gcpo.generators import deltas
 from t2i_gcpo.generators.base import ImageGenerator
-from t2i_gcpo.generators.checkpoints import locate
+from t2i_gcpo.generators.checkpoints import MODEL_FILES, locate
 from t2i_gcpo.reports import run as run_folder
 from t2i_gcpo.training import checkpoint as checkpoints
 from t2i_gcpo.training.tracker import CONFIG, METRICS
@@ -76,7 +76,7 @@ def _check_no_model(out: Path, *, but: Sequence[str] = ()) -> None:
     ValueError names such a file. but: names of an earlier export, which may be replaced.
     """
     there = [path.name for path in sorted(out.glob("*.safetensors")) if path.name not in but]
-    there += [name for name in ("config.json", "model_index.json") if (out / name).is_file()]
+    there += [name for name in MODEL_FILES if (out / name).is_file()]
     if there:
         raise ValueError(f"--out: {out} holds a model already ({there[0]}); name another folder, or remove that one")
 

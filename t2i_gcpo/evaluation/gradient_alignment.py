@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class Products:
         rest = [k for k in range(len(self.own)) if k != batch]
         return self.of(rest)
 
+    @cached_property
+    def left_out(self) -> list[dict[str, float]]:
+        """The statistics without each batch in turn: N dicts, for every interval the same."""
+        return [statistics(self.without(k)) for k in range(len(self.own))]
+
     def of(self, batches: Sequence[int]) -> Products:
         """Return the products of some batches."""
         index = torch.tensor(batches)
@@ -66,10 +72,10 @@ def between(products: Tensor) -> float:
 def statistics(products: Products) -> dict[str, float]:
     """Return the statistics by name.
 
-    With m = the rule's mean gradient, u = the true gradient, q = the mean squared length of one batch's gradient:
+    With m = the rule's mean gradient, u = the true gradient, q = the mean squared length of one batch's gradient
     and q0 that of the true rule's: alignment = m.u / sqrt(u.u q), agreement = m.u / sqrt(q q0), signal_to_noise =
     m.m / (q - m.m), cosine = m.u / sqrt(m.m u.u). NaN where an estimate of a squared length is not positive: then the
-    batches are too few or too noisy to tell it from 0. The agreement needs none of m and u.
+    batches are too few or too noisy to tell it from 0. The agreement needs the length of neither m nor u.
     """
     length, product, true = between(products.own), between(products.cross), between(products.true)
     single, single_true = (float(each.trace()) / len(each) for each in (products.own, products.true))
@@ -83,7 +89,7 @@ def statistics(products: Products) -> dict[str, float]:
 
 def interval(products: Products, name: str) -> tuple[float, float]:
     """Return the 95 % interval of a statistic over batches; NaN where leaving one out gives no number."""
-    return _jackknife(len(products.own), statistics(products)[name], lambda k: statistics(products.without(k))[name])
+    return _jackknife(statistics(products)[name], [each[name] for each in products.left_out])
 
 
 @dataclass(frozen=True)
@@ -101,23 +107,20 @@ class Gain:
 
 def gain(rule: Products, true: Products) -> Gain:
     """Compare a rule's agreement with the true rule's on the same batches: what is chance in both cancels."""
-
-    def difference(one: Products, other: Products) -> float:
-        return statistics(one)["agreement"] - statistics(other)["agreement"]
-
-    value = difference(rule, true)
-    return Gain(value, _jackknife(len(rule.own), value, lambda k: difference(rule.without(k), true.without(k))))
+    value = statistics(rule)["agreement"] - statistics(true)["agreement"]
+    pairs = zip(rule.left_out, true.left_out, strict=True)
+    return Gain(value, _jackknife(value, [one["agreement"] - other["agreement"] for one, other in pairs]))
 
 
-def _jackknife(batches: int, value: float, without: Callable[[int], float]) -> tuple[float, float]:
+def _jackknife(value: float, left_out: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % interval around a value by the jackknife (Efron and Stein 1981).
 
-    Each batch is left out once; Student's t has N - 1 degrees of freedom.
+    left_out: the value without each of the N batches; Student's t has N - 1 degrees of freedom.
     """
     from scipy import stats
 
-    left_out = np.array([without(k) for k in range(batches)])
-    error = math.sqrt((batches - 1) / batches * float(((left_out - left_out.mean()) ** 2).sum()))
+    batches, values = len(left_out), np.array(left_out)
+    error = math.sqrt((batches - 1) / batches * float(((values - values.mean()) ** 2).sum()))
     half = float(stats.t.ppf(0.975, batches - 1)) * error
     return value - half, value + half
 

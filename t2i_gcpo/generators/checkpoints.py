@@ -17,6 +17,8 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 #: What makes a folder a LoRA adapter: peft's configuration.
 ADAPTER = "adapter_config.json"
+#: The files that describe a whole model -> the key that says of which kind it is: transformers' and diffusers'.
+MODEL_FILES: dict[str, str] = {"config.json": "model_type", "model_index.json": "_class_name"}
 
 #: The checkpoints that ship with the package, by name: `assets/<name>`; and the command that trains each from nothing.
 EMBEDDED: dict[str, str] = {
@@ -140,7 +142,7 @@ def _model_type(folder: Path) -> str:
 
     ValueError: there is neither, or a JSON file of the model is damaged.
     """
-    for file, key in (("config.json", "model_type"), ("model_index.json", "_class_name")):
+    for file, key in MODEL_FILES.items():
         if (folder / file).is_file():
             value = read_object(folder / file).get(key)
             if not isinstance(value, str) or not value:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from t2i_gcpo.generators import adapter_base, deltas, merging
 from t2i_gcpo.generators.base import ImageGenerator, check_tokens, in_chunks
-from t2i_gcpo.generators.checkpoints import ADAPTER, Checkpoint, locate
+from t2i_gcpo.generators.checkpoints import ADAPTER, MODEL_FILES, Checkpoint, locate
 from t2i_gcpo.generators.compilation import Compilation, CompileChoice
 from t2i_gcpo.generators.decoding import DecodeDtype, check_decode_dtype, decoding
 from t2i_gcpo.generators.merging import MergeAdapters
@@ -135,7 +135,7 @@ class TrainableGenerator(ImageGenerator):
         other: the adapter of the two would be loaded, and the model never.
         """
         path = Path(path)
-        others = ("config.json", "model_index.json") if self.has_lora else (ADAPTER, deltas.ABOUT)
+        others = MODEL_FILES if self.has_lora else (ADAPTER, deltas.ABOUT)
         there = next((name for name in others if (path / name).is_file()), None)
         if there is not None:
             kinds = ("whole model", "adapter") if self.has_lora else ("LoRA adapter or delta", "model")
