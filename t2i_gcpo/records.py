@@ -122,6 +122,20 @@ class Sampling(SamplingOptions):
 
 
 @dataclass(frozen=True)
+class Events:
+    """Says which tokens are one event in training: those with nearly the same contrast (`generators.tokens.events`)."""
+
+    width: float
+    """Nats of contrast that an event spans; above 0."""
+    shuffled: bool = False
+    """A control: each token has the contrast of another code."""
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"the width of events is {self.width}; it must be above 0 nats")
+
+
+@dataclass(frozen=True)
 class Rows:
     """Says which rows of a batch that several processes share are those of one of them."""
 

@@ -24,7 +24,7 @@ from t2i_gcpo.evaluation.credit_bias import (
 STATE_ONLY = ["gcpo, exact_kl", "gcpo, exact_kl, none", "gcpo, js_full, none", "gcpo_entropy"]
 UNBIASED = [
     "grpo", "stage", "gcpo_sibling", "gcpo_variance", "gcpo, exact_kl, none, over the batch",
-    "gcpo, exact_kl, none, running",
+    "gcpo, exact_kl, none, running", "gcpo_events",
 ]  # fmt: skip
 BIASED = [name for name in RULES if name not in (*STATE_ONLY, *UNBIASED)]
 

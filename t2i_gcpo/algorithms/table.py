@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from t2i_gcpo import credit as credits
-from t2i_gcpo.records import Vectors
+from t2i_gcpo.records import Events, Vectors
 from t2i_gcpo.utils.checks import declared
 
 STATS = {"exact_kl": ("exact_kl", 2.0), "js_full": ("js", 8.0)}
@@ -26,13 +26,19 @@ TOKEN_FLOOR = 1e-3
 """The token floor of `gcpo_magnitude`, nats: fp32 rounds log-probs to about a thousandth of it. (Chosen here.)"""
 
 
+EVENT_WIDTH = 1.0
+"""The width of the events of `gcpo_events`, nats: tokens that the prompt makes at most 1.65 times as likely, or as
+unlikely, are one. (Chosen here.)"""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """One row of choices. The defaults are GCPO's. ValueError for a value that is not allowed."""
 
     name: str = "gcpo"
     """Row of the table that the other fields start from: grpo, dr_grpo, dapo, gcpo, gcpo_dapo, gcpo_entropy,
-    gcpo_magnitude, gcpo_variance, gcpo_clauses, stage, critical_tokens, gcpo_random, gcpo_shuffled, gcpo_sibling."""
+    gcpo_magnitude, gcpo_variance, gcpo_clauses, gcpo_events, stage, critical_tokens, gcpo_random, gcpo_shuffled,
+    gcpo_sibling, gcpo_events_shuffled."""
     group_size: int = 8
     """G, images a prompt, compared with one another; at least 2."""
     advantage_scale: Literal["std", "none"] = "std"
@@ -92,6 +98,12 @@ class Algorithm:
     """rank: ... carries this share of its credit."""
     floor: float = credits.DEFAULT_FLOOR
     """Mean contrast of an image, |log-prob difference| in nats, below which all its tokens weigh 1."""
+    event_width: float = 0.0
+    """Train the probability of an event, which is all tokens that the prompt favours as much as the sampled one, to
+    within so many nats of contrast, instead of that of the token: what was drawn of an event is noise, and gets no
+    gradient; 0 is off."""
+    event_codes: Literal["own", "shuffled"] = "own"
+    """With event_width: shuffled gives each token the contrast of another code, a control."""
     clip_low: float = 0.2
     """The probability ratio's lower bound is 1 - clip_low."""
     clip_high: float = 0.2
@@ -130,6 +142,7 @@ class Algorithm:
             "clip_high": (self.clip_high >= 0, "at least 0"),
             "kl_coef": (self.kl_coef >= 0, "at least 0"),
             "ratio_bound": (self.ratio_bound >= 0, "at least 0 (0 is off)"),
+            "event_width": (self.event_width >= 0, "at least 0 nats (0 is off)"),
             "importance_cap": (self.importance_cap >= 0, "at least 0 (0 is off)"),
         }
         if self.normalize_parts and self.entropy_reward_coef > 0:
@@ -150,6 +163,13 @@ class Algorithm:
             raise ValueError(
                 "normalize_over, cap and token_floor are of weights that keep the size of the contrast, and "
                 f"normalization is {self.normalization}; set normalization to none, or leave them out"
+            )
+        if self.event_codes == "shuffled" and self.event_width == 0:
+            raise ValueError("event_codes is shuffled, and there are no events; set event_width above 0")
+        if self.event_width > 0 and self.importance_cap > 0:
+            raise ValueError(
+                "importance_cap compares the log-probs in training with those that sampling recorded, which has none "
+                "of events; set importance_cap or event_width to 0"
             )
         if self.normalize_batch and not self.normalize_parts:
             raise ValueError(
@@ -189,6 +209,11 @@ class Algorithm:
         return by_credit.get(self.credit)
 
     @property
+    def events(self) -> Events | None:
+        """Return which tokens are one event in training; None: each token is its own."""
+        return Events(self.event_width, self.event_codes == "shuffled") if self.event_width > 0 else None
+
+    @property
     def needs_reference(self) -> bool:
         """Return whether the loss wants the reference model's log-probs."""
         return (self.kl_estimator != "none" and self.kl_coef > 0) or self.ratio_bound > 0
@@ -211,11 +236,13 @@ TABLE: dict[str, Algorithm] = {
     "gcpo_magnitude": _row("gcpo_magnitude", normalization="none", cap=CAP, token_floor=TOKEN_FLOOR),
     "gcpo_variance": _row("gcpo_variance", credit="variance", normalization="none", normalize_over="running"),
     "gcpo_clauses": _row("gcpo_clauses", credit="clauses"),
+    "gcpo_events": _row("gcpo_events", **_GRPO, event_width=EVENT_WIDTH),
     "stage": _row("stage", credit="dissimilar", entropy_reward_coef=0.4),
     "critical_tokens": _row("critical_tokens", credit="critical", ratio_bound=0.5),
     "gcpo_random": _row("gcpo_random", credit="random"),
     "gcpo_shuffled": _row("gcpo_shuffled", credit="shuffled"),
     "gcpo_sibling": _row("gcpo_sibling", credit="sibling"),
+    "gcpo_events_shuffled": _row("gcpo_events_shuffled", **_GRPO, event_width=EVENT_WIDTH, event_codes="shuffled"),
 }
 
 

@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from t2i_gcpo.algorithms import TABLE, Algorithm, RunningMean, token_advantages
+from t2i_gcpo.generators.tokens.events import same_event
 from t2i_gcpo.generators.tokens.logprobs import entropy
 from t2i_gcpo.generators.tokens.sampling import contrast_variance, exact_kl, js
 from t2i_gcpo.records import Prompt, Rollout, Sampling
@@ -51,8 +52,8 @@ THREE_TOKENS = World(
 )
 
 
-def enumerated_rollout(world: World = TWO_TOKENS) -> tuple[Rollout, Tensor, Tensor]:
-    """List every group: the rollout of N groups, its rewards [2 N], and the groups' probabilities [N] fp64."""
+def enumerated(world: World) -> tuple[Tensor, Tensor, Tensor]:
+    """List the tokens of every group [2 N, T], and their log-probs under both prompts [2 N, T, V]."""
     length, vocabulary = len(world.positive), len(world.positive[0])
     tokens = torch.tensor(list(itertools.product(range(vocabulary), repeat=2 * length))).view(-1, length)
     positive = torch.stack([table.expand(len(tokens), -1) for table in world.positive], dim=1).log()  # [2 N, T, V]
@@ -61,6 +62,13 @@ def enumerated_rollout(world: World = TWO_TOKENS) -> tuple[Rollout, Tensor, Tens
         [table[index] if index else table.expand(len(tokens), -1)
          for table, index in zip(world.negative, before, strict=True)], dim=1,
     ).log()  # fmt: skip
+    return tokens, positive, negative
+
+
+def enumerated_rollout(world: World = TWO_TOKENS) -> tuple[Rollout, Tensor, Tensor]:
+    """List every group: the rollout of N groups, its rewards [2 N], and the groups' probabilities [N] fp64."""
+    tokens, positive, negative = enumerated(world)
+    length = tokens.shape[1]
     drawn = [logits.gather(-1, tokens[..., None]).squeeze(-1) for logits in (positive, negative)]
     rollout = Rollout(
         tokens=tokens,
@@ -123,6 +131,10 @@ def group_gradients(
     advantages = torch.stack(drawn).mean(dim=0)
     chance = torch.stack(world.positive).double()
     score = torch.nn.functional.one_hot(rollout.tokens, chance.shape[1]) - chance  # d log p(x) / d logits, [2 N, T, V]
+    if algorithm.events is not None:
+        tokens, positive, negative = enumerated(world)
+        inside = chance * same_event(positive, negative, tokens, algorithm.events)
+        score = inside / inside.sum(dim=-1, keepdim=True) - chance
     return rearrange(advantages[:, :, None] * score, "(n g) t v -> n g t v", g=2).mean(dim=1)
 
 
@@ -161,6 +173,7 @@ RULES: dict[str, Algorithm] = {
     "gcpo_entropy": TABLE["gcpo_entropy"],
     "gcpo_variance": TABLE["gcpo_variance"],
     "gcpo_clauses": TABLE["gcpo_clauses"],
+    "gcpo_events": TABLE["gcpo_events"],
     "stage": TABLE["stage"],
     "gcpo_sibling": TABLE["gcpo_sibling"],
 }

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i_gcpo.generators.checkpoints import Checkpoint
-from t2i_gcpo.records import Prompt, Rollout, Sampling, SamplingOptions, Vectors
+from t2i_gcpo.records import Events, Prompt, Rollout, Sampling, SamplingOptions, Vectors
 
 Distribution = Literal["conditional", "guided", "guided_detached"]
 DISTRIBUTIONS: tuple[str, ...] = ("conditional", "guided", "guided_detached")
@@ -136,8 +136,19 @@ class ImageGenerator(Protocol):
     ) -> Tensor:
         """Compute log-probs [B, T] fp32 in nats of the rollout's tokens, differentiable in the policy's weights."""
 
-    def training_scores(self, rollout: Rollout, *, distribution: Distribution = "conditional") -> TrainingScores:
-        """Return what an update trains: by default the log-prob of each token, and every token counts alike."""
+    def training_scores(
+        self, rollout: Rollout, *, distribution: Distribution = "conditional", events: Events | None = None
+    ) -> TrainingScores:
+        """Return what an update trains: by default the log-prob of each token, and every token counts alike.
+
+        events: train the log-prob of all tokens together that the prompt favours as much as the sampled one
+        (`tokens/events.py`). ValueError where the generator cannot.
+        """
+        if events is not None:
+            raise ValueError(
+                f"{type(self).__name__} does not say which tokens the prompt favours alike; set algorithm.event_width "
+                "to 0, or choose another algorithm"
+            )
         return TrainingScores(self.token_logprobs(rollout, distribution=distribution))
 
     @abstractmethod

@@ -74,7 +74,13 @@ class LoopOptions:
         return self.kl_always(algorithm) or (self.kl_every > 0 and step % self.kl_every == 0)
 
     def check_rollout(self, algorithm: Algorithm) -> None:
-        """Raise ValueError where the mini-batches do not divide the images of a rollout."""
+        """Raise ValueError where the mini-batches do not divide the images, or the algorithm takes one update only."""
+        if algorithm.event_width > 0 and self.epochs * self.minibatches > 1:
+            raise ValueError(
+                f"algorithm.event_width is {algorithm.event_width}, epochs {self.epochs} and minibatches "
+                f"{self.minibatches}: which tokens are one event changes with the weights, so a rollout serves one "
+                "update; set epochs and minibatches to 1, or algorithm.event_width to 0"
+            )
         rows = self.prompts_per_step * algorithm.group_size
         if rows % self.minibatches:
             raise ValueError(

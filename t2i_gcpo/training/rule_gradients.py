@@ -29,9 +29,9 @@ def rule_gradients(
 ) -> dict[str, list[Tensor]]:
     """Return, for each rule, the gradient of its policy loss at ratio 1: one tensor a trainable parameter.
 
-    One forward pass serves all rules. The terms of a reference model are left out, as there is none, and so are DAPO's
-    discarded groups: they have no gradient. `rng`: what the controls draw from. ValueError: a log-prob or statistic
-    that the rollout lacks.
+    One forward pass serves all rules with the same events. The terms of a reference model are left out, as there is
+    none, and so are DAPO's discarded groups: they have no gradient. `rng`: what the controls draw from. ValueError: a
+    log-prob or statistic that the rollout lacks, events that the generator does not know.
     """
     parameters = generator.trainable_parameters()
     plain = {name: replace(rule, kl_coef=0.0, entropy_reward_coef=0.0, ratio_bound=0.0) for name, rule in rules.items()}
@@ -49,8 +49,12 @@ def rule_gradients(
     totals = {name: [torch.zeros_like(parameter) for parameter in parameters] for name in rules}
     for part in torch.arange(scored.rollout.batch).split(micro_batch):
         rows = scored.rollout.rows(part.to(scored.rollout.tokens.device))
-        scores = generator.training_scores(rows, distribution=distribution)
+        scored_by = {
+            events: generator.training_scores(rows, distribution=distribution, events=events)
+            for events in {rule.events for rule in plain.values()}
+        }
         for k, (name, rule) in enumerate(plain.items()):
+            scores = scored_by[rule.events]
             output = loss(
                 rule,
                 scores.logprob,

@@ -154,7 +154,7 @@ class Updater:
         part = part.to(denominator.device)
         rows, part_targets = rollout.rows(part), targets.rows(part)
         with clock.phase("forward"):
-            scores = self.generator.training_scores(rows, distribution=self.loop.distribution)
+            scores = self._scores(rows)
             fresh, scale = scores.logprob.detach(), scores.scale
             output = loss(
                 self.algorithm,
@@ -176,7 +176,7 @@ class Updater:
         if reference is not None:
             metrics["kl"] = metrics.pop("kl_k3")
         if old is None and scale is None:
-            drift = (fresh - self._recorded(rows)).abs()
+            drift = (scores.own.detach() - self._recorded(rows)).abs()
             metrics |= {"logprob_drift": drift.mean(), "logprob_drift_max": drift.max()}
         return metrics
 
@@ -190,12 +190,16 @@ class Updater:
         self.weights.check_finite()
         finite = True
         if self._probe is not None and self._probe.batch:
-            scores = self.generator.training_scores(self._probe, distribution=self.loop.distribution)
+            scores = self._scores(self._probe)
             finite = all_finite(scores.logprob)
         if self.processes.any(not finite):
             raise FloatingPointError(f"the log-probs of the updated weights are not finite; {AFTER_DIVERGENCE}")
 
     # -- log-probs -----------------------------------------------------------------------------------------------------
+
+    def _scores(self, rows: Rollout) -> TrainingScores:
+        """Score some rows with the policy as it is, or as its reference."""
+        return self.generator.training_scores(rows, distribution=self.loop.distribution, events=self.algorithm.events)
 
     def _recorded(self, rollout: Rollout) -> Tensor:
         """Return the log-probs of the trained distribution that sampling recorded."""
@@ -214,7 +218,7 @@ class Updater:
     def _scored(self, rollout: Rollout) -> list[TrainingScores]:
         """Score each micro-batch of the rollout, in order, without gradients."""
         return [
-            self.generator.training_scores(rollout.rows(part), distribution=self.loop.distribution)
+            self._scores(rollout.rows(part))
             for part in torch.arange(rollout.batch).split(self.loop.micro_batch)
             if len(part)
         ]
@@ -243,7 +247,7 @@ class Updater:
         own: dict[str, float] = {}
         largest = 0.0
         if len(probe):
-            found = self.generator.training_scores(rollout.rows(probe), distribution=self.loop.distribution)
+            found = self._scores(rollout.rows(probe))
             if found.scale is None:
                 difference = (found.logprob - recorded[: len(probe)]).abs()
                 own, largest = {"logprob_drift": float(difference.mean())}, float(difference.max())

@@ -42,7 +42,7 @@ from t2i_gcpo.generators.merging import MergeAdapters
 from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.branches import SampledRows
 from t2i_gcpo.generators.trainable import TrainableGenerator
-from t2i_gcpo.records import Prompt, Rollout, Sampling, Vectors
+from t2i_gcpo.records import Events, Prompt, Rollout, Sampling, Vectors
 
 #: The attention projections and feed-forward layers of a `UVit2DModel`.
 UVIT_TARGETS: tuple[str, ...] = (
@@ -238,7 +238,9 @@ class Amused(TrainableGenerator):
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         return self.scorer.token_logprobs(rollout, prompt, distribution)
 
-    def training_scores(self, rollout: Rollout, *, distribution: Distribution = "conditional") -> TrainingScores:
+    def training_scores(
+        self, rollout: Rollout, *, distribution: Distribution = "conditional", events: Events | None = None
+    ) -> TrainingScores:
         """Return the log-probs of `rollout` that an update trains, and each token's factor in the loss.
 
         The likelihood decides them. The passes drawn depend on the rollout's seed alone: the old, the reference's and
@@ -246,7 +248,7 @@ class Amused(TrainableGenerator):
         not go with.
         """
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
-        return self.scorer.training_scores(rollout, distribution)
+        return self.scorer.training_scores(rollout, distribution, events)
 
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:

@@ -27,17 +27,20 @@ from t2i_gcpo.generators.amused.likelihoods import (
 from t2i_gcpo.generators.amused.parts import NULL, AmusedParts, TextEncoder, Texts, logits
 from t2i_gcpo.generators.base import DISTRIBUTIONS, TrainingScores, row_texts
 from t2i_gcpo.generators.policy_weights import PolicyWeights
+from t2i_gcpo.generators.tokens.events import event_logprob, same_event
 from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits
 from t2i_gcpo.generators.tokens.unmasking import LEAST_PROBABILITY
-from t2i_gcpo.records import Rollout
+from t2i_gcpo.records import Events, Rollout, Sampling
 
 STEP_GAIN = "step_gain"
 """The statistic of a rollout that `key_steps` chooses by: each token has that of its step."""
 
-Distribute = Callable[[Tensor, Texts, Tensor, Tensor], Tensor]
-"""States [R, T], their texts, positions [R, c] and their tokens [R, c] -> logits [R, c, V] of the distribution that is
-scored."""
+Branches = Callable[[Tensor, Texts, Tensor], tuple[Tensor, Tensor | None]]
+"""States [R, T], their texts and positions [R, c] -> logits [R, c, V] under the texts and, where there is guidance,
+under the null prompt."""
+Score = Callable[[Pass, Tensor, Texts, Tensor, Tensor], Tensor]
+"""A pass, its states [R, T] and their texts, positions [R, c] and their tokens [R, c] -> log-probs [..., R, c]."""
 
 
 class StateScorer:
@@ -62,27 +65,36 @@ class StateScorer:
         """Compute the log-probs [B, T] fp32 that `Amused.token_logprobs` describes."""
         return self._scored(rollout, self._every_step(rollout), self._row_texts(rollout, prompt), distribution)
 
-    def training_scores(self, rollout: Rollout, distribution: str) -> TrainingScores:
+    def training_scores(self, rollout: Rollout, distribution: str, events: Events | None = None) -> TrainingScores:
         """Compute what `Amused.training_scores` describes."""
+        if events is not None and self.likelihood.by_step:
+            raise ValueError(
+                f"masked policy {self.likelihood.name} trains the tokens of a step together, and has no events of "
+                "single tokens; set algorithm.event_width to 0, or choose commit_step"
+            )
         row, steps = self.likelihood, rollout.sampling.unmasking.steps
         count = passes(row, self.masked_passes, steps, rollout.sampling.unmasking.order)
         commit = rollout.commit_step.to(self.texts.device)
         gain = self._gain(rollout, steps) if row.name == "key_steps" else None
         rng = torch.Generator().manual_seed(rollout.sampling.seed)
         asked = plan(row, commit, steps=steps, count=count, generator=rng, gain=gain)
-        logprob = self._scored(rollout, asked, self._row_texts(rollout, "positive"), distribution, row)
-        if row.by_step:
-            return TrainingScores(logprob[0], asked.scale, token_logprob=logprob[1])
         every_token_once = row.name == "commit_step" and count == steps
-        return TrainingScores(logprob, None if every_token_once else asked.scale)
+        scale = None if every_token_once else asked.scale
+        texts = self._row_texts(rollout, "positive")
+        if events is not None:
+            event, token = self._sum(rollout, asked, texts, self._event_score(rollout, distribution, events))
+            return TrainingScores(event, scale, token_logprob=token)
+        logprob = self._scored(rollout, asked, texts, distribution, row)
+        if row.by_step:
+            return TrainingScores(logprob[0], scale, token_logprob=logprob[1])
+        return TrainingScores(logprob, scale)
 
     def token_entropy(self, rollout: Rollout) -> Tensor:
         """Compute the entropies [B, T] fp32 that `Amused.token_entropy` describes."""
-        distribute = self._distribution(rollout, "conditional")
-        texts = self._row_texts(rollout, "positive")
+        branches, texts = self._branches(rollout, "conditional"), self._row_texts(rollout, "positive")
 
         def score(item: Pass, states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
-            return entropy(distribute(states, texts, index, chosen))
+            return entropy(branches(states, texts, index)[0])
 
         return self._sum(rollout, self._every_step(rollout), texts, score)
 
@@ -111,10 +123,10 @@ class StateScorer:
 
         row: a likelihood that adds the log-probs up by step asks for the latter.
         """
-        distribute = self._distribution(rollout, distribution)
+        branches = self._branches(rollout, distribution)
 
         def score(item: Pass, states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
-            scores = distribute(states, texts, index, chosen)
+            scores = _mixed(*branches(states, texts, index), rollout.sampling, distribution, chosen)
             logprob = selected_logprob(scores, chosen)
             if row is None or not row.by_step:
                 return logprob
@@ -129,38 +141,50 @@ class StateScorer:
 
         return self._sum(rollout, asked, texts, score, all_masked=row is not None and row.remainder)
 
-    def _distribution(self, rollout: Rollout, distribution: str) -> Distribute:
-        """Return the function that gives the logits of a distribution. ValueError for an unknown name."""
+    def _event_score(self, rollout: Rollout, distribution: str, events: Events) -> Score:
+        """Return the function that gives the log-probs [2, R, c] of the tokens' events and of the tokens.
+
+        The events are those of the contrast with the rollout's negative prompts. The null prompt's branch, where there
+        is guidance, serves for it; else the negative one is a forward pass of its own, without gradient.
+        """
+        branches, sampling = self._branches(rollout, distribution), rollout.sampling
+        negative = self._row_texts(rollout, "negative")
+        own_null = row_texts(rollout, "negative") is None
+
+        def score(item: Pass, states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
+            conditional, unconditional = branches(states, texts, index)
+            contrasted = unconditional if own_null else None
+            if contrasted is None:
+                copies = len(states) // rollout.batch
+                theirs = negative if copies == 1 else negative.cat(*[negative] * (copies - 1))
+                with torch.no_grad():
+                    contrasted = _at(self._logits(states, theirs), index)
+            same = same_event(conditional, contrasted, chosen, events, seed=sampling.seed)
+            drawn_from = _mixed(conditional, unconditional, sampling, distribution, chosen)
+            return torch.stack([event_logprob(drawn_from, same), selected_logprob(drawn_from, chosen)])
+
+        return score
+
+    def _branches(self, rollout: Rollout, distribution: str) -> Branches:
+        """Return the function that gives the logits of a distribution's branches. ValueError for an unknown name."""
         if distribution not in DISTRIBUTIONS:
             raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
-        sampling = rollout.sampling
-        guided = distribution != "conditional" and sampling.guidance != 1
+        guided = distribution != "conditional" and rollout.sampling.guidance != 1
         one = self.texts([NULL]) if guided else None
 
-        def distribute(states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
-            unconditional = None
+        def branches(states: Tensor, texts: Texts, index: Tensor) -> tuple[Tensor, Tensor | None]:
             null = None if one is None else one.take(index.new_zeros(len(states)))
             if null is not None and distribution == "guided":
                 both = self._logits(repeat(states, "r t -> (m r) t", m=2), texts.cat(null))
                 conditional, unconditional = rearrange(_at(both, index.repeat(2, 1)), "(m r) c v -> m r c v", m=2)
-            else:
-                conditional = _at(self._logits(states, texts), index)
-                if null is not None:
-                    with torch.no_grad():
-                        unconditional = _at(self._logits(states, null), index)
-            if distribution == "conditional":
-                return conditional
-            return behaviour_logits(
-                conditional,
-                unconditional,
-                guidance=sampling.guidance,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                keep=chosen,
-            )
+                return conditional, unconditional
+            conditional = _at(self._logits(states, texts), index)
+            if null is None:
+                return conditional, None
+            with torch.no_grad():
+                return conditional, _at(self._logits(states, null), index)
 
-        return distribute
+        return branches
 
     def _logits(self, states: Tensor, texts: Texts) -> Tensor:
         """Compute the logits [R, T, V] of the policy, or of the wrapper that it is trained through."""
@@ -174,7 +198,7 @@ class StateScorer:
         rollout: Rollout,
         asked: Plan,
         texts: Texts,
-        score: Callable[[Pass, Tensor, Texts, Tensor, Tensor], Tensor],
+        score: Score,
         *,
         all_masked: bool = False,
     ) -> Tensor:
@@ -210,6 +234,23 @@ class StateScorer:
     def _row_texts(self, rollout: Rollout, prompt: str | list[str]) -> Texts:
         """Encode the texts [B] that `prompt` asks for."""
         return self.texts(row_texts(rollout, prompt) or [NULL] * rollout.batch)
+
+
+def _mixed(
+    conditional: Tensor, unconditional: Tensor | None, sampling: Sampling, distribution: str, tokens: Tensor
+) -> Tensor:
+    """Return the logits of the distribution that is scored: the raw conditional one, or that which was sampled."""
+    if distribution == "conditional":
+        return conditional
+    return behaviour_logits(
+        conditional,
+        unconditional,
+        guidance=sampling.guidance,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        keep=tokens,
+    )
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from rewards.models.torchvision_mend import mend
 from t2i_gcpo.generators.base import (
     Distribution,
     Negative,
+    TrainingScores,
     as_indices,
     as_negatives,
     as_prompts,
@@ -44,7 +45,7 @@ from t2i_gcpo.generators.policy_weights import LLAMA_TARGETS
 from t2i_gcpo.generators.random_models import RandomModel
 from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK
 from t2i_gcpo.generators.trainable import TrainableGenerator
-from t2i_gcpo.records import Prompt, Rollout, Sampling, Vectors
+from t2i_gcpo.records import Events, Prompt, Rollout, Sampling, Vectors
 
 #: Images decoded at once on a CPU.
 DECODE_ROWS_CPU = 8
@@ -209,6 +210,16 @@ class Janus(TrainableGenerator):
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         with self._train_mode():
             return self.scorer.token_logprobs(rollout, prompt, distribution)
+
+    def training_scores(
+        self, rollout: Rollout, *, distribution: Distribution = "conditional", events: Events | None = None
+    ) -> TrainingScores:
+        if events is None:
+            return super().training_scores(rollout, distribution=distribution)
+        check_tokens(rollout.tokens, self.grid, self.codebook_size)
+        with self._train_mode():
+            event, token = self.scorer.event_scores(rollout, distribution, events)
+        return TrainingScores(event, token_logprob=token)
 
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:

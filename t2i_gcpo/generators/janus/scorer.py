@@ -16,9 +16,10 @@ from t2i_gcpo.generators.base import DISTRIBUTIONS, row_texts
 from t2i_gcpo.generators.janus.head import Fp32Head
 from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.policy_weights import PolicyWeights
+from t2i_gcpo.generators.tokens.events import EventScores, event_scores
 from t2i_gcpo.generators.tokens.logprobs import token_entropy, token_logprob
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits, draw, noise_of
-from t2i_gcpo.records import Rollout
+from t2i_gcpo.records import Events, Rollout, Sampling
 
 
 class RowScorer:
@@ -35,36 +36,58 @@ class RowScorer:
 
     def token_logprobs(self, rollout: Rollout, prompt: str | list[str], distribution: str) -> Tensor:
         """Compute the log-probs [B, T] fp32 that `Janus.token_logprobs` describes."""
+        tokens = rollout.tokens.to(self.encoder.device)
+        hidden, unconditional = self._branches(rollout, tokens, prompt, distribution)
+        return token_logprob(
+            hidden,
+            self.head,
+            tokens,
+            unconditional=unconditional,
+            chunk=self.head_chunk,
+            **_options(rollout.sampling, distribution),
+        )
+
+    def event_scores(self, rollout: Rollout, distribution: str, events: Events) -> EventScores:
+        """Compute the log-probs [B, T] fp32 of the tokens' events and of the tokens themselves.
+
+        The events are those of the contrast with the rollout's negative prompts. The null prompt's branch, where there
+        is guidance, serves for it; else the negative one is a forward pass of its own, without gradient.
+        """
+        tokens = rollout.tokens.to(self.encoder.device)
+        hidden, unconditional = self._branches(rollout, tokens, "positive", distribution)
+        negative = None
+        if unconditional is None or row_texts(rollout, "negative") is not None:
+            with torch.no_grad():
+                negative = self._hidden(self.weights.module, self._encode_rows(rollout, "negative")[0], tokens)
+        return event_scores(
+            hidden,
+            self.head,
+            tokens,
+            events=events,
+            seed=rollout.sampling.seed,
+            negative=negative,
+            unconditional=unconditional,
+            chunk=self.head_chunk,
+            **_options(rollout.sampling, distribution),
+        )
+
+    def _branches(
+        self, rollout: Rollout, tokens: Tensor, prompt: str | list[str], distribution: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute the hidden states [B, T, D] of the prompt's branch and of the null prompt's, where it counts."""
         if distribution not in DISTRIBUTIONS:
             raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
         conditional, null = self._encode_rows(rollout, prompt)
-        head = self.head
-        tokens = rollout.tokens.to(self.encoder.device)
         policy = self.weights.module
-        if distribution == "conditional":
-            return token_logprob(self._hidden(policy, conditional, tokens), head, tokens, chunk=self.head_chunk)
-        sampling = rollout.sampling
-        unconditional = None
-        if sampling.guidance == 1:
-            hidden = self._hidden(policy, conditional, tokens)
-        elif distribution == "guided":
+        if distribution == "conditional" or rollout.sampling.guidance == 1:
+            return self._hidden(policy, conditional, tokens), None
+        if distribution == "guided":
             both = self._hidden(policy, conditional.cat(null), repeat(tokens, "b t -> (n b) t", n=2))
             hidden, unconditional = rearrange(both, "(n b) t d -> n b t d", n=2)
-        else:
-            hidden = self._hidden(policy, conditional, tokens)
-            with torch.no_grad():
-                unconditional = self._hidden(policy, null, tokens)
-        return token_logprob(
-            hidden,
-            head,
-            tokens,
-            unconditional=unconditional,
-            guidance=sampling.guidance,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            chunk=self.head_chunk,
-        )
+            return hidden, unconditional
+        hidden = self._hidden(policy, conditional, tokens)
+        with torch.no_grad():
+            return hidden, self._hidden(policy, null, tokens)
 
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:
@@ -128,3 +151,10 @@ class RowScorer:
             use_cache=False,
         )
         return output.last_hidden_state[:, -tokens.shape[1] :]
+
+
+def _options(sampling: Sampling, distribution: str) -> dict[str, Any]:
+    """Return how logits become the distribution: as they are, or as tokens were drawn."""
+    if distribution == "conditional":
+        return {}
+    return {name: vars(sampling)[name] for name in ("guidance", "temperature", "top_k", "top_p")}

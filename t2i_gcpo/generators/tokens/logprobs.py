@@ -22,7 +22,7 @@ trained and memory allows, a larger chunk accumulates its weight gradient less o
 
 Head = Callable[[Tensor], Tensor]
 Score = Callable[..., tuple[Tensor, Tensor | None]]
-"""Takes a chunk's conditional and unconditional hidden states (or None) and its tokens."""
+"""Takes a chunk of each branch's hidden states (or None) and of the tokens."""
 
 
 class TokenScores(NamedTuple):
@@ -128,9 +128,9 @@ def token_scores(
         ):
             logprob, entropies = _GradientAhead.apply(score, chunk, flat_tokens, flat, flat_unconditional)
         else:
-            logprob, entropies = _chunked(_recomputed(score), chunk, flat_tokens, flat, flat_unconditional)
+            logprob, entropies = in_chunks(recomputed(score), chunk, flat, flat_unconditional, flat_tokens)
     else:
-        logprob, entropies = _chunked(score, chunk, flat_tokens, flat, flat_unconditional)
+        logprob, entropies = in_chunks(score, chunk, flat, flat_unconditional, flat_tokens)
     return TokenScores(logprob.reshape(tokens.shape), None if entropies is None else entropies.reshape(tokens.shape))
 
 
@@ -161,27 +161,21 @@ def _trains(head: Head, flat: Tensor) -> bool:
         return head(flat[:1].detach()).requires_grad
 
 
-def _recomputed(score: Score) -> Score:
-    def run(conditional: Tensor, unconditional: Tensor | None, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        return checkpoint(score, conditional, unconditional, tokens, use_reentrant=False, preserve_rng_state=False)
+def recomputed(score: Score) -> Score:
+    """Let the backward pass compute a chunk's logits again."""
+
+    def run(*inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return checkpoint(score, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     return run
 
 
-def _pieces(tensor: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
-    return (None,) * count if tensor is None else tensor.tensor_split(count)
-
-
-def _chunked(
-    score: Score, chunk: int, tokens: Tensor, conditional: Tensor, unconditional: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """Apply `score` to nearly equal chunks of at most `chunk` tokens, and join the results."""
-    count = max(-(-len(tokens) // chunk), 1)
-    pieces = zip(
-        conditional.tensor_split(count), _pieces(unconditional, count), tokens.tensor_split(count), strict=True
-    )
-    logprobs, entropies = zip(*(score(*piece) for piece in pieces), strict=True)
-    return torch.cat(logprobs), None if entropies[0] is None else torch.cat(entropies)
+def in_chunks(score: Score, chunk: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Apply `score` to nearly equal chunks of at most `chunk` rows of the inputs, and join the results."""
+    count = max(-(-max(len(one) for one in inputs if one is not None) // chunk), 1)
+    pieces = zip(*((None,) * count if one is None else one.tensor_split(count) for one in inputs), strict=True)
+    first, second = zip(*(score(*piece) for piece in pieces), strict=True)
+    return torch.cat(first), None if second[0] is None else torch.cat(second)
 
 
 class _GradientAhead(torch.autograd.Function):
@@ -212,7 +206,7 @@ class _GradientAhead(torch.autograd.Function):
                 gradients.append(torch.autograd.grad(logprob.sum(), wanted_leaves))
             return logprob.detach(), entropies
 
-        logprob, entropies = _chunked(score_and_differentiate, chunk, tokens, conditional, unconditional)
+        logprob, entropies = in_chunks(score_and_differentiate, chunk, conditional, unconditional, tokens)
         ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*gradients, strict=True)))
         if entropies is not None:
             ctx.mark_non_differentiable(entropies)
