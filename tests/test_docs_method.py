@@ -135,13 +135,16 @@ def test_the_table_of_algorithms_is_the_code_s() -> None:
             "random": "random ranks (control)",
             "shuffled": "GCPO's weights, shuffled over the image (control)",
         }
+        whose = "another code's contrast" if row.event_codes == "shuffled" else "contrast"
+        control = " (control)" if row.event_codes == "shuffled" else ""
+        events = f", of events of {row.event_width:g} nat of {whose} instead of tokens{control}" if row.events else ""
         weighted = {"dissimilar": "weighted by likeness", "critical": "of these tokens alone"}
         advantage = "(r − mean) / std" if row.advantage_scale == "std" else "r − mean"
         advantage += " of each clause" if row.credit == "clauses" else ""
         advantage += ", with STAGE's entropy reward" if row.entropy_reward_coef else ""
         advantage += ", times the running ratio to the reference" if row.ratio_bound else ""
         return [
-            credits[row.credit],
+            credits[row.credit] + events,
             advantage,
             f"{row.clip_low:g} / {row.clip_high:g}",
             {"sequence": "each image, then images", "token": "tokens", "constant": "constant B·T"}[row.reduction],

@@ -24,8 +24,10 @@ COLORS: dict[str, str] = {
     "gcpo_variance": "#929948",
     "gcpo_sibling": "#c00384",
     "gcpo_clauses": "#c4221a",
+    "gcpo_events": "#6e644b",
     "stage": "#a705d1",
     "critical_tokens": "#8c29f9",
+    "gcpo_events_shuffled": "#b419a0",
 }
 #: Colour of a run whose algorithm is not in the table.
 OTHER = "#777777"
