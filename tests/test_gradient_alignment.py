@@ -67,6 +67,7 @@ class Tabular:
             "agreement": product / math.sqrt(float(self.single[rule]) * float(self.single[0])),
             "signal_to_noise": length / (float(self.single[rule]) - length),
             "cosine": product / math.sqrt(length * reach),
+            "length": math.sqrt(float(self.single[rule]) / float(self.single[0])),
         }
 
 
@@ -118,6 +119,9 @@ def test_two_batches_by_hand() -> None:
     assert values["agreement"] == pytest.approx(2.5 / math.sqrt(3 * 3))  # q0 = (4 + 2) / 2
     assert values["signal_to_noise"] == pytest.approx(1 / (3 - 1))  # m.m = (0,1).(2,1) = 1
     assert values["cosine"] == pytest.approx(2.5 / math.sqrt(1 * 2))
+    assert values["length"] == pytest.approx(math.sqrt(3 / 3))
+    twice = statistics(Products(4 * rule @ rule.T, 2 * rule @ true.T, true @ true.T))
+    assert twice["length"] == pytest.approx(2.0) and twice["cosine"] == pytest.approx(values["cosine"])
 
 
 def test_what_cannot_be_told_from_noise_is_no_number() -> None:

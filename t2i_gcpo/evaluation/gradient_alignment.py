@@ -35,6 +35,7 @@ STATISTICS: dict[str, str] = {
     "agreement": "expected cosine of one batch's gradient with another batch's under the true rule",
     "signal_to_noise": "squared length of the rule's mean gradient / the variance of one batch's",
     "cosine": "cosine of the rule's mean gradient with the true gradient",
+    "length": "root mean square length of one batch's gradient / that under the true rule",
 }
 
 
@@ -74,8 +75,9 @@ def statistics(products: Products) -> dict[str, float]:
 
     With m = the rule's mean gradient, u = the true gradient, q = the mean squared length of one batch's gradient
     and q0 that of the true rule's: alignment = m.u / sqrt(u.u q), agreement = m.u / sqrt(q q0), signal_to_noise =
-    m.m / (q - m.m), cosine = m.u / sqrt(m.m u.u). NaN where an estimate of a squared length is not positive: then the
-    batches are too few or too noisy to tell it from 0. The agreement needs the length of neither m nor u.
+    m.m / (q - m.m), cosine = m.u / sqrt(m.m u.u), length = sqrt(q / q0). NaN where an estimate of a squared length is
+    not positive: then the batches are too few or too noisy to tell it from 0. The agreement and the length need the
+    length of neither m nor u.
     """
     length, product, true = between(products.own), between(products.cross), between(products.true)
     single, single_true = (float(each.trace()) / len(each) for each in (products.own, products.true))
@@ -84,6 +86,7 @@ def statistics(products: Products) -> dict[str, float]:
         "agreement": product / math.sqrt(single * single_true) if single > 0 and single_true > 0 else math.nan,
         "signal_to_noise": length / (single - length) if single > length else math.nan,
         "cosine": product / math.sqrt(length * true) if length > 0 and true > 0 else math.nan,
+        "length": math.sqrt(single / single_true) if single_true > 0 else math.nan,
     }
 
 
