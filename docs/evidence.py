@@ -20,12 +20,15 @@ from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.study.comparable import unequal
 
 DOCS = Path(__file__).parent
-BASELINE, CONTROL = "grpo", "gcpo_shuffled"
+BASELINE = "grpo"
+#: The control of a rule, which has what the rule has, at places or of codes that mean nothing; of the others the first.
+CONTROLS = {"gcpo": "gcpo_shuffled", "gcpo_events": "gcpo_events_shuffled"}
 #: What would have counted as a gain, set before the studies: this much above GRPO with the interval above 0, or GRPO's
-#: final level within this share of its images; and above the shuffled control.
+#: final level within this share of its images; and above the rule's shuffled control.
 LEAST_GAIN, MOST_IMAGES = 0.05, 0.6
 #: The name of an arm, which holds no colon -> the rule as the instruments call it.
 RULES = {"gcpo-none": "gcpo:normalization=none"}
+NAME = "algorithm.name "
 #: Fewer pairs of rule and world than this are not correlated.
 LEAST_PAIRS = 5
 
@@ -194,22 +197,30 @@ def findings(world: World) -> Iterator[str]:
         )
 
 
+def control_of(rule: str) -> str:
+    """Return the control that a rule must be above."""
+    return CONTROLS.get(rule, CONTROLS["gcpo"])
+
+
 def verdict(world: World) -> str:
     """Say of a world whether a rule met what was set before, and which."""
-    control = world.against(CONTROL)
-    met = []
+    met, controlled = [], False
     for rule, row in world.against(BASELINE).items():
+        control = control_of(rule)
+        if rule in CONTROLS.values() or control not in world.against(BASELINE):
+            continue
+        controlled = True
         low = row["difference"]["ci95"][0]
         gained = row["difference"]["overall"] >= LEAST_GAIN and low > 0
         shares = [math.inf if one is None else one for one in (world.learning().get(rule) or {}).get("share", ())]
         faster = bool(shares) and statistics.median(shares) <= MOST_IMAGES
-        beyond = rule in control and control[rule]["difference"]["ci95"][0] > 0
-        if rule != CONTROL and (gained or faster) and beyond:
+        above = world.against(control).get(rule)
+        if (gained or faster) and above is not None and above["difference"]["ci95"][0] > 0:
             met.append(f"`{rule}`")
     if not world.against(BASELINE):
         return f"{world.name}: no study compares rules there."
-    if CONTROL not in world.against(BASELINE):
-        return f"{world.name}: **no rule met it**; the control was not trained there."
+    if not controlled:
+        return f"{world.name}: **no rule met it**; no control was trained there."
     return f"{world.name}: {', '.join(met)} met it." if met else f"{world.name}: **no rule met it.**"
 
 
@@ -270,12 +281,12 @@ batch's gradient point better along the true one ([alignment](alignment.md)); an
 ## How it was asked
 
 * **What would count**, set before the studies: at least {gain:+.2f} above `{baseline}` with the 95 % interval above 0,
-  or `{baseline}`'s final level within {images:.0f} % of its images; and above the control `{control}`, which has the
-  same weights at places that mean nothing.
+  or `{baseline}`'s final level within {images:.0f} % of its images; and above its control: `{control}` has the same
+  weights at places that mean nothing, `{events}` the same events of codes that have nothing in common.
 * **Alike for all**: start, prompts, noise, and the number of images where it does not say otherwise. Differences are
   image by image under the same seed, prompt and noise, their intervals over seeds and prompts.
-* **Tuned alike**: each rule had the same trials, on `shapes:val`. The scores here are of `shapes:test`, whose
-  combinations are in no training prompt.
+* **Tuned alike**: each rule of a world had the [same trials](#how-the-rules-were-tuned), on `shapes:val`. The scores of
+  the worlds are of `shapes:test`, whose combinations are in no training prompt.
 
 ## The short answer
 """
@@ -283,13 +294,54 @@ batch's gradient point better along the true one ([alignment](alignment.md)); an
 
 def page(found: Sequence[World]) -> str:
     """Return the whole page."""
-    values = {"gain": LEAST_GAIN, "images": MOST_IMAGES * 100, "baseline": BASELINE, "control": CONTROL}
+    values = {"gain": LEAST_GAIN, "images": MOST_IMAGES * 100, "baseline": BASELINE}
+    values |= {"control": CONTROLS["gcpo"], "events": CONTROLS["gcpo_events"]}
     parts = [INTRODUCTION.format(**values), "\n".join(f"* {verdict(world)}" for world in found)]
     for world in found:
         parts += [f"## {world.name}", f"{world.about}.", rule_table(world)]
         parts += ["\n".join(f"* {line}" for line in findings(world))]
-    parts += ["## Do the instruments predict the gain?", prediction(found), "## What it cost", cost(found)]
+    parts += ["## Do the instruments predict the gain?", prediction(found)]
+    parts += ["## How the rules were tuned", tuning(found), "## What it cost", cost(found)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def tuning(found: Sequence[World]) -> str:
+    """List every trial of the tuning with its gain on the validation prompts, a table a world, the best one in bold."""
+    parts = []
+    for world in found:
+        groups = (world.tuning or {}).get("groups", ())
+        if not groups:
+            continue
+        common = set.intersection(*(set(_choices(group)) for group in groups))
+        rules = [next(one.removeprefix(NAME) for one in _choices(group) if one.startswith(NAME)) for group in groups]
+        best: dict[str, float] = {}
+        for rule, group in zip(rules, groups, strict=True):
+            if group["after"] is not None:
+                best[rule] = max(group["after"]["overall"], best.get(rule, -math.inf))
+        rows = []
+        for name in dict.fromkeys(rules):
+            for rule, group in zip(rules, groups, strict=True):
+                if rule == name:
+                    own = [one for one in _choices(group) if one not in common and not one.startswith(NAME)]
+                    rows.append([f"`{rule}`", ", ".join(own) or "as it is", _of_trial(group, best.get(rule))])
+        seeds = max(group["of"] for group in groups)
+        head = f"{world.name}, {seeds} seed a trial. Score after less before, on `shapes:val`; the best in bold."
+        parts += [head, markdown(["rule", "trial", "gain"], rows)]
+    return "\n\n".join(parts)
+
+
+def _of_trial(group: Mapping[str, Any], best: float | None) -> str:
+    if group["after"] is None:
+        return "not run"
+    gain = _signed(group["difference"]["overall"], group["difference"]["ci95"])
+    return f"**{gain}**" if group["after"]["overall"] == best else gain
+
+
+def _choices(group: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in group["options"].items()
+    ]
 
 
 def cost(found: Sequence[World]) -> str:

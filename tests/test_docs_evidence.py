@@ -108,6 +108,36 @@ def test_an_arm_is_the_rule_that_the_instruments_measured() -> None:
     assert len(rows) == 1 and "0.300 [0.250, 0.400]" in rows[0] and "+0.060 [+0.030, +0.080]" in rows[0]
 
 
+def test_a_rule_needs_a_control_of_its_own_kind() -> None:
+    """Events at random say nothing of weights, nor the other way round."""
+    seen = world()
+    for row in seen.study["against"]:
+        row["group"] = row["group"].replace("ours", "gcpo_events")
+    seen.study["learning"][0]["group"] = "gcpo_events"
+    assert "no control was trained there" in evidence.verdict(seen)
+    for row in seen.study["against"]:
+        row.update({key: row[key].replace("gcpo_shuffled", "gcpo_events_shuffled") for key in ("group", "against")})
+    assert "`gcpo_events` met it" in evidence.verdict(seen)
+
+
+def trial(rule: str, lr: float, after: float | None) -> dict[str, Any]:
+    score = None if after is None else {"overall": after}
+    difference = None if after is None else {"overall": after - 0.5, "ci95": [after - 0.6, after - 0.4]}
+    options = {"steps": 40, "algorithm.name": rule, "optim.lr": lr}
+    return {"options": options, "of": 1, "after": score, "difference": difference}
+
+
+def test_every_trial_of_the_tuning_is_listed_by_rule_with_the_best_in_bold() -> None:
+    groups = [trial("a", 1e-4, 0.6), trial("b", 1e-4, 0.55), trial("a", 2e-4, 0.7), trial("b", 2e-4, None)]
+    text = evidence.tuning([replace(world(), tuning={"groups": groups})])
+    assert text.splitlines()[4:] == [
+        "| `a` | optim.lr 0.0001 | +0.100 [+0.000, +0.200] |",
+        "| `a` | optim.lr 0.0002 | **+0.200 [+0.100, +0.300]** |",
+        "| `b` | optim.lr 0.0001 | **+0.050 [-0.050, +0.150]** |",
+        "| `b` | optim.lr 0.0002 | not run |",
+    ]
+
+
 def test_the_instruments_are_correlated_with_the_gain() -> None:
     found = [replace(world(gain), name=str(gain)) for gain in (0.02, 0.04, 0.09)]
     # Agreement above GRPO's is +0.1, -0.1, ..., the gains are 0.02, 0, 0.04, 0, 0.09, 0.
