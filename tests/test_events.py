@@ -211,10 +211,20 @@ def test_a_likelihood_of_whole_steps_has_no_events() -> None:
         generator.training_scores(drawn(generator), events=WIDE)
 
 
+def test_a_run_without_events_ends_before_anything_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = amused("transition")
+    monkeypatch.setattr(generator, "sample", None)
+    with pytest.raises(ValueError, match="commit_step"):
+        training.trainer(tmp_path, policy=generator, name="gcpo_events").train()  # type: ignore[arg-type]
+
+
 def test_a_generator_that_has_none_says_so() -> None:
     class Plain(Amused):
         def training_scores(self, rollout: Rollout, **options: Any) -> Any:
             return super(Amused, self).training_scores(rollout, **options)
+
+        def check_events(self) -> None:
+            super(Amused, self).check_events()
 
     generator = Plain(tiny_amused.parts(), compile=False)
     with pytest.raises(ValueError, match=r"Plain does not say .*event_width"):

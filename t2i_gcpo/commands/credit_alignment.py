@@ -67,6 +67,8 @@ def main(argv: list[str]) -> int:
     args = settle_batch(args, prompts, drawn, images=args.prompts_per_batch * args.group_size)
     generator = load_generator(args)
     generator.check_prompts(prompts)
+    if any(rule.events is not None for rule in rules.values()):
+        generator.check_events()
     if args.lora_rank:
         generator.add_lora(rank=args.lora_rank, alpha=2.0 * args.lora_rank, seed=args.seed)
     try:

@@ -145,11 +145,15 @@ class ImageGenerator(Protocol):
         (`tokens/events.py`). ValueError where the generator cannot.
         """
         if events is not None:
-            raise ValueError(
-                f"{type(self).__name__} does not say which tokens the prompt favours alike; set algorithm.event_width "
-                "to 0, or choose another algorithm"
-            )
+            self.check_events()
         return TrainingScores(self.token_logprobs(rollout, distribution=distribution))
+
+    def check_events(self) -> None:
+        """Raise ValueError where `training_scores` has no events: by default."""
+        raise ValueError(
+            f"{type(self).__name__} does not say which tokens the prompt favours alike; set algorithm.event_width to "
+            "0, or choose another algorithm"
+        )
 
     @abstractmethod
     def token_entropy(self, rollout: Rollout) -> Tensor:

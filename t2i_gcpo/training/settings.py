@@ -65,9 +65,15 @@ class RunSettings:
     def read_prompts(
         self, prompts: str | Path | Sequence[Prompt | str], generator: ImageGenerator, reward: Reward
     ) -> Sequence[Prompt]:
-        """Return the prompts. ValueError where the generator, the reward or the algorithm can do nothing with them."""
+        """Return the prompts.
+
+        ValueError where the generator, the reward or the algorithm can do nothing with them, or the generator lacks
+        what the algorithm trains.
+        """
         rows = read(prompts) if isinstance(prompts, (str, Path)) else as_prompts(prompts)
         generator.check_prompts(rows)
+        if self.algorithm.events is not None:
+            generator.check_events()
         check_scorable(rows, reward)
         check_prompts(self.algorithm, rows)
         return rows

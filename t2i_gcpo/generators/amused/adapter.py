@@ -247,8 +247,17 @@ class Amused(TrainableGenerator):
         the new log-probs are of the same states. ValueError: a rollout or plan of unmasking that the likelihood does
         not go with.
         """
+        if events is not None:
+            self.check_events()
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
         return self.scorer.training_scores(rollout, distribution, events)
+
+    def check_events(self) -> None:
+        if self.likelihood.by_step:
+            raise ValueError(
+                f"masked policy {self.likelihood.name} trains the tokens of a step together, and has no events of "
+                "single tokens; set algorithm.event_width to 0, or choose commit_step"
+            )
 
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:

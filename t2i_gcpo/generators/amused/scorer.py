@@ -67,11 +67,6 @@ class StateScorer:
 
     def training_scores(self, rollout: Rollout, distribution: str, events: Events | None = None) -> TrainingScores:
         """Compute what `Amused.training_scores` describes."""
-        if events is not None and self.likelihood.by_step:
-            raise ValueError(
-                f"masked policy {self.likelihood.name} trains the tokens of a step together, and has no events of "
-                "single tokens; set algorithm.event_width to 0, or choose commit_step"
-            )
         row, steps = self.likelihood, rollout.sampling.unmasking.steps
         count = passes(row, self.masked_passes, steps, rollout.sampling.unmasking.order)
         commit = rollout.commit_step.to(self.texts.device)

@@ -221,6 +221,9 @@ class Janus(TrainableGenerator):
             event, token = self.scorer.event_scores(rollout, distribution, events)
         return TrainingScores(event, token_logprob=token)
 
+    def check_events(self) -> None:
+        """Events are there whatever the rollout is."""
+
     @torch.no_grad()
     def token_entropy(self, rollout: Rollout) -> Tensor:
         """Compute the entropy [B, T] fp32, nats, of the raw conditional distribution that each token comes from."""
