@@ -22,6 +22,8 @@ draw heatmap_order --checkpoint janus-mini --prompt "$both" --num 2 --map weight
 mv docs/heatmap_order.png "$out" && cp "$out/heatmap_order/heatmap.gif" docs/heatmap_order.gif
 draw heatmap_masked --checkpoint amused-mini --prompt "$star" --num 4 --columns 4 --order-temperature 6 --map weight order
 cp "$out/heatmap_masked/order.png" docs/heatmap_masked_order.png
+draw heatmap_events --checkpoint janus-textured --prompt "$star" --num 4 --columns 4 --map event surprisal
+cp "$out/heatmap_events/surprisal.png" docs/heatmap_surprisal.png
 
 for world in mini textured; do
     t2i-gcpo credit-truth --measured "docs/results/truth_janus_$world/truth.safetensors" --out "$out/truth_$world" \

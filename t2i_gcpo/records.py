@@ -19,8 +19,9 @@ Item = TypeVar("Item")
 #: Which vectors of the codebook's tokens: those that the image decoder reads, or those that the policy reads.
 Vectors = Literal["codebook", "inputs"]
 #: What can be taken of each token's logits at sampling time: the entropy of the raw conditional distribution and of the
-#: one that is sampled; the divergences of the conditional from the contrast's; and `contrast_variance`.
-STATS = ("entropy", "behaviour_entropy", "exact_kl", "js", "variance")
+#: one that is sampled; the divergences of the conditional from the contrast's; `contrast_variance`; and the surprisal
+#: of the token's event (`Events`), which is what of the drawn token the prompt has to do with.
+STATS = ("entropy", "behaviour_entropy", "exact_kl", "js", "variance", "event")
 
 #: How many tokens stay masked after each sampling step; `generators.tokens.unmasking` has the curves.
 UnmaskingSchedule = Literal["cosine", "linear", "square", "cubic", "sqrt"]
@@ -125,8 +126,9 @@ class Sampling(SamplingOptions):
 class Events:
     """Says which tokens are one event in training: those with nearly the same contrast (`generators.tokens.events`)."""
 
-    width: float
-    """Nats of contrast that an event spans; above 0."""
+    width: float = 1.0
+    """Nats of contrast that an event spans; above 0. By default all tokens that the prompt makes at most 1.65 times as
+    likely, or as unlikely, are one. (Chosen here.)"""
     shuffled: bool = False
     """A control: each token has the contrast of another code."""
 

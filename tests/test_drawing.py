@@ -18,6 +18,7 @@ from t2i_gcpo.records import Sampling
         (2.0, ("exact_kl", "js"), False, Branches(null=1, contrast=1, count=2)),
         (1.0, ("variance",), False, Branches(null=1, contrast=1, count=2)),
         (2.0, ("variance",), True, Branches(null=1, contrast=2, count=3)),
+        (1.0, ("event",), False, Branches(null=1, contrast=1, count=2)),
         (1.0, (), True, Branches(null=None, contrast=None, count=1)),  # its log-probs are computed afterwards
         (2.0, (), True, Branches(null=1, contrast=None, count=2)),
         (1.0, ("exact_kl",), True, Branches(null=None, contrast=1, count=2)),

@@ -186,6 +186,19 @@ def test_a_generator_scores_events_of_its_own_contrast(make: Any, distribution: 
 
 
 @pytest.mark.parametrize("make", [training.generator, amused])
+@pytest.mark.parametrize("negative", [None, "a green circle"])
+def test_the_surprisal_of_an_event_that_sampling_records_is_what_training_scores(
+    make: Any, negative: str | None
+) -> None:
+    generator = make()
+    sampling = Sampling(group_size=2, guidance=2.0, seed=1, stats=("event",))
+    rollout = generator.sample(PROMPTS, sampling, negative_prompts=negative)
+    scores = generator.training_scores(rollout, distribution="guided", events=Events())
+    torch.testing.assert_close(-rollout.stats["event"], scores.logprob.detach(), atol=1e-4, rtol=1e-4)
+    assert (rollout.stats["event"] <= -rollout.logprob_behaviour + 1e-5).all() and rollout.stats["event"].max() > 0.01
+
+
+@pytest.mark.parametrize("make", [training.generator, amused])
 def test_rows_have_the_events_that_they_have_in_the_whole(make: Any) -> None:
     generator = make()
     rollout = drawn(generator)

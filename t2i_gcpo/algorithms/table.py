@@ -16,19 +16,15 @@ from t2i_gcpo.utils.checks import declared
 STATS = {"exact_kl": ("exact_kl", 2.0), "js_full": ("js", 8.0)}
 """Full-vocabulary divergence -> its name in `Rollout.stats`, and c where it is d^2 / c for a small contrast d (its
 floor)."""
-ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()), "variance", "behaviour_entropy")
-"""The statistics of a rollout that any rule of credit may ask for; free where guidance has both branches anyway."""
+ALL_STATS = ("entropy", *(stat for stat, _ in STATS.values()), "variance", "event", "behaviour_entropy")
+"""The statistics of a rollout that any rule of credit or map may ask for; free where guidance has both branches
+anyway."""
 
 
 CAP = 10.0
 """The cap of `gcpo_magnitude`: no token counts more than ten mean ones. (Chosen here.)"""
 TOKEN_FLOOR = 1e-3
 """The token floor of `gcpo_magnitude`, nats: fp32 rounds log-probs to about a thousandth of it. (Chosen here.)"""
-
-
-EVENT_WIDTH = 1.0
-"""The width of the events of `gcpo_events`, nats: tokens that the prompt makes at most 1.65 times as likely, or as
-unlikely, are one. (Chosen here.)"""
 
 
 @dataclass(frozen=True)
@@ -236,13 +232,13 @@ TABLE: dict[str, Algorithm] = {
     "gcpo_magnitude": _row("gcpo_magnitude", normalization="none", cap=CAP, token_floor=TOKEN_FLOOR),
     "gcpo_variance": _row("gcpo_variance", credit="variance", normalization="none", normalize_over="running"),
     "gcpo_clauses": _row("gcpo_clauses", credit="clauses"),
-    "gcpo_events": _row("gcpo_events", **_GRPO, event_width=EVENT_WIDTH),
+    "gcpo_events": _row("gcpo_events", **_GRPO, event_width=Events.width),
     "stage": _row("stage", credit="dissimilar", entropy_reward_coef=0.4),
     "critical_tokens": _row("critical_tokens", credit="critical", ratio_bound=0.5),
     "gcpo_random": _row("gcpo_random", credit="random"),
     "gcpo_shuffled": _row("gcpo_shuffled", credit="shuffled"),
     "gcpo_sibling": _row("gcpo_sibling", credit="sibling"),
-    "gcpo_events_shuffled": _row("gcpo_events_shuffled", **_GRPO, event_width=EVENT_WIDTH, event_codes="shuffled"),
+    "gcpo_events_shuffled": _row("gcpo_events_shuffled", **_GRPO, event_width=Events.width, event_codes="shuffled"),
 }
 
 

@@ -16,7 +16,7 @@ from t2i_gcpo.heatmap.data import Heatmap, to_array
 from t2i_gcpo.heatmap.views import as_rollout, reweigh
 
 #: Of the rollout's statistics, those that contrast the prompt with the negative prompt over the whole codebook.
-OF_THE_NEGATIVE_PROMPT = ("exact_kl", "js", "variance")
+OF_THE_NEGATIVE_PROMPT = ("exact_kl", "js", "variance", "event")
 
 
 def without(prompt: str, clause: str) -> str:

@@ -129,7 +129,7 @@ class Heatmap:
         if self.logprob_positive is not None:
             there |= self._logprob_maps(self.logprob_positive)
         there |= {name: self.stats.get(stat) for name, (stat, _) in STATS.items()}
-        there["entropy"] = self.stats.get("entropy")
+        there |= {name: self.stats.get(name) for name in ("entropy", "event")}
         there["order"] = None if self.commit_step is None else self.commit_step.astype(np.float32)
         return {kind: values for kind in kinds.KINDS if (values := there.get(kind)) is not None}
 

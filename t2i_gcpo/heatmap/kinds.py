@@ -39,6 +39,7 @@ KINDS: dict[str, Kind] = {
                     "nats"),
     "kl_reference": Kind("KL to the reference model at the token, conditional, estimator k3, nats"),
     "entropy": Kind("entropy of the token's distribution under the prompt, nats"),
+    "event": Kind("decision −log P(event): surprisal of all tokens together that the prompt favours alike, nats"),
     "surprisal": Kind("surprisal −log p(token | prompt), nats"),
     "order": Kind("order: the sampling step that fixed the token", whole=True),
 }  # fmt: skip

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from t2i_gcpo.generators.tokens.events import event_logprob, same_event
 from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits, contrast_variance, draw, exact_kl, js
-from t2i_gcpo.records import Sampling
+from t2i_gcpo.records import Events, Sampling
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Branches:
         `negative`: there are negative texts; the null prompt is the contrast where there are none. A negative text runs
         for the divergences alone: its log-probs can be computed afterwards.
         """
-        divergences = bool({"exact_kl", "js", "variance"} & set(sampling.stats))
+        divergences = bool({"exact_kl", "js", "variance", "event"} & set(sampling.stats))
         null = 1 if sampling.guidance != 1 or (divergences and not negative) else None
         following = 1 if null is None else 2
         if not negative:
@@ -94,4 +95,6 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branch
                 record[name] = divergence(conditional, contrast)
         if "variance" in sampling.stats:
             record["variance"] = contrast_variance(behaviour, conditional, contrast)
+        if "event" in sampling.stats:
+            record["event"] = -event_logprob(behaviour, same_event(conditional, contrast, token, Events()))
     return token, record
