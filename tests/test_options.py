@@ -143,7 +143,7 @@ def test_the_learning_rate_of_a_longer_run_is_that_of_its_schedule(tmp_path: Pat
 ROOMS = ("algorithms", "commands", "data", "training", "records.py")
 #: What has the name of an option and is something else: of one rollout, of a scorer's progress bar, of a shape's
 #: drawing.
-OTHERS = {"Sampling.group_size", "Sampling.seed", "score.progress"}
+OTHERS = {"Sampling.group_size", "Sampling.seed", "score.progress", "Events.width"}
 
 
 def leaves(options: Any, prefix: str = "") -> Iterator[tuple[str, type]]:
