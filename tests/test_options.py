@@ -141,8 +141,7 @@ def test_the_learning_rate_of_a_longer_run_is_that_of_its_schedule(tmp_path: Pat
 
 #: Rooms whose functions and classes take the groups, or name an option's default by its declaration.
 ROOMS = ("algorithms", "commands", "data", "training", "records.py")
-#: What has the name of an option and is something else: of one rollout, of a scorer's progress bar, of a shape's
-#: drawing.
+#: What has the name of an option and is something else: of one rollout, of a scorer's progress bar, of a token's event.
 OTHERS = {"Sampling.group_size", "Sampling.seed", "score.progress", "Events.width"}
 
 
