@@ -143,17 +143,21 @@ class StateScorer:
         is guidance, serves for it; else the negative one is a forward pass of its own, without gradient.
         """
         branches, sampling = self._branches(rollout, distribution), rollout.sampling
-        negative = self._row_texts(rollout, "negative")
-        own_null = row_texts(rollout, "negative") is None
+        null_serves = (
+            row_texts(rollout, "negative") is None and distribution != "conditional" and sampling.guidance != 1
+        )
+        negative = None if null_serves else self._row_texts(rollout, "negative")
 
         def score(item: Pass, states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
             conditional, unconditional = branches(states, texts, index)
-            contrasted = unconditional if own_null else None
-            if contrasted is None:
+            contrasted = unconditional
+            if negative is not None:
                 copies = len(states) // rollout.batch
                 theirs = negative if copies == 1 else negative.cat(*[negative] * (copies - 1))
                 with torch.no_grad():
                     contrasted = _at(self._logits(states, theirs), index)
+            if contrasted is None:
+                raise RuntimeError("without a null branch the negative texts are encoded")
             same = same_event(conditional, contrasted, chosen, events, seed=sampling.seed)
             drawn_from = _mixed(conditional, unconditional, sampling, distribution, chosen)
             return torch.stack([event_logprob(drawn_from, same), selected_logprob(drawn_from, chosen)])
