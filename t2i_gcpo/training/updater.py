@@ -198,7 +198,7 @@ class Updater:
     # -- log-probs -----------------------------------------------------------------------------------------------------
 
     def _scores(self, rows: Rollout) -> TrainingScores:
-        """Score some rows with the policy as it is, or as its reference."""
+        """Score some rows as they are trained."""
         return self.generator.training_scores(rows, distribution=self.loop.distribution, events=self.algorithm.events)
 
     def _recorded(self, rollout: Rollout) -> Tensor:
@@ -216,9 +216,9 @@ class Updater:
 
     @torch.no_grad()
     def _scored(self, rollout: Rollout) -> list[TrainingScores]:
-        """Score each micro-batch of the rollout, in order, without gradients."""
+        """Score each micro-batch of the rollout, in order, without gradients and without events, which no one reads."""
         return [
-            self._scores(rollout.rows(part))
+            self.generator.training_scores(rollout.rows(part), distribution=self.loop.distribution)
             for part in torch.arange(rollout.batch).split(self.loop.micro_batch)
             if len(part)
         ]

@@ -29,7 +29,7 @@ from t2i_gcpo.generators.base import DISTRIBUTIONS, TrainingScores, row_texts
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.generators.tokens.events import event_logprob, same_event
 from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob
-from t2i_gcpo.generators.tokens.sampling import behaviour_logits
+from t2i_gcpo.generators.tokens.sampling import sampled_logits
 from t2i_gcpo.generators.tokens.unmasking import LEAST_PROBABILITY
 from t2i_gcpo.records import Events, Rollout, Sampling
 
@@ -241,15 +241,7 @@ def _mixed(
     """Return the logits of the distribution that is scored: the raw conditional one, or that which was sampled."""
     if distribution == "conditional":
         return conditional
-    return behaviour_logits(
-        conditional,
-        unconditional,
-        guidance=sampling.guidance,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        keep=tokens,
-    )
+    return sampled_logits(conditional, unconditional, sampling, keep=tokens)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

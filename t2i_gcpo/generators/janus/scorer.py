@@ -18,7 +18,7 @@ from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.generators.tokens.events import EventScores, event_scores
 from t2i_gcpo.generators.tokens.logprobs import token_entropy, token_logprob
-from t2i_gcpo.generators.tokens.sampling import behaviour_logits, draw, noise_of
+from t2i_gcpo.generators.tokens.sampling import draw, noise_of, sampled_logits
 from t2i_gcpo.records import Events, Rollout, Sampling
 
 
@@ -110,19 +110,10 @@ class RowScorer:
         rows = [rearrange(self._hidden(policy, branch, tokens), "b t d -> (b t) d") for branch in branches]
         asked = rearrange(uniform.to(tokens.device), "b t k -> (b t) k")
         own = rearrange(tokens, "b t -> (b t)")
-        head, sampling = self.head, rollout.sampling
         drawn, middle = [], []
         for part in torch.arange(len(own), device=own.device).split(self.head_chunk):
-            logits = [head(hidden[part]) for hidden in rows]
-            behaviour = behaviour_logits(
-                logits[0],
-                logits[1] if guided else None,
-                guidance=sampling.guidance,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                keep=own[part],
-            )
+            logits = [self.head(hidden[part]) for hidden in rows]
+            behaviour = sampled_logits(logits[0], logits[1] if guided else None, rollout.sampling, keep=own[part])
             drawn.append(draw(repeat(behaviour, "n v -> n k v", k=asked.shape[1]), asked[part]))
             middle.append(noise_of(behaviour, own[part]))
         return torch.cat(drawn).view(*tokens.shape, -1), torch.cat(middle).view_as(tokens)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from t2i_gcpo.generators.tokens.events import event_logprob, same_event
 from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob
-from t2i_gcpo.generators.tokens.sampling import behaviour_logits, contrast_variance, draw, exact_kl, js
+from t2i_gcpo.generators.tokens.sampling import contrast_variance, draw, exact_kl, js, sampled_logits
 from t2i_gcpo.records import Events, Sampling
 
 
@@ -73,14 +73,7 @@ def choice(sampling: Sampling) -> tuple[Hashable, ...]:
 def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:
     """Draw one token [*] from the branches' logits [N, *, V] with noise [*], and take its log-probs and stats [*]."""
     conditional = logits[0]
-    behaviour = behaviour_logits(
-        conditional,
-        None if branches.null is None else logits[branches.null],
-        guidance=sampling.guidance,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-    )
+    behaviour = sampled_logits(conditional, None if branches.null is None else logits[branches.null], sampling)
     token = draw(behaviour, uniform)
     record = {"positive": selected_logprob(conditional, token), "behaviour": selected_logprob(behaviour, token)}
     if "entropy" in sampling.stats:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK, Head, in_chunks, recomputed, selected_logprob
+from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK, Head, recomputed, score_in_chunks, selected_logprob
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits
 from t2i_gcpo.records import Events
 
@@ -93,5 +93,5 @@ def event_scores(
 
     flat = [None if one is None else one.reshape(-1, hidden.shape[-1]) for one in (hidden, unconditional, negative)]
     run = recomputed(score) if torch.is_grad_enabled() else score
-    event, token = in_chunks(run, chunk, *flat, tokens.reshape(-1))
+    event, token = score_in_chunks(run, chunk, *flat, tokens.reshape(-1))
     return EventScores(event.reshape(tokens.shape), token.reshape(tokens.shape))

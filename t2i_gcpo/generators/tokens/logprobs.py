@@ -128,9 +128,9 @@ def token_scores(
         ):
             logprob, entropies = _GradientAhead.apply(score, chunk, flat_tokens, flat, flat_unconditional)
         else:
-            logprob, entropies = in_chunks(recomputed(score), chunk, flat, flat_unconditional, flat_tokens)
+            logprob, entropies = score_in_chunks(recomputed(score), chunk, flat, flat_unconditional, flat_tokens)
     else:
-        logprob, entropies = in_chunks(score, chunk, flat, flat_unconditional, flat_tokens)
+        logprob, entropies = score_in_chunks(score, chunk, flat, flat_unconditional, flat_tokens)
     return TokenScores(logprob.reshape(tokens.shape), None if entropies is None else entropies.reshape(tokens.shape))
 
 
@@ -170,7 +170,7 @@ def recomputed(score: Score) -> Score:
     return run
 
 
-def in_chunks(score: Score, chunk: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def score_in_chunks(score: Score, chunk: int, *inputs: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Apply `score` to nearly equal chunks of at most `chunk` rows of the inputs, and join the results."""
     count = max(-(-max(len(one) for one in inputs if one is not None) // chunk), 1)
     pieces = zip(*((None,) * count if one is None else one.tensor_split(count) for one in inputs), strict=True)
@@ -206,7 +206,7 @@ class _GradientAhead(torch.autograd.Function):
                 gradients.append(torch.autograd.grad(logprob.sum(), wanted_leaves))
             return logprob.detach(), entropies
 
-        logprob, entropies = in_chunks(score_and_differentiate, chunk, conditional, unconditional, tokens)
+        logprob, entropies = score_in_chunks(score_and_differentiate, chunk, conditional, unconditional, tokens)
         ctx.save_for_backward(*(torch.cat(parts) for parts in zip(*gradients, strict=True)))
         if entropies is not None:
             ctx.mark_non_differentiable(entropies)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from t2i_gcpo.records import SamplingOptions
+
 LARGEST_UNIFORM = 1.0 - 2.0**-24
 """The largest fp32 number below 1. Times any normal fp32 total it rounds to less than that total."""
 MAX_CONTRAST = 5.0
@@ -93,6 +95,21 @@ def behaviour_logits(
         return logits.masked_fill(~_with(_one_hot(best, logits.shape[-1]), keep), -torch.inf)
     logits = logits if temperature == 1 else logits / temperature
     return truncate(logits, top_k=top_k, top_p=top_p, keep=keep)
+
+
+def sampled_logits(
+    conditional: Tensor, unconditional: Tensor | None, sampling: SamplingOptions, *, keep: Tensor | None = None
+) -> Tensor:
+    """Compute the `behaviour_logits` [*, V] of a user's options."""
+    return behaviour_logits(
+        conditional,
+        unconditional,
+        guidance=sampling.guidance,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        keep=keep,
+    )
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
