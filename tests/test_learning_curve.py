@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from t2i_gcpo.evaluation.learning_curve import area, over_seeds, samples_until, trailing
+from t2i_gcpo.evaluation.learning_curve import area, first_at, mean_at, over_seeds, samples_until, trailing
 from t2i_gcpo.reports.run import Run
 from t2i_gcpo.study import learning
 
 
-def run(sampled: list[float], rewards: list[float | None]) -> Run:
+def run(sampled: list[float], rewards: list[float | None], kl: list[float | None] | None = None) -> Run:
     metrics: list[dict[str, Any]] = [
-        {"step": k + 1, "images_sampled": count, "reward/mean": reward}
+        {"step": k + 1, "images_sampled": count, "reward/mean": reward} | ({} if kl is None else {"kl": kl[k]})
         for k, (count, reward) in enumerate(zip(sampled, rewards, strict=True))
     ]
     return Run(Path("x"), {}, metrics, None, None)
@@ -36,6 +36,32 @@ def test_a_level_is_reached_by_the_trailing_mean() -> None:
     assert samples_until(sampled, values, 0.45, window=2) == 16  # (0 + 0.9) / 2
     assert samples_until(sampled, values, 0.5, window=2) == 24  # one step above it is not enough
     assert samples_until(sampled, values, 0.6, window=2) == math.inf
+    assert [first_at(values, level, window=2) for level in (0.45, 0.5, 0.6)] == [1, 2, None]
+
+
+def test_what_was_paid_is_the_mean_of_the_same_steps() -> None:
+    values = [1.0, None, 3.0, 5.0]
+    assert [mean_at(values, step, window=2) for step in range(4)] == [1.0, 1.0, 3.0, 4.0]
+    assert mean_at([None, None], 1, window=2) is None
+
+
+def test_two_groups_at_an_equal_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the seeds, the first group reaches the other's level in two, and in one of them the other logged no KL."""
+    monkeypatch.setattr(learning, "trailing", lambda values: trailing(values, 1))
+    monkeypatch.setattr(learning, "first_at", lambda *one: first_at(*one, window=1))
+    monkeypatch.setattr(learning, "mean_at", lambda *one: mean_at(*one, window=1))
+    sampled: list[float] = [8, 16, 24]
+    finished = {
+        "grpo": [
+            (0, run(sampled, [0.1, 0.2, 0.3], [0.1, 0.4, 0.9])), (1, run(sampled, [0.1, 0.2, 0.3])),
+            (2, run(sampled, [0.1, 0.2, 0.9], [0.1, 0.2, 0.3])),
+        ],
+        "gcpo": [(seed, run(sampled, [0.1, 0.3, 0.2], [0.0, 0.05, 0.6])) for seed in range(3)],
+    }  # fmt: skip
+    row = learning.rows(finished, {"gcpo": ["grpo"]})[1]
+    assert row["paid"]["kl"] == [[0.05, 0.9], [0.05, None], [None, 0.3]]
+    assert row["paid"]["diversity"] == [[None, None]] * 3
+    assert learning.table([row])[0][-2:] == ["0.050 (0.900)", "–"]
 
 
 def test_the_interval_over_seeds_is_students() -> None:
@@ -63,5 +89,6 @@ def test_groups_at_an_equal_number_of_images(monkeypatch: pytest.MonkeyPatch) ->
     assert (late["until"], late["share"]) == ([None], [None])
     rows = learning.table([grpo, dapo, late])
     assert [len(row) for row in rows] == [len(learning.COLUMNS)] * 3
-    assert rows[0][4:] == ["–"] * 4 and rows[1][4:] == ["grpo", "+0.150", "32", "1.00"] and rows[2][6:] == ["never"] * 2
+    assert rows[0][4:] == ["–"] * 6 and rows[1][4:] == ["grpo", "+0.150", "32", "1.00", "–", "–"]
+    assert rows[2][6:] == ["never", "never", "–", "–"]
     assert learning.rows({"unlogged": finished["unlogged"]}, {}) == []

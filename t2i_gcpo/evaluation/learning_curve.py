@@ -42,11 +42,23 @@ def trailing(values: Sequence[float], window: int = WINDOW) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(np.asarray(values, dtype=float), window).mean(axis=-1)
 
 
-def samples_until(sampled: Sequence[float], values: Sequence[float], level: float, window: int = WINDOW) -> float:
-    """Return how many samples were drawn when the trailing mean first was at least `level`; infinity: never."""
+def first_at(values: Sequence[float], level: float, window: int = WINDOW) -> int | None:
+    """Return the step (0, 1, ...) at which the trailing mean first is at least `level`; None: never."""
     means = trailing(values, window)
     reached = np.flatnonzero(means >= level)
-    return float(sampled[len(values) - len(means) + int(reached[0])]) if len(reached) else math.inf
+    return len(values) - len(means) + int(reached[0]) if len(reached) else None
+
+
+def samples_until(sampled: Sequence[float], values: Sequence[float], level: float, window: int = WINDOW) -> float:
+    """Return how many samples were drawn when the trailing mean first was at least `level`; infinity: never."""
+    step = first_at(values, level, window)
+    return math.inf if step is None else float(sampled[step])
+
+
+def mean_at(values: Sequence[float | None], step: int, window: int = WINDOW) -> float | None:
+    """Return the mean of the known values of the `window` steps up to `step`; None where none is known."""
+    known = [value for value in values[max(step + 1 - window, 0) : step + 1] if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:

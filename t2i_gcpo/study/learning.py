@@ -8,24 +8,54 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from t2i_gcpo.evaluation.learning_curve import WINDOW, area, over_seeds, samples_until, trailing
+from t2i_gcpo.evaluation.learning_curve import WINDOW, area, first_at, mean_at, over_seeds, samples_until, trailing
 from t2i_gcpo.reports.run import Run
 from t2i_gcpo.reports.tables import number, with_interval
 
-Curve = tuple[list[float], list[float]]
-"""Images sampled up to each step, and the step's mean reward."""
 REWARD, SAMPLED = "reward/mean", "images_sampled"
+#: What is compared at an equal reward: how far the policy has gone for it, and what it has lost.
+PAID = ("kl", "diversity")
 
-COLUMNS = ["group", "seeds", "images", "area", "against", "difference", "images to its level", "of its own"]
+COLUMNS = [
+    "group", "seeds", "images", "area", "against", "difference", "images to its level", "of its own",
+    *(f"{name} there (its own)" for name in ("KL", "diversity")),
+]  # fmt: skip
 NOTE = (
     "area: mean reward of the training images, up to the number that every finished run has sampled (images), "
     "discarded ones included; difference: less that of the group it stands against, seed by seed; in brackets: 95 % "
     f"Student interval over seeds; images to its level: images until the mean over {WINDOW} steps first reaches what "
     "the other group ends with under the same seed, median over seeds, and as a share of the other group's own number; "
-    "first passages of a noisy curve are early for both"
+    "first passages of a noisy curve are early for both; KL and diversity there: mean over these steps, and in "
+    "brackets over those in which the other group first reached it, median over the seeds that reach it"
 )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a run logged, a value a step."""
+
+    sampled: list[float]
+    """Images up to each step."""
+    rewards: list[float]
+    """The step's mean reward."""
+    paid: dict[str, list[float | None]]
+    """Each of PAID; None where a step did not log it."""
+
+    def area(self, budget: float) -> float:
+        """Return the mean reward of the first `budget` images."""
+        return area(self.sampled, self.rewards, budget)
+
+    def until(self, level: float) -> float:
+        """Return how many images were drawn when the trailing reward first was at least `level`; infinity: never."""
+        return samples_until(self.sampled, self.rewards, level)
+
+    def paid_at(self, name: str, level: float) -> float | None:
+        """Return the mean of one of PAID over the steps whose mean reward first was at least `level`."""
+        step = first_at(self.rewards, level)
+        return None if step is None else mean_at(self.paid[name], step)
 
 
 def rows(
@@ -39,7 +69,7 @@ def rows(
     curves = {
         group: {seed: one for seed, run in runs if (one := curve(run)) is not None} for group, runs in finished.items()
     }
-    ends = [sampled[-1] for runs in curves.values() for sampled, _ in runs.values()]
+    ends = [one.sampled[-1] for runs in curves.values() for one in runs.values()]
     if not ends:
         return []
     budget = min(ends)
@@ -47,34 +77,41 @@ def rows(
     for group, own in curves.items():
         if not own:
             continue
-        areas = over_seeds([area(*one, budget) for one in own.values()])
+        areas = over_seeds([one.area(budget) for one in own.values()])
         row = {"group": group, "seeds": len(own), "images": budget, "area": areas, "against": None}
-        compared = [_against(own, curves[name], budget) | {"against": name} for name in baselines.get(group, ())
-                    if own.keys() & curves.get(name, {}).keys()]  # fmt: skip
+        compared = [
+            _against(own, curves[name], budget) | {"against": name}
+            for name in baselines.get(group, ())
+            if own.keys() & curves.get(name, {}).keys()
+        ]
         result += [row | one for one in compared] or [row]
     return result
 
 
 def curve(run: Run) -> Curve | None:
-    """Return the images sampled up to each step and the step's mean reward, where both were logged."""
-    both = [
-        (float(row[SAMPLED]), float(row[REWARD]))
-        for row in run.metrics
-        if row.get(SAMPLED) is not None and row.get(REWARD) is not None
-    ]
-    return ([one for one, _ in both], [value for _, value in both]) if both else None
+    """Return what a run logged of the steps whose reward and number of images it logged; None: of no step."""
+    logged = [row for row in run.metrics if row.get(SAMPLED) is not None and row.get(REWARD) is not None]
+    if not logged:
+        return None
+    sampled, rewards = ([float(row[name]) for row in logged] for name in (SAMPLED, REWARD))
+    return Curve(sampled, rewards, {name: [row.get(name) for row in logged] for name in PAID})
 
 
 def _against(own: Mapping[int, Curve], theirs: Mapping[int, Curve], budget: float) -> dict[str, Any]:
     """Compare two groups over the seeds that both have."""
-    seeds = [seed for seed in own if seed in theirs]
-    levels = {seed: float(trailing(theirs[seed][1])[-1]) for seed in seeds}
-    until = {seed: samples_until(*own[seed], levels[seed]) for seed in seeds}
-    their_own = {seed: samples_until(*theirs[seed], levels[seed]) for seed in seeds}
+    pairs = [(own[seed], theirs[seed]) for seed in own if seed in theirs]
+    levels = [float(trailing(other.rewards)[-1]) for _, other in pairs]
+    until, their_own = (
+        [pair[which].until(level) for pair, level in zip(pairs, levels, strict=True)] for which in (0, 1)
+    )
     return {
-        "difference": over_seeds([area(*own[seed], budget) - area(*theirs[seed], budget) for seed in seeds]),
-        "until": [None if math.isinf(until[seed]) else until[seed] for seed in seeds],
-        "share": [None if math.isinf(until[seed]) else until[seed] / their_own[seed] for seed in seeds],
+        "difference": over_seeds([one.area(budget) - other.area(budget) for one, other in pairs]),
+        "until": [None if math.isinf(count) else count for count in until],
+        "share": [None if math.isinf(count) else count / other for count, other in zip(until, their_own, strict=True)],
+        "paid": {
+            name: [[one.paid_at(name, level) for one in pair] for pair, level in zip(pairs, levels, strict=True)]
+            for name in PAID
+        },
     }
 
 
@@ -90,6 +127,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             _interval(row["difference"], signed=True) if row["against"] else "–",
             _median(row["until"], digits=0) if row["against"] else "–",
             _median(row["share"], digits=2) if row["against"] else "–",
+            *(_paid(row["paid"][name]) if row["against"] else "–" for name in PAID),
         ]
         for row in found
     ]
@@ -104,3 +142,12 @@ def _median(values: Sequence[float | None], *, digits: int) -> str:
     """Return the median, where "never" is above every number."""
     middle = statistics.median(math.inf if value is None else value for value in values)
     return "never" if math.isinf(middle) else number(middle, digits=digits)
+
+
+def _paid(pairs: Sequence[Sequence[float | None]]) -> str:
+    """Return the medians of a group's values and of the other's, over the seeds that have both."""
+    known = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if not known:
+        return "–"
+    own, theirs = (statistics.median(values) for values in zip(*known, strict=True))
+    return f"{number(own)} ({number(theirs)})"
