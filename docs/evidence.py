@@ -17,6 +17,7 @@ from typing import Any
 from scipy import stats
 
 from t2i_gcpo.reports.tables import number, with_interval
+from t2i_gcpo.study import learning
 from t2i_gcpo.study.comparable import unequal
 
 DOCS = Path(__file__).parent
@@ -29,6 +30,8 @@ LEAST_GAIN, MOST_IMAGES = 0.05, 0.6
 #: The name of an arm, which holds no colon -> the rule as the instruments call it.
 RULES = {"gcpo-none": "gcpo:normalization=none"}
 NAME = "algorithm.name "
+#: Columns of a study's table of learning that say what GRPO's final level took.
+FOR_A_LEVEL = 4
 #: Fewer pairs of rule and world than this are not correlated.
 LEAST_PAIRS = 5
 
@@ -128,6 +131,28 @@ def rule_table(world: World) -> str:
                 number(None) if area is None else _signed(area["mean"], area["ci95"]),
             ]
         )
+    return markdown(header, rows)
+
+
+def training_table(world: World) -> str:
+    """Return one row a rule that was trained: with what options, how its score moved, and what the score cost."""
+    groups = (world.study or {}).get("groups", ())
+    own = dict(zip((group["group"] for group in groups), _own_choices(groups), strict=True))
+    learnt = {rule: learning.table([row])[0] for rule, row in world.learning().items() if "paid" in row}
+    rows = []
+    for group in groups:
+        if group["after"] is None:
+            continue
+        rule = _rule(group)
+        means = (group["before"]["overall"], group["after"]["overall"], group["kl"], group["diversity"])
+        at_level = learnt[rule][-FOR_A_LEVEL:] if rule in learnt else [number(None)] * FOR_A_LEVEL
+        seeds = f"{group['seeds']} of {group['of']}"
+        chosen = ", ".join(own[group["group"]]) or number(None)
+        rows.append([f"`{rule}`", chosen, seeds, *map(number, means), *at_level])
+    header = [
+        "rule", "options", "seeds", "before", "after", "KL", "diversity", f"images to {BASELINE}'s level",
+        f"of {BASELINE}'s own", f"KL there ({BASELINE}'s)", f"diversity there ({BASELINE}'s)",
+    ]  # fmt: skip
     return markdown(header, rows)
 
 
@@ -292,6 +317,12 @@ batch's gradient point better along the true one ([alignment](alignment.md)); an
 """
 
 
+ABOUT_TRAINING = """What was trained, and what it cost: the score before and after, KL to the start (nats a token) and
+diversity at the end; images until the trailing reward first reached `{baseline}`'s last, as a number and as a share of
+`{baseline}`'s own, and KL and diversity over those steps with `{baseline}`'s in brackets
+([how they are computed](studies.md#how-fast-each-group-learns))."""
+
+
 def page(found: Sequence[World]) -> str:
     """Return the whole page."""
     values = {"gain": LEAST_GAIN, "images": MOST_IMAGES * 100, "baseline": BASELINE}
@@ -300,6 +331,8 @@ def page(found: Sequence[World]) -> str:
     for world in found:
         parts += [f"## {world.name}", f"{world.about}.", rule_table(world)]
         parts += ["\n".join(f"* {line}" for line in findings(world))]
+        if world.study is not None:
+            parts += [ABOUT_TRAINING.format(baseline=BASELINE), training_table(world)]
     parts += ["## Do the instruments predict the gain?", prediction(found)]
     parts += ["## How the rules were tuned", tuning(found), "## What it cost", cost(found)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -312,18 +345,16 @@ def tuning(found: Sequence[World]) -> str:
         groups = (world.tuning or {}).get("groups", ())
         if not groups:
             continue
-        common = set.intersection(*(set(_choices(group)) for group in groups))
-        rules = [next(one.removeprefix(NAME) for one in _choices(group) if one.startswith(NAME)) for group in groups]
+        choices = [*map(_choices, groups)]
+        rules = [next(one.removeprefix(NAME) for one in own if one.startswith(NAME)) for own in choices]
         best: dict[str, float] = {}
         for rule, group in zip(rules, groups, strict=True):
             if group["after"] is not None:
                 best[rule] = max(group["after"]["overall"], best.get(rule, -math.inf))
-        rows = []
-        for name in dict.fromkeys(rules):
-            for rule, group in zip(rules, groups, strict=True):
-                if rule == name:
-                    own = [one for one in _choices(group) if one not in common and not one.startswith(NAME)]
-                    rows.append([f"`{rule}`", ", ".join(own) or "as it is", _of_trial(group, best.get(rule))])
+        listed = sorted(zip(rules, groups, _own_choices(groups), strict=True), key=lambda one: rules.index(one[0]))
+        rows = [
+            [f"`{rule}`", ", ".join(own) or "as it is", _of_trial(group, best.get(rule))] for rule, group, own in listed
+        ]
         seeds = max(group["of"] for group in groups)
         head = f"{world.name}, {seeds} seed a trial. Score after less before, on `shapes:val`; the best in bold."
         parts += [head, markdown(["rule", "trial", "gain"], rows)]
@@ -342,6 +373,13 @@ def _choices(group: Mapping[str, Any]) -> list[str]:
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in group["options"].items()
     ]
+
+
+def _own_choices(groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return what of each group's options, but for the algorithm's name, is not that of all groups."""
+    choices = [*map(_choices, groups)]
+    common = set.intersection(*map(set, choices)) if len(choices) > 1 else set()
+    return [[one for one in own if one not in common and not one.startswith(NAME)] for own in choices]
 
 
 def cost(found: Sequence[World]) -> str:

@@ -45,15 +45,27 @@ def compared(group: str, against: str, overall: float, low: float) -> dict[str, 
     }
 
 
+def trained(name: str, lr: float) -> dict[str, Any]:
+    return {
+        "group": name, "images_sampled": 100.0, "seeds": 5, "of": 5, "before": {"overall": 0.5},
+        "after": {"overall": 0.6}, "kl": 0.2, "diversity": 0.95,
+        "options": {"steps": 40, "algorithm.name": name, "optim.lr": lr},
+    }  # fmt: skip
+
+
 def world(gain: float = 0.06, low: float = 0.03, beyond: float = 0.01, share: float = 0.9) -> Any:
     against = [
         compared("ours", "grpo", gain, low), compared("gcpo_shuffled", "grpo", 0.0, -0.02),
         compared("ours", "gcpo_shuffled", gain, beyond),
     ]  # fmt: skip
     learnt = [
-        {"group": "ours", "against": "grpo", "difference": {"mean": 0.01, "ci95": [0.0, 0.02]}, "share": [share] * 5}
-    ]
-    groups = [{"group": name, "images_sampled": 100.0} for name in ("grpo", "ours", "gcpo_shuffled")]
+        {
+            "group": "ours", "against": "grpo", "seeds": 5, "images": 100.0, "area": {"mean": 0.5, "ci95": None},
+            "difference": {"mean": 0.01, "ci95": [0.0, 0.02]}, "until": [share * 100] * 5, "share": [share] * 5,
+            "paid": {"kl": [[0.1, 0.3]] * 5, "diversity": [[0.9, None]] * 5},
+        }
+    ]  # fmt: skip
+    groups = [trained(name, lr) for name, lr in (("grpo", 1e-4), ("ours", 2e-4), ("gcpo_shuffled", 1e-4))]
     trials = [{"seconds": 3600.0, "seed": k, "images_sampled": 100.0, "status": "done"} for k in range(2)]
     study = {"against": against, "learning": learnt, "groups": groups, "trials": trials}
     alignment = {
@@ -96,6 +108,10 @@ def test_sentences_and_rows_follow_the_numbers() -> None:
     gains = "+0.060 [+0.030, +0.080] | +0.010 [+0.000, +0.020]"
     assert f"| `ours` | {instruments}{gains} |" in text
     assert "There are 2 pairs of a rule" in text
+    assert (
+        "| `ours` | optim.lr 0.0002 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | 90 | 0.90 | 0.100 (0.300) | – |" in text
+    )
+    assert "| `grpo` | optim.lr 0.0001 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | – | – | – | – |" in text
     assert "| [one](results/one/results.json) | a world | 2 | 0 | 2 | 200 | 2.0 |" in text
     assert "not told from 0" in evidence.page([world(low=-0.01)]) and "below 0" in evidence.page([world(-0.1, -0.2)])
 
