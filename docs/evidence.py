@@ -9,8 +9,8 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,10 @@ class World:
     about: str
     alignment: Mapping[str, Any] | None = None
     truth: Mapping[str, Any] | None = None
-    study: Mapping[str, Any] | None = None
-    tuning: Mapping[str, Any] | None = None
-    studies: tuple[str, ...] = ()
-    """Folders below docs/results/ of the study and the tuning."""
+    studies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Folder below docs/results/ -> a study's results on the test prompts. Of a rule in several, the first counts."""
+    tunings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same of what was tuned on the validation prompts."""
 
     @property
     def aligned(self) -> dict[str, Mapping[str, Any]]:
@@ -59,12 +59,17 @@ class World:
 
     def against(self, baseline: str) -> dict[str, Mapping[str, Any]]:
         """Return the study's groups that were compared with a baseline after training, by name."""
-        rows = (self.study or {}).get("against", ())
-        return {_rule(row): row for row in rows if row["against"] == baseline and row["difference"]}
+        return self._first("against", lambda row: row["against"] == baseline and row["difference"])
 
     def learning(self) -> dict[str, Mapping[str, Any]]:
-        rows = (self.study or {}).get("learning", ())
-        return {_rule(row): row for row in rows if row["against"] == BASELINE}
+        """Return how fast the groups learn beside GRPO, by name."""
+        return self._first("learning", lambda row: row["against"] == BASELINE)
+
+    def _first(self, table: str, wanted: Callable[[Mapping[str, Any]], bool]) -> dict[str, Mapping[str, Any]]:
+        found: dict[str, Mapping[str, Any]] = {}
+        for study in self.studies.values():
+            found = {_rule(row): row for row in study.get(table, ()) if wanted(row)} | found
+        return found
 
     @property
     def rules(self) -> list[str]:
@@ -85,18 +90,18 @@ def worlds(results: Path) -> list[World]:
     plain = "ShapeScenes on plain backgrounds, where hardly a token is undecided"
     textured = "ShapeScenes on textures that no prompt decides: most tokens are open, and few matter"
     found = []
-    for name, about, study, tuning in (
-        ("janus-mini", plain, "shapes", "tune"), ("janus-textured", textured, "textured", "textured_tune")
-    ):  # fmt: skip
+    for name, about, studies, tunings in (
+        ("janus-mini", plain, ("plain", "shapes"), ("tune", "tune_events")),
+        ("janus-textured", textured, ("textured",), ("textured_tune",)),
+    ):
         slug = name.replace("-", "_")
-        files = {
-            "alignment": read(f"alignment_{slug}", "alignment.json"),
-            "truth": read(f"truth_{slug}", "truth.json"),
-            "study": read(study, "results.json"),
-            "tuning": read(tuning, "results.json"),
-        }
-        if any(files.values()):
-            found.append(World(name, about, **files, studies=(study, tuning)))
+        alignment, truth = read(f"alignment_{slug}", "alignment.json"), read(f"truth_{slug}", "truth.json")
+        trained, tuned = (
+            {folder: seen for folder in folders if (seen := read(folder, "results.json")) is not None}
+            for folders in (studies, tunings)
+        )
+        if alignment or truth or trained or tuned:
+            found.append(World(name, about, alignment, truth, trained, tuned))
     return found
 
 
@@ -134,11 +139,15 @@ def rule_table(world: World) -> str:
     return markdown(header, rows)
 
 
-def training_table(world: World) -> str:
-    """Return one row a rule that was trained: with what options, how its score moved, and what the score cost."""
-    groups = (world.study or {}).get("groups", ())
+def training_table(study: Mapping[str, Any]) -> str:
+    """Return one row a rule that a study trained: with what options, how its score moved, and what the score cost."""
+    groups = study["groups"]
     own = dict(zip((group["group"] for group in groups), _own_choices(groups), strict=True))
-    learnt = {rule: learning.table([row])[0] for rule, row in world.learning().items() if "paid" in row}
+    learnt = {
+        _rule(row): learning.table([row])[0]
+        for row in study.get("learning", ())
+        if row["against"] == BASELINE and "paid" in row
+    }
     rows = []
     for group in groups:
         if group["after"] is None:
@@ -211,8 +220,9 @@ def findings(world: World) -> Iterator[str]:
             f"**Alignment**, on the same batches. Told from `{BASELINE}`'s agreement, above it: {above or 'no rule'}; "
             f"below it: {below or 'no rule'}. {agree}; below an agreement of 0.8 no rule should be chosen by it."
         )
-    if world.study is not None and (budgets := unequal(world.study["groups"], world.study["against"])):
-        yield f"**Budgets**: {budgets}."
+    for folder, study in world.studies.items():
+        if budgets := unequal(study["groups"], study["against"]):
+            yield f"**Budgets** of `{folder}`: {budgets}."
     for rule, row in world.against(BASELINE).items():
         interval = row["difference"]["ci95"]
         yield (
@@ -331,8 +341,10 @@ def page(found: Sequence[World]) -> str:
     for world in found:
         parts += [f"## {world.name}", f"{world.about}.", rule_table(world)]
         parts += ["\n".join(f"* {line}" for line in findings(world))]
-        if world.study is not None:
-            parts += [ABOUT_TRAINING.format(baseline=BASELINE), training_table(world)]
+        if world.studies:
+            parts += [ABOUT_TRAINING.format(baseline=BASELINE)]
+        for folder, study in world.studies.items():
+            parts += [f"Study `{folder}`:", training_table(study)]
     parts += ["## Do the instruments predict the gain?", prediction(found)]
     parts += ["## How the rules were tuned", tuning(found), "## What it cost", cost(found)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -342,7 +354,7 @@ def tuning(found: Sequence[World]) -> str:
     """List every trial of the tuning with its gain on the validation prompts, a table a world, the best one in bold."""
     parts = []
     for world in found:
-        groups = (world.tuning or {}).get("groups", ())
+        groups = [group for study in world.tunings.values() for group in study["groups"]]
         if not groups:
             continue
         choices = [*map(_choices, groups)]
@@ -386,9 +398,7 @@ def cost(found: Sequence[World]) -> str:
     """List the studies with their trials, seeds and hours."""
     rows = []
     for world in found:
-        for folder, study in zip(world.studies, (world.study, world.tuning), strict=True):
-            if study is None:
-                continue
+        for folder, study in {**world.studies, **world.tunings}.items():
             trials = [trial for trial in study["trials"] if trial["seconds"]]
             failed = sum(trial["status"] == "failed" for trial in study["trials"])
             hours = sum(trial["seconds"] for trial in trials) / 3600

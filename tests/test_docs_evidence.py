@@ -72,7 +72,7 @@ def world(gain: float = 0.06, low: float = 0.03, beyond: float = 0.01, share: fl
         "rules": [aligned("grpo", 0.2, 0.15), aligned("ours", 0.3, 0.25), aligned("gcpo_shuffled", 0.1, 0.05)],
         "stability": {"plain": 0.9, "adamw": None},
     }
-    return evidence.World("a world", "About it", alignment=alignment, study=study, studies=("one", "other"))
+    return evidence.World("a world", "About it", alignment=alignment, studies={"one": study})
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_was_set_before_decides(changes: dict[str, float], met: bool) -> No
 
 def test_a_level_that_most_seeds_never_reach_is_not_reached_soon() -> None:
     seen = world(0.0, -0.02, share=0.5)
-    seen.study["learning"][0]["share"] = [0.5, 0.5, None, None, None]
+    seen.studies["one"]["learning"][0]["share"] = [0.5, 0.5, None, None, None]
     assert "no rule met it" in evidence.verdict(seen)
 
 
@@ -119,7 +119,7 @@ def test_sentences_and_rows_follow_the_numbers() -> None:
 def test_an_arm_is_the_rule_that_the_instruments_measured() -> None:
     study = {"against": [compared("gcpo-none", "grpo", 0.06, 0.03)], "learning": [], "groups": [], "trials": []}
     alignment = {"rules": [aligned("grpo", 0.2, 0.15), aligned("gcpo:normalization=none", 0.3, 0.25)]}
-    one = evidence.World("a world", "About it", alignment=alignment, study=study)
+    one = evidence.World("a world", "About it", alignment=alignment, studies={"one": study})
     rows = [row for row in evidence.rule_table(one).splitlines() if "none" in row]
     assert len(rows) == 1 and "0.300 [0.250, 0.400]" in rows[0] and "+0.060 [+0.030, +0.080]" in rows[0]
 
@@ -127,11 +127,11 @@ def test_an_arm_is_the_rule_that_the_instruments_measured() -> None:
 def test_a_rule_needs_a_control_of_its_own_kind() -> None:
     """Events at random say nothing of weights, nor the other way round."""
     seen = world()
-    for row in seen.study["against"]:
+    for row in seen.studies["one"]["against"]:
         row["group"] = row["group"].replace("ours", "gcpo_events")
-    seen.study["learning"][0]["group"] = "gcpo_events"
+    seen.studies["one"]["learning"][0]["group"] = "gcpo_events"
     assert "no control was trained there" in evidence.verdict(seen)
-    for row in seen.study["against"]:
+    for row in seen.studies["one"]["against"]:
         row.update({key: row[key].replace("gcpo_shuffled", "gcpo_events_shuffled") for key in ("group", "against")})
     assert "`gcpo_events` met it" in evidence.verdict(seen)
 
@@ -145,7 +145,7 @@ def trial(rule: str, lr: float, after: float | None) -> dict[str, Any]:
 
 def test_every_trial_of_the_tuning_is_listed_by_rule_with_the_best_in_bold() -> None:
     groups = [trial("a", 1e-4, 0.6), trial("b", 1e-4, 0.55), trial("a", 2e-4, 0.7), trial("b", 2e-4, None)]
-    text = evidence.tuning([replace(world(), tuning={"groups": groups})])
+    text = evidence.tuning([replace(world(), tunings={"one": {"groups": groups[:2]}, "two": {"groups": groups[2:]}})])
     assert text.splitlines()[4:] == [
         "| `a` | optim.lr 0.0001 | +0.100 [+0.000, +0.200] |",
         "| `a` | optim.lr 0.0002 | **+0.200 [+0.100, +0.300]** |",
@@ -161,3 +161,12 @@ def test_the_instruments_are_correlated_with_the_gain() -> None:
     assert f"agreement above GRPO's: correlation with the gain {expected:+.3f} [" in evidence.prediction(found)
     assert "over 6 pairs" in evidence.prediction(found)
     assert evidence.prediction(found[:1]).startswith("There are 2 pairs")
+
+
+def test_of_a_rule_in_two_studies_the_first_counts() -> None:
+    seen = world()
+    other = {**seen.studies["one"], "against": [compared("ours", "grpo", 0.2, 0.1), compared("dapo", "grpo", 0.3, 0.1)]}
+    both = replace(seen, studies={"one": seen.studies["one"], "two": other}).against("grpo")
+    assert {rule: row["difference"]["overall"] for rule, row in both.items()} == {
+        "ours": 0.06, "gcpo_shuffled": 0.0, "dapo": 0.3,
+    }  # fmt: skip
