@@ -23,7 +23,7 @@ from t2i_gcpo.study.comparable import unequal
 DOCS = Path(__file__).parent
 BASELINE = "grpo"
 #: The control of a rule, which has what the rule has, at places or of codes that mean nothing; of the others the first.
-CONTROLS = {"gcpo": "gcpo_shuffled", "gcpo_events": "gcpo_events_shuffled"}
+CONTROLS = {"gcpo": "gcpo_shuffled", "gcpo_events": "gcpo_events_matched"}
 #: What would have counted as a gain, set before the studies: this much above GRPO with the interval above 0, or GRPO's
 #: final level within this share of its images; and above the rule's shuffled control.
 LEAST_GAIN, MOST_IMAGES = 0.05, 0.6
@@ -92,7 +92,7 @@ def worlds(results: Path) -> list[World]:
     found = []
     for name, about, studies, tunings in (
         ("janus-mini", plain, ("plain", "shapes"), ("tune", "tune_events")),
-        ("janus-textured", textured, ("textured",), ("textured_tune",)),
+        ("janus-textured", textured, ("textured",), ("textured_tune", "textured_tune_matched")),
     ):
         slug = name.replace("-", "_")
         alignment, truth = read(f"alignment_{slug}", "alignment.json"), read(f"truth_{slug}", "truth.json")
@@ -317,7 +317,7 @@ batch's gradient point better along the true one ([alignment](alignment.md)); an
 
 * **What would count**, set before the studies: at least {gain:+.2f} above `{baseline}` with the 95 % interval above 0,
   or `{baseline}`'s final level within {images:.0f} % of its images; and above its control: `{control}` has the same
-  weights at places that mean nothing, `{events}` the same events of codes that have nothing in common.
+  weights at places that mean nothing, `{events}` events as probable of codes that have nothing in common.
 * **Alike for all**: start, prompts, noise, and the number of images where it does not say otherwise. Differences are
   image by image under the same seed, prompt and noise, their intervals over seeds and prompts.
 * **Tuned alike**: each rule of a world had the [same trials](#how-the-rules-were-tuned), on `shapes:val`. The scores of

@@ -27,6 +27,8 @@ STATS = ("entropy", "behaviour_entropy", "exact_kl", "js", "variance", "event")
 UnmaskingSchedule = Literal["cosine", "linear", "square", "cubic", "sqrt"]
 #: How the positions that a step commits are chosen.
 UnmaskingOrder = Literal["confidence", "random"]
+#: Whose contrast makes the events of a code: its own, or in two controls that of a random other.
+EventCodes = Literal["own", "shuffled", "matched"]
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,9 @@ class Events:
     width: float = 1.0
     """Nats of contrast that an event spans; above 0. By default all tokens that the prompt makes at most 1.65 times as
     likely, or as unlikely, are one. (Chosen here.)"""
-    shuffled: bool = False
-    """A control: each token has the contrast of another code."""
+    codes: EventCodes = "own"
+    """Whose contrast a code has. own: its own; shuffled, matched: controls, with which it has that of a code drawn at
+    random, from events as many, or as probable."""
 
     def __post_init__(self) -> None:
         if not self.width > 0:

@@ -132,7 +132,7 @@ def test_a_rule_needs_a_control_of_its_own_kind() -> None:
     seen.studies["one"]["learning"][0]["group"] = "gcpo_events"
     assert "no control was trained there" in evidence.verdict(seen)
     for row in seen.studies["one"]["against"]:
-        row.update({key: row[key].replace("gcpo_shuffled", "gcpo_events_shuffled") for key in ("group", "against")})
+        row.update({key: row[key].replace("gcpo_shuffled", "gcpo_events_matched") for key in ("group", "against")})
     assert "`gcpo_events` met it" in evidence.verdict(seen)
 
 

@@ -17,7 +17,7 @@ from t2i_gcpo.algorithms import TABLE, resolve, token_advantages
 from t2i_gcpo.evaluation.credit_bias import THREE_TOKENS, TWO_TOKENS, bias, expected_gradient, group_gradients
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.janus.adapter import Janus
-from t2i_gcpo.generators.tokens.events import event_logprob, event_scores, same_event
+from t2i_gcpo.generators.tokens.events import _at_random_places, event_logprob, event_scores, same_event
 from t2i_gcpo.generators.tokens.logprobs import token_logprob
 from t2i_gcpo.records import Events, Prompt, Rollout, Sampling, ScoredRollout
 from t2i_gcpo.training.rollout import collect
@@ -34,7 +34,7 @@ def test_a_token_and_those_that_the_prompt_favours_alike_are_one_event_by_hand()
     """The prompt makes the first code twice as likely, halves the last, and leaves the two in between as they were."""
     positive = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     negative = torch.tensor([0.2, 0.3, 0.3, 0.2]).log()  # contrasts of ln 2, 0, ln (2 / 3), -ln 2
-    same = same_event(positive.expand(4, 4), negative.expand(4, 4), torch.arange(4), Events(1.0))
+    same = same_event(positive.expand(4, 4), negative.expand(4, 4), positive, torch.arange(4), Events(1.0))
     # In steps of 1 nat: 0.69 -> 1, 0 -> 0, -0.41 -> 0, -0.69 -> -1.
     assert same.int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
     found = event_logprob(positive.expand(4, 4), same)
@@ -52,8 +52,8 @@ def test_the_gradient_is_what_the_event_has_above_the_whole() -> None:
 def test_logits_may_have_any_offset() -> None:
     torch.manual_seed(0)
     positive, negative, tokens = torch.randn(5, 7), torch.randn(5, 7), torch.randint(7, (5,))
-    plain = same_event(positive, negative, tokens, Events(0.5))
-    assert torch.equal(same_event(positive + 3, negative - 40, tokens, Events(0.5)), plain)
+    plain = same_event(positive, negative, positive, tokens, Events(0.5))
+    assert torch.equal(same_event(positive + 3, negative - 40, positive, tokens, Events(0.5)), plain)
 
 
 @pytest.mark.parametrize("negative_given", [False, True])
@@ -111,17 +111,52 @@ def test_events_of_no_width_are_the_tokens_and_very_wide_ones_have_no_gradient()
 def test_the_control_gives_each_token_the_contrast_of_another_code_by_the_seed() -> None:
     torch.manual_seed(0)
     positive, negative, tokens = torch.randn(50, 30), torch.randn(50, 30), torch.randint(30, (50,))
-    plain = same_event(positive, negative, tokens, Events(1.0))
+    plain = same_event(positive, negative, positive, tokens, Events(1.0))
     first, again, other = (
-        same_event(positive, negative, tokens, Events(1.0, shuffled=True), seed=seed) for seed in (1, 1, 2)
+        same_event(positive, negative, positive, tokens, Events(1.0, "shuffled"), seed=seed) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again) and not torch.equal(first, other) and not torch.equal(first, plain)
     assert first.gather(1, tokens[:, None]).all()
     every = [
-        sorted(same_event(positive[:1].expand(30, -1), negative[:1].expand(30, -1), torch.arange(30), one).sum(1))
-        for one in (Events(1.0), Events(1.0, shuffled=True))
+        same_event(*(logits[:1].expand(30, -1) for logits in (positive, negative, positive)), torch.arange(30), one)
+        for one in (Events(1.0), Events(1.0, "shuffled"))
     ]
-    assert every[0] == every[1], "as many events, of as many codes"
+    assert sorted(every[0].sum(1)) == sorted(every[1].sum(1)), "as many events, of as many codes"
+
+
+def test_the_matched_control_by_hand() -> None:
+    """Codes of 0.4, 0.3, 0.2 and 0.1 in the order of their contrasts, and in the order 3, 1, 0, 2 (of seed 0)."""
+    probability, contrast = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([-2.0, 0.0, 1.0, 3.0])
+    order = torch.tensor([3, 1, 0, 2])  # the middles lie at 0.05, 0.25, 0.6 and 0.9
+    found = _at_random_places(contrast[None], probability[None], order)
+    # By their contrast the codes end at 0.4, 0.7, 0.9 and 1.
+    assert found.tolist() == [[0.0, -2.0, 1.0, -2.0]]
+
+
+def test_the_matched_control_s_events_are_as_probable_and_mean_nothing() -> None:
+    torch.manual_seed(0)
+    negative = torch.randn(40, 2000)
+    contrast = torch.where(negative > 1.0, 2.0, 0.0)  # of the likely codes: two events of about 0.8 and 0.2
+    positive = negative + contrast
+    tokens = positive.softmax(dim=-1).multinomial(1).squeeze(1)
+    own, matched, shuffled = (
+        same_event(positive, negative, positive, tokens, Events(1.0, codes), seed=3)
+        for codes in ("own", "matched", "shuffled")
+    )
+
+    def masses(codes: str) -> Tensor:
+        """Return the probabilities of the first row's two events, the larger first."""
+        rows = (logits[:1].expand(2000, -1) for logits in (positive, negative, positive))
+        events = Events(1.0, codes)  # type: ignore[arg-type]
+        every = event_logprob(positive[:1].expand(2000, -1), same_event(*rows, torch.arange(2000), events, seed=3))
+        return torch.stack([every.exp().max(), every.exp().min()])
+
+    torch.testing.assert_close(masses("matched"), masses("own"), atol=0.01, rtol=0.0)
+    assert (masses("shuffled") - masses("own")).abs().min() > 0.1
+    assert not torch.equal(own, matched) and not torch.equal(shuffled, matched)
+    inside = [(positive.softmax(dim=-1) * one) for one in (own, matched)]
+    means = [(one * contrast).sum(dim=-1) / one.sum(dim=-1) for one in inside]
+    assert means[0].var() > 10 * means[1].var(), "the mean contrast of an event says nothing in the control"
 
 
 def test_no_branch_to_contrast_with_is_an_error() -> None:
@@ -202,7 +237,7 @@ def test_the_surprisal_of_an_event_that_sampling_records_is_what_training_scores
 def test_rows_have_the_events_that_they_have_in_the_whole(make: Any) -> None:
     generator = make()
     rollout = drawn(generator)
-    for events in (Events(1.0), Events(1.0, shuffled=True)):
+    for events in (Events(1.0), Events(1.0, "shuffled"), Events(1.0, "matched")):
         whole = generator.training_scores(rollout, distribution="guided", events=events).logprob
         parts = [
             generator.training_scores(rollout.rows(torch.tensor([row])), distribution="guided", events=events).logprob
@@ -275,13 +310,13 @@ def test_rules_with_and_without_events_have_each_its_own_gradient_in_one_call() 
         [Prompt(text) for text in PROMPTS],
         Sampling(group_size=4, guidance=2.0, seed=3),
     )
-    rules = {name: resolve(name, group_size=4) for name in ("grpo", "gcpo_events", "gcpo_events_shuffled", "dr_grpo")}
+    rules = {name: resolve(name, group_size=4) for name in ("grpo", "gcpo_events", "gcpo_events_matched", "dr_grpo")}
     together = rule_gradients(generator, scored, rules)
     for name, rule in rules.items():
         alone = rule_gradients(generator, scored, {name: rule})[name]
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(together[name], alone, strict=True))
     assert not torch.allclose(together["gcpo_events"][0], together["grpo"][0])
-    assert not torch.allclose(together["gcpo_events"][0], together["gcpo_events_shuffled"][0])
+    assert not torch.allclose(together["gcpo_events"][0], together["gcpo_events_matched"][0])
 
 
 def test_events_of_no_width_train_as_grpo_does(tmp_path: Path) -> None:
@@ -310,8 +345,10 @@ def test_a_rollout_serves_one_update(tmp_path: Path, changes: dict[str, Any]) ->
 def test_what_does_not_go_with_events_is_refused() -> None:
     with pytest.raises(ValueError, match="importance_cap"):
         resolve("gcpo_events", importance_cap=2.0)
-    with pytest.raises(ValueError, match="event_codes is shuffled"):
-        resolve("grpo", event_codes="shuffled")
+    with pytest.raises(ValueError, match="event_codes is matched"):
+        resolve("grpo", event_codes="matched")
+    with pytest.raises(ValueError, match="ratio_bound"):
+        resolve("critical_tokens", event_width=1.0)
     with pytest.raises(ValueError, match="event_width is -1"):
         resolve("gcpo_events", event_width=-1.0)
 

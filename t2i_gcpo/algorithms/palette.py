@@ -27,7 +27,7 @@ COLORS: dict[str, str] = {
     "gcpo_events": "#6e644b",
     "stage": "#a705d1",
     "critical_tokens": "#8c29f9",
-    "gcpo_events_shuffled": "#b419a0",
+    "gcpo_events_matched": "#b419a0",
 }
 #: Colour of a run whose algorithm is not in the table.
 OTHER = "#777777"

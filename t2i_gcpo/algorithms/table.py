@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from t2i_gcpo import credit as credits
-from t2i_gcpo.records import Events, Vectors
+from t2i_gcpo.records import EventCodes, Events, Vectors
 from t2i_gcpo.utils.checks import declared
 
 STATS = {"exact_kl": ("exact_kl", 2.0), "js_full": ("js", 8.0)}
@@ -34,7 +34,7 @@ class Algorithm:
     name: str = "gcpo"
     """Row of the table that the other fields start from: grpo, dr_grpo, dapo, gcpo, gcpo_dapo, gcpo_entropy,
     gcpo_magnitude, gcpo_variance, gcpo_clauses, gcpo_events, stage, critical_tokens, gcpo_random, gcpo_shuffled,
-    gcpo_sibling, gcpo_events_shuffled."""
+    gcpo_sibling, gcpo_events_matched."""
     group_size: int = 8
     """G, images a prompt, compared with one another; at least 2."""
     advantage_scale: Literal["std", "none"] = "std"
@@ -98,8 +98,9 @@ class Algorithm:
     """Train the probability of an event, which is all tokens that the prompt favours as much as the sampled one, to
     within so many nats of contrast, instead of that of the token: what was drawn of an event is noise, and gets no
     gradient; 0 is off."""
-    event_codes: Literal["own", "shuffled"] = "own"
-    """With event_width: shuffled gives each token the contrast of another code, a control."""
+    event_codes: EventCodes = "own"
+    """With event_width, whose contrast a code has. shuffled, matched: that of a random other, in events of as many
+    codes, or about as probable ones; controls."""
     clip_low: float = 0.2
     """The probability ratio's lower bound is 1 - clip_low."""
     clip_high: float = 0.2
@@ -160,8 +161,13 @@ class Algorithm:
                 "normalize_over, cap and token_floor are of weights that keep the size of the contrast, and "
                 f"normalization is {self.normalization}; set normalization to none, or leave them out"
             )
-        if self.event_codes == "shuffled" and self.event_width == 0:
-            raise ValueError("event_codes is shuffled, and there are no events; set event_width above 0")
+        if self.event_codes != "own" and self.event_width == 0:
+            raise ValueError(f"event_codes is {self.event_codes}, and there are no events; set event_width above 0")
+        if self.event_width > 0 and self.ratio_bound > 0:
+            raise ValueError(
+                "ratio_bound multiplies each token's loss by its own ratio to the reference, whose gradient has what "
+                "events leave out; set ratio_bound or event_width to 0"
+            )
         if self.event_width > 0 and self.importance_cap > 0:
             raise ValueError(
                 "importance_cap compares the log-probs in training with those that sampling recorded, which has none "
@@ -207,7 +213,7 @@ class Algorithm:
     @property
     def events(self) -> Events | None:
         """Return which tokens are one event in training; None: each token is its own."""
-        return Events(self.event_width, self.event_codes == "shuffled") if self.event_width > 0 else None
+        return Events(self.event_width, self.event_codes) if self.event_width > 0 else None
 
     @property
     def needs_reference(self) -> bool:
@@ -238,7 +244,7 @@ TABLE: dict[str, Algorithm] = {
     "gcpo_random": _row("gcpo_random", credit="random"),
     "gcpo_shuffled": _row("gcpo_shuffled", credit="shuffled"),
     "gcpo_sibling": _row("gcpo_sibling", credit="sibling"),
-    "gcpo_events_shuffled": _row("gcpo_events_shuffled", **_GRPO, event_width=Events.width, event_codes="shuffled"),
+    "gcpo_events_matched": _row("gcpo_events_matched", **_GRPO, event_width=Events.width, event_codes="matched"),
 }
 
 

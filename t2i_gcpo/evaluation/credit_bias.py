@@ -133,7 +133,7 @@ def group_gradients(
     score = torch.nn.functional.one_hot(rollout.tokens, chance.shape[1]) - chance  # d log p(x) / d logits, [2 N, T, V]
     if algorithm.events is not None:
         tokens, positive, negative = enumerated(world)
-        inside = chance * same_event(positive, negative, tokens, algorithm.events)
+        inside = chance * same_event(positive, negative, positive, tokens, algorithm.events)
         score = inside / inside.sum(dim=-1, keepdim=True) - chance
     return rearrange(advantages[:, :, None] * score, "(n g) t v -> n g t v", g=2).mean(dim=1)
 

@@ -158,8 +158,8 @@ class StateScorer:
                     contrasted = _at(self._logits(states, theirs), index)
             if contrasted is None:
                 raise RuntimeError("without a null branch the negative texts are encoded")
-            same = same_event(conditional, contrasted, chosen, events, seed=sampling.seed)
             drawn_from = _mixed(conditional, unconditional, sampling, distribution, chosen)
+            same = same_event(conditional, contrasted, drawn_from, chosen, events, seed=sampling.seed)
             return torch.stack([event_logprob(drawn_from, same), selected_logprob(drawn_from, chosen)])
 
         return score

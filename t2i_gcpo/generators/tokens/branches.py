@@ -89,5 +89,6 @@ def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branch
         if "variance" in sampling.stats:
             record["variance"] = contrast_variance(behaviour, conditional, contrast)
         if "event" in sampling.stats:
-            record["event"] = -event_logprob(behaviour, same_event(conditional, contrast, token, Events()))
+            same = same_event(conditional, contrast, behaviour, token, Events())
+            record["event"] = -event_logprob(behaviour, same)
     return token, record

@@ -30,19 +30,39 @@ class EventScores(NamedTuple):
     """[*] fp32, of the sampled token itself."""
 
 
-def same_event(positive: Tensor, negative: Tensor, tokens: Tensor, events: Events, *, seed: int = 0) -> Tensor:
-    """Say which tokens are one event with the sampled ones: logits [*, V], [*, V], [*] int64 -> [*, V] bool.
+def same_event(
+    positive: Tensor, negative: Tensor, drawn_from: Tensor, tokens: Tensor, events: Events, *, seed: int = 0
+) -> Tensor:
+    """Say which tokens are one event with the sampled ones: logits [*, V] three times, [*] int64 -> [*, V] bool.
 
     The contrast `d = log p(v | prompt) - log p(v | negative prompt)` is rounded to multiples of the width; tokens with
     the same one are alike. So those within half a width of 0, which the prompt leaves about as likely as they were, are
-    one event, which often has nearly all of the probability. seed: of the codes' order, where they are shuffled.
+    one event, which often has nearly all of the probability. drawn_from: the distribution whose probabilities the
+    events of the control "matched" have. seed: of the codes' order in the controls.
     """
     contrast = positive.detach().float().log_softmax(dim=-1) - negative.detach().float().log_softmax(dim=-1)
-    if events.shuffled:
-        order = torch.randperm(contrast.shape[-1], generator=torch.Generator().manual_seed(seed))
-        contrast = contrast[..., order.to(contrast.device)]
+    if events.codes != "own":
+        order = torch.randperm(contrast.shape[-1], generator=torch.Generator().manual_seed(seed)).to(contrast.device)
+        if events.codes == "shuffled":
+            contrast = contrast[..., order]
+        else:
+            contrast = _at_random_places(contrast, drawn_from.detach().float().softmax(dim=-1), order)
     step = (contrast / events.width).round()
     return step == step.gather(-1, tokens.unsqueeze(-1))
+
+
+def _at_random_places(contrast: Tensor, probability: Tensor, order: Tensor) -> Tensor:
+    """Give each code [*, V] the contrast of a random other, so that each contrast stays about as probable as it was.
+
+    The codes lie side by side, each as wide as it is probable: once by their contrast, and once in the random `order`
+    [V]. Each takes the contrast that lies, in the first row, where its own middle lies in the second.
+    """
+    ends = probability[..., order].cumsum(dim=-1)
+    middles = torch.empty_like(probability)
+    middles[..., order] = ends - probability[..., order] / 2
+    rising, by_contrast = contrast.sort(dim=-1)
+    place = torch.searchsorted(probability.gather(-1, by_contrast).cumsum(dim=-1), middles)
+    return rising.gather(-1, place.clamp(max=contrast.shape[-1] - 1))
 
 
 def event_logprob(logits: Tensor, same: Tensor) -> Tensor:
@@ -85,10 +105,11 @@ def event_scores(
     ) -> tuple[Tensor, Tensor]:
         logits = [None if branch is None else head(branch) for branch in (conditional, other, against)]
         positive, null, contrasted = logits
-        same = same_event(positive, null if contrasted is None else contrasted, chosen, events, seed=seed)
         drawn_from = behaviour_logits(
             positive, null, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p, keep=chosen
         )
+        against_what = null if contrasted is None else contrasted
+        same = same_event(positive, against_what, drawn_from, chosen, events, seed=seed)
         return event_logprob(drawn_from, same), selected_logprob(drawn_from, chosen)
 
     flat = [None if one is None else one.reshape(-1, hidden.shape[-1]) for one in (hidden, unconditional, negative)]
