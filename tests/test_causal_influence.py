@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -25,7 +26,7 @@ from t2i_gcpo.evaluation.causal_file import Truth
 from t2i_gcpo.evaluation.causal_influence import Influence, Plan, between_variance, measure
 from t2i_gcpo.generators.tokens.sampling import LARGEST_UNIFORM, draw, noise_of
 from t2i_gcpo.records import Rollout, Sampling
-from t2i_gcpo.reports.tables import with_interval
+from t2i_gcpo.reports.tables import agreement_note, number, with_interval
 
 
 def test_the_variance_between_alternatives_by_hand() -> None:
@@ -162,19 +163,21 @@ def test_half_of_the_influence_and_the_correlation_by_hand() -> None:
     assert rank_correlation(left, np.ones((1, 3)), everywhere)[0] == 0.0
 
 
-def known(generator: Any) -> tuple[Influence, Rollout]:
+def known(generator: Any) -> Truth:
     """Influence that is exactly GCPO's own weights, but for one place that was not measured."""
     rollout = rollout_of(generator)
     value = torch.from_numpy(causal_agreement.weights(resolve("gcpo", group_size=2), rollout)[0]).float()
     variance = value.square()
     variance[:, 3] = torch.nan
-    return Influence(variance, variance.expand(2, -1, -1), 7), rollout
+    influence = Influence(variance, variance.expand(2, -1, -1), 7)
+    scores = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    return Truth(rollout, influence, generator.decode(rollout.tokens), scores, {"checkpoint": "tiny"})
 
 
 def test_a_rule_that_is_the_truth_agrees_wholly_and_others_do_not(generator: Any) -> None:
-    influence, rollout = known(generator)
+    truth = known(generator)
     rules = {name: resolve(name, group_size=2) for name in ("grpo", "gcpo", "gcpo_shuffled", "gcpo_sibling")}
-    found = agreement(influence, rollout, rules, checkpoint="tiny")
+    found = agreement(truth, rules)
     assert found.rules["gcpo"]["rank_correlation"].overall == pytest.approx(1.0)
     assert found.rules["gcpo"]["auroc"].overall == pytest.approx(1.0)
     assert found.rules["grpo"]["rank_correlation"].overall == 0 and found.rules["grpo"]["auroc"].overall == 0.5
@@ -182,14 +185,48 @@ def test_a_rule_that_is_the_truth_agrees_wholly_and_others_do_not(generator: Any
     assert found.rules["gcpo"]["share"].overall > 0.5 > found.rules["gcpo_shuffled"]["share"].overall
     assert abs(found.rules["gcpo_shuffled"]["rank_correlation"].overall) < 0.3
     assert found.reliability.overall == pytest.approx(1.0) and (found.images, found.without) == (4, 0)
-    none = Influence(torch.zeros_like(influence.variance), influence.halves)
+    none = Influence(torch.zeros_like(truth.influence.variance), truth.influence.halves)
     with pytest.raises(ValueError, match="no token of the 4 images has an influence"):
-        agreement(none, rollout, rules)
+        agreement(replace(truth, influence=none), rules)
+
+
+def test_the_mean_weight_of_the_influence_is_a_ratio_of_sums_of_what_was_measured(generator: Any) -> None:
+    truth = known(generator)
+    rules = {name: resolve(name, group_size=2) for name in ("grpo", "gcpo", "gcpo_shuffled")}
+    found = agreement(truth, rules)
+    weights, squared = causal_agreement.weights(rules["gcpo"], truth.rollout)[0], truth.influence.variance.numpy()
+    above = below = 0.0
+    for n in range(4):
+        for t in range(16):
+            if t != 3:
+                above, below = above + weights[n, t] * squared[n, t], below + squared[n, t]
+    assert found.rules["gcpo"]["weight"].overall == pytest.approx(above / below) and above / below > 1.5
+    assert found.rules["grpo"]["weight"].overall == pytest.approx(1.0)
+    assert found.rules["gcpo_shuffled"]["weight"].overall == pytest.approx(1.0, abs=0.25)
+    assert found.decided.overall == pytest.approx(np.nansum(squared) / 4 * 16 / 15) and found.told
+    assert found.reward_variance.overall == pytest.approx(0.25)  # 0.5 of the first prompt, 0 of the other
+
+
+def test_a_truth_that_is_all_noise_says_so_and_gives_no_number_of_it(generator: Any) -> None:
+    """Estimates around 0: the order of the largest of them looks like a truth, and so does its placebo."""
+    truth = known(generator)
+    noise = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+    variance = noise - noise.mean()
+    found = agreement(
+        replace(truth, influence=Influence(variance, truth.influence.halves)), {"gcpo": resolve("gcpo", group_size=2)}
+    )
+    assert not found.told and all(map(math.isnan, found.rules["gcpo"]["weight"].ci95))
+    assert "THE FORMER IS NOT TOLD FROM 0" in agreement_note(found)
+    assert "NOT TOLD" not in agreement_note(agreement(truth, {"gcpo": resolve("gcpo", group_size=2)}))
+    turned = agreement(
+        replace(truth, influence=Influence(-variance, truth.influence.halves)), {"gcpo": resolve("gcpo", group_size=2)}
+    )
+    assert turned.rules["gcpo"]["auroc"].overall == found.rules["gcpo"]["placebo"].overall
 
 
 def test_the_file_gives_back_what_was_measured_and_refuses_others(generator: Any, tmp_path: Path) -> None:
-    influence, rollout = known(generator)
-    truth = Truth(rollout, influence, generator.decode(rollout.tokens), torch.ones(4), {"checkpoint": "tiny"})
+    truth = known(generator)
+    influence, rollout = truth.influence, truth.rollout
     again = Truth.load(truth.save(tmp_path / "truth.safetensors"))
     assert again.about == truth.about and again.influence.drawn == 7
     for name in ("tokens", "logprob_positive", "logprob_negative", "logprob_behaviour", "commit_step"):
@@ -233,11 +270,14 @@ def test_the_page_shows_what_the_committed_images_say(world: str) -> None:
     folder = pages.ROOT / "docs" / "results" / f"truth_{world}"
     committed, page = json.loads((folder / "truth.json").read_text()), (pages.ROOT / "docs" / "truth.md").read_text()
     for rule, measures in committed["rules"].items():
-        cells = [with_interval(one["mean"], one["ci95"]) for one in measures.values()]
+        cells = [
+            number(one["mean"]) if None in one["ci95"] else with_interval(one["mean"], one["ci95"])
+            for one in measures.values()
+        ]
         assert f"| {' | '.join([rule.replace(',', ', '), *cells])} |" in page
     truth = Truth.load(folder / "truth.safetensors")
     some = {name: resolve(name, group_size=2) for name in ("gcpo", "gcpo_variance")}
-    again = agreement(truth.influence, truth.rollout, some, **truth.about).to_json()
+    again = agreement(truth, some).to_json()
     assert again["rules"] == {name: committed["rules"][name] for name in some}
     assert again["images_finished"] == committed["images_finished"] and f"{again['images_finished']:,} images" in page
 
@@ -268,6 +308,7 @@ def test_sigterm_ends_after_the_prompt_and_keeps_what_was_measured(
         ([], "give --checkpoint and --prompts to measure, or --measured FILE"),
         (["--measured", "nowhere.safetensors"], "nowhere.safetensors is no measured influence"),
         (["--rules", "gcpa"], "unknown algorithm 'gcpa'"),
+        (["--rules", "gcpo", "gcpo_events"], "gcpo_events: events change what of a token is trained"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(

@@ -55,21 +55,22 @@ def trained(name: str, lr: float) -> dict[str, Any]:
 
 def world(gain: float = 0.06, low: float = 0.03, beyond: float = 0.01, share: float = 0.9) -> Any:
     against = [
-        compared("ours", "grpo", gain, low), compared("gcpo_shuffled", "grpo", 0.0, -0.02),
-        compared("ours", "gcpo_shuffled", gain, beyond),
+        compared("gcpo_ours", "grpo", gain, low), compared("gcpo_shuffled", "grpo", 0.0, -0.02),
+        compared("gcpo_ours", "gcpo_shuffled", gain, beyond),
     ]  # fmt: skip
-    learnt = [
+    learnt: list[dict[str, Any]] = [
         {
-            "group": "ours", "against": "grpo", "seeds": 5, "images": 100.0, "area": {"mean": 0.5, "ci95": None},
+            "group": "gcpo_ours", "against": "grpo", "seeds": 5, "images": 100.0, "area": {"mean": 0.5, "ci95": None},
             "difference": {"mean": 0.01, "ci95": [0.0, 0.02]}, "until": [share * 100] * 5, "share": [share] * 5,
             "paid": {"kl": [[0.1, 0.3]] * 5, "diversity": [[0.9, None]] * 5},
         }
     ]  # fmt: skip
-    groups = [trained(name, lr) for name, lr in (("grpo", 1e-4), ("ours", 2e-4), ("gcpo_shuffled", 1e-4))]
+    learnt.append(learnt[0] | {"against": "gcpo_shuffled", "difference": {"mean": 0.01, "ci95": [beyond, 0.02]}})
+    groups = [trained(name, lr) for name, lr in (("grpo", 1e-4), ("gcpo_ours", 2e-4), ("gcpo_shuffled", 1e-4))]
     trials = [{"seconds": 3600.0, "seed": k, "images_sampled": 100.0, "status": "done"} for k in range(2)]
     study = {"against": against, "learning": learnt, "groups": groups, "trials": trials}
     alignment = {
-        "rules": [aligned("grpo", 0.2, 0.15), aligned("ours", 0.3, 0.25), aligned("gcpo_shuffled", 0.1, 0.05)],
+        "rules": [aligned("grpo", 0.2, 0.15), aligned("gcpo_ours", 0.3, 0.25), aligned("gcpo_shuffled", 0.1, 0.05)],
         "stability": {"plain": 0.9, "adamw": None},
     }
     return evidence.World("a world", "About it", alignment=alignment, studies={"one": study})
@@ -84,10 +85,11 @@ def world(gain: float = 0.06, low: float = 0.03, beyond: float = 0.01, share: fl
         ({"beyond": -0.01}, False),  # no better than the shuffled control
         ({"gain": 0.0, "low": -0.02, "share": 0.5}, True),  # as high, in half of the images
         ({"gain": 0.0, "low": -0.02, "share": 0.7}, False),
+        ({"gain": 0.0, "low": -0.02, "share": 0.5, "beyond": -0.01}, False),  # its control is as soon there
     ],
 )
 def test_what_was_set_before_decides(changes: dict[str, float], met: bool) -> None:
-    assert ("`ours` met it" in evidence.verdict(world(**changes))) is met
+    assert ("`gcpo_ours` met it" in evidence.verdict(world(**changes))) is met
     assert ("no rule met it" in evidence.verdict(world(**changes))) is not met
 
 
@@ -99,17 +101,18 @@ def test_a_level_that_most_seeds_never_reach_is_not_reached_soon() -> None:
 
 def test_sentences_and_rows_follow_the_numbers() -> None:
     text = evidence.page([world()])
-    assert "Told from `grpo`'s agreement, above it: `ours`; below it: `gcpo_shuffled`. The halves" in text
+    assert "Told from `grpo`'s agreement, above it: `gcpo_ours`; below it: `gcpo_shuffled`. The halves" in text
     assert (
-        "**`ours` against `grpo`**, 5 seeds, 3,000 images: +0.060 [+0.030, +0.080], above 0; lowest seed +0.030."
+        "**`gcpo_ours` against `grpo`**, 5 seeds, 3,000 images: +0.060 [+0.030, +0.080], above 0; lowest seed +0.030."
         in text
     )
     instruments = "0.300 [0.250, 0.400] | " + "+0.100 [+0.050, +0.200] | " * 2 + "– | – | "
     gains = "+0.060 [+0.030, +0.080] | +0.010 [+0.000, +0.020]"
-    assert f"| `ours` | {instruments}{gains} |" in text
+    assert f"| `gcpo_ours` | {instruments}{gains} |" in text
     assert "There are 2 pairs of a rule" in text
     assert (
-        "| `ours` | optim.lr 0.0002 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | 90 | 0.90 | 0.100 (0.300) | – |" in text
+        "| `gcpo_ours` | optim.lr 0.0002 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | 90 | 0.90 | 0.100 (0.300) | – |"
+        in text
     )
     assert "| `grpo` | optim.lr 0.0001 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | – | – | – | – |" in text
     assert "| [one](results/one/results.json) | a world | 2 | 0 | 2 | 200 | 2.0 |" in text
@@ -128,27 +131,31 @@ def test_a_rule_needs_a_control_of_its_own_kind() -> None:
     """Events at random say nothing of weights, nor the other way round."""
     seen = world()
     for row in seen.studies["one"]["against"]:
-        row["group"] = row["group"].replace("ours", "gcpo_events")
+        row["group"] = row["group"].replace("gcpo_ours", "gcpo_events")
     seen.studies["one"]["learning"][0]["group"] = "gcpo_events"
-    assert "no control was trained there" in evidence.verdict(seen)
+    assert "no rule was compared with a control" in evidence.verdict(seen)
     for row in seen.studies["one"]["against"]:
         row.update({key: row[key].replace("gcpo_shuffled", "gcpo_events_matched") for key in ("group", "against")})
     assert "`gcpo_events` met it" in evidence.verdict(seen)
 
 
-def trial(rule: str, lr: float, after: float | None) -> dict[str, Any]:
+def trial(rule: str, lr: float, after: float | None, kl: float = 0.1) -> dict[str, Any]:
     score = None if after is None else {"overall": after}
     difference = None if after is None else {"overall": after - 0.5, "ci95": [after - 0.6, after - 0.4]}
     options = {"steps": 40, "algorithm.name": rule, "optim.lr": lr}
-    return {"options": options, "of": 1, "after": score, "difference": difference}
+    return {"options": options, "of": 1, "after": score, "difference": difference, "kl": kl}
 
 
 def test_every_trial_of_the_tuning_is_listed_by_rule_with_the_best_in_bold() -> None:
-    groups = [trial("a", 1e-4, 0.6), trial("b", 1e-4, 0.55), trial("a", 2e-4, 0.7), trial("b", 2e-4, None)]
+    groups = [
+        trial("a", 1e-4, 0.6), trial("b", 1e-4, 0.55), trial("a", 2e-4, 0.7), trial("a", 4e-4, 0.7, kl=0.3),
+        trial("b", 2e-4, None),
+    ]  # fmt: skip
     text = evidence.tuning([replace(world(), tunings={"one": {"groups": groups[:2]}, "two": {"groups": groups[2:]}})])
     assert text.splitlines()[4:] == [
         "| `a` | optim.lr 0.0001 | +0.100 [+0.000, +0.200] |",
         "| `a` | optim.lr 0.0002 | **+0.200 [+0.100, +0.300]** |",
+        "| `a` | optim.lr 0.0004 | +0.200 [+0.100, +0.300] |",
         "| `b` | optim.lr 0.0001 | **+0.050 [-0.050, +0.150]** |",
         "| `b` | optim.lr 0.0002 | not run |",
     ]
@@ -157,7 +164,8 @@ def test_every_trial_of_the_tuning_is_listed_by_rule_with_the_best_in_bold() -> 
 def test_the_instruments_are_correlated_with_the_gain() -> None:
     found = [replace(world(gain), name=str(gain)) for gain in (0.02, 0.04, 0.09)]
     # Agreement above GRPO's is +0.1, -0.1, ..., the gains are 0.02, 0, 0.04, 0, 0.09, 0.
-    expected = np.corrcoef([0.1, -0.1] * 3, [0.02, 0, 0.04, 0, 0.09, 0])[0, 1]
+    gains = np.array([0.02, 0, 0.04, 0, 0.09, 0]) - np.repeat([0.01, 0.02, 0.045], 2)  # less the world's mean
+    expected = np.corrcoef([0.1, -0.1] * 3, gains)[0, 1]
     assert f"agreement above GRPO's: correlation with the gain {expected:+.3f} [" in evidence.prediction(found)
     assert "over 6 pairs" in evidence.prediction(found)
     assert evidence.prediction(found[:1]).startswith("There are 2 pairs")
@@ -165,8 +173,11 @@ def test_the_instruments_are_correlated_with_the_gain() -> None:
 
 def test_of_a_rule_in_two_studies_the_first_counts() -> None:
     seen = world()
-    other = {**seen.studies["one"], "against": [compared("ours", "grpo", 0.2, 0.1), compared("dapo", "grpo", 0.3, 0.1)]}
+    other = {
+        **seen.studies["one"],
+        "against": [compared("gcpo_ours", "grpo", 0.2, 0.1), compared("dapo", "grpo", 0.3, 0.1)],
+    }
     both = replace(seen, studies={"one": seen.studies["one"], "two": other}).against("grpo")
     assert {rule: row["difference"]["overall"] for rule, row in both.items()} == {
-        "ours": 0.06, "gcpo_shuffled": 0.0, "dapo": 0.3,
+        "gcpo_ours": 0.06, "gcpo_shuffled": 0.0, "dapo": 0.3,
     }  # fmt: skip

@@ -73,6 +73,12 @@ def main(argv: list[str]) -> int:
             f"--rules names {', '.join(lacking)}, whose weights are made of the tokens' vectors or of the prompt "
             "without a clause, which the file does not hold; name other rules"
         )
+    of_events = [name for name, rule in rules.items() if rule.events is not None]
+    if of_events:
+        raise ValueError(
+            f"--rules names {', '.join(of_events)}: events change what of a token is trained, and not how much it "
+            "weighs; compare them with credit-alignment"
+        )
     if args.measured is not None:
         truth = Truth.load(args.measured)
     elif args.checkpoint is None or args.prompts is None:
@@ -80,7 +86,7 @@ def main(argv: list[str]) -> int:
     else:
         truth = measured(args, plan)
         print(f"wrote {truth.save(args.out / TRUTH)}")
-    result = causal_agreement.agreement(truth.influence, truth.rollout, rules, seed=args.seed, **truth.about)
+    result = causal_agreement.agreement(truth, rules, seed=args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out / TABLE_FILE, json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n")
     print(f"wrote {args.out / TABLE_FILE}")

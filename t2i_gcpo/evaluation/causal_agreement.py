@@ -16,8 +16,8 @@ from torch import Tensor
 
 from t2i_gcpo.algorithms import Algorithm, token_weights
 from t2i_gcpo.evaluation import localisation
-from t2i_gcpo.evaluation.causal_influence import Influence
-from t2i_gcpo.evaluation.intervals import Estimates, estimate
+from t2i_gcpo.evaluation.causal_file import Truth
+from t2i_gcpo.evaluation.intervals import Estimates, estimate, ratio
 from t2i_gcpo.records import Rollout
 from t2i_gcpo.utils.json_files import finite_or_none
 
@@ -26,6 +26,8 @@ MEASURES: dict[str, str] = {
     "rank_correlation": "Spearman's correlation of weights and influence over an image's tokens",
     "auroc": "AUROC of the weights against the tokens that hold half of the image's influence",
     "share": "share of the weights on these tokens",
+    "placebo": "the same AUROC where the sign of the estimates of influence squared is turned: what noise alone gives",
+    "weight": "mean weight of a token, each counted by its influence squared, as estimated without bias; 1 if uniform",
 }
 DRAWS = 20
 """Draws of a rule that draws at random; its numbers are their mean."""
@@ -48,8 +50,18 @@ class Agreement:
     """Share of the measured tokens that hold half of an image's influence: what `share` is of uniform weights."""
     influenced: float
     """Share of the measured tokens whose estimate is above 0, over all images."""
+    decided: Estimates
+    """Sum of the influence squared over an image's tokens, without bias: the variance of the reward that they decide,
+    as far as the measured tokens tell. If its interval holds 0, all that is said of the rules may be noise."""
+    reward_variance: Estimates
+    """The variance of the reward under a prompt, which that must come to."""
     about: dict[str, Any] = field(default_factory=dict)
     """Checkpoint, prompts, images drawn and the other settings."""
+
+    @property
+    def told(self) -> bool:
+        """Return whether the influence as a whole is told from 0: else the truth may be all noise."""
+        return self.decided.ci95[0] > 0
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON holds it."""
@@ -64,30 +76,28 @@ class Agreement:
             "half_tokens": finite_or_none(self.half_tokens),
             "influenced_tokens": finite_or_none(self.influenced),
             "reliability": of(self.reliability),
+            "decided_variance": of(self.decided),
+            "reward_variance": of(self.reward_variance),
             "measures": MEASURES,
             "rules": {rule: {name: of(one) for name, one in found.items()} for rule, found in self.rules.items()},
         }
 
 
-def agreement(
-    influence: Influence, rollout: Rollout, rules: Mapping[str, Algorithm], *, seed: int = 0, **about: Any
-) -> Agreement:
-    """Compare every rule's weights on the rollout with its influence.
+def agreement(truth: Truth, rules: Mapping[str, Algorithm], *, seed: int = 0) -> Agreement:
+    """Compare every rule's weights on the images with the influence of their tokens.
 
     seed: of the rules that draw at random. ValueError: no token has an influence, or a rule lacks a log-prob or a
     statistic.
     """
-    draws = {name: weights(rule, rollout, seed=seed) for name, rule in rules.items()}
-    return compare(influence, rollout, draws, seed=seed, **about)
+    return compare(truth, {name: weights(rule, truth.rollout, seed=seed) for name, rule in rules.items()}, seed=seed)
 
 
-def compare(
-    influence: Influence, rollout: Rollout, draws: Mapping[str, Sequence[np.ndarray]], **about: Any
-) -> Agreement:
+def compare(truth: Truth, draws: Mapping[str, Sequence[np.ndarray]], *, seed: int = 0) -> Agreement:
     """Compare values [N, T] with the influence: one array a name, or several draws whose measures are averaged.
 
-    ValueError: no token has an influence.
+    seed: for the record. ValueError: no token has an influence.
     """
+    influence, rollout = truth.influence, truth.rollout
     value = influence.value.double().numpy()
     measured = np.isfinite(value)
     with np.errstate(invalid="ignore"):
@@ -98,6 +108,8 @@ def compare(
             "more alternatives and completions"
         )
     half = half_of(value)
+    squared = np.nan_to_num(influence.variance.double().numpy(), nan=0.0)
+    placebo = half_of(np.sqrt(np.clip(-squared, 0, None)))
     texts = [prompt.text for prompt in rollout.row_prompts]
     tasks = [prompt.task for prompt in rollout.row_prompts]
 
@@ -106,10 +118,11 @@ def compare(
 
     of_rules = {}
     for name, drawn in draws.items():
-        measures = [_measures(draw, value, half, measured) for draw in drawn]
+        measures = [_measures(draw, value, half, placebo, measured) for draw in drawn]
         of_rules[name] = {
-            measure: estimated(np.mean([one[measure] for one in measures], axis=0)) for measure in MEASURES
+            measure: estimated(np.mean([one[measure] for one in measures], axis=0)) for measure in measures[0]
         }
+        of_rules[name]["weight"] = _mean_weight(np.mean(drawn, axis=0), squared, texts)
     halves = influence.halves.clamp(min=0).sqrt().double().numpy()
     share = np.array([half[n].sum() / measured[n].sum() for n in np.flatnonzero(counted)])
     return Agreement(
@@ -119,7 +132,9 @@ def compare(
         int((~counted).sum()),
         float(share.mean()),
         float((value[measured] > 0).mean()),
-        {**about, "images_finished": influence.drawn},
+        estimate((squared.sum(axis=1) / measured.mean(axis=1)).tolist(), texts, tasks),
+        truth.reward_variance,
+        {"seed": seed, **truth.about, "images_finished": influence.drawn},
     )
 
 
@@ -155,13 +170,25 @@ def rank_correlation(left: np.ndarray, right: np.ndarray, measured: np.ndarray) 
     return result
 
 
-def _measures(weights: np.ndarray, value: np.ndarray, half: np.ndarray, measured: np.ndarray) -> dict[str, np.ndarray]:
-    """Return every measure [N] of one draw of weights [N, T]."""
-    each: dict[str, list[float]] = {"auroc": [], "share": []}
+def _mean_weight(weights: np.ndarray, squared: np.ndarray, clusters: Sequence[str]) -> Estimates:
+    """Return the mean weight of the tokens, weighed by their influence squared: a ratio of sums over all images.
+
+    Both sums are without bias, whatever the noise of the single estimates, which a choice of the largest is not.
+    """
+    found, interval = ratio((weights * squared).sum(axis=1).tolist(), squared.sum(axis=1).tolist(), clusters)
+    return Estimates(found, interval, {}, {}, {"all": len(squared)})
+
+
+def _measures(
+    weights: np.ndarray, value: np.ndarray, half: np.ndarray, placebo: np.ndarray, measured: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return every measure [N] of one draw of weights [N, T] but the mean weight."""
+    each: dict[str, list[float]] = {"auroc": [], "share": [], "placebo": []}
     for n, mask in enumerate(measured):
         row, target = weights[n : n + 1, mask], half[n : n + 1, mask]
         each["auroc"].append(float(localisation.auroc(row, target)[0]))
         each["share"].append(float(localisation.share(row, target)[0]))
+        each["placebo"].append(float(localisation.auroc(row, placebo[n : n + 1, mask])[0]))
     correlation = rank_correlation(weights, value, measured)
     return {"rank_correlation": correlation, **{name: np.array(values) for name, values in each.items()}}
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from einops import rearrange
 from torch import Tensor
 
 from t2i_gcpo.evaluation.causal_influence import Influence
+from t2i_gcpo.evaluation.intervals import Estimates, estimate
 from t2i_gcpo.records import Prompt, Rollout, Sampling
 from t2i_gcpo.utils.files import write_atomically
 
@@ -35,6 +37,16 @@ class Truth:
     """[N] fp32, the images' own rewards."""
     about: dict[str, Any] = field(default_factory=dict)
     """Checkpoint, prompts, reward and the other settings."""
+
+    @property
+    def reward_variance(self) -> Estimates:
+        """Return the variance of the reward under a prompt, which the tokens of an image decide in sum.
+
+        From the images of each prompt, with the interval over prompts.
+        """
+        spread = rearrange(self.scores, "(p g) -> p g", g=self.rollout.sampling.group_size).double().var(dim=1)
+        prompts = self.rollout.prompts
+        return estimate(spread.tolist(), [one.text for one in prompts], [one.task for one in prompts])
 
     def save(self, path: Path) -> Path:
         """Write everything into one file."""

@@ -186,7 +186,7 @@ def against_truth(truth: Truth, *, seed: int = 0) -> Agreement:
     """Compare every map's values with the measured influence of the tokens. ValueError: as `credit_values`."""
     values = credit_values(truth.rollout, seed=seed)
     draws = {name: [weights(name, draw, truth.rollout, "none").numpy() for draw in one] for name, one in values.items()}
-    return compare(truth.influence, truth.rollout, draws, seed=seed, **truth.about)
+    return compare(truth, draws, seed=seed)
 
 
 def check_named(prompts: Sequence[Prompt]) -> None:

@@ -125,6 +125,24 @@ def pooled(
     return Estimates(mean, ci95, by_task, intervals, counts)
 
 
+def ratio(
+    above: Sequence[float],
+    below: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[float, Interval]:
+    """Estimate the sum of N values over the sum of N others, with the interval of `estimate` without tasks.
+
+    The ratio is NaN where the sum below is not above 0, and so is the interval where that of a resample is not.
+    """
+    rows = np.asarray([above, below], dtype=np.float64)
+    sums, _ = _totals(rows, clusters)
+    replicates = _resampled(sums[:, 0], sums[:, 1], np.random.default_rng([seed, 0]), resamples)
+    return float(_ratio(*sums.sum(axis=0)[:, None])[0]), _interval(replicates)
+
+
 def _totals(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """Return sum and number of the finite values of each cluster in each run. values: [S, N]; returns [K, S] twice."""
     index = {name: k for k, name in enumerate(dict.fromkeys(clusters))}

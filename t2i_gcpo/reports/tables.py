@@ -131,11 +131,15 @@ def agreement_note(result: Agreement) -> str:
 
     again = with_interval(result.reliability.overall, result.reliability.ci95)
     columns = "; ".join(f"{name.replace('_', ' ')}: {meaning}" for name, meaning in MEASURES.items())
+    decided, varies = (with_interval(one.overall, one.ci95) for one in (result.decided, result.reward_variance))
+    told = "" if result.told else ". THE FORMER IS NOT TOLD FROM 0: all that the table says may be noise; measure more"
     return (
-        f"{columns}\n{result.images} images with an influence, {result.without} without; {result.influenced:.1%} of "
-        f"the measured tokens have one, and {result.half_tokens:.1%} hold half of it; "
-        f"{result.about['images_finished']:,} images were finished for it. The two halves of the completions agree by "
-        f"{again}. In brackets: 95 % interval over prompts"
+        f"{columns}\nThe tokens of an image decide a variance of {decided}, as far as the measured ones tell; that of "
+        f"the reward under a prompt is {varies}{told}\n"
+        f"{result.images} images with an influence, {result.without} without; {result.influenced:.1%} of the measured "
+        f"tokens have one, and {result.half_tokens:.1%} hold half of it; {result.about['images_finished']:,} images "
+        f"were finished for it. The two halves of the completions agree by {again}. In brackets: 95 % interval over "
+        "prompts"
     )
 
 
