@@ -13,6 +13,7 @@ from torch import Tensor
 
 from helpers import tiny_amused, training
 from rewards import load
+from t2i_gcpo.advantages import group_advantages
 from t2i_gcpo.algorithms import TABLE, resolve, token_advantages
 from t2i_gcpo.evaluation.credit_bias import THREE_TOKENS, TWO_TOKENS, bias, expected_gradient, group_gradients
 from t2i_gcpo.generators.amused.adapter import Amused
@@ -184,6 +185,41 @@ def test_tokens_without_influence_have_no_gradient_at_all_and_the_deciding_one_h
 def test_a_width_that_joins_what_the_reward_tells_apart_loses_that_part_of_the_gradient() -> None:
     gradient = expected_gradient(replace(TABLE["gcpo_events"], event_width=10.0))
     assert gradient.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("width", "kept"), [(1.0, 0.0), (0.5, 0.0), (0.25, 1.0), (0.1, 1.0)])
+def test_a_prompt_that_decides_by_less_than_the_width_is_not_learnt_from(width: float, kept: float) -> None:
+    """The deciding token's contrasts are +0.22, -0.15 and -0.22."""
+    faint = torch.tensor([0.5, 0.3, 0.2]) * torch.tensor([-0.22, 0.15, 0.22]).exp()
+    world = replace(TWO_TOKENS, negative=(faint / faint.sum(), TWO_TOKENS.negative[1]))
+    rule, grpo = replace(TABLE["gcpo_events"], event_width=width), TABLE["grpo"]
+    deciding, of_grpo = (expected_gradient(one, world)[0] for one in (rule, grpo))
+    assert float(deciding.norm() / of_grpo.norm()) == pytest.approx(kept, abs=0.02)
+
+
+def test_the_matched_control_leaves_the_deciding_token_less_and_the_other_none() -> None:
+    """Its events join codes at random, so it keeps of what decides what chance keeps; it is never biased either."""
+    matched, grpo = (expected_gradient(TABLE[name], repeats=60) for name in ("gcpo_events_matched", "grpo"))
+    assert matched[1].abs().max() < 1e-6 and 0.0 <= float(matched[0].norm() / grpo[0].norm()) < 0.99
+
+
+@pytest.mark.parametrize(("chance", "lower"), [(0.9, False), (0.1, True)])
+def test_the_variance_of_the_sum_may_go_either_way(chance: float, lower: bool) -> None:
+    """Two tokens, one parameter: the first is one event and decides nothing; the second, which is the reward, moves
+    with the parameter up after one code of the first and down after the other."""
+    tokens = torch.tensor([(a, b) for a in (0, 1) for b in (0, 1)])
+    probability = torch.where(tokens[:, 1] == 1, chance, 1 - chance) / 2
+    sign = 1.0 - 2.0 * tokens[:, 0]
+    second = 4 * sign * (tokens[:, 1] - chance)  # d log p(x2 | x1) / d theta
+    groups = torch.cartesian_prod(*[torch.arange(4)] * 4)
+    weight = probability[groups].prod(dim=1)
+    advantages = group_advantages(tokens[groups, 1].float().flatten(), 4).view_as(groups)
+    spread = []
+    for first in (0.5 * sign, torch.zeros(4)):  # the token's own score, and that of its event
+        gradient = (advantages * (first + second)[groups]).mean(dim=1)
+        assert abs(float((weight * gradient).sum())) < 1e-6
+        spread.append(float((weight * gradient.square()).sum()))
+    assert (spread[1] < spread[0]) is lower
 
 
 # -- generators --------------------------------------------------------------------------------------------------------

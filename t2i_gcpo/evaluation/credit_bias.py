@@ -133,8 +133,12 @@ def group_gradients(
     score = torch.nn.functional.one_hot(rollout.tokens, chance.shape[1]) - chance  # d log p(x) / d logits, [2 N, T, V]
     if algorithm.events is not None:
         tokens, positive, negative = enumerated(world)
-        inside = chance * same_event(positive, negative, positive, tokens, algorithm.events)
-        score = inside / inside.sum(dim=-1, keepdim=True) - chance
+        seeds = range(1 if algorithm.event_codes == "own" else repeats)  # the controls draw their events at random
+        same = torch.stack(
+            [same_event(positive, negative, positive, tokens, algorithm.events, seed=one) for one in seeds]
+        )
+        inside = chance * same
+        score = (inside / inside.sum(dim=-1, keepdim=True)).mean(dim=0) - chance
     return rearrange(advantages[:, :, None] * score, "(n g) t v -> n g t v", g=2).mean(dim=1)
 
 
