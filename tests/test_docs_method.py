@@ -135,8 +135,8 @@ def test_the_table_of_algorithms_is_the_code_s() -> None:
             "random": "random ranks (control)",
             "shuffled": "GCPO's weights, shuffled over the image (control)",
         }
-        whose = "another code's contrast" if row.event_codes == "shuffled" else "contrast"
-        control = " (control)" if row.event_codes == "shuffled" else ""
+        whose = "contrast" if row.event_codes == "own" else "the contrast of random others"
+        control = "" if row.event_codes == "own" else ", as probable (control)"
         events = f", of events of {row.event_width:g} nat of {whose} instead of tokens{control}" if row.events else ""
         weighted = {"dissimilar": "weighted by likeness", "critical": "of these tokens alone"}
         advantage = "(r − mean) / std" if row.advantage_scale == "std" else "r − mean"
