@@ -84,7 +84,7 @@ class Study:
 
 
 def read(path: str | Path, out: str | Path | None = None) -> Study:
-    """Read the trials, arm by arm, grid point by grid point, seed by seed. `out` goes before the file's own.
+    """Read the trials, seed by seed, so that a study that ends early compares all arms. `out` is before the file's own.
 
     FileNotFoundError for a missing file or base config; ValueError, naming the place, for a mistake in it or in a
     trial's options.
@@ -114,6 +114,7 @@ def read(path: str | Path, out: str | Path | None = None) -> Study:
                 arguments += _arguments(path, layer)
             options = without_secrets(plain({**common, **own, **point}))
             trials += [_trial(path, arm, group, options, arguments, s, folder) for s in seeds]
+    trials.sort(key=lambda trial: seeds.index(trial.seed))
     study = Study(path, without_secrets(content), folder, tuple(trials), _baselines(path, content))
     _check_distinct(study)
     return study
