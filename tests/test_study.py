@@ -45,7 +45,7 @@ def write(folder: Path, text: str = TWO_ARMS, name: str = "probe.yaml") -> Path:
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
-def test_trials_are_arms_times_grid_times_seeds(tmp_path: Path) -> None:
+def test_trials_are_arms_times_grid_for_each_seed(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("steps: 7\noutput_dir: elsewhere\nseed: 9\noptim: {warmup_steps: 3}\n")
     text = """
         config: base.yaml
@@ -60,9 +60,9 @@ def test_trials_are_arms_times_grid_times_seeds(tmp_path: Path) -> None:
     found = read(write(tmp_path, text), tmp_path / "out")
     assert [trial.name for trial in found.trials] == [
         f"{arm}-optim.lr={lr}-distribution=guided/seed_{seed}"
+        for seed in (3, 1)
         for arm in "ab"
         for lr in ("1e-05", "0.0002")
-        for seed in (3, 1)
     ]
     first, last = found.trials[0], found.trials[-1]
     assert (first.settings.algorithm.name, last.settings.algorithm.name) == ("grpo", "dapo")
@@ -96,7 +96,7 @@ def test_where_the_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "cwd" / "base.yaml").write_text("prompts_per_step: 3\n")
     file = write(tmp_path, TWO_ARMS + "  other: {config: ../base.yaml}\nconfig: base.yaml\n")
     monkeypatch.chdir(tmp_path / "cwd")
-    assert [trial.settings.prompts_per_step for trial in read(file).trials] == [3, 3, 3, 3, 2, 2]
+    assert [trial.settings.prompts_per_step for trial in read(file).trials] == [3, 3, 2, 3, 3, 2]
 
 
 @pytest.mark.parametrize(
@@ -450,8 +450,8 @@ def test_a_failed_trial_does_not_stop_the_others(
     trainer.behaviour = {"grpo/seed_1": "fail"}
     status, data = start(tmp_path)
     assert status == 1
-    assert [row["status"] for row in data["trials"]] == ["done", "failed", "done", "done"]
-    failed = data["trials"][1]
+    assert [row["status"] for row in data["trials"]] == ["done", "done", "failed", "done"]
+    failed = data["trials"][2]
     assert (failed["exit_status"], failed["last_line"]) == (3, "error: the disk is full")
     assert failed["after"] is None and (data["groups"][0]["seeds"], data["groups"][0]["of"]) == (1, 2)
     table = (tmp_path / "out" / "table.md").read_text()
