@@ -18,7 +18,7 @@ from t2i_gcpo.algorithms import TABLE, resolve, token_advantages
 from t2i_gcpo.evaluation.credit_bias import THREE_TOKENS, TWO_TOKENS, bias, expected_gradient, group_gradients
 from t2i_gcpo.generators.amused.adapter import Amused
 from t2i_gcpo.generators.janus.adapter import Janus
-from t2i_gcpo.generators.tokens.events import _at_random_places, event_logprob, event_scores, same_event
+from t2i_gcpo.generators.tokens.events import MOST_STEPS, _at_random_places, event_logprob, event_scores, same_event
 from t2i_gcpo.generators.tokens.logprobs import token_logprob
 from t2i_gcpo.records import Events, Prompt, Rollout, Sampling, ScoredRollout
 from t2i_gcpo.training.rollout import collect
@@ -126,12 +126,12 @@ def test_the_control_gives_each_token_the_contrast_of_another_code_by_the_seed()
 
 
 def test_the_matched_control_by_hand() -> None:
-    """Codes of 0.4, 0.3, 0.2 and 0.1 in the order of their contrasts, and in the order 3, 1, 0, 2 (of seed 0)."""
-    probability, contrast = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([-2.0, 0.0, 1.0, 3.0])
+    """Codes of 0.4, 0.3, 0.2 and 0.1 in the order of their steps, and in the order 3, 1, 0, 2."""
+    probability, step = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([-2.0, 0.0, 1.0, 3.0])
     order = torch.tensor([3, 1, 0, 2])  # the middles lie at 0.05, 0.25, 0.6 and 0.9
-    found = _at_random_places(contrast[None], probability[None], order)
-    # By their contrast the codes end at 0.4, 0.7, 0.9 and 1.
-    assert found.tolist() == [[0.0, -2.0, 1.0, -2.0]]
+    found = _at_random_places(step[None], probability[None], order) - MOST_STEPS
+    # By their steps the codes end at 0.4, 0.7, 0.9 and 1.
+    assert found.tolist() == [[0, -2, 1, -2]]
 
 
 def test_the_matched_control_s_events_are_as_probable_and_mean_nothing() -> None:

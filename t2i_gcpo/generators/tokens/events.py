@@ -20,6 +20,9 @@ from t2i_gcpo.generators.tokens.logprobs import DEFAULT_CHUNK, Head, recomputed,
 from t2i_gcpo.generators.tokens.sampling import behaviour_logits
 from t2i_gcpo.records import Events
 
+MOST_STEPS = 128
+"""Steps of contrast, up and down, that the control "matched" tells apart."""
+
 
 class EventScores(NamedTuple):
     """The log-probs that `event_scores` returns, both differentiable."""
@@ -41,28 +44,28 @@ def same_event(
     events of the control "matched" have. seed: of the codes' order in the controls.
     """
     contrast = positive.detach().float().log_softmax(dim=-1) - negative.detach().float().log_softmax(dim=-1)
-    if events.codes != "own":
-        order = torch.randperm(contrast.shape[-1], generator=torch.Generator().manual_seed(seed)).to(contrast.device)
-        if events.codes == "shuffled":
-            contrast = contrast[..., order]
-        else:
-            contrast = _at_random_places(contrast, drawn_from.detach().float().softmax(dim=-1), order)
     step = (contrast / events.width).round()
+    if events.codes != "own":
+        order = torch.randperm(step.shape[-1], generator=torch.Generator().manual_seed(seed)).to(step.device)
+        if events.codes == "shuffled":
+            step = step.index_select(-1, order)
+        else:
+            step = _at_random_places(step, drawn_from.detach().float().softmax(dim=-1), order)
     return step == step.gather(-1, tokens.unsqueeze(-1))
 
 
-def _at_random_places(contrast: Tensor, probability: Tensor, order: Tensor) -> Tensor:
-    """Give each code [*, V] the contrast of a random other, so that each contrast stays about as probable as it was.
+def _at_random_places(step: Tensor, probability: Tensor, order: Tensor) -> Tensor:
+    """Give each code [*, V] the step of contrast of a random other, so that each stays about as probable as it was.
 
-    The codes lie side by side, each as wide as it is probable: once by their contrast, and once in the random `order`
-    [V]. Each takes the contrast that lies, in the first row, where its own middle lies in the second.
+    The codes lie side by side, each as wide as it is probable: once by their steps, and once in the random `order` [V].
+    Each takes the step that lies, in the first row, where its own middle lies in the second. Beyond `MOST_STEPS` all
+    are one.
     """
-    ends = probability[..., order].cumsum(dim=-1)
-    middles = torch.empty_like(probability)
-    middles[..., order] = ends - probability[..., order] / 2
-    rising, by_contrast = contrast.sort(dim=-1)
-    place = torch.searchsorted(probability.gather(-1, by_contrast).cumsum(dim=-1), middles)
-    return rising.gather(-1, place.clamp(max=contrast.shape[-1] - 1))
+    mass = probability.new_zeros(*step.shape[:-1], 2 * MOST_STEPS + 1)
+    mass.scatter_add_(-1, (step.clamp(-MOST_STEPS, MOST_STEPS) + MOST_STEPS).long(), probability)
+    shuffled = probability.index_select(-1, order)
+    place = torch.searchsorted(mass.cumsum(dim=-1), shuffled.cumsum(dim=-1) - shuffled / 2, out_int32=True)
+    return place.index_select(-1, order.argsort())
 
 
 def event_logprob(logits: Tensor, same: Tensor) -> Tensor:
