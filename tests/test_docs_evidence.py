@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from dataclasses import replace
 from typing import Any
@@ -12,11 +12,9 @@ import pytest
 
 from helpers import pages
 
-SPEC = importlib.util.spec_from_file_location("evidence", pages.DOCS / "evidence.py")
-assert SPEC is not None and SPEC.loader is not None
-evidence: Any = importlib.util.module_from_spec(SPEC)
-sys.modules["evidence"] = evidence  # dataclasses look their module up
-SPEC.loader.exec_module(evidence)
+sys.path.insert(0, str(pages.DOCS))  # the scripts of the documentation are no package
+evidence: Any = importlib.import_module("evidence")
+sys.path.remove(str(pages.DOCS))
 
 
 def test_the_page_is_what_its_script_writes() -> None:

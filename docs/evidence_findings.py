@@ -1,0 +1,166 @@
+"""Say what the results tell: of each instrument and world, whether a rule met what was asked, what predicts a gain."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+
+from evidence_worlds import BASELINE, World
+from scipy import stats
+
+from t2i_gcpo.reports.tables import number, with_interval
+from t2i_gcpo.study.comparable import unequal
+
+#: The control of a rule, which has what the rule has, at places or of codes that mean nothing; of the others the first.
+CONTROLS = {"gcpo": "gcpo_shuffled", "gcpo_events": "gcpo_events_matched"}
+#: What would have counted as a gain, set before the studies: this much above GRPO with the interval above 0, or GRPO's
+#: final level within this share of its images; and above the rule's shuffled control.
+LEAST_GAIN, MOST_IMAGES = 0.05, 0.6
+#: Fewer pairs of rule and world than this are not correlated.
+LEAST_PAIRS = 5
+
+
+def signed(value: float, interval: Sequence[float] | None) -> str:
+    return number(value, signed=True) if interval is None else with_interval(value, tuple(interval), signed=True)
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f} %"
+
+
+def told(interval: Sequence[float]) -> str:
+    """Say whether an interval tells a difference from 0."""
+    low, high = interval
+    return "above 0" if low > 0 else "below 0" if high < 0 else "not told from 0"
+
+
+def findings(world: World) -> Iterator[str]:
+    """Say what each instrument and the study told of a world, a sentence a line."""
+    if world.truth is not None:
+        decided, varies = (
+            with_interval(one["mean"], one["ci95"])
+            for one in (world.truth["decided_variance"], world.truth["reward_variance"])
+        )
+        sums = f"the tokens decide a variance of the reward of {decided} in sum, where it has one of {varies}"
+        if world.told:
+            weights = {rule: row["weight"] for rule, row in world.credited.items()}
+            best = max(weights, key=lambda rule: weights[rule]["mean"])
+            paper, most = (with_interval(one["mean"], one["ci95"]) for one in (weights["gcpo"], weights[best]))
+            yield (
+                f"**Few tokens decide**: {sums}, and {_percent(world.truth['half_tokens'])} of them hold half of the "
+                f"influence. Where it is decided the paper's ranks have {paper} times the mean weight, the best rule "
+                f"measured (`{best}`) {most} times."
+            )
+        else:
+            yield (
+                f"**What decides was not found out**: {sums}. That is not told from 0, so no agreement of a rule with "
+                "it is given ([why](truth.md#what-it-says-of-janus-textured))."
+            )
+    if world.alignment is not None:
+        gains = {rule: row["gain"]["plain"]["interval"] for rule, row in world.aligned.items() if rule != BASELINE}
+        above, below = (
+            ", ".join(
+                f"`{rule}`" for rule, interval in gains.items() if None not in interval and told(interval) == side
+            )
+            for side in ("above 0", "below 0")
+        )
+        stability = world.alignment["stability"]
+        plain, adamw = (number(stability[metric], digits=2) for metric in ("plain", "adamw"))
+        agree = f"The halves of the batches order the rules alike by {plain} (as AdamW sees it {adamw})"
+        yield (
+            f"**Alignment**, on the same batches. Told from `{BASELINE}`'s agreement, above it: {above or 'no rule'}; "
+            f"below it: {below or 'no rule'}. {agree}; below an agreement of 0.8 no rule should be chosen by it."
+        )
+    for folder, study in world.studies.items():
+        if budgets := unequal(study["groups"], study["against"]):
+            yield f"**Budgets** of `{folder}`: {budgets}."
+    for rule, row in world.against(BASELINE).items():
+        interval = row["difference"]["ci95"]
+        yield (
+            f"**`{rule}` against `{BASELINE}`**, {row['seeds']} seeds, {row['images']:,} images: "
+            f"{signed(row['difference']['overall'], interval)}, {told(interval)}; lowest seed "
+            f"{number(row['lowest_seed']['difference'], signed=True)}."
+        )
+
+
+def control_of(rule: str) -> str | None:
+    """Return the control that a rule must be above; None where there is none of its kind."""
+    return CONTROLS.get(rule, CONTROLS["gcpo"] if rule.startswith("gcpo") else None)
+
+
+def verdict(world: World) -> str:
+    """Say of a world whether a rule met what was set before, and which."""
+    met, controlled = [], []
+    for rule, row in world.against(BASELINE).items():
+        control = control_of(rule)
+        above = None if control is None else world.against(control).get(rule)
+        if rule in CONTROLS.values() or control is None or above is None:
+            continue
+        controlled.append(f"`{rule}`")
+        low = row["difference"]["ci95"][0]
+        gained = row["difference"]["overall"] >= LEAST_GAIN and low > 0
+        shares = [math.inf if one is None else one for one in (world.learning().get(rule) or {}).get("share", ())]
+        faster = bool(shares) and statistics.median(shares) <= MOST_IMAGES
+        area = world.learning(control).get(rule)
+        sooner = area is not None and area["difference"]["ci95"] is not None and area["difference"]["ci95"][0] > 0
+        if (gained and above["difference"]["ci95"][0] > 0) or (faster and sooner):
+            met.append(f"`{rule}`")
+    if not world.against(BASELINE):
+        return f"{world.name}: no study compares rules there."
+    if not controlled:
+        return f"{world.name}: **no rule met it**; no rule was compared with a control of its kind there."
+    compared = f"{len(controlled)} of the rules {'was' if len(controlled) == 1 else 'were'} compared with a control"
+    which = f"{compared} of its kind ({', '.join(controlled)})"
+    return f"{world.name}: {', '.join(met) + ' met it' if met else '**no rule met it**'}; {which}."
+
+
+def pairs(found: Sequence[World]) -> list[tuple[str, str, float, float | None, float]]:
+    """Return (world, rule, agreement above GRPO's, weight where the reward is decided, gain), by rule and world."""
+    rows = []
+    for world in found:
+        for rule, row in world.against(BASELINE).items():
+            aligned = world.aligned.get(rule)
+            if aligned is None:
+                continue
+            less = aligned["gain"]["plain"]["value"]
+            credited = world.credited.get(rule)
+            weight = None if credited is None else credited["weight"]["mean"]
+            rows.append((world.name, rule, less, weight, row["difference"]["overall"]))
+    return rows
+
+
+def prediction(found: Sequence[World]) -> str:
+    """Correlate each instrument with the gain over the rules of each world, with Fisher's interval."""
+    rows = pairs(found)
+    if len(rows) < LEAST_PAIRS:
+        known = "is one pair" if len(rows) == 1 else f"are {len(rows)} pairs"
+        return (
+            f"There {known} of a rule and a world with both a measured alignment and a trained gain; a correlation "
+            f"over fewer than {LEAST_PAIRS} would say nothing."
+        )
+    lines = []
+    for name, column in (("agreement above GRPO's", 2), ("credit where the reward is decided", 3)):
+        known = _within_worlds([(row[0], row[column], row[4]) for row in rows if row[column] is not None])
+        if len(known) < LEAST_PAIRS:
+            continue
+        result = stats.pearsonr(*zip(*known, strict=True))
+        bounds = result.confidence_interval()
+        value = with_interval(float(result.statistic), (bounds.low, bounds.high), signed=True)
+        lines.append(f"* {name}: correlation with the gain {value} over {len(known)} pairs of rule and world.")
+    lines.append(
+        "\nEach value is less the mean of its world, so that no difference between worlds makes a correlation. The "
+        f"intervals take the pairs as independent; those of a world share the runs of `{BASELINE}`, so they are too "
+        "narrow."
+    )
+    return "\n".join(lines)
+
+
+def _within_worlds(rows: Sequence[tuple[str, float, float]]) -> list[tuple[float, float]]:
+    """Return two numbers of each row less their means over the world, of worlds with at least two rows."""
+    found = []
+    for name in dict.fromkeys(row[0] for row in rows):
+        own = [row[1:] for row in rows if row[0] == name]
+        means = [statistics.fmean(values) for values in zip(*own, strict=True)]
+        found += [(left - means[0], right - means[1]) for left, right in own] if len(own) > 1 else []
+    return found

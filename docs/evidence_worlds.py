@@ -1,0 +1,89 @@
+"""Read what docs/results/ holds of each world: alignment, causal truth, studies and tunings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BASELINE = "grpo"
+#: The name of an arm, which holds no colon -> the rule as the instruments call it.
+RULES = {"gcpo-none": "gcpo:normalization=none"}
+
+
+@dataclass(frozen=True)
+class World:
+    """Holds what was measured on one checkpoint; None where it was not."""
+
+    name: str
+    about: str
+    alignment: Mapping[str, Any] | None = None
+    truth: Mapping[str, Any] | None = None
+    studies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Folder below docs/results/ -> a study's results on the test prompts. Of a rule in several, the first counts."""
+    tunings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The same of what was tuned on the validation prompts."""
+
+    @property
+    def aligned(self) -> dict[str, Mapping[str, Any]]:
+        return {row["rule"]: row for row in (self.alignment or {}).get("rules", ())}
+
+    @property
+    def told(self) -> bool:
+        """Whether the influence of the tokens, as a whole, is told from 0: else the truth may be all noise."""
+        return self.truth is not None and self.truth["decided_variance"]["ci95"][0] > 0
+
+    @property
+    def credited(self) -> dict[str, Mapping[str, Any]]:
+        """Return what the truth says of each rule; nothing where it may be noise."""
+        return dict(self.truth["rules"]) if self.truth is not None and self.told else {}
+
+    def against(self, baseline: str) -> dict[str, Mapping[str, Any]]:
+        """Return the study's groups that were compared with a baseline after training, by name."""
+        return self._first("against", lambda row: row["against"] == baseline and row["difference"])
+
+    def learning(self, baseline: str = BASELINE) -> dict[str, Mapping[str, Any]]:
+        """Return how fast the groups learn beside a baseline, by name."""
+        return self._first("learning", lambda row: row["against"] == baseline)
+
+    def _first(self, table: str, wanted: Callable[[Mapping[str, Any]], bool]) -> dict[str, Mapping[str, Any]]:
+        found: dict[str, Mapping[str, Any]] = {}
+        for study in self.studies.values():
+            found = {rule_of(row): row for row in study.get(table, ()) if wanted(row)} | found
+        return found
+
+    @property
+    def rules(self) -> list[str]:
+        return list(dict.fromkeys([*self.aligned, *self.credited, *self.against(BASELINE)]))
+
+
+def rule_of(row: Mapping[str, Any]) -> str:
+    """Return the rule of a study's group, as the instruments call it."""
+    return RULES.get(row["group"], row["group"])
+
+
+def worlds(results: Path) -> list[World]:
+    """Read the worlds of which anything is there."""
+
+    def read(folder: str, name: str) -> Mapping[str, Any] | None:
+        file = results / folder / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    plain = "ShapeScenes on plain backgrounds, where hardly a token is undecided"
+    textured = "ShapeScenes on textures that no prompt decides: most tokens are open, and few matter"
+    found = []
+    for name, about, studies, tunings in (
+        ("janus-mini", plain, ("plain", "shapes"), ("tune", "tune_events")),
+        ("janus-textured", textured, ("textured",), ("textured_tune", "textured_tune_matched")),
+    ):
+        slug = name.replace("-", "_")
+        alignment, truth = read(f"alignment_{slug}", "alignment.json"), read(f"truth_{slug}", "truth.json")
+        trained, tuned = (
+            {folder: seen for folder in folders if (seen := read(folder, "results.json")) is not None}
+            for folders in (studies, tunings)
+        )
+        if alignment or truth or trained or tuned:
+            found.append(World(name, about, alignment, truth, trained, tuned))
+    return found
