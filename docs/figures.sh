@@ -41,7 +41,7 @@ fi
 draw heatmap_steps --run runs/figures --map weight
 
 # The curves of a study come from its trials: those that t2i-gcpo study left in runs/, else those that docs/results/ keeps.
-for name in quickstart shapes masked clip long; do
+for name in quickstart shapes textured masked clip long; do
     trials=runs/studies/$name/trials
     if [ ! -d "$trials" ] && [ -e "docs/results/$name/trials.tgz" ]; then
         tar xzf "docs/results/$name/trials.tgz" -C "$out"
