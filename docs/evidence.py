@@ -1,6 +1,7 @@
 """Write docs/evidence.md from the results that are committed below docs/results/: `python docs/evidence.py`.
 
-Every number of the page, and every sentence about what was told from what, is made of these files.
+Every number of the page, and every sentence about what was told from what, is made of these files; what was tried and
+given up before them is told in words.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence_findings import CONTROLS, LEAST_GAIN, MOST_IMAGES, findings, prediction, signed, verdict
-from evidence_worlds import BASELINE, World, rule_of, worlds
+from evidence_findings import LEAST_GAIN, MOST_IMAGES, findings, of_weight, prediction, signed, verdict
+from evidence_worlds import BASELINE, RULES, World, rule_of, worlds
 
 from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.study import learning
 
 DOCS = Path(__file__).parent
-NAME = "algorithm.name "
+#: Options of a trial that say which rule it is.
+OF_THE_RULE = ("algorithm.name", "algorithm.event_codes")
 #: Columns of a study's table of learning that say what GRPO's final level took.
 FOR_A_LEVEL = 4
 
 INTRODUCTION = """# Does it matter which token gets the credit?
 
 *Written by `python docs/evidence.py` from the files below `docs/results/`; the numbers, and what is said of them,
-follow from these.*
+follow from these, but for [what was given up](#how-the-rules-were-tuned) before.*
 
 ## The question
 
@@ -37,13 +39,20 @@ batch's gradient point better along the true one ([alignment](alignment.md)); an
 ## How it was asked
 
 * **What would count**, set before the studies: at least {gain:+.2f} above `{baseline}` with the 95 % interval above 0,
-  or `{baseline}`'s final level within {images:.0f} % of its images; and above its control: `{control}` has the same
-  weights at places that mean nothing, `{events}` events as probable of codes that have nothing in common.
+  or `{baseline}`'s final level within {images:.0f} % of the images that it first took to it; and above the rule's
+  control, by score or, for the second, by the area under the learning curve. `gcpo_shuffled` is that of `gcpo`, with
+  the same weights at places that mean nothing; `gcpo_events_matched` that of `gcpo_events`, with events of codes that
+  have nothing in common. [What each rule is](algorithms.md).
 * **Alike for all**: start, prompts, noise, and the number of images where it does not say otherwise. Differences are
   image by image under the same seed, prompt and noise, their intervals over seeds and prompts.
 * **Tuned**: each rule by [trials](#how-the-rules-were-tuned) on `shapes:val`, of which the best was taken, of equal
   ones that with the lower KL; how many each had is said there. The scores of the worlds are of `shapes:test`, whose
   combinations are in no training prompt.
+* **The columns**: *alignment* is the expected cosine of one batch's gradient with the true one, *agreement* that with
+  another batch under `{baseline}`, *as AdamW sees it* both with AdamW's own metric ([formulas](alignment.md)); *AUROC*
+  how well a rule's weights order the deciding tokens among all, and among those that could change the reward at all,
+  *credit where the reward is decided* a token's weight, counted by
+  its influence squared, with 1 for uniform weights ([definitions](truth.md)).
 * **Several rules, one baseline**: the intervals are of one comparison each, and not widened for their number.
 
 ## The short answer
@@ -56,7 +65,12 @@ GIVEN_UP = """Tried on janus-textured before that, and given up; none of these r
   a token. The rule without ranks had been named as ours until then, and `gcpo_variance` before it, which its alignment
   spoke against.
 * AdamW's epsilon of 1e-3 at a rate of 4e-3: a KL of 0.18 (`grpo`) and 0.07 (`gcpo_events`) after two steps.
-* One run of `gcpo_events` at 2e-4 was known before its tuning was written; it is the trial of that name."""
+* One run of `gcpo_events` at 2e-4 was known before its tuning was written; it is the trial of that name.
+
+`gcpo_events` was named as our rule, with its hypothesis, before its tuning; its control then was
+`gcpo_events:event_codes=shuffled`, events of as many codes. During the tuning, and before any run of the study, that
+was found to keep far more of the noise than the rule does, so that to be above it says little, and
+`gcpo_events_matched`, events about as probable, took its place with trials of its own."""
 
 ABOUT_TRAINING = """What was trained, and what it cost: the score before and after, KL to the start (nats a token) and
 diversity at the end; images until the trailing reward first reached `{baseline}`'s last, as a number and as a share of
@@ -67,7 +81,6 @@ diversity at the end; images until the trailing reward first reached `{baseline}
 def page(found: Sequence[World]) -> str:
     """Return the whole page."""
     values = {"gain": LEAST_GAIN, "images": MOST_IMAGES * 100, "baseline": BASELINE}
-    values |= {"control": CONTROLS["gcpo"], "events": CONTROLS["gcpo_events"]}
     parts = [INTRODUCTION.format(**values), "\n".join(f"* {verdict(world)}" for world in found)]
     for world in found:
         parts += [f"## {world.name}", f"{world.about}.", rule_table(world)]
@@ -96,7 +109,7 @@ def rule_table(world: World) -> str:
     """Return one row a rule: the two instruments, and what training gained."""
     header = [
         "rule", "alignment", f"agreement, less {BASELINE}'s", "the same, as AdamW sees it",
-        "AUROC, deciding tokens", "credit where the reward is decided",
+        "AUROC, deciding tokens", "AUROC among the open ones", "credit where the reward is decided",
         f"final score, less {BASELINE}'s", f"area under the learning curve, less {BASELINE}'s",
     ]  # fmt: skip
     trained, learnt = world.against(BASELINE), world.learning()
@@ -110,7 +123,8 @@ def rule_table(world: World) -> str:
                 f"`{rule}`",
                 _of_alignment(aligned),
                 *(_of_gain(rule, aligned, metric) for metric in ("plain", "adamw")),
-                *(_of_truth(credited, measure) for measure in ("auroc", "weight")),
+                *(_of_auroc(credited, measure) for measure in ("auroc", "auroc_open")),
+                number(None) if credited is None else of_weight(credited),
                 number(None) if difference is None else signed(difference["overall"], difference["ci95"]),
                 number(None) if area is None else signed(area["mean"], area["ci95"]),
             ]
@@ -156,7 +170,7 @@ def _of_gain(rule: str, row: Mapping[str, Any] | None, metric: str) -> str:
     return signed(row["gain"][metric]["value"], row["gain"][metric]["interval"])
 
 
-def _of_truth(row: Mapping[str, Any] | None, measure: str) -> str:
+def _of_auroc(row: Mapping[str, Any] | None, measure: str) -> str:
     return number(None) if row is None else with_interval(row[measure]["mean"], row[measure]["ci95"])
 
 
@@ -170,8 +184,7 @@ def tuning(found: Sequence[World]) -> str:
         groups = [group for study in world.tunings.values() for group in study["groups"]]
         if not groups:
             continue
-        choices = [*map(_choices, groups)]
-        rules = [next(one.removeprefix(NAME) for one in own if one.startswith(NAME)) for own in choices]
+        rules = [*map(_tuned_rule, groups)]
         best: dict[str, tuple[float, float]] = {}
         for rule, group in zip(rules, groups, strict=True):
             if group["after"] is not None:
@@ -209,18 +222,25 @@ def _of_trial(group: Mapping[str, Any], best: tuple[float, float] | None) -> str
     return f"**{gain}**" if _merit(group) == best else gain
 
 
+def _tuned_rule(group: Mapping[str, Any]) -> str:
+    """Return the rule of a trial, with what makes it another than the row of that name."""
+    name, codes = (group["options"].get(f"algorithm.{one}") for one in ("name", "event_codes"))
+    return RULES.get(name, name) if codes is None else f"{name}:event_codes={codes}"
+
+
 def _choices(group: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in group["options"].items()
+        if name not in OF_THE_RULE
     ]
 
 
 def _own_choices(groups: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return what of each group's options, but for the algorithm's name, is not that of all groups."""
+    """Return what of each group's options, but for the rule, is not that of all groups."""
     choices = [*map(_choices, groups)]
     common = set.intersection(*map(set, choices)) if len(choices) > 1 else set()
-    return [[one for one in own if one not in common and not one.startswith(NAME)] for own in choices]
+    return [[one for one in own if one not in common] for own in choices]
 
 
 def cost(found: Sequence[World]) -> str:

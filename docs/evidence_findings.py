@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from evidence_worlds import BASELINE, World
 from scipy import stats
@@ -12,10 +13,10 @@ from scipy import stats
 from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.study.comparable import unequal
 
-#: The control of a rule, which has what the rule has, at places or of codes that mean nothing; of the others the first.
-CONTROLS = {"gcpo": "gcpo_shuffled", "gcpo_events": "gcpo_events_matched"}
+#: The controls of a rule, which have what the rule has, at places or of codes that mean nothing. Others have none.
+CONTROLS = {"gcpo": ("gcpo_shuffled",), "gcpo_events": ("gcpo_events_matched", "gcpo_events:event_codes=shuffled")}
 #: What would have counted as a gain, set before the studies: this much above GRPO with the interval above 0, or GRPO's
-#: final level within this share of its images; and above the rule's shuffled control.
+#: final level within this share of its images; and above the rule's control.
 LEAST_GAIN, MOST_IMAGES = 0.05, 0.6
 #: Fewer pairs of rule and world than this are not correlated.
 LEAST_PAIRS = 5
@@ -44,13 +45,13 @@ def findings(world: World) -> Iterator[str]:
         )
         sums = f"the tokens decide a variance of the reward of {decided} in sum, where it has one of {varies}"
         if world.told:
-            weights = {rule: row["weight"] for rule, row in world.credited.items()}
-            best = max(weights, key=lambda rule: weights[rule]["mean"])
-            paper, most = (with_interval(one["mean"], one["ci95"]) for one in (weights["gcpo"], weights[best]))
+            half = _percent(world.truth["half_tokens"])
+            highest = sorted(world.credited.items(), key=lambda one: one[1]["weight"]["mean"] or 0.0, reverse=True)
+            named = {rule: row for rule, row in [*highest[:3], *world.credited.items()] if rule == "gcpo"}
+            shown = ", ".join(f"`{rule}` {of_weight(row)}" for rule, row in {**dict(highest[:3]), **named}.items())
             yield (
-                f"**Few tokens decide**: {sums}, and {_percent(world.truth['half_tokens'])} of them hold half of the "
-                f"influence. Where it is decided the paper's ranks have {paper} times the mean weight, the best rule "
-                f"measured (`{best}`) {most} times."
+                f"**What decides**: {sums}, and {half} of them hold half of the influence. Weight where it is decided, "
+                f"in units of the mean, of the three highest and of the paper's rule: {shown}."
             )
         else:
             yield (
@@ -74,30 +75,36 @@ def findings(world: World) -> Iterator[str]:
         )
     for folder, study in world.studies.items():
         if budgets := unequal(study["groups"], study["against"]):
-            yield f"**Budgets** of `{folder}`: {budgets}."
+            yield f"**Budgets** of `{folder}`, in images to train on: {budgets}."
     for rule, row in world.against(BASELINE).items():
         interval = row["difference"]["ci95"]
         yield (
-            f"**`{rule}` against `{BASELINE}`**, {row['seeds']} seeds, {row['images']:,} images: "
+            f"**`{rule}` against `{BASELINE}`**, {row['seeds']} seeds, {row['images']:,} test images: "
             f"{signed(row['difference']['overall'], interval)}, {told(interval)}; lowest seed "
             f"{number(row['lowest_seed']['difference'], signed=True)}."
         )
 
 
-def control_of(rule: str) -> str | None:
-    """Return the control that a rule must be above; None where there is none of its kind."""
-    return CONTROLS.get(rule, CONTROLS["gcpo"] if rule.startswith("gcpo") else None)
+def of_weight(row: Mapping[str, Any]) -> str:
+    """Return a rule's weight where the reward is decided, with its interval where it has one."""
+    mean, interval = row["weight"]["mean"], row["weight"]["ci95"]
+    return number(mean) if mean is None or None in interval else with_interval(mean, interval)
+
+
+def control_of(rule: str, world: World) -> str | None:
+    """Return the control that was trained beside a rule, and that it must be above; None where there is none."""
+    return next((one for one in CONTROLS.get(rule, ()) if rule in world.against(one)), None)
 
 
 def verdict(world: World) -> str:
     """Say of a world whether a rule met what was set before, and which."""
     met, controlled = [], []
     for rule, row in world.against(BASELINE).items():
-        control = control_of(rule)
-        above = None if control is None else world.against(control).get(rule)
-        if rule in CONTROLS.values() or control is None or above is None:
+        control = control_of(rule, world)
+        if control is None:
             continue
-        controlled.append(f"`{rule}`")
+        above = world.against(control)[rule]
+        controlled.append(f"`{rule}` with `{control}`")
         low = row["difference"]["ci95"][0]
         gained = row["difference"]["overall"] >= LEAST_GAIN and low > 0
         shares = [math.inf if one is None else one for one in (world.learning().get(rule) or {}).get("share", ())]
@@ -110,8 +117,7 @@ def verdict(world: World) -> str:
         return f"{world.name}: no study compares rules there."
     if not controlled:
         return f"{world.name}: **no rule met it**; no rule was compared with a control of its kind there."
-    compared = f"{len(controlled)} of the rules {'was' if len(controlled) == 1 else 'were'} compared with a control"
-    which = f"{compared} of its kind ({', '.join(controlled)})"
+    which = f"compared with a control of its kind: {', '.join(controlled)}"
     return f"{world.name}: {', '.join(met) + ' met it' if met else '**no rule met it**'}; {which}."
 
 

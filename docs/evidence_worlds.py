@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 BASELINE = "grpo"
-#: The name of an arm, which holds no colon -> the rule as the instruments call it.
-RULES = {"gcpo-none": "gcpo:normalization=none"}
+#: The name of an arm, which holds no colon, or that a rule had -> the rule as the instruments call it.
+RULES = {"gcpo-none": "gcpo:normalization=none", "gcpo_events_shuffled": "gcpo_events:event_codes=shuffled"}
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,21 @@ class World:
 
     def against(self, baseline: str) -> dict[str, Mapping[str, Any]]:
         """Return the study's groups that were compared with a baseline after training, by name."""
-        return self._first("against", lambda row: row["against"] == baseline and row["difference"])
+        return self._first(
+            "against", lambda row: RULES.get(row["against"], row["against"]) == baseline and row["difference"]
+        )
 
     def learning(self, baseline: str = BASELINE) -> dict[str, Mapping[str, Any]]:
         """Return how fast the groups learn beside a baseline, by name."""
-        return self._first("learning", lambda row: row["against"] == baseline)
+        return self._first("learning", baseline, lambda _: True)
 
-    def _first(self, table: str, wanted: Callable[[Mapping[str, Any]], bool]) -> dict[str, Mapping[str, Any]]:
+    def _first(
+        self, table: str, baseline: str, wanted: Callable[[Mapping[str, Any]], bool]
+    ) -> dict[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
         for study in self.studies.values():
-            found = {rule_of(row): row for row in study.get(table, ()) if wanted(row)} | found
+            rows = (row for row in study.get(table, ()) if RULES.get(row["against"], row["against"]) == baseline)
+            found = {rule_of(row): row for row in rows if wanted(row)} | found
         return found
 
     @property

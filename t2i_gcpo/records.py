@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -138,6 +138,8 @@ class Events:
     def __post_init__(self) -> None:
         if not self.width > 0:
             raise ValueError(f"the width of events is {self.width}; it must be above 0 nats")
+        if self.codes not in get_args(EventCodes):
+            raise ValueError(f"the codes of events are {self.codes!r}; allowed: {', '.join(get_args(EventCodes))}")
 
 
 @dataclass(frozen=True)

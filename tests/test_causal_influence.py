@@ -207,8 +207,22 @@ def test_the_mean_weight_of_the_influence_is_a_ratio_of_sums_of_what_was_measure
     assert found.reward_variance.overall == pytest.approx(0.25)  # 0.5 of the first prompt, 0 of the other
 
 
+def test_the_open_tokens_are_those_whose_estimate_is_not_exactly_nothing(generator: Any) -> None:
+    """By hand: a rule that finds where anything could have changed, and not what of it matters."""
+    truth = known(generator)
+    variance = torch.zeros(4, 16)
+    variance[:, :4] = torch.tensor([0.09, -0.01, 0.02, 0.01])  # the first alone holds half
+    truth = replace(truth, influence=Influence(variance, truth.influence.halves))
+    weights = np.ones((4, 16))
+    weights[:, :4] = [2.0, 3.0, 2.0, 1.5]
+    found = causal_agreement.compare(truth, {"map": [weights]}).rules["map"]
+    assert found["auroc"].overall == pytest.approx((12 + 1 + 0.5) / 15)  # below one, beside one, above 13 others
+    assert found["auroc_open"].overall == pytest.approx((1 + 0.5) / 3)
+    assert found["weight"].overall == pytest.approx((0.18 - 0.03 + 0.04 + 0.015) / 0.11)
+
+
 def test_a_truth_that_is_all_noise_says_so_and_gives_no_number_of_it(generator: Any) -> None:
-    """Estimates around 0: the order of the largest of them looks like a truth, and so does its placebo."""
+    """Estimates around 0, of which the largest look like a truth."""
     truth = known(generator)
     noise = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
     variance = noise - noise.mean()
@@ -218,10 +232,6 @@ def test_a_truth_that_is_all_noise_says_so_and_gives_no_number_of_it(generator: 
     assert not found.told and all(map(math.isnan, found.rules["gcpo"]["weight"].ci95))
     assert "THE FORMER IS NOT TOLD FROM 0" in agreement_note(found)
     assert "NOT TOLD" not in agreement_note(agreement(truth, {"gcpo": resolve("gcpo", group_size=2)}))
-    turned = agreement(
-        replace(truth, influence=Influence(-variance, truth.influence.halves)), {"gcpo": resolve("gcpo", group_size=2)}
-    )
-    assert turned.rules["gcpo"]["auroc"].overall == found.rules["gcpo"]["placebo"].overall
 
 
 def test_the_file_gives_back_what_was_measured_and_refuses_others(generator: Any, tmp_path: Path) -> None:

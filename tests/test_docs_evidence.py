@@ -53,22 +53,22 @@ def trained(name: str, lr: float) -> dict[str, Any]:
 
 def world(gain: float = 0.06, low: float = 0.03, beyond: float = 0.01, share: float = 0.9) -> Any:
     against = [
-        compared("gcpo_ours", "grpo", gain, low), compared("gcpo_shuffled", "grpo", 0.0, -0.02),
-        compared("gcpo_ours", "gcpo_shuffled", gain, beyond),
+        compared("gcpo", "grpo", gain, low), compared("gcpo_shuffled", "grpo", 0.0, -0.02),
+        compared("gcpo", "gcpo_shuffled", gain, beyond),
     ]  # fmt: skip
     learnt: list[dict[str, Any]] = [
         {
-            "group": "gcpo_ours", "against": "grpo", "seeds": 5, "images": 100.0, "area": {"mean": 0.5, "ci95": None},
+            "group": "gcpo", "against": "grpo", "seeds": 5, "images": 100.0, "area": {"mean": 0.5, "ci95": None},
             "difference": {"mean": 0.01, "ci95": [0.0, 0.02]}, "until": [share * 100] * 5, "share": [share] * 5,
             "paid": {"kl": [[0.1, 0.3]] * 5, "diversity": [[0.9, None]] * 5},
         }
     ]  # fmt: skip
     learnt.append(learnt[0] | {"against": "gcpo_shuffled", "difference": {"mean": 0.01, "ci95": [beyond, 0.02]}})
-    groups = [trained(name, lr) for name, lr in (("grpo", 1e-4), ("gcpo_ours", 2e-4), ("gcpo_shuffled", 1e-4))]
+    groups = [trained(name, lr) for name, lr in (("grpo", 1e-4), ("gcpo", 2e-4), ("gcpo_shuffled", 1e-4))]
     trials = [{"seconds": 3600.0, "seed": k, "images_sampled": 100.0, "status": "done"} for k in range(2)]
     study = {"against": against, "learning": learnt, "groups": groups, "trials": trials}
     alignment = {
-        "rules": [aligned("grpo", 0.2, 0.15), aligned("gcpo_ours", 0.3, 0.25), aligned("gcpo_shuffled", 0.1, 0.05)],
+        "rules": [aligned("grpo", 0.2, 0.15), aligned("gcpo", 0.3, 0.25), aligned("gcpo_shuffled", 0.1, 0.05)],
         "stability": {"plain": 0.9, "adamw": None},
     }
     return evidence.World("a world", "About it", alignment=alignment, studies={"one": study})
@@ -87,7 +87,7 @@ def world(gain: float = 0.06, low: float = 0.03, beyond: float = 0.01, share: fl
     ],
 )
 def test_what_was_set_before_decides(changes: dict[str, float], met: bool) -> None:
-    assert ("`gcpo_ours` met it" in evidence.verdict(world(**changes))) is met
+    assert ("`gcpo` met it" in evidence.verdict(world(**changes))) is met
     assert ("no rule met it" in evidence.verdict(world(**changes))) is not met
 
 
@@ -99,18 +99,17 @@ def test_a_level_that_most_seeds_never_reach_is_not_reached_soon() -> None:
 
 def test_sentences_and_rows_follow_the_numbers() -> None:
     text = evidence.page([world()])
-    assert "Told from `grpo`'s agreement, above it: `gcpo_ours`; below it: `gcpo_shuffled`. The halves" in text
+    assert "Told from `grpo`'s agreement, above it: `gcpo`; below it: `gcpo_shuffled`. The halves" in text
     assert (
-        "**`gcpo_ours` against `grpo`**, 5 seeds, 3,000 images: +0.060 [+0.030, +0.080], above 0; lowest seed +0.030."
+        "**`gcpo` against `grpo`**, 5 seeds, 3,000 test images: +0.060 [+0.030, +0.080], above 0; lowest seed +0.030."
         in text
     )
-    instruments = "0.300 [0.250, 0.400] | " + "+0.100 [+0.050, +0.200] | " * 2 + "– | – | "
+    instruments = "0.300 [0.250, 0.400] | " + "+0.100 [+0.050, +0.200] | " * 2 + "– | – | – | "
     gains = "+0.060 [+0.030, +0.080] | +0.010 [+0.000, +0.020]"
-    assert f"| `gcpo_ours` | {instruments}{gains} |" in text
+    assert f"| `gcpo` | {instruments}{gains} |" in text
     assert "There are 2 pairs of a rule" in text
     assert (
-        "| `gcpo_ours` | optim.lr 0.0002 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | 90 | 0.90 | 0.100 (0.300) | – |"
-        in text
+        "| `gcpo` | optim.lr 0.0002 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | 90 | 0.90 | 0.100 (0.300) | – |" in text
     )
     assert "| `grpo` | optim.lr 0.0001 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | – | – | – | – |" in text
     assert "| [one](results/one/results.json) | a world | 2 | 0 | 2 | 200 | 2.0 |" in text
@@ -129,12 +128,15 @@ def test_a_rule_needs_a_control_of_its_own_kind() -> None:
     """Events at random say nothing of weights, nor the other way round."""
     seen = world()
     for row in seen.studies["one"]["against"]:
-        row["group"] = row["group"].replace("gcpo_ours", "gcpo_events")
+        row["group"] = {"gcpo": "gcpo_events"}.get(row["group"], row["group"])
     seen.studies["one"]["learning"][0]["group"] = "gcpo_events"
     assert "no rule was compared with a control" in evidence.verdict(seen)
     for row in seen.studies["one"]["against"]:
-        row.update({key: row[key].replace("gcpo_shuffled", "gcpo_events_matched") for key in ("group", "against")})
-    assert "`gcpo_events` met it" in evidence.verdict(seen)
+        row.update({key: row[key].replace("gcpo_shuffled", "gcpo_events_shuffled") for key in ("group", "against")})
+    assert "`gcpo_events` met it; compared with a control of its kind" in evidence.verdict(seen)
+    for row in seen.studies["one"]["against"]:  # a control is no rule that can meet it, and has none itself
+        row.update({key: row[key].replace("gcpo_events", "gcpo_random") for key in ("group",)})
+    assert "no rule was compared with a control" in evidence.verdict(seen)
 
 
 def trial(rule: str, lr: float, after: float | None, kl: float = 0.1) -> dict[str, Any]:
@@ -173,9 +175,9 @@ def test_of_a_rule_in_two_studies_the_first_counts() -> None:
     seen = world()
     other = {
         **seen.studies["one"],
-        "against": [compared("gcpo_ours", "grpo", 0.2, 0.1), compared("dapo", "grpo", 0.3, 0.1)],
+        "against": [compared("gcpo", "grpo", 0.2, 0.1), compared("dapo", "grpo", 0.3, 0.1)],
     }
     both = replace(seen, studies={"one": seen.studies["one"], "two": other}).against("grpo")
     assert {rule: row["difference"]["overall"] for rule, row in both.items()} == {
-        "gcpo_ours": 0.06, "gcpo_shuffled": 0.0, "dapo": 0.3,
+        "gcpo": 0.06, "gcpo_shuffled": 0.0, "dapo": 0.3,
     }  # fmt: skip

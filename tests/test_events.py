@@ -134,6 +134,15 @@ def test_the_matched_control_by_hand() -> None:
     assert found.tolist() == [[0, -2, 1, -2]]
 
 
+def test_logits_that_are_not_finite_make_no_crash_of_the_matched_control() -> None:
+    """The run is to end with a sentence of its own (`Updater.check_usable`)."""
+    broken = torch.tensor([[0.0, torch.nan, 1.0], [0.0, -torch.inf, 1.0]])
+    same = same_event(broken, torch.zeros(2, 3), broken, torch.tensor([0, 2]), Events(1.0, "matched"))
+    assert same.shape == (2, 3) and same[0, 0] and same[1, 2]
+    with pytest.raises(ValueError, match="codes of events are 'mached'"):
+        Events(1.0, "mached")  # type: ignore[arg-type]
+
+
 def test_the_matched_control_s_events_are_as_probable_and_mean_nothing() -> None:
     torch.manual_seed(0)
     negative = torch.randn(40, 2000)
@@ -200,7 +209,7 @@ def test_a_prompt_that_decides_by_less_than_the_width_is_not_learnt_from(width: 
 def test_the_matched_control_leaves_the_deciding_token_less_and_the_other_none() -> None:
     """Its events join codes at random, so it keeps of what decides what chance keeps; it is never biased either."""
     matched, grpo = (expected_gradient(TABLE[name], repeats=60) for name in ("gcpo_events_matched", "grpo"))
-    assert matched[1].abs().max() < 1e-6 and 0.0 <= float(matched[0].norm() / grpo[0].norm()) < 0.99
+    assert matched[1].abs().max() < 1e-6 and 0.05 < float(matched[0].norm() / grpo[0].norm()) < 0.95
 
 
 @pytest.mark.parametrize(("chance", "lower"), [(0.9, False), (0.1, True)])
@@ -215,7 +224,11 @@ def test_the_variance_of_the_sum_may_go_either_way(chance: float, lower: bool) -
     weight = probability[groups].prod(dim=1)
     advantages = group_advantages(tokens[groups, 1].float().flatten(), 4).view_as(groups)
     spread = []
-    for first in (0.5 * sign, torch.zeros(4)):  # the token's own score, and that of its event
+    logits = torch.zeros(4, 2, requires_grad=True)
+    event_logprob(logits, torch.ones(4, 2, dtype=torch.bool)).sum().backward()
+    assert logits.grad is not None
+    of_event = logits.grad.gather(1, tokens[:, :1]).squeeze(1)
+    for first in (0.5 * sign, of_event):  # the token's own score, and that of its event
         gradient = (advantages * (first + second)[groups]).mean(dim=1)
         assert abs(float((weight * gradient).sum())) < 1e-6
         spread.append(float((weight * gradient.square()).sum()))

@@ -26,7 +26,7 @@ MEASURES: dict[str, str] = {
     "rank_correlation": "Spearman's correlation of weights and influence over an image's tokens",
     "auroc": "AUROC of the weights against the tokens that hold half of the image's influence",
     "share": "share of the weights on these tokens",
-    "placebo": "the same AUROC where the sign of the estimates of influence squared is turned: what noise alone gives",
+    "auroc_open": "the same AUROC among the open tokens: those of which an alternative ever changed the reward",
     "weight": "mean weight of a token, each counted by its influence squared, as estimated without bias; 1 if uniform",
 }
 DRAWS = 20
@@ -109,7 +109,6 @@ def compare(truth: Truth, draws: Mapping[str, Sequence[np.ndarray]], *, seed: in
         )
     half = half_of(value)
     squared = np.nan_to_num(influence.variance.double().numpy(), nan=0.0)
-    placebo = half_of(np.sqrt(np.clip(-squared, 0, None)))
     texts = [prompt.text for prompt in rollout.row_prompts]
     tasks = [prompt.task for prompt in rollout.row_prompts]
 
@@ -118,10 +117,13 @@ def compare(truth: Truth, draws: Mapping[str, Sequence[np.ndarray]], *, seed: in
 
     of_rules = {}
     for name, drawn in draws.items():
-        measures = [_measures(draw, value, half, placebo, measured) for draw in drawn]
+        measures = [_measures(draw, value, half, measured, squared != 0) for draw in drawn]
         of_rules[name] = {
-            measure: estimated(np.mean([one[measure] for one in measures], axis=0)) for measure in measures[0]
+            measure: estimated(np.mean([one[measure] for one in measures], axis=0))
+            for measure in ("rank_correlation", "auroc", "share")
         }
+        among = np.mean([one["auroc_open"] for one in measures], axis=0)  # of some tasks there may be no such image
+        of_rules[name]["auroc_open"] = estimate(among.tolist(), texts, ["all"] * len(texts))
         of_rules[name]["weight"] = _mean_weight(np.mean(drawn, axis=0), squared, texts)
     halves = influence.halves.clamp(min=0).sqrt().double().numpy()
     share = np.array([half[n].sum() / measured[n].sum() for n in np.flatnonzero(counted)])
@@ -132,7 +134,7 @@ def compare(truth: Truth, draws: Mapping[str, Sequence[np.ndarray]], *, seed: in
         int((~counted).sum()),
         float(share.mean()),
         float((value[measured] > 0).mean()),
-        estimate((squared.sum(axis=1) / measured.mean(axis=1)).tolist(), texts, tasks),
+        estimate(_all_of_an_image(squared, measured).tolist(), texts, tasks),
         truth.reward_variance,
         {"seed": seed, **truth.about, "images_finished": influence.drawn},
     )
@@ -170,6 +172,12 @@ def rank_correlation(left: np.ndarray, right: np.ndarray, measured: np.ndarray) 
     return result
 
 
+def _all_of_an_image(squared: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Return the sum [N] over an image's tokens, from those measured; NaN where none is."""
+    share = measured.mean(axis=1)
+    return np.divide(squared.sum(axis=1), share, out=np.full(len(share), np.nan), where=share > 0)
+
+
 def _mean_weight(weights: np.ndarray, squared: np.ndarray, clusters: Sequence[str]) -> Estimates:
     """Return the mean weight of the tokens, weighed by their influence squared: a ratio of sums over all images.
 
@@ -180,15 +188,16 @@ def _mean_weight(weights: np.ndarray, squared: np.ndarray, clusters: Sequence[st
 
 
 def _measures(
-    weights: np.ndarray, value: np.ndarray, half: np.ndarray, placebo: np.ndarray, measured: np.ndarray
+    weights: np.ndarray, value: np.ndarray, half: np.ndarray, measured: np.ndarray, is_open: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Return every measure [N] of one draw of weights [N, T] but the mean weight."""
-    each: dict[str, list[float]] = {"auroc": [], "share": [], "placebo": []}
+    each: dict[str, list[float]] = {"auroc": [], "share": [], "auroc_open": []}
     for n, mask in enumerate(measured):
         row, target = weights[n : n + 1, mask], half[n : n + 1, mask]
         each["auroc"].append(float(localisation.auroc(row, target)[0]))
         each["share"].append(float(localisation.share(row, target)[0]))
-        each["placebo"].append(float(localisation.auroc(row, placebo[n : n + 1, mask])[0]))
+        among = weights[n : n + 1, is_open[n]], half[n : n + 1, is_open[n]]
+        each["auroc_open"].append(float(localisation.auroc(*among)[0]) if is_open[n].any() else np.nan)
     correlation = rank_correlation(weights, value, measured)
     return {"rank_correlation": correlation, **{name: np.array(values) for name, values in each.items()}}
 

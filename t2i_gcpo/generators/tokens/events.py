@@ -58,14 +58,15 @@ def _at_random_places(step: Tensor, probability: Tensor, order: Tensor) -> Tenso
     """Give each code [*, V] the step of contrast of a random other, so that each stays about as probable as it was.
 
     The codes lie side by side, each as wide as it is probable: once by their steps, and once in the random `order` [V].
-    Each takes the step that lies, in the first row, where its own middle lies in the second. Beyond `MOST_STEPS` all
-    are one.
+    Each takes the step that lies, in the first row, where its own middle lies in the second. A code that is nearly
+    certain covers most middles, and then the others fall into its step. Beyond `MOST_STEPS` all are one.
     """
     mass = probability.new_zeros(*step.shape[:-1], 2 * MOST_STEPS + 1)
-    mass.scatter_add_(-1, (step.clamp(-MOST_STEPS, MOST_STEPS) + MOST_STEPS).long(), probability)
+    bins = step.nan_to_num().clamp(-MOST_STEPS, MOST_STEPS) + MOST_STEPS  # weights that are of no use give NaN
+    mass.scatter_add_(-1, bins.long(), probability)
     shuffled = probability.index_select(-1, order)
     place = torch.searchsorted(mass.cumsum(dim=-1), shuffled.cumsum(dim=-1) - shuffled / 2, out_int32=True)
-    return place.index_select(-1, order.argsort())
+    return place.clamp(max=2 * MOST_STEPS).index_select(-1, order.argsort())
 
 
 def event_logprob(logits: Tensor, same: Tensor) -> Tensor:
