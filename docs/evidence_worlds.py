@@ -42,9 +42,7 @@ class World:
 
     def against(self, baseline: str) -> dict[str, Mapping[str, Any]]:
         """Return the study's groups that were compared with a baseline after training, by name."""
-        return self._first(
-            "against", lambda row: RULES.get(row["against"], row["against"]) == baseline and row["difference"]
-        )
+        return self._first("against", baseline, lambda row: row["difference"])
 
     def learning(self, baseline: str = BASELINE) -> dict[str, Mapping[str, Any]]:
         """Return how fast the groups learn beside a baseline, by name."""
@@ -77,7 +75,7 @@ def worlds(results: Path) -> list[World]:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     plain = "ShapeScenes on plain backgrounds, where hardly a token is undecided"
-    textured = "ShapeScenes on textures that no prompt decides: most tokens are open, and few matter"
+    textured = "ShapeScenes on textures that no prompt decides, so that most tokens are open"
     found = []
     for name, about, studies, tunings in (
         ("janus-mini", plain, ("plain", "shapes"), ("tune", "tune_events")),
