@@ -115,6 +115,13 @@ def verdict(world: World) -> str:
             met.append(f"`{rule}`")
     if not world.against(BASELINE):
         return f"{world.name}: no study compares rules there."
+    unfinished = [
+        f"`{folder}` has {min(group['seeds'] for group in study['groups'])} of {study['groups'][0]['of']} seeds"
+        for folder, study in world.studies.items()
+        if any(group["seeds"] < group["of"] for group in study["groups"])
+    ]
+    if unfinished:
+        return f"{world.name}: **not decided yet**: {', '.join(unfinished)}."
     if not controlled:
         return f"{world.name}: **no rule met it**; no rule was compared with a control of its kind there."
     which = f"compared with a control of its kind: {', '.join(controlled)}"

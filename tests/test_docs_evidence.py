@@ -91,6 +91,12 @@ def test_what_was_set_before_decides(changes: dict[str, float], met: bool) -> No
     assert ("no rule met it" in evidence.verdict(world(**changes))) is not met
 
 
+def test_a_study_that_is_not_finished_decides_nothing() -> None:
+    seen = world()
+    seen.studies["one"]["groups"][1]["seeds"] = 2
+    assert evidence.verdict(seen) == "a world: **not decided yet**: `one` has 2 of 5 seeds."
+
+
 def test_a_level_that_most_seeds_never_reach_is_not_reached_soon() -> None:
     seen = world(0.0, -0.02, share=0.5)
     seen.studies["one"]["learning"][0]["share"] = [0.5, 0.5, None, None, None]
