@@ -136,11 +136,7 @@ def training_table(study: Mapping[str, Any]) -> str:
     """Return one row a rule that a study trained: with what options, how its score moved, and what the score cost."""
     groups = study["groups"]
     own = dict(zip((group["group"] for group in groups), _own_choices(groups), strict=True))
-    learnt = {
-        rule_of(row): learning.table([row])[0]
-        for row in study.get("learning", ())
-        if row["against"] == BASELINE and "paid" in row
-    }
+    learnt = {rule_of(row): learning.table([row])[0] for row in study.get("learning", ()) if row["against"] == BASELINE}
     rows = []
     for group in groups:
         if group["after"] is None:

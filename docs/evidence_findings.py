@@ -46,9 +46,10 @@ def findings(world: World) -> Iterator[str]:
         sums = f"the tokens decide a variance of the reward of {decided} in sum, where it has one of {varies}"
         if world.told:
             half = _percent(world.truth["half_tokens"])
-            highest = sorted(world.credited.items(), key=lambda one: one[1]["weight"]["mean"] or 0.0, reverse=True)
-            named = {rule: row for rule, row in [*highest[:3], *world.credited.items()] if rule == "gcpo"}
-            shown = ", ".join(f"`{rule}` {of_weight(row)}" for rule, row in {**dict(highest[:3]), **named}.items())
+            rules = world.credited
+            falling = sorted(rules, key=lambda rule: rules[rule]["weight"]["mean"] or 0.0, reverse=True)
+            named = [rule for rule in falling if rule in falling[:3] or rule == "gcpo"]
+            shown = ", ".join(f"`{rule}` {of_weight(rules[rule])}" for rule in named)
             yield (
                 f"**What decides**: {sums}, and {half} of them hold half of the influence. Weight where it is decided, "
                 f"in units of the mean, of the three highest and of the paper's rule: {shown}."
@@ -98,6 +99,15 @@ def control_of(rule: str, world: World) -> str | None:
 
 def verdict(world: World) -> str:
     """Say of a world whether a rule met what was set before, and which."""
+    if not world.against(BASELINE):
+        return f"{world.name}: no study compares rules there."
+    unfinished = [
+        f"`{folder}` has {min(group['seeds'] for group in study['groups'])} of {study['groups'][0]['of']} seeds"
+        for folder, study in world.studies.items()
+        if any(group["seeds"] < group["of"] for group in study["groups"])
+    ]
+    if unfinished:
+        return f"{world.name}: **not decided yet**: {', '.join(unfinished)}."
     met, controlled = [], []
     for rule, row in world.against(BASELINE).items():
         control = control_of(rule, world)
@@ -113,15 +123,6 @@ def verdict(world: World) -> str:
         sooner = area is not None and area["difference"]["ci95"] is not None and area["difference"]["ci95"][0] > 0
         if (gained and above["difference"]["ci95"][0] > 0) or (faster and sooner):
             met.append(f"`{rule}`")
-    if not world.against(BASELINE):
-        return f"{world.name}: no study compares rules there."
-    unfinished = [
-        f"`{folder}` has {min(group['seeds'] for group in study['groups'])} of {study['groups'][0]['of']} seeds"
-        for folder, study in world.studies.items()
-        if any(group["seeds"] < group["of"] for group in study["groups"])
-    ]
-    if unfinished:
-        return f"{world.name}: **not decided yet**: {', '.join(unfinished)}."
     if not controlled:
         return f"{world.name}: **no rule met it**; no rule was compared with a control of its kind there."
     which = f"compared with a control of its kind: {', '.join(controlled)}"

@@ -46,7 +46,7 @@ def test_what_was_paid_is_the_mean_of_the_same_steps() -> None:
 
 
 def test_two_groups_at_an_equal_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the seeds, the first group reaches the other's level in two, and in one of them the other logged no KL."""
+    """The first group reaches the other's level under two of the seeds, under one of which the other logged no KL."""
     monkeypatch.setattr(learning, "trailing", lambda values: trailing(values, 1))
     monkeypatch.setattr(learning, "first_at", lambda *one: first_at(*one, window=1))
     monkeypatch.setattr(learning, "mean_at", lambda *one: mean_at(*one, window=1))

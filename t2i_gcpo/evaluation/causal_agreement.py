@@ -109,6 +109,7 @@ def compare(truth: Truth, draws: Mapping[str, Sequence[np.ndarray]], *, seed: in
         )
     half = half_of(value)
     squared = np.nan_to_num(influence.variance.double().numpy(), nan=0.0)
+    is_open = squared != 0
     texts = [prompt.text for prompt in rollout.row_prompts]
     tasks = [prompt.task for prompt in rollout.row_prompts]
 
@@ -117,7 +118,7 @@ def compare(truth: Truth, draws: Mapping[str, Sequence[np.ndarray]], *, seed: in
 
     of_rules = {}
     for name, drawn in draws.items():
-        measures = [_measures(draw, value, half, measured, squared != 0) for draw in drawn]
+        measures = [_measures(draw, value, half, measured, is_open) for draw in drawn]
         of_rules[name] = {
             measure: estimated(np.mean([one[measure] for one in measures], axis=0))
             for measure in ("rank_correlation", "auroc", "share")

@@ -35,7 +35,7 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Curve:
-    """What a run logged, a value a step."""
+    """Holds what a run logged, a value a step."""
 
     sampled: list[float]
     """Images up to each step."""

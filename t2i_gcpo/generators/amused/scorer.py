@@ -143,9 +143,7 @@ class StateScorer:
         is guidance, serves for it; else the negative one is a forward pass of its own, without gradient.
         """
         branches, sampling = self._branches(rollout, distribution), rollout.sampling
-        null_serves = (
-            row_texts(rollout, "negative") is None and distribution != "conditional" and sampling.guidance != 1
-        )
+        null_serves = row_texts(rollout, "negative") is None and _guided(sampling, distribution)
         negative = None if null_serves else self._row_texts(rollout, "negative")
 
         def score(item: Pass, states: Tensor, texts: Texts, index: Tensor, chosen: Tensor) -> Tensor:
@@ -156,8 +154,6 @@ class StateScorer:
                 theirs = negative if copies == 1 else negative.cat(*[negative] * (copies - 1))
                 with torch.no_grad():
                     contrasted = _at(self._logits(states, theirs), index)
-            if contrasted is None:
-                raise RuntimeError("without a null branch the negative texts are encoded")
             drawn_from = _mixed(conditional, unconditional, sampling, distribution, chosen)
             same = same_event(conditional, contrasted, drawn_from, chosen, events, seed=sampling.seed)
             return torch.stack([event_logprob(drawn_from, same), selected_logprob(drawn_from, chosen)])
@@ -168,8 +164,7 @@ class StateScorer:
         """Return the function that gives the logits of a distribution's branches. ValueError for an unknown name."""
         if distribution not in DISTRIBUTIONS:
             raise ValueError(f"distribution is {distribution!r}; allowed: {', '.join(DISTRIBUTIONS)}")
-        guided = distribution != "conditional" and rollout.sampling.guidance != 1
-        one = self.texts([NULL]) if guided else None
+        one = self.texts([NULL]) if _guided(rollout.sampling, distribution) else None
 
         def branches(states: Tensor, texts: Texts, index: Tensor) -> tuple[Tensor, Tensor | None]:
             null = None if one is None else one.take(index.new_zeros(len(states)))
@@ -233,6 +228,11 @@ class StateScorer:
     def _row_texts(self, rollout: Rollout, prompt: str | list[str]) -> Texts:
         """Encode the texts [B] that `prompt` asks for."""
         return self.texts(row_texts(rollout, prompt) or [NULL] * rollout.batch)
+
+
+def _guided(sampling: Sampling, distribution: str) -> bool:
+    """Say whether the null prompt is a branch of the distribution."""
+    return distribution != "conditional" and sampling.guidance != 1
 
 
 def _mixed(

@@ -112,8 +112,7 @@ def event_scores(
         drawn_from = behaviour_logits(
             positive, null, guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p, keep=chosen
         )
-        against_what = null if contrasted is None else contrasted
-        same = same_event(positive, against_what, drawn_from, chosen, events, seed=seed)
+        same = same_event(positive, null if contrasted is None else contrasted, drawn_from, chosen, events, seed=seed)
         return event_logprob(drawn_from, same), selected_logprob(drawn_from, chosen)
 
     flat = [None if one is None else one.reshape(-1, hidden.shape[-1]) for one in (hidden, unconditional, negative)]
