@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence_findings import LEAST_GAIN, MOST_IMAGES, findings, of_weight, prediction, signed, verdict
-from evidence_worlds import BASELINE, RULES, World, rule_of, worlds
+from evidence_worlds import BASELINE, RULES, World, reruns_of, rule_of, worlds
 
 from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.study import learning
@@ -78,8 +78,8 @@ diversity at the end; images until the trailing reward first reached `{baseline}
 ([how they are computed](studies.md#how-fast-each-group-learns))."""
 
 
-def page(found: Sequence[World]) -> str:
-    """Return the whole page."""
+def page(found: Sequence[World], reruns: Mapping[str, Any] | None = None) -> str:
+    """Return the whole page. `reruns`: what `docs/rerun.py` wrote, where it did."""
     values = {"gain": LEAST_GAIN, "images": MOST_IMAGES * 100, "baseline": BASELINE}
     parts = [INTRODUCTION.format(**values), "\n".join(f"* {verdict(world)}" for world in found)]
     for world in found:
@@ -94,6 +94,8 @@ def page(found: Sequence[World]) -> str:
             parts += [about, training_table(study)]
     parts += ["## Do the instruments predict the gain?", prediction(found)]
     parts += ["## How the rules were tuned", tuning(found), GIVEN_UP, "## What it cost", cost(found)]
+    if reruns is not None:
+        parts += ["## Run again", run_again(reruns)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -259,7 +261,35 @@ def cost(found: Sequence[World]) -> str:
     )
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "evidence.md"
-    target.write_text(page(worlds(DOCS / "results")), encoding="utf-8")
+def run_again(reruns: Mapping[str, Any]) -> str:
+    """Set what trials that were picked at random gained when they were run again beside what they had gained."""
+    rows = [
+        [
+            f"{row['study']}/{row['trial']}",
+            *(_of_run(row[when][name]) for name in ("difference", "after") for when in ("committed", "again")),
+            "yes" if all(row["inside"].values()) else "no",
+        ]
+        for row in reruns["trials"]
+    ]
+    about = (
+        f"Of the {reruns['of']} trials of these studies, {len(rows)} picked at random (seed {reruns['seed']}) were run "
+        "again from the start, with the options, the seed and the noise that they had, by the code that this page is "
+        f"of: `python docs/rerun.py --count {len(rows)} --seed {reruns['seed']}`. The intervals are of one trial, over "
+        "its prompts."
+    )
+    header = ["trial", "gain", "gain, run again", "score after", "score after, run again", "both inside"]
+    return f"{about}\n\n{markdown(header, rows)}"
+
+
+def _of_run(score: Mapping[str, Any]) -> str:
+    return with_interval(score["overall"], score["ci95"])
+
+
+def main(argv: Sequence[str]) -> None:
+    target = Path(argv[0]) if argv else DOCS / "evidence.md"
+    target.write_text(page(worlds(DOCS / "results"), reruns_of(DOCS / "results")), encoding="utf-8")
     sys.stdout.write(f"wrote {target}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -90,3 +90,9 @@ def worlds(results: Path) -> list[World]:
         if alignment or truth or trained or tuned:
             found.append(World(name, about, alignment, truth, trained, tuned))
     return found
+
+
+def reruns_of(results: Path) -> Mapping[str, Any] | None:
+    """Return what `docs/rerun.py` wrote; None where it was not run."""
+    file = results / "reruns.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -153,11 +153,12 @@ def test_the_loop_with_flex_attention_gives_the_same_numbers(monkeypatch: pytest
     monkeypatch.setattr(StepSampler, "kernel", lambda steps, *, compile: row_attention.NAME)
     real, prefill = StepSampler._prefill, []
 
-    def with_masks(steps: StepSampler, language: Any, *args: Any) -> None:  # CUDA's prefill is not by FlexAttention
+    def with_masks(steps: StepSampler, language: Any, *args: Any) -> Tensor:  # CUDA's prefill is not by FlexAttention
         prefill.append(language.config._attn_implementation)
         language.config._attn_implementation = "sdpa"
-        real(steps, language, *args)
+        last = real(steps, language, *args)
         language.config._attn_implementation = row_attention.NAME
+        return last
 
     monkeypatch.setattr(StepSampler, "_prefill", with_masks)
     check_same(policy.sample(TEXTS, HOW), plain)

@@ -24,7 +24,7 @@ from t2i_gcpo.evaluation import causal_agreement
 from t2i_gcpo.evaluation.causal_agreement import agreement, half_of, rank_correlation
 from t2i_gcpo.evaluation.causal_file import Truth
 from t2i_gcpo.evaluation.causal_influence import Influence, Plan, between_variance, measure
-from t2i_gcpo.generators.tokens.sampling import LARGEST_UNIFORM, draw, noise_of
+from t2i_gcpo.generators.tokens.sampling import draw, draw_coupled, gumbel_noise
 from t2i_gcpo.records import Rollout, Sampling
 from t2i_gcpo.reports.tables import agreement_note, number, with_interval
 
@@ -49,15 +49,32 @@ def test_noise_that_all_alternatives_share_cancels_and_the_estimate_is_unbiased(
     assert float((estimates < 0).float().mean()) > 0.1  # it is an estimate, not clipped at 0
 
 
-def test_the_noise_of_a_token_draws_it() -> None:
+def test_gumbel_noise_draws_from_the_distribution_and_couples_those_that_are_alike() -> None:
     rng = torch.Generator().manual_seed(1)
-    logits = 3 * torch.randn(200, 50, generator=rng)
-    tokens = draw(logits, torch.rand(200, generator=rng))
-    noise = noise_of(logits, tokens)
-    assert torch.equal(draw(logits, noise), tokens)
-    assert 0 <= float(noise.min()) and float(noise.max()) <= LARGEST_UNIFORM
-    width = logits.softmax(-1).gather(-1, tokens[:, None])[:, 0]
-    assert torch.equal(draw(logits, (noise - 0.49 * width).clamp(min=0)), tokens)  # the middle of its interval
+    logits = 2 * torch.randn(2, 6, generator=rng)
+    logits[1] = logits[0] + torch.randn(6, generator=rng)
+    logits[:, 2] = -torch.inf
+    p, q = logits.softmax(-1)
+    noise = gumbel_noise(torch.arange(40_000), 5, 6)
+    drawn = [draw_coupled(row, noise) for row in logits]
+    for tokens, chance in zip(drawn, (p, q), strict=True):
+        assert torch.allclose(tokens.bincount(minlength=6) / 40_000, chance, atol=0.012)
+    apart = float((p - q).abs().sum() / 2)
+    same = float((drawn[0] == drawn[1]).float().mean())
+    assert 0.1 < apart and (1 - apart) / (1 + apart) - 0.01 < same < 1 - apart + 0.01  # 1 - TV is the most there is
+    uniform = torch.rand(40_000, generator=rng)
+    assert float((draw(logits[:1].expand(40_000, -1), uniform) == draw(logits[1:].expand(40_000, -1), uniform))
+                 .float().mean()) < same  # fmt: skip
+    noise[:3, 2] = torch.inf
+    assert draw_coupled(logits[:1].expand(3, -1), noise[:3]).tolist() == [2, 2, 2]
+
+
+def test_gumbel_noise_depends_on_key_and_step_alone() -> None:
+    keys = torch.tensor([7, 2**61, 7, 3])
+    noise = gumbel_noise(keys, 4, 9)
+    assert torch.equal(noise[0], noise[2]) and len(noise.unique(dim=0)) == 3
+    assert torch.equal(gumbel_noise(keys[1:2], 4, 9)[0], noise[1])
+    assert not torch.equal(gumbel_noise(keys, 5, 9)[0], noise[0])
 
 
 @pytest.fixture(scope="module")
@@ -73,27 +90,49 @@ def rollout_of(generator: Any, **options: Any) -> Rollout:
 
 
 @pytest.mark.parametrize("options", [{}, {"guidance": 1.0}, {"temperature": 0.7, "top_k": 9, "top_p": 0.9}])
-def test_images_go_on_from_any_place_as_they_began(generator: Any, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("max_batch", [None, 2])
+def test_images_go_on_from_any_place_as_they_began(
+    generator: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], max_batch: int | None
+) -> None:
+    """Whatever rows share the batch, so also whatever of them goes forward at once."""
     rollout = rollout_of(generator, **options)
-    rows, places = torch.tensor([3, 0, 3, 1]), torch.tensor([0, 5, 16, 11])
-    noise = torch.rand(4, 16, generator=torch.Generator().manual_seed(2))
-    tokens = generator.sample_on(rollout, rows, places, noise)
+    rows, places = torch.tensor([3, 0, 3, 1, 0]), torch.tensor([0, 5, 16, 11, 1])
+    begun = rollout.tokens[rows].masked_fill(torch.arange(16) >= places[:, None], -1)
+    begun[1, 9] = 3  # behind a place that is drawn: it does not count
+    keys = torch.tensor([8, 8, 9, 10, 11])
+    monkeypatch.setattr(generator, "max_batch", max_batch)
+    tokens = generator.sample_on(rollout, rows, begun, keys)
     for drawn, row, place in zip(tokens, rows, places, strict=True):
         assert torch.equal(drawn[:place], rollout.tokens[row, :place])
     assert torch.equal(tokens[2], rollout.tokens[3])
-    other = generator.sample_on(rollout, rows, places, noise.flip(0))
+    for row in range(5):
+        alone = generator.sample_on(rollout, rows[row : row + 1], begun[row : row + 1], keys[row : row + 1])
+        assert torch.equal(alone[0], tokens[row])
+    other = generator.sample_on(rollout, rows, begun, keys + 20)
     assert not torch.equal(tokens[1, 5:], other[1, 5:])
 
 
-def test_a_token_that_is_drawn_anew_is_the_next_of_an_image_that_goes_on_from_there(generator: Any) -> None:
+def test_images_that_go_on_are_drawn_from_the_distribution_of_the_rollout(generator: Any) -> None:
+    """Token 7 after the same seven tokens: as often as `redraw` draws it, which inverts the distribution."""
+    rollout = rollout_of(generator).rows(torch.tensor([1]))
+    begun = rollout.tokens.masked_fill(torch.arange(16) >= 7, -1).expand(3000, -1)
+    went_on = generator.sample_on(rollout, torch.zeros(3000, dtype=torch.long), begun, torch.arange(3000))[:, 7]
+    uniform = torch.rand(1, 16, 3000, generator=torch.Generator().manual_seed(4))
+    redrawn = generator.redraw(rollout, uniform)[0, 7]
+    most = generator.codebook_size
+    counts = [tokens.bincount(minlength=most) / 3000 for tokens in (went_on, redrawn)]
+    assert len(went_on.unique()) > 3 and torch.allclose(*counts, atol=0.04)
+
+
+def test_images_with_one_key_stay_alike_after_a_token_that_differs(generator: Any) -> None:
     rollout = rollout_of(generator)
-    uniform = torch.rand(4, 16, 3, generator=torch.Generator().manual_seed(4))
-    others = generator.redraw(rollout, uniform)
-    assert others.shape == (4, 16, 3) and bool((others != rollout.tokens[..., None]).any())
-    for place in (0, 7, 15):
-        noise = uniform[1, :, 2].expand(1, -1)
-        finished = generator.sample_on(rollout, torch.tensor([1]), torch.tensor([place]), noise)
-        assert int(finished[0, place]) == int(others[1, place, 2])
+    begun = rollout.tokens[:1].masked_fill(torch.arange(16) > 2, -1).repeat(200, 1)
+    begun[1::2, 2] = (begun[1::2, 2] + 1) % generator.codebook_size
+    pairs = torch.arange(100).repeat_interleave(2)
+    rows = torch.zeros(200, dtype=torch.long)
+    together, apart = (generator.sample_on(rollout, rows, begun, keys)[:, 3:] for keys in (pairs, torch.arange(200)))
+    alike = [float((tokens[::2] == tokens[1::2]).float().mean()) for tokens in (together, apart)]
+    assert alike[0] > alike[1] + 0.2
 
 
 class FirstTwo:

@@ -14,12 +14,14 @@ from helpers import pages
 
 sys.path.insert(0, str(pages.DOCS))  # the scripts of the documentation are no package
 evidence: Any = importlib.import_module("evidence")
+rerun: Any = importlib.import_module("rerun")
 sys.path.remove(str(pages.DOCS))
 
 
 def test_the_page_is_what_its_script_writes() -> None:
     written = (pages.DOCS / "evidence.md").read_text(encoding="utf-8")
-    assert written == evidence.page(evidence.worlds(pages.DOCS / "results"))
+    results = pages.DOCS / "results"
+    assert written == evidence.page(evidence.worlds(results), evidence.reruns_of(results))
 
 
 def aligned(rule: str, value: float, low: float) -> dict[str, Any]:
@@ -187,3 +189,32 @@ def test_of_a_rule_in_two_studies_the_first_counts() -> None:
     assert {rule: row["difference"]["overall"] for rule, row in both.items()} == {
         "gcpo": 0.06, "gcpo_shuffled": 0.0, "dapo": 0.3,
     }  # fmt: skip
+
+
+def test_trials_to_run_again_are_picked_among_those_that_are_done() -> None:
+    trials = [{"name": f"grpo/seed_{k}", "status": "failed" if k == 3 else "done"} for k in range(6)]
+    found = [evidence.World("a", "", studies={"one": {"trials": trials}, "two": {"trials": trials[:1]}})]
+    picked = [(folder, row["name"]) for folder, row in rerun.pick(found, 6, 0)]
+    done = {("one", f"grpo/seed_{k}") for k in (0, 1, 2, 4, 5)} | {("two", "grpo/seed_0")}
+    assert {*picked} == done and len(picked) == 6
+    assert [name for _, name in picked[:3]] == [row["name"] for _, row in rerun.pick(found, 3, 0)]
+    assert len({tuple(row["name"] for _, row in rerun.pick(found, 3, seed)) for seed in range(5)}) > 1
+    with pytest.raises(ValueError, match="from 1 to 6"):
+        rerun.pick(found, 7, 0)
+
+
+def test_a_trial_that_was_run_again_stands_beside_what_it_was() -> None:
+    def scores(gain: float, after: float) -> dict[str, Any]:
+        gained, scored = ({"overall": value, "ci95": [value - 0.05, value + 0.05]} for value in (gain, after))
+        return {"difference": gained, "after": scored}
+
+    rows = [
+        {"study": "one", "trial": "grpo/seed_1", "committed": scores(0.1, 0.6), "again": scores(again, 0.62),
+         "inside": {"difference": inside, "after": True}}
+        for again, inside in ((0.12, True), (0.2, False))
+    ]  # fmt: skip
+    text = evidence.page([world()], {"seed": 7, "of": 29, "trials": rows})
+    assert "Of the 29 trials of these studies, 2 picked at random (seed 7)" in text
+    one = "| one/grpo/seed_1 | 0.100 [0.050, 0.150] | {} | 0.600 [0.550, 0.650] | 0.620 [0.570, 0.670] | {} |"
+    assert one.format("0.120 [0.070, 0.170]", "yes") in text and one.format("0.200 [0.150, 0.250]", "no") in text
+    assert "## Run again" not in evidence.page([world()])

@@ -637,6 +637,14 @@ def test_compiled_sampling_is_uncompiled_sampling(folder: Path, shared: Janus) -
     check()
     check(seed=8, **options)
     assert counters["stats"]["unique_graphs"] == frames, "going back and forth must not compile again"
+    # Images that go on from where they are begun: a shape of their own, wherever that is.
+    rollout, rows = sampled(shared), torch.arange(4)
+    for shortest in (9, 1, 0):
+        begun = rollout.tokens[rows].masked_fill(torch.arange(16) >= shortest + rows[:, None], -1)
+        both = [one.sample_on(rollout, rows, begun, rows) for one in (compiled, shared)]
+        assert torch.equal(*both)
+        frames = counters["stats"]["unique_graphs"] if shortest == 9 else frames
+    assert counters["stats"]["unique_graphs"] == frames, "another beginning must not compile again"
 
 
 @pytest.mark.slow

@@ -2,8 +2,9 @@
 
 The influence of token t is the standard deviation, over the tokens that could have been drawn there, of the expected
 reward of the images that begin so. K tokens are drawn in its place, and each is finished M times with the same noise
-for all K (common random numbers); nothing is assumed of the model or the reward. The generator must draw its tokens in
-a fixed order.
+for all K (common random numbers): Gumbel noise, under which images stay alike as far as their distributions are, so
+that what they share cancels. Nothing is assumed of the model or the reward. The generator must draw its tokens in a
+fixed order.
 
 N images, T tokens, K alternatives, M completions, R rows.
 """
@@ -111,33 +112,30 @@ def measure(
     variance = torch.full((images, length), torch.nan)
     halves = torch.full((2, images, length), torch.nan)
     tokens = rollout.tokens.cpu()
-    uniform = torch.rand(images, length, plan.alternatives, generator=rng)
-    others = generator.redraw(rollout, uniform).cpu()
+    others = generator.redraw(rollout, torch.rand(images, length, plan.alternatives, generator=rng)).cpu()
     drawn = 0
     for row in tqdm(range(images), desc="images", disable=None if progress else True, leave=False):
         chosen = torch.arange(length)
         if plan.places:
             chosen = torch.randperm(length, generator=rng)[: plan.places].sort().values
-        later = torch.rand(plan.completions, length, generator=rng)
+        keys = torch.randint(2**62, (plan.completions,), generator=rng)
         variance[row, chosen], halves[:, row, chosen] = 0.0, 0.0
         open_places = chosen[(others[row, chosen] != tokens[row, chosen, None]).any(dim=-1)]
         if not len(open_places):
             continue
         place, which, alternative = _distinct(others[row, open_places])
-        noise = repeat(later, "m t -> r m t", r=len(place)).clone()
-        at = open_places[place]
-        noise[torch.arange(len(place)), :, at] = uniform[row, at, which].unsqueeze(-1)
+        at = open_places[place].unsqueeze(-1)
+        begun = tokens[row].expand(len(at), -1).masked_fill(torch.arange(length) > at, -1)
+        begun = begun.scatter(1, at, others[row, at.squeeze(-1), which].unsqueeze(-1))
         finished = generator.sample_on(
-            rollout.rows(torch.tensor([row])),
-            torch.zeros(noise.shape[0] * noise.shape[1], dtype=torch.long),
-            at.repeat_interleave(plan.completions),
-            rearrange(noise, "r m t -> (r m) t"),
+            rollout,
+            torch.full((len(at) * plan.completions,), row),
+            repeat(begun, "r t -> (r m) t", m=plan.completions),
+            repeat(keys, "m -> (r m)", r=len(at)),
         )
         drawn += len(finished)
         scores = _score(generator, reward, finished, rollout.row_prompts[row])
-        began = _began_so(finished.cpu(), tokens[row], at, others[row, at, which], plan.completions)
-        scores = rearrange(scores.masked_fill(~began, torch.nan), "(r m) -> r m", m=plan.completions)
-        table = scores[alternative]  # [places, K, M]
+        table = rearrange(scores, "(r m) -> r m", m=plan.completions)[alternative]  # [places, K, M]
         half = plan.completions // 2
         variance[row, open_places] = between_variance(table)
         halves[0, row, open_places] = between_variance(table[..., :half])
@@ -157,14 +155,6 @@ def _distinct(others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     row = torch.zeros_like(first)
     row[place, which] = torch.arange(len(place))
     return place, which, row.gather(-1, first)
-
-
-def _began_so(finished: Tensor, own: Tensor, at: Tensor, token: Tensor, completions: int) -> Tensor:
-    """Say which finished images [R M, T] have the image's `own` tokens [T] before place `at` [R], and `token` there."""
-    at, token = at.repeat_interleave(completions), token.repeat_interleave(completions)
-    before = torch.arange(finished.shape[1]) < at.unsqueeze(-1)
-    kept = ((finished == own) | ~before).all(dim=-1)
-    return kept & (finished.gather(-1, at.unsqueeze(-1)).squeeze(-1) == token)
 
 
 def _score(generator: ImageGenerator, reward: Reward, tokens: Tensor, prompt: Prompt) -> Tensor:

@@ -175,12 +175,13 @@ class ImageGenerator(Protocol):
         """
         raise ValueError(f"{type(self).__name__} draws its tokens in no fixed order, so none can be drawn anew alone")
 
-    def sample_on(self, rollout: Rollout, rows: Tensor, places: Tensor, noise: Tensor) -> Tensor:
-        """Draw R images that begin as rows of the rollout do: tokens [R, T] int64.
+    def sample_on(self, rollout: Rollout, rows: Tensor, begun: Tensor, keys: Tensor) -> Tensor:
+        """Draw R images that begin as they are told to: tokens [R, T] int64.
 
-        Image r has the first `places[r]` tokens of row `rows[r]`, and draws the others with `noise[r]`. rows, places:
-        [R] int64; noise: [R, T] uniform in [0, 1). Rounding may turn a token that was kept and has a probability of
-        about 1e-5 or less into another; what comes out shows it. ValueError where the generator cannot.
+        Image r is of the prompt of row `rows[r]` of the rollout, and drawn as the rollout was. Its first tokens are
+        those of `begun[r]` up to the first -1, and the others are drawn. Images with the same key have the same noise,
+        and draw the same tokens as far as their distributions are alike. rows, keys: [R] int64; begun: [R, T] int64.
+        ValueError where the generator cannot.
         """
         raise ValueError(f"{type(self).__name__} draws its tokens in no fixed order, so none can be drawn anew alone")
 

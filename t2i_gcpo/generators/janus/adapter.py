@@ -49,6 +49,8 @@ from t2i_gcpo.records import Events, Prompt, Rollout, Sampling, Vectors
 
 #: Images decoded at once on a CPU.
 DECODE_ROWS_CPU = 8
+#: Images that go on at once on a CPU: of fewer, more have the same beginning, which goes forward once.
+ON_ROWS_CPU = 48
 
 
 class Janus(TrainableGenerator):
@@ -240,33 +242,26 @@ class Janus(TrainableGenerator):
 
     def redraw(self, rollout: Rollout, uniform: Tensor) -> Tensor:
         check_tokens(rollout.tokens, self.grid, self.codebook_size)
-        return self._redraw(rollout, uniform)[0]
-
-    def _redraw(self, rollout: Rollout, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Call `RowScorer.redraw` for at most `max_batch` rows at a time."""
         parts = torch.arange(rollout.batch).split(self.max_batch or rollout.batch)
         with self.eval_mode():
-            drawn = [self.scorer.redraw(rollout.rows(part), uniform[part.to(uniform.device)]) for part in parts]
-        return torch.cat([tokens for tokens, _ in drawn]), torch.cat([own for _, own in drawn])
+            return torch.cat(
+                [self.scorer.redraw(rollout.rows(part), uniform[part.to(uniform.device)]) for part in parts]
+            )
 
     @torch.no_grad()
-    def sample_on(self, rollout: Rollout, rows: Tensor, places: Tensor, noise: Tensor) -> Tensor:
-        check_tokens(rollout.tokens, self.grid, self.codebook_size)
-        _, own = self._redraw(rollout, torch.zeros(*rollout.tokens.shape, 0))
-        kept = torch.arange(own.shape[1]) < places.cpu().unsqueeze(-1)
-        mixed = torch.where(kept.to(own.device), own[rows.to(own.device)], noise.to(own.device))
+    def sample_on(self, rollout: Rollout, rows: Tensor, begun: Tensor, keys: Tensor) -> Tensor:
+        check_tokens(begun.clamp(min=0), self.grid, self.codebook_size)
         texts = [prompt.text for prompt in rollout.row_prompts]
         with self.eval_mode() as policy:
-            return self.sampler.draw(
+            return self.sampler.draw_on(
                 policy,
                 [texts[row] for row in rows.tolist()],
-                None,
+                begun,
+                keys,
                 replace(rollout.sampling, group_size=1, contrast=False, stats=()),
-                prompt_indices=range(len(rows)),
-                max_batch=self.max_batch,
+                max_batch=self.max_batch or (ON_ROWS_CPU if self.device.type == "cpu" else None),
                 compile=self.compiles(),
-                noise=mixed,
-            ).tokens
+            )
 
     def check_prompts(self, prompts: Sequence[Prompt | str]) -> None:
         """Raise a ValueError that names the words of the prompts that the tokenizer does not know, if there are any."""

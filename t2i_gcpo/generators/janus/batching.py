@@ -14,7 +14,7 @@ from t2i_gcpo.generators.compilation import batches
 from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.janus.sampler import WIDTH_MULTIPLE, StepSampler
 from t2i_gcpo.generators.tokens.branches import Branches, SampledRows
-from t2i_gcpo.generators.tokens.sampling import row_noise
+from t2i_gcpo.generators.tokens.sampling import gumbel_noise, row_noise
 from t2i_gcpo.records import Sampling
 
 Row = tuple[int, int]
@@ -38,22 +38,15 @@ class RowSampler:
         prompt_indices: Sequence[int],
         max_batch: int | None,
         compile: bool,
-        noise: Tensor | None = None,
         usual: int | None = None,
     ) -> SampledRows:
-        """Sample all B rows of P texts, in batches.
-
-        noise: [B, T] instead of that of the sampling's seed. usual: rows of most rollouts, if known; see `batches`.
-        """
+        """Sample all B rows of P texts, in batches. usual: rows of most rollouts, if known; see `batches`."""
         rows = [(prompt, image) for prompt in range(len(texts)) for image in range(sampling.group_size)]
         parts = []
         for batch in batches(rows, max_batch, compile, usual):
             indices = [(prompt_indices[prompt], image) for prompt, image in batch.rows]
-            if noise is None:
-                drawn = row_noise(sampling.seed, indices, self.steps.length, device=self.encoder.device)
-            else:
-                drawn = noise[[prompt * sampling.group_size + image for prompt, image in batch.rows]]
-            part = self._draw_part(policy, texts, negatives, sampling, batch.rows, drawn, compile=batch.compile)
+            noise = row_noise(sampling.seed, indices, self.steps.length, device=self.encoder.device)
+            part = self._draw_part(policy, texts, negatives, sampling, batch.rows, noise, compile=batch.compile)
             parts.append(part.first(batch.asked))
         self.steps.end(compile=compile)
         return SampledRows.cat(parts)
@@ -78,7 +71,84 @@ class RowSampler:
             width_multiple=WIDTH_MULTIPLE if compile else 1,
         )
         owner = torch.tensor([owners[prompt] for prompt, _ in rows], device=device)
-        return self.steps.draw_rows(policy, encoded, owner, noise, sampling, branches, compile=compile)
+        by_step = noise.T.contiguous()
+        return self.steps.draw_rows(
+            policy, encoded, owner, lambda step: by_step[step], sampling, branches, compile=compile
+        )
+
+    def draw_on(
+        self,
+        policy: nn.Module,
+        texts: Sequence[str],
+        begun: Tensor,
+        keys: Tensor,
+        sampling: Sampling,
+        *,
+        max_batch: int | None,
+        compile: bool,
+    ) -> Tensor:
+        """Draw the tokens [R, T] of R texts on from those that are `begun` [R, T], which end where one is below 0.
+
+        Rows with the same of the `keys` [R] share their noise. A batch has rows that end near one another: what all of
+        them have already goes forward at once, each distinct beginning one time.
+        """
+        begun = begun.masked_fill((begun < 0).cumsum(dim=1) > 0, -1).cpu()
+        lengths = (begun >= 0).sum(dim=1)
+        tokens = torch.empty_like(begun)
+        for batch in batches(lengths.argsort(stable=True).tolist(), max_batch, compile):
+            part = torch.tensor(batch.rows)
+            drawn = self._draw_on_part(
+                policy,
+                [texts[row] for row in batch.rows],
+                begun[part],
+                keys.cpu()[part],
+                sampling,
+                # One less than the shortest: rows that differ in their last token alone have the same before it.
+                shared=max(int(lengths[part].min()) - 1, 0),
+                compile=batch.compile,
+            )
+            tokens[part[: batch.asked]] = drawn[: batch.asked].cpu()
+        self.steps.end(compile=compile)
+        return tokens.to(self.encoder.device)
+
+    def _draw_on_part(
+        self,
+        policy: nn.Module,
+        texts: Sequence[str],
+        begun: Tensor,
+        keys: Tensor,
+        sampling: Sampling,
+        *,
+        shared: int,
+        compile: bool,
+    ) -> Tensor:
+        """Draw rows on that all have at least their first `shared` tokens."""
+        device = self.encoder.device
+        beginnings = [(text, *start) for text, start in zip(texts, begun[:, :shared].tolist(), strict=True)]
+        owners = {beginning: index for index, beginning in enumerate(dict.fromkeys(beginnings))}
+        owner = torch.tensor([owners[beginning] for beginning in beginnings], device=device)
+        encoded, branches = self.branches(
+            [text for text, *_ in owners], None, sampling, width_multiple=WIDTH_MULTIPLE if compile else 1
+        )
+
+        def noise(step: int) -> Tensor:
+            """Make Gumbel noise [R, V] that lets a row draw what it has already."""
+            drawn = gumbel_noise(keys, step, self.steps.head.codebook)
+            [has] = (begun[:, step] >= 0).nonzero(as_tuple=True)
+            drawn[has, begun[has, step]] = torch.inf
+            return drawn.to(device)
+
+        rows = self.steps.draw_rows(
+            policy,
+            encoded,
+            owner,
+            noise,
+            sampling,
+            branches,
+            compile=compile,
+            begun=torch.tensor([start for _, *start in owners], dtype=torch.long, device=device),
+        )
+        return torch.cat([begun[:, :shared].to(device), rows.tokens], dim=1)
 
     def branches(
         self, texts: list[str], negatives: list[str] | None, sampling: Sampling, *, width_multiple: int

@@ -16,7 +16,7 @@ from torch import Tensor
 
 Results = TypeVar("Results")
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
-"""Input embeddings [N R, 1, D], noise [R] -> the next input embeddings, tokens [R] and their records [R]."""
+"""Input embeddings [N R, 1, D], noise [R] or [R, V] -> the next input embeddings, tokens [R] and their records [R]."""
 
 #: Steps of a batch that run before one is recorded: kernels are built in the first, and must not be while recording.
 WARM_UP = 3
@@ -33,15 +33,15 @@ def recorded(function: Callable[[], Results]) -> tuple[Callable[[], None], Resul
 class GraphStep:
     """A step with the signature of the one that it was recorded from."""
 
-    def __init__(self, step: Step, embeds: Tensor, uniform: Tensor) -> None:
+    def __init__(self, step: Step, embeds: Tensor, noise: Tensor) -> None:
         """Record `step`, whose inputs are like these; it must have run before."""
-        self._embeds, self._uniform = embeds.clone(), uniform.clone()
-        self._replay, self._results = recorded(lambda: step(self._embeds, self._uniform))
+        self._embeds, self._noise = embeds.clone(), noise.clone()
+        self._replay, self._results = recorded(lambda: step(self._embeds, self._noise))
 
-    def __call__(self, embeds: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def __call__(self, embeds: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Take the step. Its embeddings are good until the next call, tokens and records for ever."""
         self._embeds.copy_(embeds)
-        self._uniform.copy_(uniform)
+        self._noise.copy_(noise)
         self._replay()
         following, token, records = self._results
         return following, token.clone(), {name: record.clone() for name, record in records.items()}

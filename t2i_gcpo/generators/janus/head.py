@@ -20,6 +20,11 @@ class Fp32Head:
         """Put the generation head of a `JanusForConditionalGeneration` into fp32."""
         self.module = model.model.generation_head.float()
 
+    @property
+    def codebook(self) -> int:
+        """Return V."""
+        return int(self.module.vision_head.out_features)
+
     def __call__(self, hidden: Tensor) -> Tensor:
         """Compute [*, D] -> [*, V] fp32."""
         return self.module(hidden.to(self.module.proj_out.weight.dtype)).float()

@@ -46,8 +46,8 @@ class _Shape:
     positions: Tensor
     """[N R, 1] int64."""
     advance: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
-    """Input embeddings [N R, 1, D], noise [R] -> the next input embeddings, tokens [R] and their records [R]; writes
-    the cache's open column. From the language model to the drawn token in one function: so it compiles into one
+    """Input embeddings [N R, 1, D], noise [R] or [R, V] -> the next input embeddings, tokens [R] and their records [R];
+    writes the cache's open column. From the language model to the drawn token in one function: so it compiles into one
     graph."""
 
 
@@ -76,41 +76,43 @@ class StepSampler:
         policy: nn.Module,
         prompts: Encoded,
         owner: Tensor,
-        noise: Tensor,
+        noise: Callable[[int], Tensor],
         sampling: Sampling,
         branches: Branches,
         *,
         compile: bool,
+        begun: Tensor | None = None,
     ) -> SampledRows:
-        """Sample R rows.
+        """Sample R rows, from their first token or from where they are `begun`: T - S tokens each.
 
         `prompts`: the folded branches of the distinct prompts [N Q, L]; `owner` [R] the row's prompt in 0..Q-1; `noise`
-        [R, T] uniform in [0, 1). `policy` is the language model, in eval mode.
+        of a step as `choose` takes it; `begun` [Q, S] int64 the tokens that the rows of a prompt have already.
+        `policy` is the language model, in eval mode.
         """
         rows, count = len(owner), branches.count
+        begun = prompts.ids.new_zeros(len(prompts.ids) // count, 0) if begun is None else begun
+        start = begun.shape[1]
         folded = repeat(torch.arange(count, device=owner.device), "n -> (n r)", r=rows) * (len(prompts.ids) // count)
         folded = folded + repeat(owner, "r -> (n r)", n=count)
         prefix = prompts.ids.shape[1] - 1
-        shape = self._shape(policy, len(folded), prefix, sampling, branches, compile)
-        by_step = noise.T.contiguous()
+        shape = self._shape(policy, len(folded), prefix, sampling, branches, noise(start).ndim, compile)
         tokens, records = [], []
         with _attention(policy, self.kernel(compile=False)):
-            self._prefill(policy, prompts, folded, shape)
+            last = self._prefill(policy, prompts, begun, folded, shape)
         with _attention(policy, self.kernel(compile=compile)):
-            embeds = policy.get_input_embeddings()(prompts.ids[:, -1:])[folded]
-            advance = shape.advance
-            for step in range(self.length):
+            embeds, advance = last[folded], shape.advance
+            for step in range(start, self.length):
                 shape.cache.open(prefix + step)
-                with _guards_once(step):
-                    if step == WARM_UP and self.graphs and self.kernel(compile=compile) == row_attention.NAME:
-                        advance = GraphStep(advance, embeds, by_step[step])
-                    embeds, token, record = advance(embeds, by_step[step])
+                with _guards_once(step - start):
+                    if step - start == WARM_UP and self.graphs and self.kernel(compile=compile) == row_attention.NAME:
+                        advance = GraphStep(advance, embeds, noise(step))
+                    embeds, token, record = advance(embeds, noise(step))
                 tokens.append(token)
                 records.append(record)
                 shape.positions.add_(1)
         shape.cache.close()
         by_name = {name: torch.stack([record[name] for record in records], dim=1) for name in records[0]}
-        steps = repeat(torch.arange(self.length, device=owner.device), "t -> r t", r=rows).clone()
+        steps = repeat(torch.arange(start, self.length, device=owner.device), "t -> r t", r=rows).clone()
         return SampledRows(torch.stack(tokens, dim=1), by_name | {"commit_step": steps})
 
     def kernel(self, *, compile: bool) -> str:
@@ -130,42 +132,62 @@ class StepSampler:
         if not (compile and self.device.type == "cpu"):
             self.buffers.release()
 
-    def _prefill(self, policy: nn.Module, prompts: Encoded, folded: Tensor, shape: _Shape) -> None:
-        """Run each distinct prompt (without BOI) once, and copy keys and values to the rows that share it."""
+    def _prefill(self, policy: nn.Module, prompts: Encoded, begun: Tensor, folded: Tensor, shape: _Shape) -> Tensor:
+        """Run each distinct prompt with its tokens once, without the last of both: keys and values for all its rows.
+
+        Returns the embeddings [N Q, 1, D] of that last one, BOI where there are no tokens.
+        """
         from transformers import DynamicCache
 
-        prefix = prompts.ids.shape[1] - 1
-        columns = prompts.mask.long().cumsum(dim=1)
-        shape.positions.copy_(columns[folded, -1:] - 1)
+        columns = prompts.ids.shape[1] - 1 + begun.shape[1]
+        words = policy.get_input_embeddings()(prompts.ids)
+        images = repeat(
+            self.model.prepare_embeddings_for_image_generation(begun), "q s d -> (n q) s d", n=len(words) // len(begun)
+        )
+        embeds = torch.cat([words, images.to(words.dtype)], dim=1)
+        mask = nn.functional.pad(prompts.mask, (0, begun.shape[1]), value=True)
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        shape.positions.copy_(positions[folded, -1:])
         once = DynamicCache(config=self.model.config.text_config)
         policy(
-            inputs_embeds=policy.get_input_embeddings()(prompts.ids[:, :prefix]),
-            attention_mask=prompts.mask[:, :prefix].long(),
-            position_ids=(columns[:, :prefix] - 1).clamp(min=0),
+            inputs_embeds=embeds[:, :columns],
+            attention_mask=mask[:, :columns].long(),
+            position_ids=positions[:, :columns],
             past_key_values=once,
             use_cache=True,
         )
         shape.cache.start(
             [layer.keys[folded] for layer in once.layers],
             [layer.values[folded] for layer in once.layers],
-            prompts.mask[folded, :prefix],
+            mask[folded, :columns],
         )
+        return embeds[:, columns:]
 
     def _shape(
-        self, policy: nn.Module, rows: int, prefix: int, sampling: Sampling, branches: Branches, compile: bool
+        self,
+        policy: nn.Module,
+        rows: int,
+        prefix: int,
+        sampling: Sampling,
+        branches: Branches,
+        noise: int,
+        compile: bool,
     ) -> _Shape:
-        """Return buffers and step for a folded batch; compiled ones are kept, as new ones would be compiled anew."""
+        """Return buffers and step for a folded batch; compiled ones are kept, as new ones would be compiled anew.
+
+        noise: the dimensions of a step's noise.
+        """
         if not compile:
             return self._new_shape(policy, rows, prefix, sampling, branches, self.kernel(compile=False))
 
         def build() -> _Shape:
             shape = self._new_shape(policy, rows, prefix, sampling, branches, self.kernel(compile=True))
             options = {"realize_opcount_threshold": REALIZE_FROM} if self.device.type == "cpu" else {}
-            shape.advance = compiled(shape.advance, f"advance_{rows}_{prefix}", **options)
+            shape.advance = compiled(shape.advance, f"advance_{rows}_{prefix}_{noise}", **options)
             return shape
 
         layout = (self.kernel(compile=True), self.keys_in_one_piece)
-        key = (id(policy), rows, prefix, choice(sampling), branches, layout)
+        key = (id(policy), rows, prefix, choice(sampling), branches, noise, layout)
         return self._compiled.get_or_build(key, build)
 
     def _new_shape(
@@ -191,7 +213,7 @@ class StepSampler:
         head = self.head
         embed = self.model.prepare_embeddings_for_image_generation
 
-        def advance(embeds: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        def advance(embeds: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             output = policy(
                 inputs_embeds=embeds,
                 attention_mask=cache.mask,
@@ -200,7 +222,7 @@ class StepSampler:
                 use_cache=True,
             )
             logits = rearrange(head(output.last_hidden_state[:, -1]), "(n r) v -> n r v", n=branches.count)
-            token, record = choose(logits, uniform, sampling, branches)
+            token, record = choose(logits, noise, sampling, branches)
             following = repeat(embed(rearrange(token, "r -> r 1")), "r 1 d -> (n r) 1 d", n=branches.count)
             return following, token, record
 

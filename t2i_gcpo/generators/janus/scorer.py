@@ -18,7 +18,7 @@ from t2i_gcpo.generators.janus.prompts import Encoded, PromptEncoder
 from t2i_gcpo.generators.policy_weights import PolicyWeights
 from t2i_gcpo.generators.tokens.events import EventScores, event_scores
 from t2i_gcpo.generators.tokens.logprobs import token_entropy, token_logprob
-from t2i_gcpo.generators.tokens.sampling import draw, noise_of, sampled_logits
+from t2i_gcpo.generators.tokens.sampling import draw, sampled_logits
 from t2i_gcpo.records import Events, Rollout, Sampling
 
 
@@ -98,11 +98,8 @@ class RowScorer:
         return token_entropy(hidden, self.head, chunk=self.head_chunk)
 
     @torch.no_grad()
-    def redraw(self, rollout: Rollout, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw the tokens [B, T, K] that `Janus.redraw` describes, and say which noise [B, T] gives the rollout's own.
-
-        That noise is the middle of all that give the token, so that rounding does not change what it gives.
-        """
+    def redraw(self, rollout: Rollout, uniform: Tensor) -> Tensor:
+        """Draw the tokens [B, T, K] that `Janus.redraw` describes."""
         conditional, null = self._encode_rows(rollout, "positive")
         tokens, policy = rollout.tokens.to(self.encoder.device), self.weights.module
         guided = rollout.sampling.guidance != 1
@@ -110,13 +107,12 @@ class RowScorer:
         rows = [rearrange(self._hidden(policy, branch, tokens), "b t d -> (b t) d") for branch in branches]
         asked = rearrange(uniform.to(tokens.device), "b t k -> (b t) k")
         own = rearrange(tokens, "b t -> (b t)")
-        drawn, middle = [], []
+        drawn = []
         for part in torch.arange(len(own), device=own.device).split(self.head_chunk):
             logits = [self.head(hidden[part]) for hidden in rows]
             behaviour = sampled_logits(logits[0], logits[1] if guided else None, rollout.sampling, keep=own[part])
             drawn.append(draw(repeat(behaviour, "n v -> n k v", k=asked.shape[1]), asked[part]))
-            middle.append(noise_of(behaviour, own[part]))
-        return torch.cat(drawn).view(*tokens.shape, -1), torch.cat(middle).view_as(tokens)
+        return torch.cat(drawn).view(*tokens.shape, -1)
 
     def _encode_rows(self, rollout: Rollout, prompt: str | list[str]) -> tuple[Encoded, Encoded]:
         """Encode the conditional rows [B, L] that `prompt` asks for, and their null rows."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from t2i_gcpo.generators.tokens.events import event_logprob, same_event
 from t2i_gcpo.generators.tokens.logprobs import entropy, selected_logprob
-from t2i_gcpo.generators.tokens.sampling import contrast_variance, draw, exact_kl, js, sampled_logits
+from t2i_gcpo.generators.tokens.sampling import contrast_variance, draw, draw_coupled, exact_kl, js, sampled_logits
 from t2i_gcpo.records import Events, Sampling
 
 
@@ -70,11 +70,14 @@ def choice(sampling: Sampling) -> tuple[Hashable, ...]:
     return (sampling.guidance, sampling.temperature, sampling.top_k, sampling.top_p, tuple(sampling.stats))
 
 
-def choose(logits: Tensor, uniform: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:
-    """Draw one token [*] from the branches' logits [N, *, V] with noise [*], and take its log-probs and stats [*]."""
+def choose(logits: Tensor, noise: Tensor, sampling: Sampling, branches: Branches) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draw one token [*] from the branches' logits [N, *, V], and take its log-probs and stats [*].
+
+    noise: uniform [*], for `draw`, or Gumbel [*, V], for `draw_coupled`.
+    """
     conditional = logits[0]
     behaviour = sampled_logits(conditional, None if branches.null is None else logits[branches.null], sampling)
-    token = draw(behaviour, uniform)
+    token = draw(behaviour, noise) if noise.ndim < behaviour.ndim else draw_coupled(behaviour, noise)
     record = {"positive": selected_logprob(conditional, token), "behaviour": selected_logprob(behaviour, token)}
     if "entropy" in sampling.stats:
         record["entropy"] = entropy(conditional)

@@ -128,16 +128,27 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     return (cumulative > threshold.unsqueeze(-1)).int().argmax(dim=-1)  # argmax gives the first of equals
 
 
-def noise_of(logits: Tensor, token: Tensor) -> Tensor:
-    """Return noise [*] fp32 for which `draw` gives the token: [*, V], [*] int64 -> [*].
+def draw_coupled(logits: Tensor, gumbel: Tensor) -> Tensor:
+    """Draw one token [*] int64 from `softmax(logits)` [*, V] with Gumbel noise [*, V]: the largest of their sums.
 
-    It is the middle of the interval of all noise that does, which is as long as the token is probable.
+    Rows with the same noise draw the same token as far as their distributions p and q are alike: with a probability of
+    at least `(1 - TV(p, q)) / (1 + TV(p, q))`. (An inverted cumulative distribution moves all later tokens by what an
+    earlier one gains.) Where the noise is inf, that token is drawn whatever its probability.
     """
-    probability = logits.float().softmax(dim=-1)
-    cumulative = probability.cumsum(dim=-1)
-    index = token.unsqueeze(-1)
-    end, own = cumulative.gather(-1, index), probability.gather(-1, index)
-    return ((end - own / 2) / cumulative[..., -1:]).squeeze(-1).clamp(0.0, LARGEST_UNIFORM)
+    return (logits.float() + gumbel).masked_fill(gumbel == torch.inf, torch.inf).argmax(dim=-1)
+
+
+def gumbel_noise(keys: Tensor, step: int, vocabulary: int, device: torch.device | str = "cpu") -> Tensor:
+    """Draw standard Gumbel noise [R, V] fp32 for one step of rows with the keys [R] int64; rows of one key share it.
+
+    It depends on (key, step) alone, and neither on which rows share the batch nor on the device.
+    """
+    distinct, row = keys.cpu().unique(return_inverse=True)
+    noise = torch.empty(len(distinct), vocabulary)
+    for index, key in enumerate(distinct.tolist()):
+        noise[index].exponential_(generator=_generator(f"{key}/{step}"))
+    noise = noise.clamp(min=torch.finfo(torch.float32).tiny).log().neg()
+    return noise[row].to(device)
 
 
 def row_noise(seed: int, rows: Sequence[tuple[int, int]], length: int, device: torch.device | str = "cpu") -> Tensor:
@@ -148,9 +159,7 @@ def row_noise(seed: int, rows: Sequence[tuple[int, int]], length: int, device: t
     """
     noise = torch.empty(len(rows), length)
     for row, (prompt_index, image_index) in enumerate(rows):
-        digest = hashlib.blake2b(f"{seed}/{prompt_index}/{image_index}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-        torch.rand(length, generator=generator, out=noise[row])
+        torch.rand(length, generator=_generator(f"{seed}/{prompt_index}/{image_index}"), out=noise[row])
     return noise.to(device)
 
 
@@ -182,6 +191,12 @@ def contrast_variance(behaviour: Tensor, positive: Tensor, negative: Tensor) -> 
     d = (negative.float().log_softmax(dim=-1) - positive.float().log_softmax(dim=-1)).clamp(-MAX_CONTRAST, MAX_CONTRAST)
     mean = (chance * d).sum(dim=-1, keepdim=True)
     return (chance * (d - mean).square()).sum(dim=-1)
+
+
+def _generator(name: str) -> torch.Generator:
+    """Make a generator that is seeded by the hash of a name."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def _one_hot(index: Tensor, vocabulary: int) -> Tensor:
