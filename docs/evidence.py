@@ -23,6 +23,7 @@ DOCS = Path(__file__).parent
 OF_THE_RULE = ("algorithm.name", "algorithm.event_codes")
 #: Columns of a study's table of learning that say what GRPO's final level took.
 FOR_A_LEVEL = 4
+WHEN = ("committed", "again")
 
 INTRODUCTION = """# Does it matter which token gets the credit?
 
@@ -266,23 +267,25 @@ def run_again(reruns: Mapping[str, Any]) -> str:
     rows = [
         [
             f"{row['study']}/{row['trial']}",
-            *(_of_run(row[when][name]) for name in ("difference", "after") for when in ("committed", "again")),
+            *(signed(row[when]["difference"]["overall"], row[when]["difference"]["ci95"]) for when in WHEN),
+            *(with_interval(row[when]["after"]["overall"], row[when]["after"]["ci95"]) for when in WHEN),
             "yes" if all(row["inside"].values()) else "no",
+            *(f"{row['images_alike'][name]} of {row['committed']['after']['n']}" for name in ("before", "after")),
         ]
         for row in reruns["trials"]
     ]
     about = (
-        f"Of the {reruns['of']} trials of these studies, {len(rows)} picked at random (seed {reruns['seed']}) were run "
-        "again from the start, with the options, the seed and the noise that they had, by the code that this page is "
-        f"of: `python docs/rerun.py --count {len(rows)} --seed {reruns['seed']}`. The intervals are of one trial, over "
-        "its prompts."
+        f"Of the {reruns['of']} finished trials of the studies of `shapes:test`, {len(rows)} picked at random (seed "
+        f"{reruns['seed']}) were run again from the start, with the options, the seed and the noise that they had, by "
+        f"later code: `python docs/rerun.py --count {len(rows)} --seed {reruns['seed']}`. *Inside*: the gain and the "
+        "score lie in the committed intervals, which are of one trial, over its prompts. *Alike*: test images with the "
+        "very score that they had. [reruns.json](results/reruns.json)"
     )
-    header = ["trial", "gain", "gain, run again", "score after", "score after, run again", "both inside"]
+    header = [
+        "trial", "gain", "gain, run again", "score after", "score after, run again", "inside", "alike before",
+        "alike after",
+    ]  # fmt: skip
     return f"{about}\n\n{markdown(header, rows)}"
-
-
-def _of_run(score: Mapping[str, Any]) -> str:
-    return with_interval(score["overall"], score["ci95"])
 
 
 def main(argv: Sequence[str]) -> None:

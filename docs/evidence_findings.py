@@ -148,9 +148,9 @@ def prediction(found: Sequence[World]) -> str:
     """Correlate each instrument with the gain over the rules of each world, with Fisher's interval."""
     rows = pairs(found)
     if len(rows) < LEAST_PAIRS:
-        known = "is one pair" if len(rows) == 1 else f"are {len(rows)} pairs"
+        there = "is one pair" if len(rows) == 1 else f"are {len(rows)} pairs"
         return (
-            f"There {known} of a rule and a world with both a measured alignment and a trained gain; a correlation "
+            f"There {there} of a rule and a world with both a measured alignment and a trained gain; a correlation "
             f"over fewer than {LEAST_PAIRS} would say nothing."
         )
     lines = []

@@ -150,6 +150,9 @@ def test_the_loop_with_flex_attention_gives_the_same_numbers(monkeypatch: pytest
     """Make the generator sample as on CUDA, but for the compiler."""
     policy = generator()
     plain = sampled(policy, fused=True)
+    rows = torch.arange(len(plain.tokens))
+    begun = plain.tokens.masked_fill(torch.arange(16) >= 6 + rows[:, None], -1)
+    went_on = policy.sample_on(plain, rows, begun, rows)
     monkeypatch.setattr(StepSampler, "kernel", lambda steps, *, compile: row_attention.NAME)
     real, prefill = StepSampler._prefill, []
 
@@ -162,7 +165,8 @@ def test_the_loop_with_flex_attention_gives_the_same_numbers(monkeypatch: pytest
 
     monkeypatch.setattr(StepSampler, "_prefill", with_masks)
     check_same(policy.sample(TEXTS, HOW), plain)
-    assert prefill == [row_attention.NAME], "the kernel of this test was asked for"
+    assert torch.equal(policy.sample_on(plain, rows, begun, rows), went_on)
+    assert prefill == [row_attention.NAME] * 2, "the kernel of this test was asked for"
 
 
 @pytest.mark.slow

@@ -197,24 +197,34 @@ def test_trials_to_run_again_are_picked_among_those_that_are_done() -> None:
     picked = [(folder, row["name"]) for folder, row in rerun.pick(found, 6, 0)]
     done = {("one", f"grpo/seed_{k}") for k in (0, 1, 2, 4, 5)} | {("two", "grpo/seed_0")}
     assert {*picked} == done and len(picked) == 6
-    assert [name for _, name in picked[:3]] == [row["name"] for _, row in rerun.pick(found, 3, 0)]
+    assert picked[:3] == [(folder, row["name"]) for folder, row in rerun.pick(found, 3, 0)]
     assert len({tuple(row["name"] for _, row in rerun.pick(found, 3, seed)) for seed in range(5)}) > 1
     with pytest.raises(ValueError, match="from 1 to 6"):
         rerun.pick(found, 7, 0)
 
 
-def test_a_trial_that_was_run_again_stands_beside_what_it_was() -> None:
-    def scores(gain: float, after: float) -> dict[str, Any]:
-        gained, scored = ({"overall": value, "ci95": [value - 0.05, value + 0.05]} for value in (gain, after))
-        return {"difference": gained, "after": scored}
+@pytest.mark.parametrize(("gained", "inside"), [(0.12, "yes"), (0.2, "no"), (0.04, "no")])
+def test_a_trial_that_was_run_again_stands_beside_what_it_was(gained: float, inside: str) -> None:
+    def row(gain: float, after: float) -> dict[str, Any]:
+        difference, score = (
+            {"overall": value, "ci95": [value - 0.05, value + 0.05], "n": 600, "by_task": {}} for value in (gain, after)
+        )
+        return {"difference": difference, "after": score, "seed": 1, "options": {"steps": 40}}
 
-    rows = [
-        {"study": "one", "trial": "grpo/seed_1", "committed": scores(0.1, 0.6), "again": scores(again, 0.62),
-         "inside": {"difference": inside, "after": True}}
-        for again, inside in ((0.12, True), (0.2, False))
-    ]  # fmt: skip
-    text = evidence.page([world()], {"seed": 7, "of": 29, "trials": rows})
-    assert "Of the 29 trials of these studies, 2 picked at random (seed 7)" in text
-    one = "| one/grpo/seed_1 | 0.100 [0.050, 0.150] | {} | 0.600 [0.550, 0.650] | 0.620 [0.570, 0.670] | {} |"
-    assert one.format("0.120 [0.070, 0.170]", "yes") in text and one.format("0.200 [0.150, 0.250]", "no") in text
+    one = {"study": "one", "trial": "grpo/seed_1", "images_alike": {"before": 600, "after": 480}}
+    one |= rerun.beside(row(0.1, 0.6), row(gained, 0.62))
+    text = evidence.page([world()], {"seed": 7, "of": 29, "trials": [one]})
+    assert "Of the 29 finished trials" in text and "1 picked at random (seed 7)" in text
+    again = f"{gained:+.3f} [{gained - 0.05:+.3f}, {gained + 0.05:+.3f}]"
+    scores = "0.600 [0.550, 0.650] | 0.620 [0.570, 0.670]"
+    counts = "600 of 600 | 480 of 600"
+    assert f"| one/grpo/seed_1 | +0.100 [+0.050, +0.150] | {again} | {scores} | {inside} | {counts} |" in text
     assert "## Run again" not in evidence.page([world()])
+
+
+def test_what_is_run_again_is_a_trial_of_the_committed_study() -> None:
+    results = evidence.worlds(pages.DOCS / "results")
+    for folder, row in rerun.pick(results, 3, 0):
+        assert rerun.planned(folder, row)[1].name == row["name"]
+        with pytest.raises(ValueError, match="with the options .* any more"):
+            rerun.planned(folder, row | {"options": {"steps": 1}})

@@ -178,10 +178,10 @@ class ImageGenerator(Protocol):
     def sample_on(self, rollout: Rollout, rows: Tensor, begun: Tensor, keys: Tensor) -> Tensor:
         """Draw R images that begin as they are told to: tokens [R, T] int64.
 
-        Image r is of the prompt of row `rows[r]` of the rollout, and drawn as the rollout was. Its first tokens are
-        those of `begun[r]` up to the first -1, and the others are drawn. Images with the same key have the same noise,
-        and draw the same tokens as far as their distributions are alike. rows, keys: [R] int64; begun: [R, T] int64.
-        ValueError where the generator cannot.
+        Image r is of the prompt of row `rows[r]` of the rollout. Its first tokens are those of `begun[r]` up to the
+        first -1, and the others are drawn from the distribution that the rollout's were drawn from. Images with the
+        same key have the same noise, and draw the same tokens as far as their distributions are alike. rows, keys: [R]
+        int64; begun: [R, T] int64. ValueError where the generator cannot.
         """
         raise ValueError(f"{type(self).__name__} draws its tokens in no fixed order, so none can be drawn anew alone")
 

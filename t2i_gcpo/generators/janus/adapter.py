@@ -49,8 +49,8 @@ from t2i_gcpo.records import Events, Prompt, Rollout, Sampling, Vectors
 
 #: Images decoded at once on a CPU.
 DECODE_ROWS_CPU = 8
-#: Images that go on at once on a CPU: of fewer, more have the same beginning, which goes forward once.
-ON_ROWS_CPU = 48
+#: Images that go on at once at most, on a CPU and elsewhere: of fewer, more have the same beginning.
+ON_ROWS_CPU, ON_ROWS = 48, 256
 
 
 class Janus(TrainableGenerator):
@@ -252,6 +252,7 @@ class Janus(TrainableGenerator):
     def sample_on(self, rollout: Rollout, rows: Tensor, begun: Tensor, keys: Tensor) -> Tensor:
         check_tokens(begun.clamp(min=0), self.grid, self.codebook_size)
         texts = [prompt.text for prompt in rollout.row_prompts]
+        most = ON_ROWS_CPU if self.device.type == "cpu" else ON_ROWS
         with self.eval_mode() as policy:
             return self.sampler.draw_on(
                 policy,
@@ -259,7 +260,7 @@ class Janus(TrainableGenerator):
                 begun,
                 keys,
                 replace(rollout.sampling, group_size=1, contrast=False, stats=()),
-                max_batch=self.max_batch or (ON_ROWS_CPU if self.device.type == "cpu" else None),
+                max_batch=min(self.max_batch or most, most),
                 compile=self.compiles(),
             )
 

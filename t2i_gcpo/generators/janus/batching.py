@@ -1,6 +1,6 @@
 """Cut a rollout into batches of rows, with the branches that run and the noise that belongs to each row.
 
-P prompts, G images a prompt, B = P * G rows with row = p * G + g, T tokens; N, Q, L and R as in `sampler`.
+P prompts, G images a prompt, B = P * G rows with row = p * G + g, T tokens; N, Q, L, R and V as in `sampler`.
 """
 
 from __future__ import annotations
@@ -131,12 +131,14 @@ class RowSampler:
             [text for text, *_ in owners], None, sampling, width_multiple=WIDTH_MULTIPLE if compile else 1
         )
 
+        distinct, key = keys.unique(return_inverse=True)
+        has, key = begun.to(device), key.to(device)
+
         def noise(step: int) -> Tensor:
             """Make Gumbel noise [R, V] that lets a row draw what it has already."""
-            drawn = gumbel_noise(keys, step, self.steps.head.codebook)
-            [has] = (begun[:, step] >= 0).nonzero(as_tuple=True)
-            drawn[has, begun[has, step]] = torch.inf
-            return drawn.to(device)
+            drawn = gumbel_noise(distinct.tolist(), step, self.steps.head.codebook).to(device)[key]
+            token = has[:, step : step + 1].clamp(min=0)
+            return drawn.scatter_(1, token, drawn.gather(1, token).where(has[:, step : step + 1] < 0, torch.inf))
 
         rows = self.steps.draw_rows(
             policy,
@@ -148,7 +150,7 @@ class RowSampler:
             compile=compile,
             begun=torch.tensor([start for _, *start in owners], dtype=torch.long, device=device),
         )
-        return torch.cat([begun[:, :shared].to(device), rows.tokens], dim=1)
+        return torch.cat([has[:, :shared], rows.tokens], dim=1)
 
     def branches(
         self, texts: list[str], negatives: list[str] | None, sampling: Sampling, *, width_multiple: int

@@ -91,15 +91,19 @@ class GrowingCache:
         self.shown_keys, self.shown_values, self.shown_bias = self.keys, self.values, self.bias
         self._shown = 0
 
-    def start(self, keys: list[Tensor], values: list[Tensor], mask: Tensor) -> None:
-        """Fill the first L columns: by layer [R, K, L, D] keys and values; mask [R, L] bool, False on padding."""
+    def start(self, keys: list[Tensor], values: list[Tensor], mask: Tensor, owner: Tensor | None = None) -> None:
+        """Fill the first L columns: by layer [R, K, L, D] keys and values; mask [R, L] bool, False on padding.
+
+        owner: [R] int64, where these hold rows that several rows of the cache begin with: the one that each has.
+        """
         length = mask.shape[1]
+        mask = mask if owner is None else mask[owner]
         self._place()
         self.bias.fill_(torch.finfo(self.bias.dtype).min)
         self.bias[:, 0, 0, :length].masked_fill_(mask, 0.0)
         for buffers, filled in ((self.keys, keys), (self.values, values)):
             for buffer, part in zip(buffers, filled, strict=True):
-                buffer[:, :, :length].copy_(part)
+                buffer[:, :, :length].copy_(part if owner is None else part[owner])
         self._shown = 0
         self.column.fill_(length)
         self.first.copy_(mask.int().argmax(dim=1))

@@ -5,7 +5,8 @@ null prompt and a negative prompt), L columns of prompt, T tokens, V codebook, D
 n * R + r of the folded batch.
 
 The prompt without its last token (BOI) is prefilled once per distinct prompt and copied to the rows of its group; then
-T steps feed BOI and the tokens drawn so far.
+T steps feed BOI and the tokens drawn so far. Rows that have their first S tokens already are prefilled with these, but
+for the last, and take the T - S other steps.
 """
 
 from __future__ import annotations
@@ -95,18 +96,20 @@ class StepSampler:
         folded = repeat(torch.arange(count, device=owner.device), "n -> (n r)", r=rows) * (len(prompts.ids) // count)
         folded = folded + repeat(owner, "r -> (n r)", n=count)
         prefix = prompts.ids.shape[1] - 1
-        shape = self._shape(policy, len(folded), prefix, sampling, branches, noise(start).ndim, compile)
+        now = noise(start)
+        shape = self._shape(policy, len(folded), prefix, sampling, branches, now.ndim, compile)
         tokens, records = [], []
         with _attention(policy, self.kernel(compile=False)):
             last = self._prefill(policy, prompts, begun, folded, shape)
         with _attention(policy, self.kernel(compile=compile)):
             embeds, advance = last[folded], shape.advance
             for step in range(start, self.length):
+                now = noise(step) if step > start else now
                 shape.cache.open(prefix + step)
                 with _guards_once(step - start):
                     if step - start == WARM_UP and self.graphs and self.kernel(compile=compile) == row_attention.NAME:
-                        advance = GraphStep(advance, embeds, noise(step))
-                    embeds, token, record = advance(embeds, noise(step))
+                        advance = GraphStep(advance, embeds, now)
+                    embeds, token, record = advance(embeds, now)
                 tokens.append(token)
                 records.append(record)
                 shape.positions.add_(1)
@@ -157,9 +160,10 @@ class StepSampler:
             use_cache=True,
         )
         shape.cache.start(
-            [layer.keys[folded] for layer in once.layers],
-            [layer.values[folded] for layer in once.layers],
-            mask[folded, :columns],
+            [layer.keys for layer in once.layers],
+            [layer.values for layer in once.layers],
+            mask[:, :columns],
+            folded,
         )
         return embeds[:, columns:]
 

@@ -131,24 +131,22 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 def draw_coupled(logits: Tensor, gumbel: Tensor) -> Tensor:
     """Draw one token [*] int64 from `softmax(logits)` [*, V] with Gumbel noise [*, V]: the largest of their sums.
 
-    Rows with the same noise draw the same token as far as their distributions p and q are alike: with a probability of
-    at least `(1 - TV(p, q)) / (1 + TV(p, q))`. (An inverted cumulative distribution moves all later tokens by what an
-    earlier one gains.) Where the noise is inf, that token is drawn whatever its probability.
+    Rows with the same noise draw the same token with a probability of at least `(1 - TV) / (1 + TV)`, where TV is the
+    total variation between their distributions. There is no such bound for an inverted cumulative distribution: what
+    one token gains moves all behind it. Where the noise is inf, that token is drawn whatever its probability.
     """
     return (logits.float() + gumbel).masked_fill(gumbel == torch.inf, torch.inf).argmax(dim=-1)
 
 
-def gumbel_noise(keys: Tensor, step: int, vocabulary: int, device: torch.device | str = "cpu") -> Tensor:
-    """Draw standard Gumbel noise [R, V] fp32 for one step of rows with the keys [R] int64; rows of one key share it.
+def gumbel_noise(keys: Sequence[int], step: int, vocabulary: int) -> Tensor:
+    """Draw standard Gumbel noise [N, V] fp32 on the CPU for one step of N keys.
 
-    It depends on (key, step) alone, and neither on which rows share the batch nor on the device.
+    It depends on (key, step) alone: neither on which keys share the call nor on the device.
     """
-    distinct, row = keys.cpu().unique(return_inverse=True)
-    noise = torch.empty(len(distinct), vocabulary)
-    for index, key in enumerate(distinct.tolist()):
-        noise[index].exponential_(generator=_generator(f"{key}/{step}"))
-    noise = noise.clamp(min=torch.finfo(torch.float32).tiny).log().neg()
-    return noise[row].to(device)
+    uniform = torch.empty(len(keys), vocabulary, dtype=torch.float64)
+    for row, key in enumerate(keys):
+        torch.rand(vocabulary, generator=_generator(f"{key}/{step}"), out=uniform[row])
+    return uniform.log().neg().log().neg().float()
 
 
 def row_noise(seed: int, rows: Sequence[tuple[int, int]], length: int, device: torch.device | str = "cpu") -> Tensor:
