@@ -12,7 +12,7 @@ import torch
 from helpers import tiny
 from helpers.training import generator
 from t2i_gcpo import cli, generators
-from t2i_gcpo.bench import gpu, gpu_memory, plain_loop
+from t2i_gcpo.bench import gpu_bench, gpu_memory, gpu_parts, plain_loop
 from t2i_gcpo.planning.memory import Phase
 from t2i_gcpo.records import Prompt, Sampling
 
@@ -89,7 +89,7 @@ def test_what_is_beyond_the_state_by_hand() -> None:
 
 def test_no_part_begins_after_the_limit(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(0, 10**6, 1000))
-    monkeypatch.setattr(gpu.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(gpu_bench.time, "perf_counter", lambda: float(next(ticks)))
     assert cli.main([*options, "--limit-s", "5"]) == 0
     timed = [row for row in rows(tmp_path / "out") if row["part"] in ("update", "step", "memory")]
     assert len(timed) == 6 and all(row["value"] is None and "5 s were over" in row["note"] for row in timed)
@@ -113,7 +113,7 @@ def test_what_fails_is_a_row_and_the_other_parts_are_measured(
         raise RuntimeError("no kernel\nfor a | b")
 
     monkeypatch.setattr(plain_loop, "sample", fails)
-    monkeypatch.setattr(gpu, "drift", fails)
+    monkeypatch.setattr(gpu_parts, "drift", fails)
     assert cli.main(options) == 0
     failed = [
         (row["part"], row["what"]) for row in rows(tmp_path / "out") if row["note"] == "failed: no kernel for a | b"
@@ -142,7 +142,7 @@ def test_the_floor_by_hand() -> None:
     weights += sum(p.numel() for p in inner.generation_head.parameters())
     width = text.head_dim * text.num_key_value_heads
     cache = 2 * text.num_hidden_layers * width * (2 * 4) * (10 + 8)  # two branches of 4 images, 10 and half of 16
-    assert gpu.bytes_per_token(policy, 4, 10) == 4 * (weights + cache)
+    assert gpu_parts.bytes_per_token(policy, 4, 10) == 4 * (weights + cache)
 
 
 def test_bad_sizes_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
