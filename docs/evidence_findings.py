@@ -77,13 +77,34 @@ def findings(world: World) -> Iterator[str]:
     for folder, study in world.studies.items():
         if budgets := unequal(study["groups"], study["against"]):
             yield f"**Budgets** of `{folder}`, in images to train on: {budgets}."
-    for rule, row in world.against(BASELINE).items():
-        interval = row["difference"]["ci95"]
-        yield (
-            f"**`{rule}` against `{BASELINE}`**, {row['seeds']} seeds, {row['images']:,} test images: "
-            f"{signed(row['difference']['overall'], interval)}, {told(interval)}; lowest seed "
-            f"{number(row['lowest_seed']['difference'], signed=True)}."
+    for rule in world.against(BASELINE):
+        yield f"**`{rule}` against `{BASELINE}`**{_compared(world, rule, BASELINE)}"
+        control = control_of(rule, world)
+        if control is not None:
+            yield f"**`{rule}` against its control, `{control}`**{_compared(world, rule, control)}"
+
+
+def _compared(world: World, rule: str, other: str) -> str:
+    """Say how a rule ended beside another, and how it came there."""
+    row, learnt = world.against(other)[rule], world.learning(other).get(rule)
+    interval = row["difference"]["ci95"]
+    text = (
+        f", {row['seeds']} seeds, {row['images']:,} test images: {signed(row['difference']['overall'], interval)}, "
+        f"{told(interval)}; lowest seed {number(row['lowest_seed']['difference'], signed=True)}."
+    )
+    if learnt is not None and learnt["difference"]["ci95"] is not None:
+        area = learnt["difference"]
+        text += (
+            f" While training, on average over the images: {signed(area['mean'], area['ci95'])} of reward, "
+            f"{told(area['ci95'])}."
         )
+    own, theirs = world.trained(rule), world.trained(other)
+    if own and theirs:
+        (kl, diversity), (their_kl, theirs_diversity) = (
+            (number(group["kl"]), number(group["diversity"])) for group in (own, theirs)
+        )
+        text += f" At the end a KL of {kl} beside {their_kl}, a diversity of {diversity} beside {theirs_diversity}."
+    return text
 
 
 def of_weight(row: Mapping[str, Any]) -> str:

@@ -48,6 +48,11 @@ class World:
         """Return how fast the groups learn beside a baseline, by name."""
         return self._first("learning", baseline, lambda _: True)
 
+    def trained(self, rule: str) -> Mapping[str, Any] | None:
+        """Return the first study's group of a rule, after training; None where none was trained."""
+        groups = (group for study in self.studies.values() for group in study.get("groups", ()))
+        return next((group for group in groups if rule_of(group) == rule and group["after"] is not None), None)
+
     def _first(
         self, table: str, baseline: str, wanted: Callable[[Mapping[str, Any]], bool]
     ) -> dict[str, Mapping[str, Any]]:

@@ -112,6 +112,14 @@ def test_sentences_and_rows_follow_the_numbers() -> None:
         "**`gcpo` against `grpo`**, 5 seeds, 3,000 test images: +0.060 [+0.030, +0.080], above 0; lowest seed +0.030."
         in text
     )
+    assert (
+        "lowest seed +0.030. While training, on average over the images: +0.010 [+0.000, +0.020] of reward, not" in text
+    )
+    assert "At the end a KL of 0.200 beside 0.200, a diversity of 0.950 beside 0.950." in text
+    assert (
+        "**`gcpo` against its control, `gcpo_shuffled`**, 5 seeds, 3,000 test images: +0.060 [+0.010, +0.080]" in text
+    )
+    assert "against its control, `gcpo_shuffled`" not in text.replace("**`gcpo` against its", "")  # no other has one
     instruments = "0.300 [0.250, 0.400] | " + "+0.100 [+0.050, +0.200] | " * 2 + "– | – | – | "
     gains = "+0.060 [+0.030, +0.080] | +0.010 [+0.000, +0.020]"
     assert f"| `gcpo` | {instruments}{gains} |" in text
