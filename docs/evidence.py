@@ -93,6 +93,8 @@ def page(found: Sequence[World], reruns: Mapping[str, Any] | None = None) -> str
                 f"Study [{folder}](results/{folder}/table.md), whose options are in `configs/studies/{folder}.yaml`:"
             )
             parts += [about, training_table(study)]
+            if folder in world.drawn:
+                parts += [f"![curves of {folder}'s runs over the images sampled](results/{folder}/curves.png)"]
     parts += ["## Do the instruments predict the gain?", prediction(found)]
     parts += ["## How the rules were tuned", tuning(found), GIVEN_UP, "## What it cost", cost(found)]
     if reruns is not None:

@@ -25,6 +25,8 @@ class World:
     """Folder below docs/results/ -> a study's results on the test prompts. Of a rule in several, the first counts."""
     tunings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The same of what was tuned on the validation prompts."""
+    drawn: frozenset[str] = frozenset()
+    """Folders of studies that hold curves.png."""
 
     @property
     def aligned(self) -> dict[str, Mapping[str, Any]]:
@@ -93,7 +95,8 @@ def worlds(results: Path) -> list[World]:
             for folders in (studies, tunings)
         )
         if alignment or truth or trained or tuned:
-            found.append(World(name, about, alignment, truth, trained, tuned))
+            drawn = frozenset(folder for folder in trained if (results / folder / "curves.png").is_file())
+            found.append(World(name, about, alignment, truth, trained, tuned, drawn))
     return found
 
 

@@ -129,6 +129,8 @@ def test_sentences_and_rows_follow_the_numbers() -> None:
     )
     assert "| `grpo` | optim.lr 0.0001 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | – | – | – | – |" in text
     assert "| [one](results/one/results.json) | a world | 2 | 0 | 2 | 200 | 2.0 |" in text
+    picture = "![curves of one's runs over the images sampled](results/one/curves.png)"
+    assert picture not in text and picture in evidence.page([replace(world(), drawn=frozenset({"one"}))])
     assert "not told from 0" in evidence.page([world(low=-0.01)]) and "below 0" in evidence.page([world(-0.1, -0.2)])
 
 
