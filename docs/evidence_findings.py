@@ -10,6 +10,7 @@ from typing import Any
 from evidence_worlds import BASELINE, World
 from scipy import stats
 
+from t2i_gcpo.evaluation.learning_curve import over_seeds
 from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.study.comparable import unequal
 
@@ -28,6 +29,11 @@ def signed(value: float, interval: Sequence[float] | None) -> str:
 
 def _percent(share: float) -> str:
     return f"{share * 100:.1f} %"
+
+
+def _span(interval: Sequence[float]) -> str:
+    low, high = (number(bound, signed=True) for bound in interval)
+    return f"[{low}, {high}]"
 
 
 def told(interval: Sequence[float]) -> str:
@@ -90,13 +96,18 @@ def _compared(world: World, rule: str, other: str) -> str:
     interval = row["difference"]["ci95"]
     text = (
         f", {row['seeds']} seeds, {row['images']:,} test images: {signed(row['difference']['overall'], interval)}, "
-        f"{told(interval)}; lowest seed {number(row['lowest_seed']['difference'], signed=True)}."
+        f"{told(interval)}."
     )
+    each = world.by_seed(rule, other)
+    if len(each) > 1:
+        shown = ", ".join(number(one, signed=True) for one in each)
+        student = over_seeds(each)
+        text += f" By seed: {shown}; over the seeds alone, on these prompts, {_span(student['ci95'])}."
     if learnt is not None and learnt["difference"]["ci95"] is not None:
         area = learnt["difference"]
         text += (
-            f" While training, on average over the images: {signed(area['mean'], area['ci95'])} of reward, "
-            f"{told(area['ci95'])}."
+            f" While training, on average over the images: {signed(area['mean'], area['ci95'])} of reward over the "
+            f"seeds, {told(area['ci95'])}."
         )
     own, theirs = world.trained(rule), world.trained(other)
     if own and theirs:

@@ -55,6 +55,17 @@ class World:
         groups = (group for study in self.studies.values() for group in study.get("groups", ()))
         return next((group for group in groups if rule_of(group) == rule and group["after"] is not None), None)
 
+    def by_seed(self, rule: str, other: str) -> list[float]:
+        """Return how much higher a rule's final score is than another's, for each seed of a study of both."""
+        for study in self.studies.values():
+            ends: dict[str, dict[int, float]] = {rule: {}, other: {}}
+            for trial in study["trials"]:
+                if trial.get("after") and rule_of(trial) in ends:
+                    ends[rule_of(trial)][trial["seed"]] = trial["after"]["overall"]
+            if ends[rule] and ends[other]:
+                return [ends[rule][seed] - ends[other][seed] for seed in sorted(ends[rule].keys() & ends[other].keys())]
+        return []
+
     def _first(
         self, table: str, baseline: str, wanted: Callable[[Mapping[str, Any]], bool]
     ) -> dict[str, Mapping[str, Any]]:
