@@ -93,7 +93,7 @@ def worlds(results: Path) -> list[World]:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     plain = "ShapeScenes on plain backgrounds, where hardly a token is undecided"
-    textured = "ShapeScenes on textures that no prompt decides, so that most tokens are open"
+    textured = "ShapeScenes on textures that no prompt decides, so that most tokens are undecided"
     found = []
     for name, about, studies, tunings in (
         ("janus-mini", plain, ("plain", "shapes"), ("tune", "tune_events")),
