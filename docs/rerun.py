@@ -88,22 +88,23 @@ def beside(before: dict[str, Any], again: dict[str, Any]) -> dict[str, Any]:
     return {"seed": before["seed"], "options": before["options"], **scores, "inside": inside}
 
 
-def same_images(folder: str, trial: Trial) -> dict[str, int]:
+def same_images(folder: str, trial: Trial, again: run_folder.Run) -> dict[str, int]:
     """Count the test images whose score is the committed one, before and after training."""
     counts = {}
     with tarfile.open(DOCS / "results" / folder / "trials.tgz") as kept:
-        for name in ("before", "after"):
+        for name, result in (("before", again.before), ("after", again.after)):
             [member] = [one for one in kept.getnames() if one.endswith(f"trials/{trial.name}/eval_{name}.json")]
             file = kept.extractfile(member)
-            assert file is not None  # it is no folder
+            assert file is not None and result is not None  # a file, and a trial that is finished
             committed = [image["score"] for image in json.load(file)["images"]]
-            again = json.loads((trial.folder / f"eval_{name}.json").read_text(encoding="utf-8"))["images"]
-            counts[name] = sum(was == now["score"] for was, now in zip(committed, again, strict=True))
+            counts[name] = sum(was == now.score for was, now in zip(committed, result.rows, strict=True))
     return counts
 
 
 def planned(folder: str, row: dict[str, Any]) -> tuple[Study, Trial]:
     """Return the study and its trial that a row of its results is of. ValueError: the study's file is another now."""
+    if not (DOCS / "results" / folder / "trials.tgz").is_file():
+        raise ValueError(f"{DOCS / 'results' / folder} keeps no trials.tgz to compare {row['name']} with")
     study = read(Path("configs", "studies", f"{folder}.yaml"), OUT / folder)
     trial = next((one for one in study.trials if one.name == row["name"]), None)
     if trial is None or trial.options != row["options"]:
@@ -131,9 +132,9 @@ def main(argv: Sequence[str]) -> int:
         [*pool.map(lambda trial: run(trial, threads), trials)]
     rows = []
     for (folder, row), trial in zip(picked, trials, strict=True):
-        again = trial_row(trial, Outcome("done", run_folder.read(trial.folder)))
-        about = {"study": folder, "trial": row["name"], "images_alike": same_images(folder, trial)}
-        rows.append(about | beside(row, again))
+        again = run_folder.read(trial.folder)
+        about = {"study": folder, "trial": row["name"], "images_alike": same_images(folder, trial, again)}
+        rows.append(about | beside(row, trial_row(trial, Outcome("done", again))))
     target = DOCS / "results" / "reruns.json"
     finished = sum(len(trials_done(world)) for world in found)
     content = {"seed": args.seed, "of": finished, "code": code_hash(), "trials": rows}

@@ -121,6 +121,8 @@ def test_images_that_go_on_are_drawn_from_the_distribution_of_the_rollout(genera
     most = generator.codebook_size
     counts = [tokens.bincount(minlength=most) / 3000 for tokens in (went_on, redrawn)]
     assert len(went_on.unique()) > 3 and torch.allclose(*counts, atol=0.04)
+    others = generator.redraw(rollout_of(generator), uniform[..., :3].expand(4, -1, -1))
+    assert others.shape == (4, 16, 3) and bool((others != rollout_of(generator).tokens[..., None]).any())
 
 
 def test_images_with_one_key_stay_alike_after_a_token_that_differs(generator: Any) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from helpers import pages
+from t2i_gcpo.reports import run as run_folder
 
 sys.path.insert(0, str(pages.DOCS))  # the scripts of the documentation are no package
 evidence: Any = importlib.import_module("evidence")
@@ -242,3 +245,15 @@ def test_what_is_run_again_is_a_trial_of_the_committed_study() -> None:
         assert rerun.planned(folder, row)[1].name == row["name"]
         with pytest.raises(ValueError, match="with the options .* any more"):
             rerun.planned(folder, row | {"options": {"steps": 1}})
+
+
+def test_images_of_a_committed_trial_are_alike_with_themselves(tmp_path: Path) -> None:
+    folder, row = rerun.pick(evidence.worlds(pages.DOCS / "results"), 1, 0)[0]
+    _, trial = rerun.planned(folder, row)
+    with tarfile.open(pages.DOCS / "results" / folder / "trials.tgz") as kept:
+        kept.extractall(tmp_path, filter="data")
+    again = run_folder.read(tmp_path / row["folder"])
+    images = row["after"]["n"]
+    assert rerun.same_images(folder, trial, again) == {"before": images, "after": images}
+    swapped = replace(again, before=again.after, after=again.before)
+    assert all(0 < count < images for count in rerun.same_images(folder, trial, swapped).values())

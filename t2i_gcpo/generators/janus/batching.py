@@ -93,9 +93,8 @@ class RowSampler:
         them have already goes forward at once, each distinct beginning one time.
         """
         begun = begun.masked_fill((begun < 0).cumsum(dim=1) > 0, -1).cpu()
-        lengths = (begun >= 0).sum(dim=1)
         tokens = torch.empty_like(begun)
-        for batch in batches(lengths.argsort(stable=True).tolist(), max_batch, compile):
+        for batch in batches(_lengths(begun).argsort(stable=True).tolist(), max_batch, compile):
             part = torch.tensor(batch.rows)
             drawn = self._draw_on_part(
                 policy,
@@ -103,8 +102,6 @@ class RowSampler:
                 begun[part],
                 keys.cpu()[part],
                 sampling,
-                # One less than the shortest: rows that differ in their last token alone have the same before it.
-                shared=max(int(lengths[part].min()) - 1, 0),
                 compile=batch.compile,
             )
             tokens[part[: batch.asked]] = drawn[: batch.asked].cpu()
@@ -119,11 +116,12 @@ class RowSampler:
         keys: Tensor,
         sampling: Sampling,
         *,
-        shared: int,
         compile: bool,
     ) -> Tensor:
-        """Draw rows on that all have at least their first `shared` tokens."""
+        """Draw the rows of a batch on."""
         device = self.encoder.device
+        # One less than the shortest has: rows that differ in their last token alone have the same before it.
+        shared = max(int(_lengths(begun).min()) - 1, 0)
         beginnings = [(text, *start) for text, start in zip(texts, begun[:, :shared].tolist(), strict=True)]
         owners = {beginning: index for index, beginning in enumerate(dict.fromkeys(beginnings))}
         owner = torch.tensor([owners[beginning] for beginning in beginnings], device=device)
@@ -165,3 +163,8 @@ class RowSampler:
         if with_negative is not None:
             others.append(encoded.take(index[len(texts) :]))
         return prompts.cat(*others), branches
+
+
+def _lengths(begun: Tensor) -> Tensor:
+    """Count the tokens [R] that rows have already, of [R, T] with -1 behind them."""
+    return (begun >= 0).sum(dim=1)
