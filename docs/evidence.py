@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from evidence_findings import LEAST_GAIN, MOST_IMAGES, findings, of_weight, prediction, signed, verdict
-from evidence_worlds import BASELINE, RULES, World, reruns_of, rule_of, worlds
+from evidence_worlds import BASELINE, OF_THE_RULE, RULES, World, reruns_of, rule_of, worlds
 
 from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.study import learning
 
 DOCS = Path(__file__).parent
-#: Options of a trial that say which rule it is.
-OF_THE_RULE = ("algorithm.name", "algorithm.event_codes")
 #: Columns of a study's table of learning that say what GRPO's final level took.
 FOR_A_LEVEL = 4
 WHEN = ("committed", "again")

@@ -85,6 +85,9 @@ def findings(world: World) -> Iterator[str]:
             yield f"**Budgets** of `{folder}`, in images to train on: {budgets}."
     for rule in world.against(BASELINE):
         yield f"**`{rule}` against `{BASELINE}`**{_compared(world, rule, BASELINE)}"
+        alike = world.alike(rule)
+        if alike is not None and rule in world.against(alike):
+            yield f"**`{rule}` against `{alike}`**, `{BASELINE}` with its options{_compared(world, rule, alike)}"
         control = control_of(rule, world)
         if control is not None:
             yield f"**`{rule}` against its control, `{control}`**{_compared(world, rule, control)}"

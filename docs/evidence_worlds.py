@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 BASELINE = "grpo"
+#: Options of a trial that say which rule it is.
+OF_THE_RULE = ("algorithm.name", "algorithm.event_codes")
 #: The name of an arm, which holds no colon, or that a rule had -> the rule as the instruments call it.
 RULES = {"gcpo-none": "gcpo:normalization=none", "gcpo_events_shuffled": "gcpo_events:event_codes=shuffled"}
 
@@ -55,6 +57,20 @@ class World:
         groups = (group for study in self.studies.values() for group in study.get("groups", ()))
         return next((group for group in groups if rule_of(group) == rule and group["after"] is not None), None)
 
+    def alike(self, rule: str) -> str | None:
+        """Return the group that trained the baseline with a rule's own options; None where there is no other one."""
+        for study in self.studies.values():
+            groups = study.get("groups", ())
+            own = next((group for group in groups if rule_of(group) == rule), None)
+            if own is not None:
+                names = (
+                    rule_of(group)
+                    for group in groups
+                    if group["options"].get("algorithm.name") == BASELINE and _but_rule(group) == _but_rule(own)
+                )
+                return next((name for name in names if name not in (rule, BASELINE)), None)
+        return None
+
     def by_seed(self, rule: str, other: str) -> list[float]:
         """Return how much higher a rule's final score is than another's, for each seed of a study of both."""
         for study in self.studies.values():
@@ -85,6 +101,10 @@ def rule_of(row: Mapping[str, Any]) -> str:
     return RULES.get(row["group"], row["group"])
 
 
+def _but_rule(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group["options"].items() if name not in OF_THE_RULE}
+
+
 def worlds(results: Path) -> list[World]:
     """Read the worlds of which anything is there."""
 
@@ -94,10 +114,11 @@ def worlds(results: Path) -> list[World]:
 
     plain = "ShapeScenes on plain backgrounds, where hardly a token is undecided"
     textured = "ShapeScenes on textures that no prompt decides, so that most tokens are undecided"
+    tuned_textured = ("textured_tune", "textured_tune_matched", "textured_tune_variance")
     found = []
     for name, about, studies, tunings in (
         ("janus-mini", plain, ("plain", "shapes"), ("tune", "tune_events")),
-        ("janus-textured", textured, ("textured",), ("textured_tune", "textured_tune_matched")),
+        ("janus-textured", textured, ("textured",), tuned_textured),
     ):
         slug = name.replace("-", "_")
         alignment, truth = read(f"alignment_{slug}", "alignment.json"), read(f"truth_{slug}", "truth.json")

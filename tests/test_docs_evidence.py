@@ -149,6 +149,20 @@ def test_an_arm_is_the_rule_that_the_instruments_measured() -> None:
     assert len(rows) == 1 and "0.300 [0.250, 0.400]" in rows[0] and "+0.060 [+0.030, +0.080]" in rows[0]
 
 
+def test_a_rule_is_set_beside_the_baseline_at_its_own_options() -> None:
+    seen = world()
+    assert seen.alike("gcpo") is None and "with its options" not in evidence.page([seen])
+    study = seen.studies["one"]
+    study["groups"] += [
+        trained("grpo", lr) | {"group": name, "kl": 0.3} for name, lr in (("grpo-low", 5e-5), ("grpo-high", 2e-4))
+    ]
+    study["against"].append(compared("gcpo", "grpo-high", 0.02, -0.01))
+    assert seen.alike("gcpo") == "grpo-high"  # gcpo's own rate
+    assert seen.alike("gcpo_shuffled") is None  # its rate is that of grpo itself
+    told = "`grpo-high`**, `grpo` with its options, 5 seeds, 3,000 test images: +0.020 [-0.010, +0.040], not told"
+    assert told in evidence.page([seen]) and "KL of 0.200 beside 0.300" in evidence.page([seen])
+
+
 def test_a_rule_needs_a_control_of_its_own_kind() -> None:
     """Events at random say nothing of weights, nor the other way round."""
     seen = world()
