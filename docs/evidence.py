@@ -73,7 +73,13 @@ GIVEN_UP = """Tried on janus-textured before that, and given up; none of these r
 was found to keep far more of the noise than the rule does, so that to be above it says little, and
 `gcpo_events_matched`, events about as probable, took its place with trials of its own. Two trials of `gcpo_events` came
 out equal. That the one with the lower KL is taken then was written after them and before the study, so part of its low
-KL is chosen. The study was looked at after two and after four of its five seeds, and nothing was changed for it."""
+KL is chosen. The study was looked at after two and after four of its five seeds, and nothing was changed for it.
+
+Two arms came after the results of the other four had been read. The causal truth, measured anew, favoured
+`gcpo_variance`: it was given trials of its own and then the same five seeds, with its hypothesis written before the
+trials. `grpo-lr1e-4` is `grpo` with the optimiser of `gcpo_events`, so that these two can be told apart from their
+rates; the other half of that swap, `gcpo_events` with the optimiser of `grpo`, has its one trial in the table and was
+not run with more seeds."""
 
 ABOUT_TRAINING = """What was trained, and what it cost: the score before and after, KL to the start (nats a token) and
 diversity (the share of tokens in which images of a prompt differ) at the end; images until the trailing reward first
