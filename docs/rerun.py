@@ -58,6 +58,7 @@ def run(trial: Trial, threads: int) -> None:
     if state(trial) == "finished":
         return
     resume = state(trial) != "new"
+    trial.out.mkdir(parents=True, exist_ok=True)
     record_code(trial.out, trial, resume=resume)
     more = ["--resume"] if resume else []
     trial.log.parent.mkdir(parents=True, exist_ok=True)

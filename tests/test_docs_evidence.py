@@ -261,6 +261,18 @@ def test_what_is_run_again_is_a_trial_of_the_committed_study() -> None:
             rerun.planned(folder, row | {"options": {"steps": 1}})
 
 
+def test_a_trial_is_run_again_in_a_folder_that_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rerun, "OUT", tmp_path / "runs" / "reruns")
+    called: list[list[str]] = []
+    monkeypatch.setattr(rerun.subprocess, "run", lambda command, **_: called.append(command))
+    _, trial = rerun.planned(*rerun.pick(evidence.worlds(pages.DOCS / "results"), 1, 0)[0])
+    rerun.run(trial, 1)
+    assert len(called) == 1 and called[0][3:] == ["train", *trial.arguments]
+    assert trial.log.is_file() and trial.out.is_relative_to(tmp_path)
+
+
 def test_images_of_a_committed_trial_are_alike_with_themselves(tmp_path: Path) -> None:
     folder, row = rerun.pick(evidence.worlds(pages.DOCS / "results"), 1, 0)[0]
     _, trial = rerun.planned(folder, row)
