@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from evidence_worlds import BASELINE, World
@@ -19,12 +20,35 @@ CONTROLS = {"gcpo": ("gcpo_shuffled",), "gcpo_events": ("gcpo_events_matched", "
 #: What would have counted as a gain, set before the studies: this much above GRPO with the interval above 0, or GRPO's
 #: final level within this share of its images; and above the rule's control.
 LEAST_GAIN, MOST_IMAGES = 0.05, 0.6
-#: Fewer pairs of rule and world than this are not correlated.
-LEAST_PAIRS = 5
+#: Fewer free pairs of rule and world than this are not correlated: Fisher's interval takes more than three.
+LEAST_PAIRS = 4
+METRICS = ("plain", "adamw")
+#: What is correlated with the gain -> where a pair holds it.
+INSTRUMENTS = {
+    f"agreement, less `{BASELINE}`'s": "plain",
+    "the same, as AdamW sees it": "adamw",
+    "credit where the reward is decided": "weight",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Holds what the instruments and a run said of a rule on a world; None where an instrument says nothing of it."""
+
+    world: str
+    rule: str
+    plain: float
+    adamw: float
+    weight: float | None
+    gain: float
 
 
 def signed(value: float, interval: Sequence[float] | None) -> str:
-    return number(value, signed=True) if interval is None else with_interval(value, tuple(interval), signed=True)
+    return (
+        number(value, signed=True)
+        if interval is None
+        else with_interval(value, (interval[0], interval[1]), signed=True)
+    )
 
 
 def _percent(share: float) -> str:
@@ -164,52 +188,67 @@ def verdict(world: World) -> str:
     return f"{world.name}: {', '.join(met) + ' met it' if met else '**no rule met it**'}; {which}."
 
 
-def pairs(found: Sequence[World]) -> list[tuple[str, str, float, float | None, float]]:
-    """Return (world, rule, agreement above GRPO's, weight where the reward is decided, gain), by rule and world."""
+def pairs(found: Sequence[World]) -> list[Pair]:
+    """Return what each instrument and a run said of a rule, by rule and world; the baseline is a rule as well."""
     rows = []
     for world in found:
-        for rule, row in world.against(BASELINE).items():
-            aligned = world.aligned.get(rule)
-            if aligned is None:
-                continue
-            less = aligned["gain"]["plain"]["value"]
+        trained = {rule: row["difference"]["overall"] for rule, row in world.against(BASELINE).items()}
+        measured = [rule for rule in trained if rule in world.aligned]
+        for rule in [BASELINE, *measured] if measured else []:
+            plain, adamw = (
+                world.aligned[rule]["gain"][metric]["value"] if rule != BASELINE else 0.0 for metric in METRICS
+            )
             credited = world.credited.get(rule)
             weight = None if credited is None else credited["weight"]["mean"]
-            rows.append((world.name, rule, less, weight, row["difference"]["overall"]))
+            rows.append(Pair(world.name, rule, plain, adamw, weight, trained.get(rule, 0.0)))
     return rows
 
 
 def prediction(found: Sequence[World]) -> str:
     """Correlate each instrument with the gain over the rules of each world, with Fisher's interval."""
     rows = pairs(found)
-    if len(rows) < LEAST_PAIRS:
-        there = "is one pair" if len(rows) == 1 else f"are {len(rows)} pairs"
-        return (
-            f"There {there} of a rule and a world with both a measured alignment and a trained gain; a correlation "
-            f"over fewer than {LEAST_PAIRS} would say nothing."
-        )
     lines = []
-    for name, column in (("agreement above GRPO's", 2), ("credit where the reward is decided", 3)):
-        known = _within_worlds([(row[0], row[column], row[4]) for row in rows if row[column] is not None])
-        if len(known) < LEAST_PAIRS:
-            continue
-        result = stats.pearsonr(*zip(*known, strict=True))
-        bounds = result.confidence_interval()
-        value = with_interval(float(result.statistic), (bounds.low, bounds.high), signed=True)
-        lines.append(f"* {name}: correlation with the gain {value} over {len(known)} pairs of rule and world.")
-    lines.append(
-        "\nEach value is less the mean of its world, so that no difference between worlds makes a correlation. The "
-        f"intervals take the pairs as independent; those of a world share the runs of `{BASELINE}`, so they are too "
-        "narrow."
+    for name, column in INSTRUMENTS.items():
+        known = _within_worlds([row for row in rows if getattr(row, column) is not None], column)
+        free = len(known) - len({world for world, *_ in known}) + 1  # a mean is taken away in each world but the first
+        if free >= LEAST_PAIRS:
+            value = _correlation([row[1:] for row in known], free)
+            lines.append(f"* {name}: {value} over {len(known)} pairs of rule and world.")
+        else:
+            lines.append(f"* {name}: not given, as there are {len(known)} pairs of rule and world.")
+    shown = _named(rows)
+    return (
+        f"Correlation with the final score less `{BASELINE}`'s, with its 95 % interval, over the rules with a measured "
+        f"alignment and a trained run ({shown or 'none yet'}):\n\n"
+        + "\n".join(lines)
+        + f"\n\nEach value is less the mean of its world, so that no difference between worlds makes a correlation; each "
+        f"world beyond the first takes a pair for that, and with fewer than {LEAST_PAIRS} left none is given. The "
+        f"intervals take the pairs as independent; those of a world share the runs of `{BASELINE}`, and the error of "
+        "each value itself is in none of them, so they are too narrow."
     )
-    return "\n".join(lines)
 
 
-def _within_worlds(rows: Sequence[tuple[str, float, float]]) -> list[tuple[float, float]]:
-    """Return two numbers of each row less their means over the world, of worlds with at least two rows."""
+def _correlation(values: Sequence[tuple[float, float]], free: int) -> str:
+    """Return Pearson's correlation with Fisher's interval, of so many free pairs."""
+    result = float(stats.pearsonr(*zip(*values, strict=True)).statistic)
+    if not -1 < result < 1:
+        return number(result, signed=True)
+    half = stats.norm.ppf(0.975) / math.sqrt(free - 3)
+    middle = math.atanh(result)
+    return signed(result, (math.tanh(middle - half), math.tanh(middle + half)))
+
+
+def _named(rows: Sequence[Pair]) -> str:
+    """List the rules of each world."""
+    by_world = {row.world: [one.rule for one in rows if one.world == row.world] for row in rows}
+    return "; ".join(f"{world}: {', '.join(f'`{rule}`' for rule in rules)}" for world, rules in by_world.items())
+
+
+def _within_worlds(rows: Sequence[Pair], column: str) -> list[tuple[str, float, float]]:
+    """Return world, an instrument and the gain of each row, less their means over the world, where it has two rows."""
     found = []
-    for name in dict.fromkeys(row[0] for row in rows):
-        own = [row[1:] for row in rows if row[0] == name]
+    for world in dict.fromkeys(row.world for row in rows):
+        own = [(getattr(row, column), row.gain) for row in rows if row.world == world]
         means = [statistics.fmean(values) for values in zip(*own, strict=True)]
-        found += [(left - means[0], right - means[1]) for left, right in own] if len(own) > 1 else []
+        found += [(world, left - means[0], right - means[1]) for left, right in own] if len(own) > 1 else []
     return found

@@ -129,7 +129,7 @@ def test_sentences_and_rows_follow_the_numbers() -> None:
     instruments = "0.300 [0.250, 0.400] | " + "+0.100 [+0.050, +0.200] | " * 2 + "– | – | – | "
     gains = "+0.060 [+0.030, +0.080] | +0.010 [+0.000, +0.020]"
     assert f"| `gcpo` | {instruments}{gains} |" in text
-    assert "There are 2 pairs of a rule" in text
+    assert "* the same, as AdamW sees it: not given, as there are 3 pairs of rule and world." in text
     assert (
         "| `gcpo` | optim.lr 0.0002 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | 5 of 5 | 90 | 0.90 | 0.100 (0.300) | – |"
         in text
@@ -202,12 +202,19 @@ def test_every_trial_of_the_tuning_is_listed_by_rule_with_the_best_in_bold() -> 
 
 def test_the_instruments_are_correlated_with_the_gain() -> None:
     found = [replace(world(gain), name=str(gain)) for gain in (0.02, 0.04, 0.09)]
-    # Agreement above GRPO's is +0.1, -0.1, ..., the gains are 0.02, 0, 0.04, 0, 0.09, 0.
-    gains = np.array([0.02, 0, 0.04, 0, 0.09, 0]) - np.repeat([0.01, 0.02, 0.045], 2)  # less the world's mean
-    expected = np.corrcoef([0.1, -0.1] * 3, gains)[0, 1]
-    assert f"agreement above GRPO's: correlation with the gain {expected:+.3f} [" in evidence.prediction(found)
-    assert "over 6 pairs" in evidence.prediction(found)
-    assert evidence.prediction(found[:1]).startswith("There are 2 pairs")
+    # GRPO, GCPO and its control in each world, less the world's mean: GRPO's agreement and gain are 0 beside itself.
+    agreement = np.array([0, 0.1, -0.1] * 3)
+    gains = np.concatenate([np.array([0, gain, 0]) - gain / 3 for gain in (0.02, 0.04, 0.09)])
+    expected = np.corrcoef(agreement, gains)[0, 1]
+    half = 1.959964 / np.sqrt(9 - 2 - 3)  # nine pairs, of which three worlds' means leave seven
+    low, high = np.tanh(np.arctanh(expected) + np.array([-half, half]))
+    text = evidence.prediction(found)
+    for name in ("agreement, less `grpo`'s", "the same, as AdamW sees it"):
+        assert f"* {name}: {expected:+.3f} [{low:+.3f}, {high:+.3f}] over 9 pairs of rule and world." in text
+    assert "* credit where the reward is decided: not given, as there are 0 pairs" in text
+    assert "(0.02: `grpo`, `gcpo`, `gcpo_shuffled`; 0.04: `grpo`" in text
+    assert "as AdamW sees it: not given, as there are 3 pairs of rule and world." in evidence.prediction(found[:1])
+    assert "as AdamW sees it: not given, as there are 0 pairs" in evidence.prediction([evidence.World("a", "")])
 
 
 def test_of_a_rule_in_two_studies_the_first_counts() -> None:
