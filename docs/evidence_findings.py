@@ -221,8 +221,8 @@ def prediction(found: Sequence[World]) -> str:
         f"Correlation with the final score less `{BASELINE}`'s, with its 95 % interval, over the rules with a measured "
         f"alignment and a trained run ({shown or 'none yet'}):\n\n"
         + "\n".join(lines)
-        + f"\n\nEach value is less the mean of its world, so that no difference between worlds makes a correlation; each "
-        f"world beyond the first takes a pair for that, and with fewer than {LEAST_PAIRS} left none is given. The "
+        + f"\n\nEach value is less the mean of its world, so that no difference between worlds makes a correlation; "
+        f"each world beyond the first takes a pair for that, and with fewer than {LEAST_PAIRS} left none is given. The "
         f"intervals take the pairs as independent; those of a world share the runs of `{BASELINE}`, and the error of "
         "each value itself is in none of them, so they are too narrow."
     )
