@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,25 +168,30 @@ def verdict(world: World) -> str:
     ]
     if unfinished:
         return f"{world.name}: **not decided yet**: {', '.join(unfinished)}."
-    met, controlled = [], []
+    met, controlled, uncontrolled = [], [], []
     for rule, row in world.against(BASELINE).items():
-        control = control_of(rule, world)
-        if control is None:
-            continue
-        above = world.against(control)[rule]
-        controlled.append(f"`{rule}` with `{control}`")
         low = row["difference"]["ci95"][0]
         gained = row["difference"]["overall"] >= LEAST_GAIN and low > 0
         shares = [math.inf if one is None else one for one in (world.learning().get(rule) or {}).get("share", ())]
         faster = bool(shares) and statistics.median(shares) <= MOST_IMAGES
-        area = world.learning(control).get(rule)
+        control = control_of(rule, world)
+        if control is None:
+            uncontrolled += [f"`{rule}`"] if gained or faster else []
+            continue
+        controlled.append(f"`{rule}` with `{control}`")
+        above, area = world.against(control)[rule], world.learning(control).get(rule)
         sooner = area is not None and area["difference"]["ci95"] is not None and area["difference"]["ci95"][0] > 0
         if (gained and above["difference"]["ci95"][0] > 0) or (faster and sooner):
             met.append(f"`{rule}`")
-    if not controlled:
-        return f"{world.name}: **no rule met it**; no rule was compared with a control of its kind there."
-    which = f"compared with a control of its kind: {', '.join(controlled)}"
-    return f"{world.name}: {', '.join(met) + ' met it' if met else '**no rule met it**'}; {which}."
+    which = (
+        f"compared with a control of its kind: {', '.join(controlled)}" if controlled
+        else "no rule was compared with a control of its kind there"
+    )  # fmt: skip
+    others = (
+        f"without one, but as high or as soon as was asked: {', '.join(uncontrolled)}" if uncontrolled
+        else "of those without one none was as high or as soon as was asked"
+    )  # fmt: skip
+    return f"{world.name}: {', '.join(met) + ' met it' if met else '**no rule met it**'}; {which}; {others}."
 
 
 def pairs(found: Sequence[World]) -> list[Pair]:
@@ -207,35 +213,41 @@ def pairs(found: Sequence[World]) -> list[Pair]:
 def prediction(found: Sequence[World]) -> str:
     """Correlate each instrument with the gain over the rules of each world, with Fisher's interval."""
     rows = pairs(found)
-    lines = []
-    for name, column in INSTRUMENTS.items():
-        known = _within_worlds([row for row in rows if getattr(row, column) is not None], column)
-        free = len(known) - len({world for world, *_ in known}) + 1  # a mean is taken away in each world but the first
-        if free >= LEAST_PAIRS:
-            value = _correlation([row[1:] for row in known], free)
-            lines.append(f"* {name}: {value} over {len(known)} pairs of rule and world.")
-        else:
-            lines.append(f"* {name}: not given, as there are {len(known)} pairs of rule and world.")
-    shown = _named(rows)
+    lines = [f"* {name}: {_correlated(rows, column)}." for name, column in INSTRUMENTS.items()]
     return (
-        f"Correlation with the final score less `{BASELINE}`'s, with its 95 % interval, over the rules with a measured "
-        f"alignment and a trained run ({shown or 'none yet'}):\n\n"
+        f"Correlation with the final score less `{BASELINE}`'s, with its 95 % interval and what it is when any one "
+        f"pair is left out, over the rules with a measured alignment and a trained run ({_named(rows) or 'none yet'}):"
+        + "\n\n"
         + "\n".join(lines)
         + f"\n\nEach value is less the mean of its world, so that no difference between worlds makes a correlation; "
         f"each world beyond the first takes a pair for that, and with fewer than {LEAST_PAIRS} left none is given. The "
         f"intervals take the pairs as independent; those of a world share the runs of `{BASELINE}`, and the error of "
-        "each value itself is in none of them, so they are too narrow."
+        "each value itself is in none of them, so they are too narrow, and a few pairs can hang on one of them."
     )
 
 
-def _correlation(values: Sequence[tuple[float, float]], free: int) -> str:
-    """Return Pearson's correlation with Fisher's interval, of so many free pairs."""
-    result = float(stats.pearsonr(*zip(*values, strict=True)).statistic)
-    if not -1 < result < 1:
-        return number(result, signed=True)
+def _correlated(rows: Sequence[Pair], column: str) -> str:
+    """Say how one instrument goes with the gain, or why that is not said."""
+    rows = [row for row in rows if getattr(row, column) is not None]
+    known = _within_worlds(rows, column)
+    free = len(known) - len({world for world, *_ in known}) + 1  # a mean is taken away in each world but the first
+    if free < LEAST_PAIRS:
+        return f"not given, as {len(known)} pairs of rule and world leave too few"
+    value = _pearson(known)
+    if not -1 < value < 1:
+        return f"not given, as the values of its {len(known)} pairs lie on a line or do not differ"
     half = stats.norm.ppf(0.975) / math.sqrt(free - 3)
-    middle = math.atanh(result)
-    return signed(result, (math.tanh(middle - half), math.tanh(middle + half)))
+    interval = (math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
+    without = [_pearson(_within_worlds([*rows[:k], *rows[k + 1 :]], column)) for k in range(len(rows))]
+    low, high = (number(bound, signed=True) for bound in (min(without), max(without)))
+    return f"{signed(value, interval)} over {len(known)} pairs of rule and world, without any one {low} to {high}"
+
+
+def _pearson(known: Sequence[tuple[str, float, float]]) -> float:
+    """Return Pearson's correlation; nan where either side does not vary."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return float(stats.pearsonr(*zip(*(row[1:] for row in known), strict=True)).statistic)
 
 
 def _named(rows: Sequence[Pair]) -> str:

@@ -129,7 +129,7 @@ def test_sentences_and_rows_follow_the_numbers() -> None:
     instruments = "0.300 [0.250, 0.400] | " + "+0.100 [+0.050, +0.200] | " * 2 + "– | – | – | "
     gains = "+0.060 [+0.030, +0.080] | +0.010 [+0.000, +0.020]"
     assert f"| `gcpo` | {instruments}{gains} |" in text
-    assert "* the same, as AdamW sees it: not given, as there are 3 pairs of rule and world." in text
+    assert "* the same, as AdamW sees it: not given, as 3 pairs of rule and world leave too few." in text
     assert (
         "| `gcpo` | optim.lr 0.0002 | 5 of 5 | 0.500 | 0.600 | 0.200 | 0.950 | 5 of 5 | 90 | 0.90 | 0.100 (0.300) | – |"
         in text
@@ -173,9 +173,11 @@ def test_a_rule_needs_a_control_of_its_own_kind() -> None:
     for row in seen.studies["one"]["against"]:
         row.update({key: row[key].replace("gcpo_shuffled", "gcpo_events_shuffled") for key in ("group", "against")})
     assert "`gcpo_events` met it; compared with a control of its kind" in evidence.verdict(seen)
+    assert "of those without one none was as high" in evidence.verdict(seen)
     for row in seen.studies["one"]["against"]:  # a control is no rule that can meet it, and has none itself
         row["group"] = row["group"].replace("gcpo_events", "gcpo_random")
-    assert "no rule was compared with a control" in evidence.verdict(seen)
+    assert "**no rule met it**; no rule was compared with a control of its kind there; " in evidence.verdict(seen)
+    assert evidence.verdict(seen).endswith("; without one, but as high or as soon as was asked: `gcpo_random`.")
 
 
 def trial(rule: str, lr: float, after: float | None, kl: float = 0.1) -> dict[str, Any]:
@@ -210,11 +212,28 @@ def test_the_instruments_are_correlated_with_the_gain() -> None:
     low, high = np.tanh(np.arctanh(expected) + np.array([-half, half]))
     text = evidence.prediction(found)
     for name in ("agreement, less `grpo`'s", "the same, as AdamW sees it"):
-        assert f"* {name}: {expected:+.3f} [{low:+.3f}, {high:+.3f}] over 9 pairs of rule and world." in text
-    assert "* credit where the reward is decided: not given, as there are 0 pairs" in text
+        assert (
+            f"* {name}: {expected:+.3f} [{low:+.3f}, {high:+.3f}] over 9 pairs of rule and world, without any" in text
+        )
+    assert "* credit where the reward is decided: not given, as 0 pairs" in text
     assert "(0.02: `grpo`, `gcpo`, `gcpo_shuffled`; 0.04: `grpo`" in text
-    assert "as AdamW sees it: not given, as there are 3 pairs of rule and world." in evidence.prediction(found[:1])
-    assert "as AdamW sees it: not given, as there are 0 pairs" in evidence.prediction([evidence.World("a", "")])
+    assert "AdamW sees it: not given, as 3 pairs of rule and world leave too few." in evidence.prediction(found[:1])
+    assert "as AdamW sees it: not given, as 0 pairs" in evidence.prediction([evidence.World("a", "")])
+
+
+def test_a_correlation_that_hangs_on_one_pair_says_so() -> None:
+    gains = {"gcpo": 0.0, "gcpo_shuffled": 0.001, "stage": -0.001, "dapo": 0.2}
+    rules = [aligned("grpo", 0.2, 0.15), *(aligned(rule, 0.25 + gain, 0.2) for rule, gain in gains.items())]
+    study = {"against": [compared(rule, "grpo", gain, -0.1) for rule, gain in gains.items()]}
+    one = evidence.World("a", "", alignment={"rules": rules}, studies={"one": study})
+    values = np.array([[0.0, 0.0], *([0.05 + gain, gain] for gain in gains.values())])
+    kept = [np.corrcoef(np.delete(values, k, axis=0).T)[0, 1] for k in range(5)]
+    assert f"over 5 pairs of rule and world, without any one {min(kept):+.3f} to {max(kept):+.3f}." in (
+        text := evidence.prediction([one])
+    )
+    assert min(kept) < 0.5 < 0.9 < max(kept) and "the same, as AdamW sees it: +0.9" in text
+    flat = [aligned("grpo", 0.2, 0.15), *(aligned(rule, 0.2, 0.15) for rule in gains)]
+    assert "5 pairs lie on a line" in evidence.prediction([replace(one, alignment={"rules": flat})])
 
 
 def test_of_a_rule_in_two_studies_the_first_counts() -> None:
