@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from evidence_findings import LEAST_GAIN, MOST_IMAGES, findings, of_weight, prediction, signed, verdict
-from evidence_worlds import BASELINE, OF_THE_RULE, RULES, World, reruns_of, rule_of, worlds
+from evidence_worlds import BASELINE, RULES, World, but_rule, reruns_of, rule_of, worlds
 
 from t2i_gcpo.reports.tables import number, with_interval
 from t2i_gcpo.study import learning
@@ -255,8 +255,7 @@ def _tuned_rule(group: Mapping[str, Any]) -> str:
 def _choices(group: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in group["options"].items()
-        if name not in OF_THE_RULE
+        for name, value in but_rule(group).items()
     ]
 
 

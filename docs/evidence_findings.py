@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,6 @@ LEAST_GAIN, MOST_IMAGES = 0.05, 0.6
 #: Fewer free pairs of rule and world than this are not correlated: Fisher's interval takes more than three.
 LEAST_PAIRS = 4
 METRICS = ("plain", "adamw")
-#: What is correlated with the gain -> where a pair holds it.
-INSTRUMENTS = {
-    f"agreement, less `{BASELINE}`'s": "plain",
-    "the same, as AdamW sees it": "adamw",
-    "credit where the reward is decided": "weight",
-}
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,14 @@ class Pair:
     adamw: float
     weight: float | None
     gain: float
+
+
+#: What is correlated with the gain -> what a pair holds of it.
+INSTRUMENTS: Mapping[str, Callable[[Pair], float | None]] = {
+    f"agreement, less `{BASELINE}`'s": lambda pair: pair.plain,
+    "the same, as AdamW sees it": lambda pair: pair.adamw,
+    "credit where the reward is decided": lambda pair: pair.weight,
+}
 
 
 def signed(value: float, interval: Sequence[float] | None) -> str:
@@ -201,9 +203,7 @@ def pairs(found: Sequence[World]) -> list[Pair]:
         trained = {rule: row["difference"]["overall"] for rule, row in world.against(BASELINE).items()}
         measured = [rule for rule in trained if rule in world.aligned]
         for rule in [BASELINE, *measured] if measured else []:
-            plain, adamw = (
-                world.aligned[rule]["gain"][metric]["value"] if rule != BASELINE else 0.0 for metric in METRICS
-            )
+            plain, adamw = (world.aligned[rule]["gain"][metric]["value"] for metric in METRICS)
             credited = world.credited.get(rule)
             weight = None if credited is None else credited["weight"]["mean"]
             rows.append(Pair(world.name, rule, plain, adamw, weight, trained.get(rule, 0.0)))
@@ -213,7 +213,7 @@ def pairs(found: Sequence[World]) -> list[Pair]:
 def prediction(found: Sequence[World]) -> str:
     """Correlate each instrument with the gain over the rules of each world, with Fisher's interval."""
     rows = pairs(found)
-    lines = [f"* {name}: {_correlated(rows, column)}." for name, column in INSTRUMENTS.items()]
+    lines = [f"* {name}: {_correlated(rows, read)}." for name, read in INSTRUMENTS.items()]
     return (
         f"Correlation with the final score less `{BASELINE}`'s, with its 95 % interval and what it is when any one "
         f"pair is left out, over the rules with a measured alignment and a trained run ({_named(rows) or 'none yet'}):"
@@ -226,10 +226,10 @@ def prediction(found: Sequence[World]) -> str:
     )
 
 
-def _correlated(rows: Sequence[Pair], column: str) -> str:
+def _correlated(rows: Sequence[Pair], read: Callable[[Pair], float | None]) -> str:
     """Say how one instrument goes with the gain, or why that is not said."""
-    rows = [row for row in rows if getattr(row, column) is not None]
-    known = _within_worlds(rows, column)
+    values = [(row.world, value, row.gain) for row in rows if (value := read(row)) is not None]
+    known = _within_worlds(values)
     free = len(known) - len({world for world, *_ in known}) + 1  # a mean is taken away in each world but the first
     if free < LEAST_PAIRS:
         return f"not given, as {len(known)} pairs of rule and world leave too few"
@@ -238,7 +238,7 @@ def _correlated(rows: Sequence[Pair], column: str) -> str:
         return f"not given, as the values of its {len(known)} pairs lie on a line or do not differ"
     half = stats.norm.ppf(0.975) / math.sqrt(free - 3)
     interval = (math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half))
-    without = [_pearson(_within_worlds([*rows[:k], *rows[k + 1 :]], column)) for k in range(len(rows))]
+    without = [_pearson(_within_worlds([*values[:k], *values[k + 1 :]])) for k in range(len(values))]
     low, high = (number(bound, signed=True) for bound in (min(without), max(without)))
     return f"{signed(value, interval)} over {len(known)} pairs of rule and world, without any one {low} to {high}"
 
@@ -256,11 +256,11 @@ def _named(rows: Sequence[Pair]) -> str:
     return "; ".join(f"{world}: {', '.join(f'`{rule}`' for rule in rules)}" for world, rules in by_world.items())
 
 
-def _within_worlds(rows: Sequence[Pair], column: str) -> list[tuple[str, float, float]]:
-    """Return world, an instrument and the gain of each row, less their means over the world, where it has two rows."""
+def _within_worlds(rows: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    """Return world and two numbers of each row, these less their means over the world, where it has two rows."""
     found = []
-    for world in dict.fromkeys(row.world for row in rows):
-        own = [(getattr(row, column), row.gain) for row in rows if row.world == world]
+    for world in dict.fromkeys(row[0] for row in rows):
+        own = [row[1:] for row in rows if row[0] == world]
         means = [statistics.fmean(values) for values in zip(*own, strict=True)]
         found += [(world, left - means[0], right - means[1]) for left, right in own] if len(own) > 1 else []
     return found

@@ -66,7 +66,7 @@ class World:
                 names = (
                     rule_of(group)
                     for group in groups
-                    if group["options"].get("algorithm.name") == BASELINE and _but_rule(group) == _but_rule(own)
+                    if group["options"].get("algorithm.name") == BASELINE and but_rule(group) == but_rule(own)
                 )
                 return next((name for name in names if name not in (rule, BASELINE)), None)
         return None
@@ -101,7 +101,8 @@ def rule_of(row: Mapping[str, Any]) -> str:
     return RULES.get(row["group"], row["group"])
 
 
-def _but_rule(group: Mapping[str, Any]) -> dict[str, Any]:
+def but_rule(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a study's group but for those that say which rule it is."""
     return {name: value for name, value in group["options"].items() if name not in OF_THE_RULE}
 
 
